@@ -1,0 +1,69 @@
+# Two commands for a newcomer: `make demo` and `make test`. One for a contributor: `make check`, which is what CI runs.
+# Everything is installed into .venv; a stamp file per set of extras keeps a second call from installing again.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+JOBS   ?= 2
+CODE   := src tests tools examples
+
+# One thread per process: the tests run in $(JOBS) processes and the models are tiny.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help demo test check format lint types imports docs docs-check spelling test-all clean
+.DEFAULT_GOAL := help
+
+help:  ## say what there is
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.demo $(VENV)/.test
+
+demo: $(VENV)/.demo  ## train a linear probe and three methods on digits, compare, predict, write a page
+	$(BIN)/vpeft demo --out runs/demo
+
+test: $(VENV)/.test  ## the fast tests
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "not slow and not gpu" -p no:cacheprovider
+
+check: $(VENV)/.dev lint imports types spelling docs-check test-all  ## everything CI runs after the demo
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports --no-cache
+
+spelling: $(VENV)/.dev
+	$(BIN)/codespell $(CODE) docs README.md CONTRIBUTING.md CHANGELOG.md Makefile pyproject.toml
+
+docs-check: $(VENV)/.dev
+	$(BIN)/python tools/docs.py --check
+
+test-all: $(VENV)/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "not gpu" -p no:cacheprovider
+
+docs: $(VENV)/.dev  ## write the generated tables and snippets of docs/ and README.md anew
+	$(BIN)/python tools/docs.py
+
+format: $(VENV)/.dev  ## format the code
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+clean:  ## remove the environment, the caches and the demo's runs
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache build dist
