@@ -1,0 +1,67 @@
+"""The command line: `vpeft COMMAND ...`.
+
+Each command lives in a file of its own that is imported only when the command is called, so that `vpeft --help` and a
+mistyped command answer at once, without importing torch. Exit codes: 0 done; 1 a mistake that the user can mend (one
+message, no traceback); 2 a bug of vpeft (a report file is written and named).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, Group
+
+from vpeft.cli.failure import MISTAKE, guarded, say_error
+from vpeft.errors import nearest
+from vpeft.version import __version__
+
+_WORK = Group("Adapt and use", sort_key=1)
+_COMPARE = Group("Compare", sort_key=2)
+_LOOK = Group("Look things up", sort_key=3)
+
+_HELP = """Adapt a pre-trained vision model to your own images with few trained parameters.
+
+Start with `vpeft demo`, or with your own folder of images, one sub-folder per class:
+`vpeft train --data photos/ --method lora --out runs/a`, then `vpeft predict runs/a/adapter.safetensors photo.jpg`.
+"""
+
+# Command, where it lives, what it does in one line, and the panel of `vpeft --help` that shows it.
+_COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
+    ("train", "vpeft.cli.train:train", "Adapt a backbone to labelled images; saves one small adapter file.", _WORK),
+    ("predict", "vpeft.cli.predict:predict", "Name what is on images, with a saved adapter.", _WORK),
+    ("evaluate", "vpeft.cli.evaluate:evaluate", "Score a saved adapter on labelled images.", _WORK),
+    ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
+    ("bench", "vpeft.cli.bench:bench", "Run methods x data sets x seeds; one record per run, resumable.", _COMPARE),
+    ("report", "vpeft.cli.report:report", "Turn run records into a table, a picture and a page.", _COMPARE),
+    ("methods", "vpeft.cli.methods:methods", "List the methods with their settings.", _LOOK),
+    ("backbones", "vpeft.cli.backbones:backbones", "List the backbones that can be adapted.", _LOOK),
+    ("explain", "vpeft.cli.explain:explain", "Show what a method does to a backbone, without weights.", _LOOK),
+    ("data", "vpeft.cli.data:app", "Work with data sets: export one as a folder of images.", _LOOK),
+    ("doctor", "vpeft.cli.doctor:doctor", "Check this installation and say what is missing.", _LOOK),
+)
+
+
+def build() -> App:
+    """The application with all its commands, none of them imported yet."""
+    app = App(
+        name="vpeft",
+        help=_HELP,
+        version=f"vpeft {__version__}",
+        help_format="markdown",
+        result_action="return_value",
+    )
+    for order, (name, path, summary, group) in enumerate(_COMMANDS):
+        app.command(path, name=name, help=summary, group=group, sort_key=order)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on `arguments` (those of the process by default) and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    names = [name for name, *_ in _COMMANDS]
+    # Said here because cyclopts would import every command, and torch with them, to word the same answer.
+    if given and not given[0].startswith("-") and given[0] not in names:
+        say_error(f"There is no command {given[0]!r}. {nearest(given[0], names)}\nRun `vpeft --help` to see all.")
+        return MISTAKE
+    return guarded(build(), given)

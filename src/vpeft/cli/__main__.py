@@ -1,0 +1,7 @@
+"""`python -m vpeft.cli`, for where the `vpeft` script is not on the path."""
+
+import sys
+
+from vpeft.cli import main
+
+sys.exit(main())

@@ -1,0 +1,120 @@
+"""What happens when a command fails: one message for a mistake, a report file for a bug."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+from rich.text import Text
+
+from vpeft.errors import VpeftError
+from vpeft.version import __version__
+
+DONE, MISTAKE, BUG, INTERRUPTED = 0, 1, 2, 130
+
+# Conditions of the machine that no code of ours can mend; the operating system's own sentence names the file.
+_SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+# What a report lists besides vpeft, in the order in which one looks.
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "safetensors",
+    "pydantic",
+    "cyclopts",
+    "rich",
+    "accelerate",
+    "torchmetrics",
+)
+
+
+def guarded(app: App, arguments: Sequence[str]) -> int:
+    """Run `app` on `arguments`; turn whatever happens into an exit code and, on failure, one message on stderr."""
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, verbose=False)
+        sys.stdout.flush()
+    except CycloptsError as error:
+        say_error(f"{error}\n{_hint(arguments, app)}")
+        return MISTAKE
+    except VpeftError as error:
+        say_error(str(error))
+        return MISTAKE
+    except KeyboardInterrupt:
+        say_error("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted. Python would complain once more when it closes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else DONE
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+            say_error(f"{error.strerror}: {error.filename or 'no file named'}")
+            return MISTAKE
+        path = write_report(arguments, error)
+        say_error(
+            f"vpeft ran into a bug of its own: {type(error).__name__}: {error}\n"
+            f"A report with the traceback, the versions and the command is in {path}"
+        )
+        return BUG
+    return code if isinstance(code, int) else DONE
+
+
+def say_error(message: str) -> None:
+    """One message on stderr, in red where the terminal can."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), message.rstrip()))
+
+
+def say_warning(message: str) -> None:
+    """One remark on stderr that does not end the command."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("warning: ", "bold yellow"), message.rstrip()))
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide a result: vpeft, Python, the platform and the libraries that are installed."""
+    found = {"vpeft": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_report(arguments: Sequence[str], error: BaseException) -> Path:
+    """Write what is needed to mend a bug into a file here, or in the temporary folder where that cannot be written."""
+    name = f"vpeft-bug-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    lines = [
+        f"command: {shlex.join(['vpeft', *arguments])}",
+        *(f"{package}: {version}" for package, version in versions().items()),
+        "",
+        "".join(traceback.format_exception(error)),
+    ]
+    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
+        try:
+            (folder / name).write_text("\n".join(lines), encoding="utf-8")
+        except OSError:
+            continue
+        return folder / name
+    return Path("(no folder could be written)")
+
+
+def _hint(arguments: Sequence[str], app: App) -> str:
+    """Where the complete list of what can be said is printed."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    return f"Run `vpeft {command} --help` to see all." if command in app else "Run `vpeft --help` to see all."

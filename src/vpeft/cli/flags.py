@@ -1,0 +1,206 @@
+"""Flags made from pydantic models, so that a default, a bound and a help text exist once: in the model.
+
+A field becomes one flag. `Flag.path` says where its value belongs in the nested mapping that the model is validated
+from, which is also its place in a recipe file; only flags that were given are collected, so a recipe file, and below
+it the model's own default, decides the rest. Fields that take several values take them separated by commas.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from cyclopts import Group, Parameter
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from vpeft.errors import VpeftError
+
+_SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable)
+_SCALARS = (bool, int, float, str, Path)
+
+
+class InvalidValue(VpeftError):
+    """A flag or a recipe key has a value that its field does not take."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One command-line flag: its names, where its value goes, and the field that it stands for."""
+
+    names: tuple[str, ...]
+    path: tuple[str, ...]
+    field: FieldInfo
+    group: Group
+    help: str
+
+    @property
+    def key(self) -> str:
+        """The Python name under which cyclopts hands the value over."""
+        return "_".join(self.path)
+
+    @property
+    def several(self) -> bool:
+        """Whether the field takes a sequence, said with commas on the command line."""
+        return _takes_several(self.field.annotation)
+
+    def parameter(self) -> inspect.Parameter:
+        """The parameter that cyclopts reads; its default is shown in the help and never passed on."""
+        annotation = list[str] if self.several else _plain(self.field.annotation)
+        shown = _shown_default(self.field)
+        described = Parameter(
+            name=self.names,
+            group=self.group,
+            help=self.help,
+            show_default=(lambda _: shown) if shown is not None else False,
+            negative=() if self.several else None,
+        )
+        # The default is None whatever the model's is: cyclopts passes on only what was typed, but validates defaults.
+        return inspect.Parameter(
+            self.key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, described]
+        )
+
+    def value(self, given: Any) -> Any:
+        """What the model is given for what was typed: commas split, and one word alone tried as a single value."""
+        if not self.several or given is None:
+            return given
+        words = [word.strip() for piece in given for word in str(piece).split(",") if word.strip()]
+        if len(words) == 1:
+            try:
+                TypeAdapter(self.field.annotation).validate_python(words[0])
+            except ValidationError:
+                return words
+            return words[0]
+        return words
+
+
+def flags_of(
+    model: type[BaseModel],
+    *,
+    group: Group,
+    prefix: str = "",
+    path: tuple[str, ...] = (),
+    skip: Iterable[str] = (),
+    renamed: Mapping[str, tuple[str, ...]] | None = None,
+) -> list[Flag]:
+    """One flag per field of `model`, `--<prefix><field>`; the fields of a nested model follow with a dot."""
+    left_out = set(skip)
+    made: list[Flag] = []
+    for name, field in model.model_fields.items():
+        if name in left_out:
+            continue
+        inner = _model_in(field.annotation)
+        if inner is not None:
+            made += flags_of(inner, group=group, prefix=f"{prefix}{_hyphened(name)}.", path=(*path, name))
+            continue
+        names = (renamed or {}).get(name, (f"--{prefix}{_hyphened(name)}",))
+        made.append(Flag(names, (*path, name), field, group, field.description or name.replace("_", " ")))
+    return made
+
+
+def with_flags(function: Callable[..., Any], flags: Sequence[Flag]) -> Callable[..., Any]:
+    """`function` with one keyword for each flag in its signature in place of its `given` parameter.
+
+    `function` takes `given: dict[str, Any]`, the flags that were typed, keyed by `Flag.key`; its other parameters stay.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "given"]
+    keys = {flag.key for flag in flags}
+    added = [flag.parameter() for flag in flags]
+
+    def command(*args: Any, **keywords: Any) -> Any:
+        given = {key: keywords.pop(key) for key in list(keywords) if key in keys}
+        return function(*args, **keywords, given=given)
+
+    command.__name__ = function.__name__
+    command.__doc__ = function.__doc__
+    command.__module__ = function.__module__
+    command.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+    return command
+
+
+def nested(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were typed as the nested mapping that a recipe file would have."""
+    result: dict[str, Any] = {}
+    for flag in flags:
+        if flag.key not in given:
+            continue
+        level = result
+        for step in flag.path[:-1]:
+            level = level.setdefault(step, {})
+        level[flag.path[-1]] = flag.value(given[flag.key])
+    return result
+
+
+def mistakes(error: ValidationError, flags: Iterable[Flag] = ()) -> InvalidValue:
+    """A pydantic error as sentences that name the flag, the value that was given and what is wrong with it."""
+    by_path = {flag.path: flag.names[0] for flag in flags}
+    lines = []
+    for one in error.errors(include_url=False):
+        location = tuple(step for step in one["loc"] if isinstance(step, str))
+        name = next((by_path[location[:end]] for end in range(len(location), 0, -1) if location[:end] in by_path), None)
+        shown = name or ".".join(str(step) for step in one["loc"]) or error.title
+        given = "" if one["type"] == "missing" else f" (given: {one['input']!r})"
+        lines.append(f"{shown}: {one['msg']}{given}")
+    return InvalidValue("\n".join(dict.fromkeys(lines)))
+
+
+def _hyphened(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The members of a union, `Annotated` and nested unions opened; the annotation itself when it is no union."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    elif hasattr(annotation, "__value__"):  # a named alias (`type X = ...`)
+        yield from _members(annotation.__value__)
+    else:
+        yield annotation
+
+
+def _takes_several(annotation: Any) -> bool:
+    return any((get_origin(member) or member) in _SEQUENCES for member in _members(annotation))
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for member in _members(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            return member
+    return None
+
+
+def _plain(annotation: Any) -> Any:
+    """The annotation as far as the command line needs it; what it does not know is text, left to pydantic."""
+    members: list[Any] = []
+    for member in _members(annotation):
+        if member in (*_SCALARS, type(None)) or get_origin(member) is Literal:
+            members.append(member)
+        elif isinstance(member, type) and issubclass(member, Enum):
+            members.append(Literal[tuple(str(item.value) for item in member)])
+        else:
+            members.append(str)
+    return Union[tuple(dict.fromkeys(members))]  # noqa: UP007 - built at run time
+
+
+def _shown_default(field: FieldInfo) -> str | None:
+    """The default as it would be typed; None where there is none to show."""
+    if field.is_required():
+        return None
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "none"
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return ",".join(str(item) for item in value) or '""'
+    return str(value)
