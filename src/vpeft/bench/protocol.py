@@ -1,0 +1,149 @@
+"""Protocols: the exact rules by which a number is made, each under an id with a version.
+
+A protocol never changes: whatever alters a number gets a new version (a test keeps the digest of each). Two are told
+apart by whether hyper-parameters are searched:
+
+- with a grid: every point of the grid is trained on the training split and scored on the validation split with the
+  search seed, once per task and method; the best point is refitted on both splits together for every seed and tested
+  once;
+- without: the stated point is trained on both splits together for every seed and tested once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from vpeft.bench.key import MethodSpec
+from vpeft.bench.record import Chosen, RunRecord, State
+from vpeft.errors import VpeftError, nearest
+
+
+class UnknownProtocol(VpeftError):
+    """No protocol has this id."""
+
+
+class SearchFailed(VpeftError):
+    """No point of the grid gave a score, so there is nothing to refit."""
+
+
+class Point(BaseModel):
+    """One learning rate with one weight decay."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: float
+    weight_decay: float
+
+
+class Grid(BaseModel):
+    """The learning rates and weight decays that are tried, all with all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: tuple[float, ...]
+    weight_decay: tuple[float, ...]
+
+    def points(self) -> tuple[Point, ...]:
+        """The points, smallest learning rate first; with ties in the score the earlier point wins."""
+        return tuple(Point(lr=lr, weight_decay=decay) for lr in sorted(self.lr) for decay in sorted(self.weight_decay))
+
+
+class Protocol(BaseModel):
+    """The rules of one benchmark. `optimisation` states every setting that numbers depend on, but lr and decay.
+
+    `exceptions` gives methods that move the backbone's own weights a grid (or point) of their own: at the learning
+    rates of small new layers they destroy the backbone, and would be compared at their worst.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: int
+    title: str
+    rule: str
+    optimisation: dict[str, Any]
+    grid: Grid
+    exceptions: dict[str, Grid] = {}
+    seeds: int = 3
+    search_seed: int = 0
+    legacy_best_on_test: bool = False
+
+    @model_validator(mode="after")
+    def _sound(self) -> Protocol:
+        both = {"lr", "weight_decay", "seed"} & set(self.optimisation)
+        if both:
+            raise ValueError(f"{', '.join(sorted(both))} belongs to the grid or the run, not to the optimisation")
+        sizes = {len(grid.points()) > 1 for grid in (self.grid, *self.exceptions.values())}
+        if len(sizes) > 1:
+            raise ValueError(
+                "either every grid has one point (no search) or none has: anything else is no fair comparison"
+            )
+        return self
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def searches(self) -> bool:
+        """Whether hyper-parameters are chosen on the validation split."""
+        return len(self.grid.points()) > 1
+
+    def grid_for(self, methods: Iterable[MethodSpec]) -> Grid:
+        """The grid of these methods: the exception of the first that has one, else the common grid."""
+        for method in methods:
+            if method.name in self.exceptions:
+                return self.exceptions[method.name]
+        return self.grid
+
+
+def choose(candidates: Sequence[tuple[Point, RunRecord | None]]) -> Chosen:
+    """The point with the best validation top-1, and what it was chosen from.
+
+    Ties go to the lower validation loss, then to the smaller learning rate, then to the smaller decay (the order of
+    `Grid.points`). Points whose run failed are passed over. Raises SearchFailed when none is left.
+    """
+    best: tuple[float, float] | None = None
+    winner: tuple[Point, RunRecord] | None = None
+    for point, record in candidates:
+        if record is None or record.state is not State.done or record.scores is None:
+            continue
+        if record.scores.split != "val":
+            raise SearchFailed(
+                f"The search run {record.key} has scores on the split {record.scores.split!r}. "
+                "Hyper-parameters are chosen on the validation split only."
+            )
+        loss = record.scores.loss if record.scores.loss is not None else float("inf")
+        rank = (record.scores.top1, -loss)
+        if best is None or rank > best:
+            best, winner = rank, (point, record)
+    if winner is None:
+        errors = {record.error.message for _, record in candidates if record is not None and record.error is not None}
+        said = f" The errors: {'; '.join(sorted(errors))}" if errors else ""
+        raise SearchFailed(
+            f"None of the {len(candidates)} points of the grid gave a score, so nothing is refitted.{said}"
+        )
+    point, record = winner
+    assert record.scores is not None
+    return Chosen(
+        lr=point.lr,
+        weight_decay=point.weight_decay,
+        rule=f"best validation top-1 of {len(candidates)} points, seed {record.identity.seed}",
+        searched=tuple(found.key for _, found in candidates if found is not None),
+        validation_top1=record.scores.top1,
+    )
+
+
+_COMMON: dict[str, Any] = {}
+PROTOCOLS: dict[str, Protocol] = {}
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol with this id (`pocket@1`). Raises UnknownProtocol."""
+    try:
+        return PROTOCOLS[name]
+    except KeyError:
+        raise UnknownProtocol(f"There is no protocol {name!r}. {nearest(name, PROTOCOLS)}") from None
