@@ -1,0 +1,1 @@
+"""Where edits can act: backbones described as named places. Knows no method."""

@@ -1,0 +1,198 @@
+"""A backbone as named places: what `describe` returns and what a method's `edits` walks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..errors import nearest
+from .places import WHOLE, Block, Layout, MissingPlace, Norm, Place, Point, Projection, Site, Span, Stage
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a backbone without running it.
+
+    Attributes:
+        family: the description's own name, for instance "timm_vit".
+        library: where the model class lives.
+        architecture: the library's name of the model, with its pre-training tag where there is one.
+        image_size: height and width that the model expects, in pixels.
+        depth: number of blocks.
+        width: channels of the pooled feature.
+        prefix_tokens: class token and registers.
+        pooling: how the library pools: "token", "avg", "map", ...
+        dynamic_size: whether other image sizes are accepted.
+    """
+
+    family: str
+    library: str
+    architecture: str
+    image_size: tuple[int, int]
+    depth: int
+    width: int
+    prefix_tokens: int
+    pooling: str
+    dynamic_size: bool = False
+
+
+class Backbone:
+    """The description of a live model.
+
+    Attributes:
+        module: the model itself, never changed by the description.
+        facts: see `Facts`.
+        pixels, patch, embedding, trunk, stages, blocks, norm, outlet, logits: the places.
+        whole: every parameter of the model that takes part in the pooled feature.
+        outlet_anchor, logits_anchor: identities that `TunedModel` runs, so that `outlet` and `logits` are places too.
+    """
+
+    def __init__(
+        self,
+        *,
+        module: nn.Module,
+        facts: Facts,
+        pixels: Site,
+        trunk: Span,
+        stages: list[Stage],
+        norm: Site | None,
+        others: list[Place],
+        pooled: Callable[[nn.Module, Tensor], Tensor],
+        classifier: Callable[[nn.Module], nn.Module],
+    ) -> None:
+        """`others` are the places outside the stages: the patch projection, the embedding, pooling norms ..."""
+        self.module = module
+        self.facts = facts
+        self.pixels = pixels
+        self.trunk = trunk
+        self.stages = stages
+        self.blocks: list[Block] = [block for stage in stages for block in stage.blocks]
+        self._norm = norm
+        self._pooled = pooled
+        self._classifier = classifier
+        self.outlet_anchor = nn.Identity()
+        self.logits_anchor = nn.Identity()
+        depth = len(self.blocks)
+        self.outlet = _end("outlet", facts.width, self.outlet_anchor, depth)
+        self.logits = _end("logits", 0, self.logits_anchor, depth)
+        top: list[Place] = [pixels, *others, trunk, *stages]
+        if norm is not None:
+            top.append(norm)
+        top += [self.outlet, self.logits]
+        self._index = {place.name: place for head in top for place in head.walk()}
+        self.whole = self._describe_whole(top)
+        self._index[WHOLE] = self.whole
+
+    def _describe_whole(self, top: list[Place]) -> Site:
+        """All parameters, each under its place; what no place owns stays under the model's own name."""
+        known = {id(m._parameters[a]) for head in top for place in head.walk() for m, a in place.own.values()}
+        unused = {id(p) for p in self.classifier.parameters()}
+        rest: dict[str, tuple[nn.Module, str]] = {}
+        for prefix, owner in self.module.named_modules():
+            for attribute, parameter in owner._parameters.items():
+                if parameter is not None and id(parameter) not in known | unused:
+                    rest[f"{prefix}.{attribute}" if prefix else attribute] = (owner, attribute)
+        return Site(
+            name=WHOLE,
+            width=self.facts.width,
+            layout=Layout.VECTOR,
+            enter=None,
+            exit=None,
+            verbs=frozenset({"unfreeze"}),
+            depth=-1,
+            own=rest,
+            parts={place.name: place for place in top},
+        )
+
+    @property
+    def patch(self) -> Projection:
+        """The projection of patches (or the first convolution of the stem)."""
+        found = self.place("patch")
+        assert isinstance(found, Projection)
+        return found
+
+    @property
+    def embedding(self) -> Site:
+        """The sequence or map as it enters the first block."""
+        found = self.place("embedding")
+        assert isinstance(found, Site)
+        return found
+
+    @property
+    def norm(self) -> Site:
+        """The last normalisation before or after pooling."""
+        if self._norm is None:
+            raise MissingPlace(f"{self.facts.architecture} has no final norm. It has: {self._listing()}.")
+        return self._norm
+
+    @property
+    def has_norm(self) -> bool:
+        return self._norm is not None
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The library's own last layer (an identity when the model was made without one)."""
+        return self._classifier(self.module)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Pooled features (B, D) of images (B, C, H, W), as the library computes what enters its last layer."""
+        return self._pooled(self.module, images)
+
+    def place(self, name: str) -> Place:
+        """The place with this canonical name; `MissingPlace` lists the nearest that exist."""
+        found = self._index.get(name)
+        if found is None:
+            raise MissingPlace(f"{self.facts.architecture} has no place {name!r}. {nearest(name, self._index)}")
+        return found
+
+    def places(self) -> Iterator[Place]:
+        """Every place, outer before inner, in the order of the forward pass."""
+        yield from self._index.values()
+
+    @property
+    def norms(self) -> list[Site]:
+        """Every normalisation of the model, in the order of the forward pass."""
+        return [place for place in self.places() if isinstance(place, Norm)]
+
+    @property
+    def projections(self) -> list[Projection]:
+        """Every linear and convolution as the model stores it: a fused qkv counts once."""
+        return [place for place in self.places() if isinstance(place, Projection) and place.rows is None]
+
+    def require(self, *places: str) -> None:
+        """Raise `MissingPlace` unless each named place exists: whole names, or `attn.core` for every block."""
+        for wanted in places:
+            if wanted in self._index:
+                continue
+            lacking = [block.name for block in self.blocks if not block.has(wanted)]
+            if lacking or not self.blocks:
+                have = ", ".join(sorted(self.blocks[0].parts)) if self.blocks else "no blocks"
+                raise MissingPlace(
+                    f"{self.facts.architecture} ({self.facts.family}) has no place {wanted!r}"
+                    f" in {lacking[0] if lacking else 'any block'}. A block there has: {have};"
+                    f" the whole model has: {self._listing()}."
+                )
+
+    def _listing(self) -> str:
+        return ", ".join(name for name in self._index if "." not in name)
+
+    def __repr__(self) -> str:
+        facts = self.facts
+        return (
+            f"Backbone({facts.architecture}, {facts.family}: {facts.depth} blocks, width {facts.width},"
+            f" {facts.image_size[0]}x{facts.image_size[1]}, {facts.prefix_tokens} prefix tokens, {facts.pooling} pooling)"
+        )
+
+
+def _end(name: str, width: int, anchor: nn.Module, depth: int) -> Site:
+    return Site(
+        name=name,
+        width=width,
+        layout=Layout.VECTOR,
+        enter=Point(anchor, "input"),
+        exit=Point(anchor, "output"),
+        verbs=frozenset({"before", "after", "parallel", "tap"}),
+        depth=depth,
+    )

@@ -1,0 +1,337 @@
+"""timm's Swin Transformer: windows, shifts, patch merging; prompts travel beside the map, as in VPT."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from timm.models.swin_transformer import (
+    PatchMerging,
+    SwinTransformer,
+    SwinTransformerBlock,
+    WindowAttention,
+    window_partition,
+    window_reverse,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, token_rewrites
+from .backbone import Backbone, Facts
+from .describe import UnknownBackbone, family
+from .places import (
+    Attention,
+    AttentionSite,
+    Block,
+    Layout,
+    Place,
+    Point,
+    Site,
+    Span,
+    Stage,
+    TokenCarrier,
+    spread_mean,
+)
+from .timm_vit import architecture, mlp_places
+
+
+class BesideTokens(TokenCarrier):
+    """Tokens that travel beside a (B, H, W, D) map; the re-expressed blocks take them into their windows."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix=0)
+        self.tokens: Tensor | None = None
+
+    def enter(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        self.tokens = tokens if self.tokens is None else torch.cat([tokens, self.tokens], dim=1)
+        return hidden
+
+    def leave(self, hidden: Tensor, count: int, pooled: bool) -> Tensor:
+        assert self.tokens is not None
+        leaving, rest = self.tokens[:, :count], self.tokens[:, count:]
+        self.tokens = rest if rest.shape[1] else None
+        return spread_mean(hidden, leaving) if pooled else hidden
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"prefix": 0, "tokens": None}  # a copy starts between two forward passes
+
+
+class EditedWindowAttention(WindowAttention):
+    """timm's window attention with edits between q, k, v and their use, and with tokens before the window.
+
+    Without either it is bit-equal to timm's. Tokens before the window, and further keys, have no relative position
+    (bias 0) and no shift mask (0), as in VPT.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        rows, count, _ = x.shape
+        qkv = self.qkv(x).reshape(rows, count, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        core = self.__dict__.get("vpeft_core")
+        if core is not None:
+            q, k, v = core(q, k, v)
+        tokens, extra = count - self.window_area, k.shape[2] - count
+        bias = self._get_rel_pos_bias()
+        if mask is not None:
+            windows = mask.shape[0]
+            area = self.window_area
+            open_ = mask.view(1, windows, 1, area, area).expand(rows // windows, -1, self.num_heads, -1, -1)
+            bias = bias + open_.reshape(-1, self.num_heads, area, area)
+        if tokens or extra:
+            bias = F.pad(bias, (tokens + extra, 0, tokens, 0))
+        if self.fused_attn:
+            dropout = self.attn_drop.p if self.training else 0.0
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        else:
+            scores = (q * self.scale) @ k.transpose(-2, -1) + bias
+            x = self.attn_drop(self.softmax(scores)) @ v
+        x = x.transpose(1, 2).reshape(rows, count, -1)
+        out: Tensor = self.proj_drop(self.proj(x))
+        return out
+
+
+class PromptedSwinBlock(SwinTransformerBlock):
+    """A Swin block that takes the carrier's tokens into every window and averages their outputs over the windows.
+
+    The tokens pass the block's frozen norms and attention; edits act on what flows through the places, which in the
+    windows and in the MLP branch includes the tokens, in front.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        carrier = cast(BesideTokens, self.vpeft_carrier)
+        tokens = carrier.tokens
+        if tokens is None:
+            plain: Tensor = super().forward(x)
+            return plain
+        batch, height, width, channels = x.shape
+        count = tokens.shape[1]
+        mapped, own = self._attend(self.norm1(x), self.norm1.forward(tokens))
+        x = x + self.drop_path1(mapped)
+        tokens = tokens + self.drop_path1.forward(own)
+        sequence = torch.cat([tokens, x.reshape(batch, -1, channels)], dim=1)
+        sequence = sequence + self.drop_path2(self.mlp(self.norm2(sequence)))
+        carrier.tokens = sequence[:, :count]
+        return sequence[:, count:].reshape(batch, height, width, channels)
+
+    def _attend(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, W, D) and (B, n, D) -> the same shapes, through shifted windows."""
+        batch, height, width, channels = x.shape
+        count = tokens.shape[1]
+        shift = tuple(self.shift_size)
+        if any(shift):
+            x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
+        high, wide = self.window_size
+        x = F.pad(x, (0, 0, 0, -width % wide, 0, -height % high))
+        padded = (x.shape[1], x.shape[2])
+        windows = window_partition(x, self.window_size).view(batch, -1, self.window_area, channels)
+        number = windows.shape[1]
+        beside = tokens[:, None].expand(-1, number, -1, -1)
+        rows = torch.cat([beside, windows], dim=2).reshape(batch * number, count + self.window_area, channels)
+        mask = self.get_attn_mask(x) if getattr(self, "dynamic_mask", False) else self.attn_mask
+        rows = self.attn(rows, mask=mask).view(batch, number, count + self.window_area, channels)
+        own = rows[:, :, :count].mean(dim=1)
+        mapped = rows[:, :, count:].reshape(-1, high, wide, channels)
+        x = window_reverse(mapped, self.window_size, *padded)[:, :height, :width].contiguous()
+        return (torch.roll(x, shifts=shift, dims=(1, 2)) if any(shift) else x), own
+
+
+class PromptedPatchMerging(PatchMerging):
+    """Patch merging that also widens the carrier's tokens: four copies through the same frozen norm and reduction."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        carrier = cast(BesideTokens, self.vpeft_carrier)
+        if carrier.tokens is not None:
+            fourfold = torch.cat([carrier.tokens] * 4, dim=-1)
+            carrier.tokens = self.reduction.forward(self.norm.forward(fourfold))
+        out: Tensor = super().forward(x)
+        return out
+
+
+def _pooled(model: nn.Module, images: Tensor) -> Tensor:
+    swin = cast(SwinTransformer, model)
+    return swin.forward_head(swin.forward_features(images), pre_logits=True)
+
+
+def _classifier(model: nn.Module) -> nn.Module:
+    return cast(SwinTransformer, model).get_classifier()
+
+
+@family("timm_swin", "timm.models.swin_transformer.SwinTransformer")
+def describe_timm_swin(model: nn.Module) -> Backbone:
+    """timm SwinTransformer (version 1): shifted windows, relative-position bias, four (or fewer) stages."""
+    swin = cast(SwinTransformer, model)
+    carrier = BesideTokens()
+    patch_stride = int(swin.patch_embed.patch_size[0])
+    grid = tuple(swin.patch_embed.grid_size)
+    merging = [(layer.downsample, PromptedPatchMerging) for layer in swin.layers if isinstance(layer.downsample, PatchMerging)]
+    stages: list[Stage] = []
+    for number, layer in enumerate(swin.layers):
+        stages.append(_stage(number, layer, sum(len(s.blocks) for s in stages), patch_stride * 2**number, carrier))
+    depth = sum(len(stage.blocks) for stage in stages)
+    pairs = tuple(pair for stage in stages for pair in stage.rewrites.get("insert_tokens", ())) + tuple(merging)
+    width0, first, last = int(swin.patch_embed.proj.weight.shape[0]), stages[0], stages[-1]
+    mapped = Where(-1, Layout.MAP, grid, 0, patch_stride)
+    others: list[Place] = [projection("patch", swin.patch_embed.proj, mapped.but(Layout.CHANNELS_FIRST))]
+    if not isinstance(swin.patch_embed.norm, nn.Identity):
+        others.append(norm("patch_norm", swin.patch_embed.norm, mapped, width0))
+    others.append(
+        Site(
+            name="embedding",
+            width=width0,
+            enter=None,
+            exit=Point(swin.patch_embed, "output"),
+            verbs=frozenset({"after", "tap"}),
+            **mapped.shared(),
+        )
+    )
+    trunk = Span(
+        name="trunk",
+        width=last.width,
+        width_in=width0,
+        enter=Point(swin.layers[0], "input"),
+        exit=Point(swin.layers[-1], "output"),
+        verbs=span_verbs(carrier) - {"unfreeze"},
+        nesting=0,
+        carrier=carrier,
+        rewrites=token_rewrites(pairs),
+        layout=Layout.MAP,
+        depth=0,
+        grid=first.grid,
+        stride=patch_stride,
+    )
+    return Backbone(
+        module=swin,
+        facts=Facts(
+            family="timm_swin",
+            library="timm",
+            architecture=architecture(swin),
+            image_size=tuple(swin.patch_embed.img_size),
+            depth=depth,
+            width=swin.num_features,
+            prefix_tokens=0,
+            pooling=swin.global_pool,
+        ),
+        pixels=Site(
+            name="pixels",
+            width=int(swin.patch_embed.proj.weight.shape[1]),
+            enter=Point(swin.patch_embed, "input"),
+            exit=None,
+            verbs=frozenset({"before", "tap"}),
+            layout=Layout.CHANNELS_FIRST,
+            depth=-1,
+        ),
+        trunk=trunk,
+        stages=stages,
+        norm=norm("norm", swin.norm, Where(depth, Layout.MAP, last.grid, 0, last.stride), swin.num_features),
+        others=others,
+        pooled=_pooled,
+        classifier=_classifier,
+    )
+
+
+def _stage(number: int, layer: nn.Module, start: int, stride: int, carrier: BesideTokens) -> Stage:
+    """One stage; the merging of patches before it belongs to it."""
+    blocks = [_block(start + offset, number, module, stride, carrier) for offset, module in enumerate(layer.blocks)]
+    where = Where(start, Layout.MAP, blocks[0].grid, 0, stride)
+    parts: dict[str, Place] = {}
+    if isinstance(layer.downsample, PatchMerging):
+        prefix, before = f"stages.{number}.downsample", Where(start - 1, Layout.MAP, blocks[0].grid, 0, stride)
+        reduction = projection(f"{prefix}.reduction", layer.downsample.reduction, before)
+        parts[f"{prefix}.norm"] = norm(
+            f"{prefix}.norm", layer.downsample.norm, before, 4 * layer.downsample.dim, (reduction,)
+        )
+        parts[f"{prefix}.reduction"] = reduction
+    parts.update({block.name: block for block in blocks})
+    pairs = tuple(pair for block in blocks for pair in block.rewrites.get("insert_tokens", ()))
+    return Stage(
+        name=f"stages.{number}",
+        width=blocks[0].width,
+        enter=blocks[0].enter,
+        exit=blocks[-1].exit,
+        verbs=span_verbs(carrier) - {"unfreeze"},
+        nesting=1,
+        carrier=carrier,
+        rewrites=token_rewrites(pairs),
+        parts=parts,
+        index=number,
+        blocks=blocks,
+        **where.shared(),
+    )
+
+
+def _block(index: int, stage: int, module: nn.Module, stride: int, carrier: BesideTokens) -> Block:
+    if type(module) is not SwinTransformerBlock:
+        raise UnknownBackbone(f"blocks.{index} is a {type(module).__name__}; timm_swin describes SwinTransformerBlock.")
+    name, width, grid = f"blocks.{index}", module.dim, tuple(module.input_resolution)
+    mapped = Where(index, Layout.MAP, grid, 0, stride)
+    sequence = Where(index, Layout.TOKENS, grid, 0, stride)
+    windowed = Where(index, Layout.TOKENS, tuple(module.window_size), 0, stride)
+    attn = _attention(f"{name}.attn", module.attn, windowed, width)
+    mlp = mlp_places(f"{name}.mlp", module.mlp, sequence, width)
+    # padded windows carry zeros that the norm's edits never see, so then nothing merges into qkv
+    padded = any(size % window for size, window in zip(grid, module.window_size, strict=True))
+    attn_branch = branch(
+        f"{name}.attn_branch", Point(module.norm1, "input"), Point(module.drop_path1, "output"), mapped, width
+    )
+    mlp_branch = branch(
+        f"{name}.mlp_branch", Point(module.norm2, "input"), Point(module.drop_path2, "output"), sequence, width
+    )
+    return Block(
+        name=name,
+        width=width,
+        enter=Point(module, "input"),
+        exit=Point(module, "output"),
+        verbs=span_verbs(carrier),
+        nesting=2,
+        carrier=carrier,
+        rewrites=token_rewrites(((module, PromptedSwinBlock), (module.attn, EditedWindowAttention))),
+        parts={
+            "norm1": norm(f"{name}.norm1", module.norm1, mapped, width, () if padded else attn.consumers),
+            "attn": attn,
+            "attn_branch": attn_branch,
+            "skip1": skip(f"{name}.skip1", attn_branch, mapped),
+            "norm2": norm(f"{name}.norm2", module.norm2, sequence, width, mlp.consumers),
+            "mlp": mlp,
+            "mlp_branch": mlp_branch,
+            "skip2": skip(f"{name}.skip2", mlp_branch, sequence),
+        },
+        index=index,
+        stage=stage,
+        drop_path=float(getattr(module.drop_path1, "drop_prob", 0.0) or 0.0),
+        **mapped.shared(),
+    )
+
+
+def _attention(name: str, module: nn.Module, where: Where, width: int) -> AttentionSite:
+    qkv = projection(f"{name}.qkv", module.qkv, where)
+    third = qkv.width // 3
+    parts: dict[str, Place] = {"qkv": qkv}
+    for offset, letter in enumerate("qkv"):
+        parts[letter] = projection(f"{name}.{letter}", module.qkv, where, (offset * third, (offset + 1) * third))
+    parts["proj"] = projection(f"{name}.proj", module.proj, where)
+    parts["core"] = Attention(
+        name=f"{name}.core",
+        width=third,
+        enter=None,
+        exit=None,
+        verbs=frozenset({"extend"}),
+        rewrites={"extend": ((module, EditedWindowAttention),)},
+        heads=module.num_heads,
+        head_width=third // module.num_heads,
+        per_window=True,
+        **where.shared(),
+    )
+    return cast(
+        AttentionSite,
+        site(
+            name,
+            AttentionSite,
+            Point(module, "input"),
+            Point(module, "output"),
+            where,
+            width,
+            parts,
+            own_parameters(module),
+            (qkv,),
+        ),
+    )

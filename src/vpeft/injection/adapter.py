@@ -1,0 +1,105 @@
+"""The trained half of a TunedModel: layers under the names of their places, and perhaps a head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from ..backbones.edits import Edit
+
+
+class Node(nn.Module):
+    """A step in a place's dotted name."""
+
+    def reach(self, path: list[str]) -> Node:
+        """The node at `path`, made where it is not there yet."""
+        node = self
+        for step in path:
+            if step not in node._modules:
+                node.add_module(step, Node())
+            child = node._modules[step]
+            assert isinstance(child, Node), f"{step} is both a layer and a place"
+            node = child
+        return node
+
+
+class Unfrozen:
+    """Parameters of the backbone that train under one adapter, and the frozen ones they stand in for.
+
+    While the adapter is on, the backbone's modules hold the trained parameters; otherwise the frozen objects. Both are
+    objects that change places, so that the frozen values are never written to.
+    """
+
+    def __init__(self) -> None:
+        self.targets: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self.frozen: list[nn.Parameter | None] = []
+
+    def add(self, node: Node, name: str, module: nn.Module, attribute: str, keep: bool) -> None:
+        """Let `module.attribute` train as `node.name`."""
+        original = module._parameters[attribute]
+        assert original is not None
+        if any(owner is module and known == attribute for owner, known, _ in self.targets):
+            return  # a wider edit already trains it
+        trained = nn.Parameter(original.detach().clone()) if keep else original.requires_grad_(True)
+        *path, leaf = name.split(".")
+        node.reach(path).register_parameter(leaf, trained)
+        self.targets.append((module, attribute, trained))
+        self.frozen.append(original if keep else None)
+
+    def switch(self, on: bool) -> None:
+        """Put the trained (on) or the frozen (off) parameters into the backbone."""
+        for (module, attribute, trained), frozen in zip(self.targets, self.frozen, strict=True):
+            if frozen is None:
+                continue
+            if not on and frozen.device != trained.device:
+                frozen.data = frozen.data.to(trained.device)
+            module._parameters[attribute] = trained if on else frozen
+
+    @property
+    def exact(self) -> bool:
+        """Whether the frozen values are still there."""
+        return all(frozen is not None for frozen in self.frozen)
+
+
+class Adapter(Node):
+    """Layers by place and verb (`blocks.0.attn.q.parallel`), the head, and what is unfrozen."""
+
+    def __init__(self, name: str, head: nn.Module | None) -> None:
+        super().__init__()
+        self.name = name
+        self.edits: list[Edit] = []
+        self.keys: list[str] = []
+        self.head = head
+        self.unfrozen = Unfrozen()
+
+    def put(self, edit: Edit) -> str:
+        """Register what an edit trains; returns its key."""
+        node = self.reach(edit.place.name.split("."))
+        verb, number = str(edit.verb), 2
+        while verb in node._modules:
+            verb = f"{edit.verb}_{number}"
+            number += 1
+        if edit.layer is not None:
+            node.add_module(verb, edit.layer)
+        else:
+            inner = node.reach([verb])
+            for name in edit.parameters:
+                module, attribute = edit.place.parameter(name)
+                self.unfrozen.add(inner, name, module, attribute, edit.keep_original)
+        self.edits.append(edit)
+        key = f"{edit.place.name}.{verb}"
+        self.keys.append(key)
+        return key
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What the optimiser sees: the layers' and unfrozen parameters, then the head's."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that makes this adapter: parameters (each once) and persistent buffers, detached."""
+        state = self.state_dict()
+        once = {name for name, _ in self.named_parameters()} | {name for name, _ in self.named_buffers()}
+        return {name: value.detach() for name, value in state.items() if name in once}

@@ -1,0 +1,304 @@
+"""The adapter file: one safetensors file with the tensors by place, and a manifest that says what they belong to.
+
+Nothing is pickled. The manifest is JSON in the file's metadata: methods with all their fields, the backbone and the
+digest of its weights, head and labels, preprocessing, scores, versions, and the outputs for a fixed probe input, which
+`load` recomputes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from ..backbones.backbone import Backbone
+from ..backbones.describe import describe
+from ..errors import VpeftError
+from ..methods import registry
+from ..methods.method import Method
+from ..version import __version__
+
+if TYPE_CHECKING:
+    from .tuned_model import TunedModel
+
+FORMAT = 1
+KEY = "vpeft"
+PROBE_TOLERANCE = 1e-3
+
+
+class BadAdapterFile(VpeftError):
+    """A file that is no adapter, is damaged, or belongs to another backbone."""
+
+
+class MethodEntry(BaseModel):
+    """A method and every one of its fields."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    fields: dict[str, Any]
+
+
+class Head(BaseModel):
+    """The head that the file holds: a linear one is made again from its shape; any other must be passed to `load`."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: str
+    width: int | None = None
+    classes: int | None = None
+
+
+class Manifest(BaseModel):
+    """What an adapter file says of itself."""
+
+    model_config = ConfigDict(extra="forbid")
+    format: int = FORMAT
+    name: str
+    methods: list[MethodEntry]
+    backbone: str
+    family: str
+    base_digest: str
+    base_license: str | None = None
+    base_source: str | None = None
+    head: Head | None = None
+    labels: list[str] | None = None
+    preprocessing: dict[str, Any] | None = None
+    task: str = "classification"
+    scores: dict[str, float] = Field(default_factory=dict)
+    parameters: int
+    tensors_digest: str
+    probe: list[float]
+    versions: dict[str, str]
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+def weights_digest(description: Backbone, tuned: TunedModel | None = None) -> str:
+    """sha256 over names, types, shapes and bytes of the backbone's frozen tensors, its classifier left out."""
+    frozen: dict[int, Tensor] = {}
+    if tuned is not None:
+        for name in tuned.adapters:
+            unfrozen = tuned.adapter(name).unfrozen
+            for (_, _, trained), original in zip(unfrozen.targets, unfrozen.frozen, strict=True):
+                if original is not None:
+                    frozen[id(trained)] = original
+    unused = {id(p) for p in description.classifier.parameters()}
+    digest = hashlib.sha256()
+    named: list[tuple[str, Tensor]] = list(description.module.named_parameters(remove_duplicate=False))
+    persistent = description.module.state_dict(keep_vars=True)
+    named += [(key, value) for key, value in description.module.named_buffers() if key in persistent]
+    for key, value in sorted(named, key=lambda entry: entry[0]):
+        if id(value) in unused or "num_batches_tracked" in key:
+            continue
+        value = frozen.get(id(value), value).detach()
+        digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _bytes(value: Tensor) -> Any:
+    return value.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _tensors_digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(f"{key}|{tensors[key].dtype}|{tuple(tensors[key].shape)}|".encode())
+        digest.update(_bytes(tensors[key]))
+    return digest.hexdigest()
+
+
+def probe_images(description: Backbone) -> Tensor:
+    """A fixed input (1, C, H, W) made of waves, equal on every machine, with values about in [-1, 1]."""
+    channels, (height, width) = description.pixels.width, description.facts.image_size
+    rows = torch.arange(height, dtype=torch.float64)[:, None] / height
+    columns = torch.arange(width, dtype=torch.float64)[None, :] / width
+    waves = [torch.sin(6.0 * (c + 1) * rows + 4.0 * columns) * torch.cos(9.0 * columns - c) for c in range(channels)]
+    return torch.stack(waves)[None].float()
+
+
+@torch.no_grad()
+def probe(tuned: TunedModel, name: str) -> list[float]:
+    """The first outputs (16 at most) for the probe input, in eval mode."""
+    modes = {module: module.training for module in tuned.modules()}
+    like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
+    try:
+        tuned.eval()
+        with tuned.enable(name):
+            out = tuned(probe_images(tuned.description).to(device=like.device, dtype=like.dtype))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return [float(value) for value in out.flatten()[:16].float().cpu()]
+
+
+def save(
+    tuned: TunedModel,
+    name: str,
+    path: Path,
+    labels: Sequence[str] | None,
+    preprocessing: dict[str, Any] | None,
+    task: str,
+    scores: dict[str, float] | None,
+    extra: dict[str, Any] | None,
+) -> Path:
+    """Write one adapter atomically: a reader sees the old file or the new one, never half of one."""
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tuned.adapter_state(name).items()}
+    head = tuned.adapter(name).head
+    description = tuned.description
+    config: dict[str, Any] = getattr(tuned.backbone, "pretrained_cfg", None) or {}
+    kind = None
+    if head is not None:
+        linear = type(head) is nn.Linear
+        kind = Head(
+            kind="linear" if linear else type(head).__qualname__,
+            width=head.in_features if isinstance(head, nn.Linear) else None,
+            classes=head.out_features if isinstance(head, nn.Linear) else None,
+        )
+        if labels is not None and kind.classes is not None and len(labels) != kind.classes:
+            raise BadAdapterFile(f"{len(labels)} labels were given for a head of {kind.classes} classes.")
+    manifest = Manifest(
+        name=name,
+        methods=[MethodEntry(name=m.name, fields=m.model_dump(mode="json")) for m in tuned.methods(name)],
+        backbone=description.facts.architecture,
+        family=description.facts.family,
+        base_digest=weights_digest(description, tuned),
+        base_license=config.get("license"),
+        base_source=config.get("hf_hub_id") or config.get("url") or None,
+        head=kind,
+        labels=list(labels) if labels is not None else None,
+        preprocessing=preprocessing,
+        task=task,
+        scores=scores or {},
+        parameters=sum(value.numel() for value in tensors.values()),
+        tensors_digest=_tensors_digest(tensors),
+        probe=probe(tuned, name),
+        versions={"vpeft": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        extra=extra or {},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(to_bytes(tensors, metadata={KEY: manifest.model_dump_json()}))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read(path: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
+    """Manifest and tensors of an adapter file.
+
+    Raises:
+        BadAdapterFile: no such file, no adapter, damaged, edited, or of another format version.
+    """
+    manifest = read_manifest(path)
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    if _tensors_digest(tensors) != manifest.tensors_digest:
+        raise BadAdapterFile(f"{path}: the tensors are not those that were saved (their checksum differs). Get the file again.")
+    return manifest, tensors
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """The manifest alone; the same errors as `read`."""
+    if not Path(path).is_file():
+        raise BadAdapterFile(f"There is no adapter file {str(path)!r}.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise BadAdapterFile(f"{path} is no complete safetensors file ({error}). Get the file again.") from None
+    if KEY not in metadata:
+        raise BadAdapterFile(f"{path} is a safetensors file, but not an adapter of vpeft: it has no manifest.")
+    try:
+        raw = json.loads(metadata[KEY])
+        version = raw.get("format")
+    except (json.JSONDecodeError, AttributeError):
+        raise BadAdapterFile(f"{path}: the manifest is damaged. Get the file again.") from None
+    if version != FORMAT:
+        raise BadAdapterFile(f"{path} has format version {version}; this vpeft reads version {FORMAT}. Install a vpeft that reads it.")
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        where = ", ".join(".".join(str(part) for part in problem["loc"]) for problem in error.errors())
+        raise BadAdapterFile(f"{path}: the manifest has missing or unknown fields: {where}.") from None
+
+
+def methods_of(manifest: Manifest) -> Iterable[Method]:
+    """The methods as they were configured."""
+    for entry in manifest.methods:
+        yield registry.get(entry.name)(**entry.fields)
+
+
+def load(
+    model: nn.Module | Backbone | TunedModel,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    head: nn.Module | None = None,
+    check: bool = True,
+) -> TunedModel:
+    """Put a saved adapter on its backbone.
+
+    Args:
+        model: the same pre-trained model as at saving, or a TunedModel of it, which gains one more adapter.
+        path: the adapter file.
+        name: the adapter's name here; the saved one by default.
+        head: needed where the saved head was not a linear one.
+        check: recompute the probe outputs and compare them with the saved ones.
+
+    Raises:
+        BadAdapterFile: damaged, or made for other weights; the message names both sides.
+    """
+    from .tuned_model import TunedModel, new_head
+
+    manifest, tensors = read(path)
+    tuned = model if isinstance(model, TunedModel) else TunedModel(model if isinstance(model, Backbone) else describe(model))
+    description = tuned.description
+    found = weights_digest(description, tuned)
+    if found != manifest.base_digest:
+        raise BadAdapterFile(
+            f"{path} was made on {manifest.backbone} with weights {manifest.base_digest[:12]}, but this is"
+            f" {description.facts.architecture} with weights {found[:12]}. Load the backbone {manifest.backbone!r}"
+            " with its pre-trained weights."
+        )
+    if head is None and manifest.head is not None:
+        if manifest.head.kind != "linear" or manifest.head.classes is None:
+            raise BadAdapterFile(f"{path} holds a head of the class {manifest.head.kind}; pass such a module as `head`.")
+        head = new_head(description.facts.width, manifest.head.classes)
+    elif isinstance(head, nn.Linear) and manifest.head is not None and head.out_features != manifest.head.classes:
+        raise BadAdapterFile(
+            f"{path} has a head for {manifest.head.classes} classes, but the given head is for {head.out_features}."
+        )
+    key = name or manifest.name
+    tuned.attach(*methods_of(manifest), name=key, head=head)
+    try:
+        tuned.load_adapter_state(tensors, key)
+        if check:
+            _check_probe(tuned, key, manifest, path)
+    except VpeftError:
+        if tuned.adapter(key).unfrozen.exact:
+            tuned.detach(key)
+        raise
+    tuned.manifest = manifest
+    return tuned
+
+
+def _check_probe(tuned: TunedModel, name: str, manifest: Manifest, path: str | Path) -> None:
+    seen = probe(tuned, name)
+    scale = max((abs(value) for value in manifest.probe), default=1.0) or 1.0
+    worst = max((abs(a - b) for a, b in zip(seen, manifest.probe, strict=True)), default=0.0) / scale
+    if not worst <= PROBE_TOLERANCE:
+        raise BadAdapterFile(
+            f"{path}: the outputs for the probe input differ from the saved ones by {worst:.1e} of their size"
+            f" (saved with torch {manifest.versions.get('torch')}, now {torch.__version__}). Pass check=False to load anyway."
+        )

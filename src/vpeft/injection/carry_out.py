@@ -1,0 +1,146 @@
+"""From an edit to the operations on the live model: the one place that knows what each verb means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..backbones.edits import Edit
+from ..backbones.places import Layout, MissingPlace, Place, Point, Projection
+from .hooks import Wiring
+from .operations import (
+    Add,
+    Apply,
+    EditCore,
+    EditWeight,
+    EnterSpan,
+    Hold,
+    LeaveSpan,
+    ReplaceSkip,
+    Slot,
+    Tap,
+    TokensIn,
+    TokensOut,
+)
+
+
+def carry_out(edit: Edit, adapter: str, wiring: Wiring) -> None:
+    """Install one edit for the named adapter."""
+    VERBS[edit.verb](edit, adapter, wiring)
+
+
+def _enter(place: Place) -> Point:
+    assert place.enter is not None, f"{place.name} has no way in"
+    return place.enter
+
+
+def _exit(place: Place) -> Point:
+    assert place.exit is not None, f"{place.name} has no way out"
+    return place.exit
+
+
+def _rows(place: Place) -> tuple[int, int] | None:
+    return place.rows if isinstance(place, Projection) else None
+
+
+def _read(edit: Edit, adapter: str, wiring: Wiring) -> list[Slot]:
+    """A slot for each place the edit reads; the values are held where they come out."""
+    slots = []
+    for place in edit.reads:
+        slot = Slot()
+        wiring.at(_exit(place), Hold(adapter, place.nesting, slot))
+        slots.append(slot)
+    return slots
+
+
+def _layout_in(place: Place) -> Layout:
+    return Layout.CHANNELS_FIRST if isinstance(place, Projection) and place.is_conv else place.layout
+
+
+def _before(edit: Edit, adapter: str, wiring: Wiring) -> None:
+    assert edit.layer is not None
+    place = edit.place
+    operation = Apply(adapter, place.nesting, edit.layer, _layout_in(place), _read(edit, adapter, wiring))
+    wiring.at(_enter(place), operation)
+
+
+def _after(edit: Edit, adapter: str, wiring: Wiring) -> None:
+    assert edit.layer is not None
+    place = edit.place
+    reads = _read(edit, adapter, wiring)
+    wiring.at(_exit(place), Apply(adapter, place.nesting, edit.layer, place.layout, reads, _rows(place)))
+
+
+def _parallel(edit: Edit, adapter: str, wiring: Wiring) -> None:
+    assert edit.layer is not None
+    place = edit.place
+    inputs = _read(edit, adapter, wiring)
+    came = edit.reads[0].layout if edit.reads else _layout_in(place)
+    if {came, place.layout} == {Layout.TOKENS, Layout.MAP}:
+        raise MissingPlace(f"{place.name} is {place.layout.value}, but {edit.reads[0].name}, which is read, is {came.value}.")
+    if not inputs:
+        slot = Slot()
+        # half a step further in: what runs beside a place sees what enters it after every `before`
+        wiring.at(_enter(place), Hold(adapter, place.nesting + 0.5, slot))
+        inputs = [slot]
+    wiring.at(_exit(place), Add(adapter, place.nesting, edit.layer, came, place.layout, inputs, _rows(place)))
+
+
+def _wrap(edit: Edit, adapter: str, wiring: Wiring) -> None:
+    assert edit.layer is not None
+    wiring.at(_enter(edit.place), EnterSpan(adapter, edit.place.nesting, edit.layer))
+    wiring.at(_exit(edit.place), LeaveSpan(adapter, edit.place.nesting, edit.layer))
+
+
+def _replace(edit: Edit, adapter: str, wiring: Wiring) -> None:
+    assert edit.layer is not None
+    place, slot = edit.place, Slot()
+    # half a step further out: the shortcut does not pass the branch's `before` edits
+    wiring.at(_enter(place), Hold(adapter, place.nesting - 0.5, slot))
+    wiring.at(_exit(place), ReplaceSkip(adapter, place.nesting, edit.layer, place.layout, slot))
+
+
+def _insert_tokens(edit: Edit, adapter: str, wiring: Wiring) -> None:
+    assert edit.layer is not None and edit.place.carrier is not None
+    place, carrier = edit.place, edit.place.carrier
+    for module, kind in place.rewrites.get("insert_tokens", ()):
+        wiring.carry(module, kind, adapter, carrier)
+    entering = TokensIn(adapter, place.nesting, edit.layer, carrier)
+    wiring.at(_enter(place), entering)
+    wiring.at(_exit(place), TokensOut(entering, edit.lifetime == "pooled"))
+
+
+def _tap(edit: Edit, adapter: str, wiring: Wiring) -> None:
+    assert edit.layer is not None
+    place = edit.place
+    point = place.exit if place.exit is not None else _enter(place)
+    wiring.at(point, Tap(adapter, place.nesting, edit.layer, place.layout))
+
+
+def _reparametrize(edit: Edit, adapter: str, wiring: Wiring) -> None:
+    assert edit.layer is not None
+    for module, kind in edit.place.rewrites["reparametrize"]:
+        wiring.weight(module, kind, EditWeight(adapter, edit.place.nesting, edit.layer, _rows(edit.place)))
+
+
+def _extend(edit: Edit, adapter: str, wiring: Wiring) -> None:
+    assert edit.layer is not None
+    for module, kind in edit.place.rewrites["extend"]:
+        wiring.core(module, kind, EditCore(adapter, edit.layer))
+
+
+def _unfreeze(edit: Edit, adapter: str, wiring: Wiring) -> None:
+    """Nothing to install: the adapter puts its own parameters into the backbone while it is on."""
+
+
+VERBS: dict[str, Callable[[Edit, str, Wiring], None]] = {
+    "before": _before,
+    "after": _after,
+    "parallel": _parallel,
+    "wrap": _wrap,
+    "replace": _replace,
+    "insert_tokens": _insert_tokens,
+    "tap": _tap,
+    "reparametrize": _reparametrize,
+    "extend": _extend,
+    "unfreeze": _unfreeze,
+}

@@ -1,0 +1,214 @@
+"""Hooks that carry out edits: picklable objects, never closures, never a swapped `forward`.
+
+One hook sits at each (module, side) that any edit needs, and runs the operations of the adapter that is on. Where a
+hook cannot reach (between q, k and v, or at a weight), the module's class is the family's re-expression of it for as
+long as an edit needs that; keys, tensors and `isinstance` stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..backbones.places import Point
+from .operations import EditCore, EditWeight, Operation
+
+
+class Switch:
+    """Which adapter is on; shared by every hook of one TunedModel.
+
+    `watched` is None except while `verify` looks: then each operation that runs is noted there.
+    """
+
+    def __init__(self) -> None:
+        self.on: str | None = None
+        self.watched: list[object] | None = None
+
+    def runs(self, operation: Operation | EditCore) -> bool:
+        """Whether this operation acts now."""
+        if operation.adapter != self.on:
+            return False
+        if self.watched is not None:
+            self.watched.append(operation)
+        return True
+
+
+class PointHook:
+    """Runs the operations at one point, outer spans first on the way in and last on the way out."""
+
+    def __init__(self, switch: Switch, point: Point) -> None:
+        self.switch, self.item, self.side = switch, point.item, point.side
+        self.operations: list[Operation] = []
+
+    def add(self, operation: Operation) -> None:
+        """Insert in nesting order; among equals in order of arrival, but what leaves goes out in reverse order."""
+        rank = operation.rank if self.side == "input" else -operation.rank
+        keys = [o.rank if self.side == "input" else -o.rank for o in self.operations]
+        if operation.leaving:  # before everything of its rank: the last to enter is the first to leave
+            at = next((i for i, key in enumerate(keys) if key >= rank), len(keys))
+        else:
+            at = next((i for i, key in enumerate(keys) if key > rank), len(keys))
+        self.operations.insert(at, operation)
+
+    def run(self, hidden: Tensor) -> Tensor:
+        for operation in self.operations:
+            if self.switch.runs(operation):
+                hidden = operation.act(hidden)
+        return hidden
+
+
+class InputHook(PointHook):
+    """A forward pre-hook."""
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if isinstance(self.item, str) and self.item in kwargs:
+            return args, {**kwargs, self.item: self.run(kwargs[self.item])}
+        at = self.item if isinstance(self.item, int) else 0
+        return (*args[:at], self.run(args[at]), *args[at + 1 :]), kwargs
+
+
+class OutputHook(PointHook):
+    """A forward hook."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple) and isinstance(self.item, int):
+            return (*output[: self.item], self.run(output[self.item]), *output[self.item + 1 :])
+        return self.run(output)
+
+
+class WeightEdits:
+    """What a re-expressed linear or convolution calls with its weight."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+        self.operations: list[EditWeight] = []
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        for operation in self.operations:
+            if self.switch.runs(operation):
+                weight = operation.act(weight)
+        return weight
+
+
+class CoreEdits:
+    """What a re-expressed attention calls with q, k and v."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+        self.operations: list[EditCore] = []
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        for operation in self.operations:
+            if self.switch.runs(operation):
+                q, k, v = operation.act(q, k, v)
+        return q, k, v
+
+
+class Wiring:
+    """All that is installed on the live model, and the way to take any of it off again."""
+
+    def __init__(self) -> None:
+        self.switch = Switch()
+        self._hooks: dict[tuple[int, str, int | str], tuple[PointHook, RemovableHandle]] = {}
+        self._modules: list[nn.Module] = []
+        self._classes: dict[int, tuple[nn.Module, type[nn.Module], list[str]]] = {}
+        self._attached: list[tuple[str, list[Any], Any]] = []  # adapter, where it is listed, operation
+
+    def operations(self, adapter: str) -> list[Any]:
+        """Every operation of one adapter."""
+        return [operation for name, _, operation in self._attached if name == adapter]
+
+    def at(self, point: Point, operation: Operation) -> None:
+        """Install an operation at a point."""
+        key = (id(point.module), point.side, point.item)
+        if key not in self._hooks:
+            self._modules.append(point.module)
+            if point.side == "input":
+                entering = InputHook(self.switch, point)
+                handle = point.module.register_forward_pre_hook(entering, with_kwargs=True)
+                self._hooks[key] = (entering, handle)
+            else:
+                leaving = OutputHook(self.switch, point)
+                self._hooks[key] = (leaving, point.module.register_forward_hook(leaving))
+        hook = self._hooks[key][0]
+        hook.add(operation)
+        self._attached.append((operation.adapter, hook.operations, operation))
+
+    def weight(self, module: nn.Module, kind: type[nn.Module], operation: EditWeight) -> None:
+        """Install an edit of a module's weight."""
+        edits = self._rewrite(module, kind, operation.adapter, "vpeft_weight", WeightEdits)
+        edits.operations.append(operation)
+        self._attached.append((operation.adapter, edits.operations, operation))
+
+    def core(self, module: nn.Module, kind: type[nn.Module], operation: EditCore) -> None:
+        """Install an edit between q, k, v and their use."""
+        edits = self._rewrite(module, kind, operation.adapter, "vpeft_core", CoreEdits)
+        edits.operations.append(operation)
+        self._attached.append((operation.adapter, edits.operations, operation))
+
+    def carry(self, module: nn.Module, kind: type[nn.Module], adapter: str, carrier: Any) -> None:
+        """Let a module carry inserted tokens."""
+        self._use(module, kind, adapter)
+        module.__dict__["vpeft_carrier"] = carrier
+
+    def _rewrite(self, module: nn.Module, kind: type[nn.Module], adapter: str, name: str, make: type[Any]) -> Any:
+        self._use(module, kind, adapter)
+        if name not in module.__dict__:
+            module.__dict__[name] = make(self.switch)
+        return module.__dict__[name]
+
+    def _use(self, module: nn.Module, kind: type[nn.Module], adapter: str) -> None:
+        if id(module) in self._classes:
+            self._classes[id(module)][2].append(adapter)
+            return
+        self._classes[id(module)] = (module, type(module), [adapter])
+        module.__class__ = kind
+
+    def remove(self, adapter: str) -> None:
+        """Take off everything of one adapter; hooks and classes that nothing else needs go with it."""
+        for name, listed, operation in self._attached:
+            if name == adapter:
+                listed.remove(operation)
+        self._attached = [entry for entry in self._attached if entry[0] != adapter]
+        for key, (hook, handle) in list(self._hooks.items()):
+            if not hook.operations:
+                handle.remove()
+                del self._hooks[key]
+        for identity, (module, plain, users) in list(self._classes.items()):
+            users[:] = [user for user in users if user != adapter]
+            if not users:
+                module.__class__ = plain
+                for name in ("vpeft_weight", "vpeft_core", "vpeft_carrier"):
+                    module.__dict__.pop(name, None)
+                del self._classes[identity]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Wiring:
+        """A copy whose bookkeeping points at the copied modules (ids change, so the keys are made anew)."""
+        from copy import deepcopy
+
+        twin = Wiring.__new__(Wiring)
+        memo[id(self)] = twin
+        state = deepcopy(self.__getstate__(), memo)
+        twin.__setstate__(state)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        points = [(hook, handle, key) for key, (hook, handle) in self._hooks.items()]
+        modules = {id(m): m for m in self._modules}
+        return {
+            "switch": self.switch,
+            "hooks": [(modules[key[0]], key[1], key[2], hook, handle) for hook, handle, key in points],
+            "classes": list(self._classes.values()),
+            "attached": self._attached,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.switch = state["switch"]
+        self._modules = [module for module, *_ in state["hooks"]]
+        self._hooks = {(id(module), side, item): (hook, handle) for module, side, item, hook, handle in state["hooks"]}
+        self._classes = {id(module): (module, plain, users) for module, plain, users in state["classes"]}
+        self._attached = state["attached"]

@@ -1,0 +1,152 @@
+"""Fold an adapter into the backbone's weights, where every edit has an exact weight form.
+
+A layer states its form by a method of its own:
+    weight_delta() -> (dW, db or None)     `parallel` on a projection: W + dW, b + db
+    affine() -> (scale, shift)             `after` on a projection or norm: scale * y + shift
+    linear_map() -> (M, m)                 `before` a projection, or between a norm and its only readers: x -> M x + m
+`reparametrize` merges by construction, and `unfreeze` is in the weights already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.edits import Edit
+from ..backbones.places import Norm, Projection
+from ..errors import VpeftError
+from .operations import pad_rows
+
+
+class CannotMerge(VpeftError):
+    """An edit has no exact form as a weight."""
+
+
+class Merged:
+    """The backbone's tensors from before a merge."""
+
+    def __init__(self) -> None:
+        self._before: dict[tuple[int, str], tuple[nn.Module, str, Tensor | None]] = {}
+
+    def change(self, module: nn.Module, attribute: str, value: Tensor) -> None:
+        """Give a parameter a new value; one that was None (a missing bias) is made."""
+        current = module._parameters[attribute]
+        key = (id(module), attribute)
+        if key not in self._before:
+            self._before[key] = (module, attribute, None if current is None else current.detach().clone())
+        if current is None:
+            module._parameters[attribute] = nn.Parameter(value, requires_grad=False)
+        else:
+            with torch.no_grad():
+                current.copy_(value)
+
+    def restore(self) -> None:
+        """Put every tensor back, bit by bit."""
+        for module, attribute, value in self._before.values():
+            current = module._parameters[attribute]
+            if value is None:
+                module._parameters[attribute] = None
+            elif current is not None:
+                with torch.no_grad():
+                    current.copy_(value)
+        self._before.clear()
+
+
+def why_not(edit: Edit) -> str | None:
+    """Why an edit cannot merge, or None where it can."""
+    place, layer = edit.place, edit.layer
+    kind = type(layer).__name__
+    if edit.verb in ("unfreeze", "reparametrize"):
+        return None
+    if edit.verb == "parallel" and isinstance(place, Projection):
+        return None if hasattr(layer, "weight_delta") else f"{kind} is no linear map"
+    if edit.verb == "after" and isinstance(place, (Projection, Norm)):
+        if hasattr(layer, "affine"):
+            if isinstance(place, Projection) or place.own:
+                return None
+            return f"{place.name} has no scale to fold into"
+        if hasattr(layer, "linear_map"):
+            return None if place.consumers else f"what reads {place.name} cannot absorb a linear map"
+        return f"{kind} is no affine map"
+    if edit.verb == "before" and hasattr(layer, "linear_map"):
+        if isinstance(place, Projection):
+            return None if not place.is_conv else f"{place.name} is a convolution, whose padding a linear map changes"
+        return None if place.consumers else f"what reads {place.name} cannot absorb a linear map"
+    return f"{edit.verb} with {kind} has no weight form"
+
+
+@torch.no_grad()
+def merge_edits(edits: Iterable[Edit]) -> Merged:
+    """Write the edits into the weights; returns what undoes it.
+
+    Raises:
+        CannotMerge: naming every edit that has no exact form; nothing is changed then.
+    """
+    edits = list(edits)
+    refusals = [f"{edit.place.name}: {reason}" for edit in edits if (reason := why_not(edit)) is not None]
+    if refusals:
+        more = f" and {len(refusals) - 4} more" if len(refusals) > 4 else ""
+        raise CannotMerge(f"This adapter has no exact form in the weights: {'; '.join(refusals[:4])}{more}.")
+    merged = Merged()
+    upstream: list[tuple[int, Projection, nn.Module]] = []
+    for edit in edits:
+        place, layer = edit.place, edit.layer
+        if layer is None:
+            continue
+        if edit.verb == "parallel" and isinstance(place, Projection):
+            delta, shift = layer.weight_delta()  # type: ignore[operator]
+            _add(merged, place, delta, shift)
+        elif edit.verb == "reparametrize" and isinstance(place, Projection):
+            weight = _weight(place)
+            _add(merged, place, layer(place.weight) - place.weight, None) if place.rows else merged.change(
+                place.module, "weight", layer(weight)
+            )
+        elif edit.verb == "after" and hasattr(layer, "affine"):
+            _scale(merged, place.own, place, layer)
+        else:
+            targets = (place,) if isinstance(place, Projection) else place.consumers
+            # what acts nearest to the projection folds in first
+            order = 0 if edit.verb == "before" else 1
+            upstream += [(order, target, layer) for target in targets]
+    for _, target, layer in sorted(reversed(upstream), key=lambda entry: entry[0]):
+        matrix, shift = layer.linear_map()  # type: ignore[operator]
+        weight = _weight(target)
+        flat = weight.flatten(1)
+        _add_bias(merged, target.module, flat @ shift)
+        merged.change(target.module, "weight", (flat @ matrix).reshape(weight.shape))
+    return merged
+
+
+def _weight(place: Projection) -> Tensor:
+    found = place.module.weight
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _add(merged: Merged, place: Projection, delta: Tensor, shift: Tensor | None) -> None:
+    whole = _weight(place)
+    merged.change(place.module, "weight", whole + pad_rows(delta.reshape(-1, *whole.shape[1:]), place.rows, len(whole)))
+    if shift is not None:
+        _add_bias(merged, place.module, pad_rows(shift, place.rows, len(whole)))
+
+
+def _add_bias(merged: Merged, module: nn.Module, shift: Tensor) -> None:
+    bias = module._parameters.get("bias")
+    merged.change(module, "bias", shift if bias is None else bias + shift)
+
+
+def _scale(merged: Merged, own: dict[str, tuple[nn.Module, str]], place: object, layer: nn.Module) -> None:
+    """scale * y + shift, folded into the weight and bias of a projection or norm."""
+    scale, shift = layer.affine()  # type: ignore[operator]
+    module = place.module if isinstance(place, Projection) else own["weight"][0]
+    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    assert weight is not None
+    rows = place.rows if isinstance(place, Projection) else None
+    if rows is not None:
+        full_scale = torch.ones(len(weight), dtype=scale.dtype, device=scale.device)
+        full_scale[rows[0] : rows[1]] = scale
+        scale, shift = full_scale, pad_rows(shift, rows, len(weight))
+    merged.change(module, "weight", weight * scale.reshape(-1, *([1] * (weight.dim() - 1))))
+    merged.change(module, "bias", shift if bias is None else bias * scale + shift)

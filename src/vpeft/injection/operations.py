@@ -1,0 +1,232 @@
+"""What a hook does to the tensor that passes it: one small picklable class for each way an edit can act.
+
+Every operation belongs to one adapter and runs only while that adapter is on. Spans nest: `rank` is the nesting of the
+place (0 trunk ... 4 site), outer spans act first where they enter and last where they leave.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..backbones.places import Layout, TokenCarrier
+
+
+class Slot:
+    """Holds one tensor from where it is read to where it is used, within one forward pass."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def take(self) -> Tensor:
+        """The tensor, which the slot gives up so that it keeps no memory alive."""
+        value = self.value
+        if value is None:
+            raise RuntimeError("An edit read a place that was not executed before it in this forward pass.")
+        self.value = None
+        return value
+
+    def __getstate__(self) -> dict[str, None]:
+        return {"value": None}  # a copy or a pickle starts between two forward passes
+
+
+def call(layer: nn.Module, came: Layout, goes: Layout, hidden: Tensor, *more: Tensor) -> Tensor:
+    """layer(hidden, *more) with channels last, unless the layer asks for the library's own order.
+
+    `came` is the layout of `hidden`, `goes` the layout in which the result is wanted.
+    """
+    own_order = getattr(layer, "channels_first", False)
+    if came is Layout.CHANNELS_FIRST and not own_order:
+        hidden = hidden.permute(0, 2, 3, 1)
+    out: Tensor = layer(hidden, *more)
+    if goes is Layout.CHANNELS_FIRST and not own_order:
+        out = out.permute(0, 3, 1, 2)
+    return out
+
+
+class Operation(ABC):
+    """One step at a point: `act` receives the tensor that passes and returns the one that goes on."""
+
+    leaving = False
+
+    def __init__(self, adapter: str, rank: float) -> None:
+        self.adapter = adapter
+        self.rank = rank
+
+    @abstractmethod
+    def act(self, hidden: Tensor) -> Tensor: ...
+
+
+class Apply(Operation):
+    """h -> layer(h, *reads)."""
+
+    def __init__(
+        self,
+        adapter: str,
+        rank: float,
+        layer: nn.Module,
+        layout: Layout,
+        reads: list[Slot],
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(adapter, rank)
+        self.layer, self.layout, self.reads, self.rows = layer, layout, reads, rows
+
+    def act(self, hidden: Tensor) -> Tensor:
+        values = [slot.take() for slot in self.reads]
+        if self.rows is None:
+            return call(self.layer, self.layout, self.layout, hidden, *values)
+        start, stop = self.rows
+        part = call(self.layer, self.layout, self.layout, hidden[..., start:stop], *values)
+        return hidden.slice_scatter(part.to(hidden.dtype), -1, start, stop)
+
+
+class Hold(Operation):
+    """Keep the tensor for a later operation; it passes unchanged."""
+
+    def __init__(self, adapter: str, rank: float, slot: Slot) -> None:
+        super().__init__(adapter, rank)
+        self.slot = slot
+
+    def act(self, hidden: Tensor) -> Tensor:
+        self.slot.value = hidden
+        return hidden
+
+
+class Add(Operation):
+    """h -> h + layer(*inputs), on the given output rows."""
+
+    def __init__(
+        self,
+        adapter: str,
+        rank: float,
+        layer: nn.Module,
+        came: Layout,
+        goes: Layout,
+        inputs: list[Slot],
+        rows: tuple[int, int] | None,
+    ) -> None:
+        super().__init__(adapter, rank)
+        self.layer, self.came, self.goes, self.inputs, self.rows = layer, came, goes, inputs, rows
+
+    def act(self, hidden: Tensor) -> Tensor:
+        first, *more = (slot.take() for slot in self.inputs)
+        change = call(self.layer, self.came, self.goes, first, *more)
+        if self.rows is None:
+            return hidden + change
+        start, stop = self.rows
+        return hidden.slice_scatter((hidden[..., start:stop] + change).to(hidden.dtype), -1, start, stop)
+
+
+class ReplaceSkip(Operation):
+    """The shortcut x becomes layer(x): the branch gains layer(x) - x."""
+
+    def __init__(self, adapter: str, rank: float, layer: nn.Module, layout: Layout, slot: Slot) -> None:
+        super().__init__(adapter, rank)
+        self.layer, self.layout, self.slot = layer, layout, slot
+
+    def act(self, hidden: Tensor) -> Tensor:
+        shortcut = self.slot.take()
+        return hidden + (call(self.layer, self.layout, self.layout, shortcut) - shortcut)
+
+
+class EnterSpan(Operation):
+    """h -> layer.enter(h)."""
+
+    def __init__(self, adapter: str, rank: float, layer: nn.Module) -> None:
+        super().__init__(adapter, rank)
+        self.layer = layer
+
+    def act(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.layer.enter(hidden)  # type: ignore[operator]
+        return out
+
+
+class LeaveSpan(Operation):
+    """h -> layer.leave(h)."""
+
+    leaving = True
+
+    def __init__(self, adapter: str, rank: float, layer: nn.Module) -> None:
+        super().__init__(adapter, rank)
+        self.layer = layer
+
+    def act(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.layer.leave(hidden)  # type: ignore[operator]
+        return out
+
+
+class TokensIn(Operation):
+    """Insert layer(h), (B, n, D), through the carrier; how many were inserted is remembered for the way out."""
+
+    def __init__(self, adapter: str, rank: float, layer: nn.Module, carrier: TokenCarrier) -> None:
+        super().__init__(adapter, rank)
+        self.layer, self.carrier = layer, carrier
+        self.count = 0
+
+    def act(self, hidden: Tensor) -> Tensor:
+        tokens: Tensor = self.layer(hidden)
+        self.count = tokens.shape[1]
+        return self.carrier.enter(hidden, tokens)
+
+
+class TokensOut(Operation):
+    """Take the tokens out again."""
+
+    leaving = True
+
+    def __init__(self, inserted: TokensIn, pooled: bool) -> None:
+        super().__init__(inserted.adapter, inserted.rank)
+        self.inserted, self.pooled = inserted, pooled
+
+    def act(self, hidden: Tensor) -> Tensor:
+        return self.inserted.carrier.leave(hidden, self.inserted.count, self.pooled)
+
+
+class Tap(Operation):
+    """layer(h) is called; h passes unchanged."""
+
+    def __init__(self, adapter: str, rank: float, layer: nn.Module, layout: Layout) -> None:
+        super().__init__(adapter, rank)
+        self.layer, self.layout = layer, layout
+
+    def act(self, hidden: Tensor) -> Tensor:
+        turn = self.layout is Layout.CHANNELS_FIRST and not getattr(self.layer, "channels_first", False)
+        self.layer(hidden.permute(0, 2, 3, 1) if turn else hidden)
+        return hidden
+
+
+class EditWeight(Operation):
+    """W -> layer(W), on the given rows."""
+
+    def __init__(self, adapter: str, rank: float, layer: nn.Module, rows: tuple[int, int] | None) -> None:
+        super().__init__(adapter, rank)
+        self.layer, self.rows = layer, rows
+
+    def act(self, hidden: Tensor) -> Tensor:
+        if self.rows is None:
+            whole: Tensor = self.layer(hidden)
+            return whole
+        start, stop = self.rows
+        return hidden.slice_scatter(self.layer(hidden[start:stop]), 0, start, stop)
+
+
+class EditCore:
+    """q, k, v -> layer(q, k, v) inside a re-expressed attention."""
+
+    def __init__(self, adapter: str, layer: nn.Module) -> None:
+        self.adapter, self.layer = adapter, layer
+
+    def act(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.layer(q, k, v)
+        return q, k, v
+
+
+def pad_rows(change: Tensor, rows: tuple[int, int] | None, total: int) -> Tensor:
+    """A change of some output rows as a change of all: (rows, ...) -> (total, ...)."""
+    if rows is None:
+        return change
+    below = (0, 0) * (change.dim() - 1)
+    return F.pad(change, (*below, rows[0], total - rows[1]))

@@ -1,0 +1,176 @@
+"""The plan: every edit of an adapter as a table, with what it costs and how far its gradients reach."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..backbones.edits import Edit
+from .merge import why_not
+
+if TYPE_CHECKING:
+    from .tuned_model import TunedModel
+
+
+@dataclass(frozen=True)
+class Row:
+    """One edit. `parameters` counts each tensor where it appears first; `unmergeable` is the reason, or None."""
+
+    place: str
+    verb: str
+    layer: str
+    shape: str
+    parameters: int
+    unmergeable: str | None
+    reach: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The edits of one adapter and their totals.
+
+    Attributes:
+        name: of the adapter.
+        methods: as they were written.
+        rows: one for each edit.
+        trainable, trainable_with_head: numbers of trained parameters.
+        backbone_parameters: of the backbone without its classifier.
+        bytes_on_disk: of the tensors that the adapter file holds; its manifest adds a few kB.
+        reach: "none", "from block k" or "full": how far back gradients travel.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    rows: tuple[Row, ...]
+    trainable: int
+    trainable_with_head: int
+    backbone_parameters: int
+    bytes_on_disk: int
+    reach: str
+
+    @property
+    def share(self) -> float:
+        """Trained parameters without the head, as a fraction of the backbone's."""
+        return self.trainable / self.backbone_parameters
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the whole adapter can be folded into the weights."""
+        return all(row.unmergeable is None for row in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for records."""
+        return {**asdict(self), "share": self.share, "mergeable": self.mergeable}
+
+    def totals(self) -> str:
+        """The figures in one line."""
+        return (
+            f"{self.trainable:,} trained parameters ({self.share:.3%} of {self.backbone_parameters:,}),"
+            f" {self.trainable_with_head:,} with the head; {self.bytes_on_disk / 1e6:.2f} MB on disk;"
+            f" gradients reach: {self.reach}; {'mergeable' if self.mergeable else 'not mergeable'}"
+        )
+
+    def __rich__(self) -> Table:
+        table = Table(title=f"{self.name}: {' + '.join(self.methods)}", caption=self.totals(), title_justify="left")
+        for column in ("place", "verb", "layer", "shape"):
+            table.add_column(column, no_wrap=column in ("place", "layer"))
+        table.add_column("params", justify="right")
+        table.add_column("merges")
+        table.add_column("gradients")
+        for row in _fold(self.rows):
+            merges = "yes" if row.unmergeable is None else "no"
+            table.add_row(row.place, row.verb, row.layer, row.shape, f"{row.parameters:,}", merges, row.reach)
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=140, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get().rstrip()
+
+
+def _fold(rows: tuple[Row, ...]) -> list[Row]:
+    """Rows that differ in nothing but numbers in their place are shown as one: `blocks.0-11.attn.q`."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        part = ".".join("*" if step.isdigit() else step for step in row.place.split("."))
+        groups.setdefault((part, row.verb, row.layer, row.shape, str(row.parameters)), []).append(row)
+    shown = []
+    for group in groups.values():
+        steps = [row.place.split(".") for row in group]
+        place = ".".join(_span([step[i] for step in steps]) for i in range(len(steps[0])))
+        parameters = sum(row.parameters for row in group)
+        shown.append(replace(group[0], place=place, parameters=parameters))
+    return shown
+
+
+def _span(steps: list[str]) -> str:
+    if len(set(steps)) == 1:
+        return steps[0]
+    numbers = sorted({int(step) for step in steps})
+    whole = numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}-{numbers[-1]}" if whole else ",".join(map(str, numbers))
+
+
+def reach_of(edit: Edit, depth: int) -> int:
+    """The index of the first block that a gradient from this edit's output passes, `depth` if it passes none."""
+    if edit.verb == "tap":
+        return depth
+    return min(edit.place.depth, depth)
+
+
+def _reach_text(start: int, depth: int) -> str:
+    if start >= depth:
+        return "none"
+    return "full" if start <= 0 else f"from block {start}"
+
+
+def make_plan(tuned: TunedModel, name: str) -> Plan:
+    """The plan of one adapter of a TunedModel."""
+    adapter, depth = tuned.adapter(name), len(tuned.description.blocks)
+    counted: set[int] = set()
+    rows, starts = [], []
+    for edit, key in zip(adapter.edits, adapter.keys, strict=True):
+        node = adapter.get_submodule(key)
+        fresh = {id(p): p for p in node.parameters() if p.requires_grad and id(p) not in counted}
+        counted |= fresh.keys()
+        start = reach_of(edit, depth)
+        starts.append(start)
+        largest = max((tuple(p.shape) for p in node.parameters()), key=lambda s: _size(s), default=())
+        rows.append(
+            Row(
+                place=edit.place.name,
+                verb=edit.verb,
+                layer=type(edit.layer).__name__ if edit.layer is not None else ", ".join(edit.parameters[:2]),
+                shape=" x ".join(str(size) for size in largest),
+                parameters=sum(p.numel() for p in fresh.values()),
+                unmergeable=why_not(edit),
+                reach=_reach_text(start, depth),
+            )
+        )
+    trained = list(adapter.trained())
+    inside = sum(p.numel() for key, p in trained if not key.startswith("head."))
+    classifier = {id(p) for p in tuned.description.classifier.parameters()}
+    own = {id(p) for _, p in trained}
+    stands_in = {id(frozen) for frozen in adapter.unfrozen.frozen if frozen is not None}
+    total = sum(p.numel() for p in tuned.backbone.parameters() if id(p) not in classifier | (own & stands_in))
+    return Plan(
+        name=name,
+        methods=tuple(repr(method) for method in tuned.methods(name)),
+        rows=tuple(rows),
+        trainable=inside,
+        trainable_with_head=sum(p.numel() for _, p in trained),
+        backbone_parameters=total,
+        bytes_on_disk=sum(t.numel() * t.element_size() for t in tuned.adapter_state(name).values()),
+        reach=_reach_text(min(starts, default=depth), depth),
+    )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size

@@ -1,0 +1,49 @@
+"""`tune`: describe a model, put methods on it, print the plan, prove that it is alive."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..backbones.backbone import Backbone
+from ..backbones.describe import describe
+from ..methods.method import Method
+from .tuned_model import TunedModel
+from .verify import DeadPlace
+from .verify import verify as look
+
+
+def tune(
+    model: nn.Module | Backbone,
+    *methods: Method,
+    num_classes: int | None = None,
+    head: nn.Module | None = None,
+    name: str = "default",
+    verify: bool = True,
+    show: bool = True,
+) -> TunedModel:
+    """Make a backbone trainable by a few parameters.
+
+    Args:
+        model: the pre-trained model, or its description.
+        methods: one, or several that act together in this order.
+        num_classes: classes of a new linear head; None keeps the backbone's own classifier, frozen.
+        head: a head of your own, (B, D) -> (B, anything), instead.
+        name: of the adapter.
+        verify: prove on two random images that every edit is alive. Skipped for a model on the meta device.
+        show: print the plan.
+
+    Raises:
+        MissingPlace: the method asks for a place that this backbone does not have.
+        DeadPlace: an edit would do nothing, or breaks a promise; the message lists which.
+    """
+    tuned = TunedModel(model if isinstance(model, Backbone) else describe(model))
+    tuned.attach(*methods, name=name, num_classes=num_classes, head=head)
+    if verify and not any(p.is_meta for p in tuned.backbone.parameters()):
+        report = look(tuned, name, first=True)
+        if not report:
+            raise DeadPlace(" ".join(report.problems))
+    if show:
+        from rich.console import Console
+
+        Console().print(tuned.plan(name))
+    return tuned

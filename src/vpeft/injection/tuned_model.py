@@ -1,0 +1,419 @@
+"""A backbone, untouched, and the adapters that act on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..backbones.backbone import Backbone
+from ..backbones.edits import Edit
+from ..errors import VpeftError, nearest
+from ..methods.method import Method
+from .adapter import Adapter
+from .carry_out import carry_out
+from .hooks import Wiring
+from .merge import Merged, merge_edits
+
+if TYPE_CHECKING:
+    from .adapter_file import Manifest
+    from .plan import Plan
+    from .verify import Report
+
+
+class AdapterError(VpeftError):
+    """An adapter's name, state or use does not fit."""
+
+
+class TunedModel(nn.Module):
+    """Two children: `backbone`, whose keys never move, and `adapters.<name>.<place>.<verb>`.
+
+    Calling it gives logits (B, classes) of the active adapter's head; without a head of its own, what the backbone's
+    own classifier says. `repr` is the plan.
+    """
+
+    backbone: nn.Module
+    adapters: nn.ModuleDict
+
+    def __init__(self, description: Backbone) -> None:
+        super().__init__()
+        self.backbone = description.module
+        self.adapters = nn.ModuleDict()
+        self.description = description
+        self.manifest: Manifest | None = None
+        self._methods: dict[str, tuple[Method, ...]] = {}
+        self._wiring = Wiring()
+        self._active: str | None = None
+        self._merged: dict[str, Merged] = {}
+        self._route: tuple[str, ...] | None = None
+        self._compiled = False
+        self._flags = [parameter.requires_grad for parameter in self.backbone.parameters()]
+        self.backbone.requires_grad_(False)
+        self.training = self.backbone.training  # evaluates or trains as the given model did
+
+    # -- attach and detach ------------------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        *methods: Method,
+        name: str = "default",
+        num_classes: int | None = None,
+        head: nn.Module | None = None,
+    ) -> Self:
+        """Put methods on the backbone under `name`, and switch to them. Several methods act together, in order.
+
+        Args:
+            methods: at least one.
+            name: of the adapter; letters, digits, `-` and `_`.
+            num_classes: make a new linear head for so many classes.
+            head: or this module, (B, D) -> (B, anything).
+
+        Raises:
+            AdapterError: the name is taken or unusable, nothing would change, or the model is compiled already.
+            MissingPlace: a method asks for what this backbone does not have.
+        """
+        if self._compiled:
+            raise AdapterError("This model is compiled, and hooks added afterwards would be ignored. Attach first.")
+        if name in self.adapters or not name.replace("-", "").replace("_", "").isalnum():
+            raise AdapterError(f"{name!r} is taken or no usable name. There are: {', '.join(self.adapters) or 'none yet'}.")
+        if not methods:
+            raise AdapterError("No method was given. For a head alone, attach LinearProbe().")
+        if num_classes is not None and head is not None:
+            raise AdapterError("Give num_classes or a head, not both.")
+        edits = [edit for method in methods for edit in method.edits(self.description)]
+        if not edits and not all(method.trains_head_only for method in methods):
+            idle = " + ".join(type(method).__name__ for method in methods)
+            raise AdapterError(f"{idle} changes nothing on {self.description.facts.architecture}.")
+        adapter = Adapter(name, head if num_classes is None else new_head(self.description.facts.width, num_classes))
+        previous = self._active
+        self._activate(None)
+        try:
+            for edit in edits:
+                self._place_device(edit)
+                adapter.put(edit)
+                carry_out(edit, name, self._wiring)
+        except Exception:
+            self._wiring.remove(name)
+            self._activate(previous)
+            raise
+        if adapter.head is not None:
+            adapter.head.to(_anchor(self.backbone).device)
+        adapter.train(self.training)
+        self.adapters[name] = adapter
+        self._methods[name] = methods
+        self._activate(name)
+        return self
+
+    def _place_device(self, edit: Edit) -> None:
+        if edit.layer is not None:
+            like = _anchor(self.backbone)
+            edit.layer.to(device=like.device, dtype=like.dtype)
+
+    def detach(self, name: str | None = None) -> nn.Module:
+        """Take an adapter off. The backbone is bit by bit what it was, with no hook left when none remains.
+
+        Raises:
+            AdapterError: the method wrote into the backbone's weights and kept no originals (full fine-tuning).
+        """
+        name = self._known(name)
+        adapter = self.adapter(name)
+        if not adapter.unfrozen.exact:
+            raise AdapterError(
+                f"Adapter {name!r} trained the backbone's own weights in place and kept no originals,"
+                " so it cannot be taken off. Load the backbone again."
+            )
+        if name in self._merged:
+            self.unmerge(name)
+        active = self._active
+        self._activate(None)
+        self._wiring.remove(name)
+        del self.adapters[name]
+        del self._methods[name]
+        self._activate(active if active != name else next(iter(self.adapters), None))
+        if self._compiled:
+            self._decompile()
+        if not self.adapters:
+            for parameter, flag in zip(self.backbone.parameters(), self._flags, strict=True):
+                parameter.requires_grad_(flag)
+        return self.backbone
+
+    # -- which adapter is on ----------------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> str | None:
+        """The adapter that is on."""
+        return self._active
+
+    def enable(self, *names: str) -> Enabled:
+        """Switch adapters: one name for whole batches, or one for each sample of the next batches.
+
+        As a statement it switches for good, in a `with` it switches back at the end. With several names the batch
+        must have as many samples; the samples of one adapter run together, and all heads must agree in their outputs.
+        """
+        if not names:
+            raise AdapterError(f"Which adapter? There are: {', '.join(self.adapters)}.")
+        previous = (self._active, self._route)
+        for name in names:
+            self._known(name)
+        self._route = names if len(names) > 1 else None
+        if self._route is None:
+            self._activate(names[0])
+        return Enabled(self, previous)
+
+    def disable(self) -> Enabled:
+        """Run the frozen backbone; in a `with`, until its end."""
+        previous = (self._active, self._route)
+        self._route = None
+        self._activate(None)
+        return Enabled(self, previous)
+
+    def _activate(self, name: str | None) -> None:
+        if self._active is not None and self._active in self.adapters:
+            self.adapter(self._active).unfrozen.switch(False)
+        self._active = name
+        self._wiring.switch.on = None if name is None or name in self._merged else name
+        if name is not None:
+            self.adapter(name).unfrozen.switch(True)
+
+    def _known(self, name: str | None) -> str:
+        if name is None:
+            if self._active is None:
+                raise AdapterError(f"No adapter is on. There are: {', '.join(self.adapters) or 'none'}.")
+            return self._active
+        if name not in self.adapters:
+            raise AdapterError(f"There is no adapter {name!r}. {nearest(name, self.adapters)}")
+        return name
+
+    def adapter(self, name: str | None = None) -> Adapter:
+        """The module of one adapter (the active one by default)."""
+        found = self.adapters[self._known(name)]
+        assert isinstance(found, Adapter)
+        return found
+
+    def methods(self, name: str | None = None) -> tuple[Method, ...]:
+        """The methods of one adapter (the active one by default)."""
+        return self._methods[self._known(name)]
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The active adapter's own head."""
+        return None if self._active is None else self.adapter().head
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, classes)."""
+        if self._route is not None:
+            return self._forward_routed(images, self._route)
+        return self.logits(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> pooled features (B, D), with the active adapter's edits."""
+        features: Tensor = self.description.outlet_anchor(self.description.pooled(images))
+        return features
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Pooled features (B, D) -> logits of the active head, or of the backbone's own classifier."""
+        head = self.head
+        out = self.description.classifier(features) if head is None else head(features)
+        logits: Tensor = self.description.logits_anchor(out)
+        return logits
+
+    def _forward_routed(self, images: Tensor, names: Sequence[str]) -> Tensor:
+        if len(names) != images.shape[0]:
+            raise AdapterError(f"{len(names)} adapters are enabled for a batch of {images.shape[0]} images.")
+        parts: dict[str, tuple[Tensor, Tensor]] = {}
+        before = self._active
+        try:
+            for name in dict.fromkeys(names):
+                rows = torch.tensor([i for i, wanted in enumerate(names) if wanted == name], device=images.device)
+                self._activate(name)
+                parts[name] = rows, self.logits(self.features(images[rows]))
+        finally:
+            self._activate(before)
+        shapes = {tuple(out.shape[1:]) for _, out in parts.values()}
+        if len(shapes) > 1:
+            raise AdapterError(f"The heads of {', '.join(parts)} give outputs of different shapes: {sorted(shapes)}.")
+        order = torch.cat([rows for rows, _ in parts.values()])
+        return torch.cat([out for _, out in parts.values()])[torch.argsort(order)]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode; frozen BatchNorm layers of the backbone stay in eval, so that their statistics hold still."""
+        super().train(mode)
+        if mode:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters(False)):
+                    module.eval()
+        return self
+
+    # -- what trains ------------------------------------------------------------------------------------------------
+
+    def trainable(self, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that the optimiser should see, each once; the head's start with `head.`."""
+        yield from self.adapter(name).trained()
+
+    def adapter_state(self, name: str | None = None) -> dict[str, Tensor]:
+        """Every tensor that makes an adapter (trained parameters, buffers, head), by place. The live tensors."""
+        state = self.adapter(name).tensors()
+        state.update(self._trained_statistics(name))
+        return state
+
+    def _trained_statistics(self, name: str | None) -> dict[str, Tensor]:
+        """Running statistics of backbone layers whose parameters train: they change, so they belong to the adapter."""
+        owners = {id(module) for module, _, _ in self.adapter(name).unfrozen.targets}
+        return {
+            f"statistics.{prefix}.{key}": buffer
+            for prefix, module in self.backbone.named_modules()
+            if isinstance(module, _BatchNorm) and id(module) in owners
+            for key, buffer in module.named_buffers(recurse=False)
+        }
+
+    @torch.no_grad()
+    def load_adapter_state(self, state: dict[str, Tensor], name: str | None = None) -> None:
+        """Copy tensors into an adapter.
+
+        Raises:
+            AdapterError: names or shapes differ; both sides are named.
+        """
+        own = self.adapter_state(name)
+        missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        shapes = [
+            f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} here"
+            for key in own
+            if key in state and own[key].shape != state[key].shape
+        ]
+        if missing or surplus or shapes:
+            raise AdapterError(
+                "The tensors do not fit this adapter."
+                + (f" Missing: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}." if missing else "")
+                + (f" Unknown: {', '.join(surplus[:5])}{' ...' if len(surplus) > 5 else ''}." if surplus else "")
+                + (f" Of another shape: {'; '.join(shapes[:5])}." if shapes else "")
+            )
+        for key, tensor in own.items():
+            tensor.copy_(state[key])
+
+    def prepare(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Let the active methods look at real batches before training."""
+        kept = [method for method in self.methods() if type(method).prepare is not Method.prepare]
+        if kept:
+            batches = list(batches)
+            for method in kept:
+                method.prepare(self, batches)
+
+    def penalty(self) -> Tensor | None:
+        """The sum of the active methods' penalties, or None when no method has one."""
+        found = [value for method in self.methods() if (value := method.penalty(self)) is not None]
+        return torch.stack(found).sum() if found else None
+
+    def advance(self, progress: float) -> None:
+        """Tell the active methods how much of training is done, 0 to 1."""
+        for method in self.methods():
+            method.advance(self, progress)
+
+    # -- merge, compile, inspect, save ------------------------------------------------------------------------------
+
+    def merge(self, name: str | None = None) -> Self:
+        """Fold an adapter into the backbone's weights, so that it costs nothing; `unmerge` restores them bit by bit.
+
+        Raises:
+            CannotMerge: with the edits that have no exact weight form.
+        """
+        name = self._known(name)
+        if name in self._merged:
+            return self
+        if self._merged:
+            raise AdapterError(f"Adapter {next(iter(self._merged))!r} is merged; unmerge it first.")
+        self._merged[name] = merge_edits(self.adapter(name).edits)
+        self._activate(name)
+        return self
+
+    def unmerge(self, name: str | None = None) -> Self:
+        """Undo `merge`, bit by bit."""
+        name = self._known(name)
+        if name in self._merged:
+            self._merged.pop(name).restore()
+            self._activate(self._active)
+        return self
+
+    def compile(self, *, fullgraph: bool = False, mode: str | None = None, dynamic: bool | None = None) -> Self:  # type: ignore[override]
+        """torch.compile, block by block: one graph serves equal blocks. Attaching afterwards raises."""
+        options: dict[str, Any] = {"fullgraph": fullgraph, "mode": mode, "dynamic": dynamic}
+        for block in self.description.blocks:
+            assert block.exit is not None
+            block.exit.module.compile(**options)
+        self._compiled = True
+        return self
+
+    def _decompile(self) -> None:
+        for block in self.description.blocks:
+            assert block.exit is not None
+            block.exit.module._compiled_call_impl = None
+        self._compiled = False
+
+    def plan(self, name: str | None = None) -> Plan:
+        """The table of all edits of one adapter, with totals."""
+        from .plan import make_plan
+
+        return make_plan(self, self._known(name))
+
+    def verify(self, batch: Tensor | None = None, name: str | None = None) -> Report:
+        """Prove that the adapter is alive; see `verify.verify`."""
+        from .verify import verify
+
+        return verify(self, self._known(name), batch)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        labels: Sequence[str] | None = None,
+        preprocessing: dict[str, Any] | None = None,
+        task: str = "classification",
+        scores: dict[str, float] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Path:
+        """Write one adapter as one safetensors file; see `adapter_file.save`."""
+        from .adapter_file import save
+
+        return save(self, self._known(name), Path(path), labels, preprocessing, task, scores, extra)
+
+    def __repr__(self) -> str:
+        return f"TunedModel of {self.description!r}\n" + "\n".join(str(self.plan(name)) for name in self.adapters)
+
+
+class Enabled:
+    """What `enable` returns: leaving its `with` restores the adapter that was on before."""
+
+    def __init__(self, tuned: TunedModel, previous: tuple[str | None, tuple[str, ...] | None]) -> None:
+        self._tuned, self._previous = tuned, previous
+
+    def __enter__(self) -> TunedModel:
+        return self._tuned
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        name, route = self._previous
+        self._tuned._route = route
+        self._tuned._activate(name if name in self._tuned.adapters else None)
+
+
+def new_head(width: int, classes: int) -> nn.Linear:
+    """A linear head, weights N(0, 0.02) cut at two deviations, bias 0, as timm starts its classifiers."""
+    if classes < 1:
+        raise AdapterError(f"A head needs at least one class; {classes} were asked for.")
+    head = nn.Linear(width, classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _anchor(model: nn.Module) -> nn.Parameter:
+    """A floating-point parameter that tells device and precision."""
+    return next(p for p in model.parameters() if p.is_floating_point())

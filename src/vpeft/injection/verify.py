@@ -1,0 +1,168 @@
+"""Proof that an adapter is alive: one tiny batch, two backward passes, everything put back as it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import VpeftError
+
+if TYPE_CHECKING:
+    from .tuned_model import TunedModel
+
+
+class DeadPlace(VpeftError):
+    """An edit is never executed, a new tensor never receives a gradient, or a promise about step 0 does not hold."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` saw.
+
+    Attributes:
+        executed: number of operations that ran.
+        live: names of trained tensors that received a gradient within two steps.
+        dormant: names of tensors that are declared to receive none, with the reason.
+        identity: whether the features at this point equal the frozen backbone's.
+        problems: sentences; empty when all is well.
+    """
+
+    executed: int
+    live: list[str]
+    dormant: dict[str, str] = field(default_factory=dict)
+    identity: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return not self.problems
+
+
+STEP = 1e-2  # relative size of the trial step; it only has to leave zero-initialised factors
+IDENTITY = 1e-5
+
+
+def verify(tuned: TunedModel, name: str, batch: Tensor | None = None, *, first: bool = False) -> Report:
+    """Run two forward and backward passes in eval mode and report what is dead.
+
+    Args:
+        tuned: the model.
+        name: the adapter.
+        batch: images (B, C, H, W); two random ones of the backbone's own size by default.
+        first: whether this is step 0, so that the methods' promise to start as the frozen model is checked.
+
+    The adapter's tensors, gradients, buffers, modes and the random state are the same afterwards.
+    """
+    modes = {module: module.training for module in tuned.modules()}
+    active, route = tuned.active, tuned._route
+    parameters = dict(tuned.adapter(name).trained())
+    state = {key: tensor.clone() for key, tensor in tuned.adapter_state(name).items()}
+    kept = {key: p.grad for key, p in parameters.items()}
+    frozen = {key: p for key, p in tuned.backbone.named_parameters() if not p.requires_grad}
+    before = {key: p._version for key, p in frozen.items()}
+    statistics = {key: buffer.clone() for key, buffer in tuned.backbone.named_buffers()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            tuned.eval()
+            images = _images(tuned, batch)
+            with tuned.disable(), torch.no_grad():
+                plain = tuned.features(images)
+            tuned.enable(name)
+            report = _look(tuned, name, images, plain, parameters, first)
+        finally:
+            tuned._wiring.switch.watched = None
+            with torch.no_grad():
+                for key, tensor in tuned.adapter_state(name).items():
+                    tensor.copy_(state[key])
+                for key, buffer in tuned.backbone.named_buffers():
+                    buffer.copy_(statistics[key])
+            for key, p in parameters.items():
+                p.grad = kept[key]
+            for module, mode in modes.items():
+                module.training = mode
+            tuned._route = route
+            tuned._activate(active)
+    changed = [key for key, p in frozen.items() if p._version != before[key] or p.grad is not None]
+    if changed:
+        report.problems.append(f"Frozen tensors of the backbone were written to: {', '.join(changed[:4])}.")
+    return report
+
+
+def _images(tuned: TunedModel, batch: Tensor | None) -> Tensor:
+    like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
+    if batch is not None:
+        return batch.to(device=like.device, dtype=like.dtype)
+    channels = tuned.description.pixels.width
+    return torch.randn(2, channels, *tuned.description.facts.image_size).to(device=like.device, dtype=like.dtype)
+
+
+def _look(
+    tuned: TunedModel,
+    name: str,
+    images: Tensor,
+    plain: Tensor,
+    parameters: dict[str, nn.Parameter],
+    first: bool,
+) -> Report:
+    ran: list[object] = []
+    tuned._wiring.switch.watched = ran
+    live: set[str] = set()
+    problems: list[str] = []
+    identity = False
+    for step in range(2):
+        for p in parameters.values():
+            p.grad = None
+        features = tuned.features(images)
+        if step == 0:
+            identity = bool((features.detach() - plain).abs().max() <= IDENTITY * plain.abs().max().clamp(min=1.0))
+            ran_once = {id(operation) for operation in ran}
+        logits = tuned.logits(features)
+        direction = torch.randn(logits.shape[1:], device=logits.device, dtype=logits.dtype)
+        loss = (logits * direction).sum()
+        penalty = tuned.penalty()
+        if penalty is not None:
+            loss = loss + penalty
+        if not torch.isfinite(loss):
+            problems.append("The output on a random image is not finite.")
+            break
+        if loss.requires_grad:
+            loss.backward()
+        with torch.no_grad():
+            for key, p in parameters.items():
+                if p.grad is not None and bool(p.grad.any()):
+                    live.add(key)
+                    scale = p.grad.abs().max()
+                    p.add_(p.grad / scale, alpha=-STEP * float(p.abs().mean().clamp(min=1.0)))
+    dormant = _dormant(tuned, name)
+    operations = tuned._wiring.operations(name)
+    asleep = sorted({_where(tuned, name, op) for op in operations if id(op) not in ran_once and name not in tuned._merged})
+    if asleep:
+        problems.append(f"These places are never executed, so their edits do nothing: {', '.join(asleep[:6])}.")
+    dead = [key for key in parameters if key not in live and key not in dormant]
+    if dead and not problems:
+        problems.append(f"These tensors receive no gradient in two steps: {', '.join(dead[:6])} ({len(dead)} in all).")
+    promised = first and all(method.starts_as_identity for method in tuned.methods(name))
+    if promised and not identity:
+        problems.append("The features at step 0 differ from the frozen backbone's, although the method promises equality.")
+    return Report(len(ran_once), sorted(live), dormant, identity, problems)
+
+
+def _dormant(tuned: TunedModel, name: str) -> dict[str, str]:
+    """Tensors that a layer declares as asleep: its attribute `dormant` maps its own tensor names to reasons."""
+    found: dict[str, str] = {}
+    for prefix, module in tuned.adapter(name).named_modules():
+        for key, reason in getattr(module, "dormant", {}).items():
+            found[f"{prefix}.{key}" if prefix else key] = reason
+    return found
+
+
+def _where(tuned: TunedModel, name: str, operation: object) -> str:
+    layer = getattr(operation, "layer", None)
+    adapter = tuned.adapter(name)
+    for edit, key in zip(adapter.edits, adapter.keys, strict=True):
+        if edit.layer is layer and layer is not None:
+            return key
+    return type(operation).__name__

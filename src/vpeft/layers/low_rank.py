@@ -1,0 +1,56 @@
+"""Low-rank changes of a linear map or a convolution."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LowRank(nn.Module):
+    """x -> scale * B A drop(x), beside a linear map.
+
+    Args:
+        width_in: D_in of x, (..., D_in).
+        width: D_out of the result, (..., D_out).
+        rank: R.
+        scale: factor of the product.
+        dropout: probability on x, in training only.
+
+    A starts Kaiming-uniform with a = sqrt(5) as nn.Linear does, B at zero, so the map starts at zero (loralib).
+    """
+
+    def __init__(self, width_in: int, width: int, rank: int, scale: float = 1.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, width_in))
+        self.B = nn.Parameter(torch.zeros(width, rank))
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout)
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(self.dropout(x), self.A), self.B) * self.scale
+
+    def weight_delta(self) -> tuple[Tensor, None]:
+        """(D_out, D_in): what to add to the weight."""
+        return self.scale * self.B @ self.A, None
+
+
+class LowRankWeight(nn.Module):
+    """W -> W + scale * reshape(B A), for a weight of any shape (out, ...): linear, convolution, depthwise.
+
+    With groups = 1 it equals a convolution to R channels followed by a 1x1 convolution.
+    """
+
+    def __init__(self, shape: tuple[int, ...], rank: int, scale: float = 1.0) -> None:
+        super().__init__()
+        width, *rest = shape
+        self.A = nn.Parameter(torch.empty(rank, math.prod(rest)))
+        self.B = nn.Parameter(torch.zeros(width, rank))
+        self.scale = scale
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.scale * self.B @ self.A).reshape(weight.shape)

@@ -1,0 +1,58 @@
+"""LoRA against loralib's numbers, an independent restatement, and Hugging Face peft."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vpeft
+from tests.golden.parity import base_vit, reproduce
+from tests.models import tiny_vit
+from vpeft.methods import LoRA
+
+
+def test_equals_the_authors_code() -> None:
+    mapping = {}
+    for block in range(3):
+        key, D, r = f"blocks.{block}.attn.qkv", 48, 4
+        for letter, part in (("q", 0), ("v", 1)):
+            ours = f"blocks.{block}.attn.{letter}.parallel"
+            mapping[f"{ours}.A"] = lambda t, key=key, part=part: t[f"{key}.lora_A"][part * r : (part + 1) * r]
+            mapping[f"{ours}.B"] = lambda t, key=key, part=part: t[f"{key}.lora_B"][part * D : (part + 1) * D]
+    reproduce("lora", "vit", LoRA(rank=4, alpha=6), mapping)
+
+
+def test_equals_a_restatement_on_one_projection() -> None:
+    tuned = vpeft.tune(tiny_vit(), LoRA(rank=2, alpha=6, targets=("fc2",)), show=False)
+    for _, parameter in tuned.trainable():
+        torch.nn.init.normal_(parameter)
+    layer = tuned.adapter().get_submodule("blocks.1.mlp.fc2.parallel")
+    fc2 = tuned.backbone.blocks[1].mlp.fc2
+    x = torch.randn(2, 17, 192)
+    expected = x @ fc2.weight.T + fc2.bias + 3.0 * (x @ layer.A.T) @ layer.B.T
+    assert torch.allclose(fc2(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [("qkv",), ("proj", "fc1", "fc2"), ("qkv", "proj", "fc1", "fc2")])
+def test_equals_hugging_face_peft(targets: tuple[str, ...]) -> None:
+    peft = pytest.importorskip("peft")
+    ours = vpeft.tune(base_vit(), LoRA(rank=4, alpha=8, targets=targets), show=False)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=[f"blocks.*.{t}" for t in targets])
+    config.target_modules = rf"blocks\.\d+\.(attn|mlp)\.({'|'.join(targets)})"
+    theirs = peft.get_peft_model(base_vit(), config).eval()
+    pairs = []
+    for key, parameter in ours.trainable():
+        name = key.replace(".parallel.", ".lora_").replace("lora_A", "lora_A.default.weight")
+        name = f"base_model.model.{name.replace('lora_B', 'lora_B.default.weight')}"
+        twin = theirs.get_parameter(name)
+        torch.nn.init.normal_(parameter, std=0.3)
+        twin.data.copy_(parameter.data)
+        pairs.append((parameter, twin))
+    x = torch.randn(2, 3, 32, 32)
+    y, z = ours.features(x), theirs(x)
+    assert torch.allclose(y, z, atol=1e-6, rtol=1e-6)
+    direction = torch.randn_like(y)
+    (y * direction).sum().backward()
+    (z * direction).sum().backward()
+    for parameter, twin in pairs:
+        assert torch.allclose(parameter.grad, twin.grad, rtol=1e-5, atol=1e-6 * float(twin.grad.abs().max()))

@@ -1,0 +1,66 @@
+"""Tiny backbones with random weights, one for each family: seconds on a CPU, nothing downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def tiny_vit(**options: object) -> nn.Module:
+    """16 patches and a class token, width 48, three blocks, three heads."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    chosen = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 0}
+    return roughen(VisionTransformer(**{**chosen, **options}))  # type: ignore[arg-type]
+
+
+def tiny_swin(**options: object) -> nn.Module:
+    """A 16x16 grid, windows of 4, widths 24 and 48, two blocks each, the second of each shifted."""
+    from timm.models.swin_transformer import SwinTransformer
+
+    chosen = {
+        "img_size": 32,
+        "patch_size": 2,
+        "embed_dim": 24,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "window_size": 4,
+        "num_classes": 0,
+    }
+    return roughen(SwinTransformer(**{**chosen, **options}))  # type: ignore[arg-type]
+
+
+def tiny_convnext(**options: object) -> nn.Module:
+    """Widths 16 to 48, five blocks; 64x64 pixels."""
+    from timm.models.convnext import ConvNeXt
+
+    chosen = {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 48), "num_classes": 0, "ls_init_value": 0.5}
+    model = ConvNeXt(**{**chosen, **options})  # type: ignore[arg-type]
+    model.pretrained_cfg = {"input_size": (3, 64, 64), "architecture": "tiny_convnext"}
+    return roughen(model)
+
+
+def roughen(model: nn.Module) -> nn.Module:
+    """Move every parameter off zero and one, so that a forgotten norm, bias or scale shows in the output."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "timm_vit": tiny_vit,
+    "timm_swin": tiny_swin,
+    "timm_convnext": tiny_convnext,
+}
+
+
+def images_for(model: nn.Module, batch: int = 2) -> torch.Tensor:
+    """A fixed batch of the size that the model expects."""
+    import vpeft
+
+    size = vpeft.describe(model).facts.image_size
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
