@@ -50,6 +50,7 @@ def build() -> App:
         version=f"vpeft {__version__}",
         help_format="markdown",
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     for order, (name, path, summary, group) in enumerate(_COMMANDS):
         app.command(path, name=name, help=summary, group=group, sort_key=order)

@@ -11,8 +11,10 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -42,6 +44,12 @@ _PACKAGES = (
 
 def guarded(app: App, arguments: Sequence[str]) -> int:
     """Run `app` on `arguments`; turn whatever happens into an exit code and, on failure, one message on stderr."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _shown_as_remark
+        return _guarded(app, arguments)
+
+
+def _guarded(app: App, arguments: Sequence[str]) -> int:
     try:
         code = app(arguments, exit_on_error=False, print_error=False, verbose=False)
         sys.stdout.flush()
@@ -83,6 +91,19 @@ def say_warning(message: str) -> None:
     """One remark on stderr that does not end the command."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("warning: ", "bold yellow"), message.rstrip()))
+
+
+def _shown_as_remark(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of ours as one remark; one of another library with its name, so that it is known who speaks."""
+    ours = category.__module__.startswith("vpeft")
+    say_warning(str(message) if ours else f"({category.__name__}, {Path(filename).name}:{lineno}) {message}")
 
 
 def versions() -> dict[str, str]:

@@ -69,10 +69,10 @@ class Flag:
         """What the model is given for what was typed: commas split, and one word alone tried as a single value."""
         if not self.several or given is None:
             return given
-        words = [word.strip() for piece in given for word in str(piece).split(",") if word.strip()]
+        words = [word for piece in given for word in split_list(str(piece))]
         if len(words) == 1:
             try:
-                TypeAdapter(self.field.annotation).validate_python(words[0])
+                TypeAdapter[Any](self.field.annotation).validate_python(words[0])  # type: ignore[arg-type]
             except ValidationError:
                 return words
             return words[0]
@@ -122,6 +122,17 @@ def with_flags(function: Callable[..., Any], flags: Sequence[Flag]) -> Callable[
     command.__module__ = function.__module__
     command.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
     return command
+
+
+def split_list(text: str) -> list[str]:
+    """`text` at its commas, but not at those within brackets: `lora(rank=4, alpha=8),ssf` is two words."""
+    words, depth, start = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            words.append(text[start:place])
+            start = place + 1
+    return [word.strip() for word in (*words, text[start:]) if word.strip()]
 
 
 def nested(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,14 +204,14 @@ def _plain(annotation: Any) -> Any:
 
 
 def _shown_default(field: FieldInfo) -> str | None:
-    """The default as it would be typed; None where there is none to show."""
+    """The default as it would be typed; None where there is none to show, or where leaving the flag out says it all."""
     if field.is_required():
         return None
     value = field.get_default(call_default_factory=True)
-    if value is None:
-        return "none"
+    if value is None or value is False:
+        return None
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, (list, tuple, set, frozenset)):
-        return ",".join(str(item) for item in value) or '""'
+        return ",".join(str(item) for item in value) or None
     return str(value)

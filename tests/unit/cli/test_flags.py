@@ -9,7 +9,7 @@ import pytest
 from cyclopts import App, CycloptsError, Group
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vpeft.cli.flags import Flag, InvalidValue, flags_of, mistakes, nested, with_flags
+from vpeft.cli.flags import Flag, InvalidValue, flags_of, mistakes, nested, split_list, with_flags
 
 GROUP = Group("Settings")
 
@@ -117,5 +117,9 @@ def test_the_help_shows_the_models_own_defaults(capsys: pytest.CaptureFixture[st
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "rank of the update [default: 8]" in text
     assert "[default: q,v]" in text
-    assert "[default: none]" in text
+    assert "[default: none]" not in text
     assert "[choices: squash, shorter]" in text
+
+
+def test_commas_within_brackets_do_not_separate() -> None:
+    assert split_list("lora(rank=4, targets=[q, v]), ssf,") == ["lora(rank=4, targets=[q, v])", "ssf"]

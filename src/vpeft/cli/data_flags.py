@@ -1,0 +1,17 @@
+"""The flags of a data set: `--data` for where it is, `--data.<field>` for how it is read."""
+
+from __future__ import annotations
+
+from cyclopts import Group
+
+from vpeft.cli.flags import Flag, flags_of
+from vpeft.data.config import DataConfig
+
+DATA_PANEL = Group("The data", sort_key=20)
+
+
+def data_flags(path: tuple[str, ...] = ()) -> list[Flag]:
+    """One flag per field of `DataConfig`; the values go under `path`."""
+    return flags_of(
+        DataConfig, group=DATA_PANEL, prefix="data.", path=path, renamed={"source": ("--data", "--data.source")}
+    )

@@ -1,0 +1,49 @@
+"""The flags of all methods: `--<method>.<field>`, one panel of the help per method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from cyclopts import Group
+
+from vpeft.cli.flags import Flag, flags_of, nested
+from vpeft.errors import VpeftError
+from vpeft.methods import all_methods
+
+# Below the panels of the data and the optimisation, in the order of the names.
+_FIRST_PANEL = 100
+
+
+class StrayFlag(VpeftError):
+    """A setting of a method that this run does not use."""
+
+
+@lru_cache(maxsize=1)
+def all_method_flags() -> tuple[Flag, ...]:
+    """One flag per field of every registered method; its value goes to `(method name, field)`."""
+    made: list[Flag] = []
+    for order, (name, kind) in enumerate(all_methods().items()):
+        panel = Group(f"--method {name}", sort_key=_FIRST_PANEL + order)
+        made += flags_of(kind, group=panel, prefix=f"{name}.", path=(name,))
+    return tuple(made)
+
+
+def chosen_fields(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that were typed for `method`; raises `StrayFlag` for those of another method."""
+    return fields_by_method([method], given).get(method, {})
+
+
+def fields_by_method(used: Iterable[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The fields that were typed, by method; raises `StrayFlag` for those of a method that is not `used`."""
+    typed: dict[str, dict[str, Any]] = nested(all_method_flags(), given)
+    known = list(used)
+    for name, fields in typed.items():
+        if name not in known:
+            flags = ", ".join(f"--{name}.{field.replace('_', '-')}" for field in fields)
+            raise StrayFlag(
+                f"{flags}: this run uses {' and '.join(known) or 'no method'}, not {name}. "
+                f"Say --method {name}, or leave the flag out."
+            )
+    return typed

@@ -1,0 +1,20 @@
+"""A pydantic model from what was typed, with mistakes worded for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from vpeft.cli.flags import Flag, mistakes
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def validated(model: type[_Model], values: Mapping[str, Any], flags: Iterable[Flag]) -> _Model:
+    """`model` made from `values`; raises `InvalidValue` that names the flag, the value and what is wrong."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise mistakes(error, flags) from None
