@@ -1,0 +1,86 @@
+"""A folder with one sub-folder per class, or with train/ val/ test/ of such folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from vpeft.data.config import DataConfig
+from vpeft.data.images import is_image_name
+from vpeft.data.items import FilePicture, Item, Listing, SplitName, split_of
+from vpeft.data.problems import DataError
+from vpeft.data.sources.registry import source
+
+
+@source
+class Folder:
+    """Class folders; images may lie deeper, their class is the first level."""
+
+    name = "folder"
+    title = "a folder with one sub-folder of images per class, or train/, val/, test/ of such sub-folders"
+
+    def claims(self, config: DataConfig) -> bool:
+        root = Path(config.source).expanduser()
+        return root.is_dir() and any(_has_image(folder) for folder in _folders(root))
+
+    def names(self) -> Iterable[str]:
+        return ()
+
+    def read(self, config: DataConfig) -> Listing:
+        root = Path(config.source).expanduser()
+        if not root.is_dir():
+            raise DataError(f"{root} is not a folder.")
+        listing = Listing(f"Expected: {self.title}.")
+        folders = _folders(root)
+        if not folders and any(is_image_name(file) for file in root.iterdir()):
+            raise DataError(f"{root} holds images but no class folders. Put those of each class into a sub-folder.")
+        splits = {folder: split_of(folder.name) for folder in folders}
+        # A class may be called "train": a folder named like a split is one only if all are, and if it holds folders.
+        by_split = bool(folders) and all(splits.values())
+        nested = [
+            folder for folder, split in splits.items() if split and any(_has_image(one) for one in _folders(folder))
+        ]
+        if nested and not by_split:
+            others = ", ".join(folder.name for folder, split in splits.items() if not split)
+            raise DataError(
+                f"{root} mixes splits ({', '.join(folder.name for folder in nested)}) and other folders ({others}). "
+                "Keep train/, val/ and test/ alone in it, or point at the folder of classes."
+            )
+        if not by_split or not nested:
+            _add_classes(listing, root, root, None)
+            return listing
+        seen: dict[SplitName, Path] = {}
+        for folder, split in splits.items():
+            assert split is not None  # by_split
+            if split in seen:
+                raise DataError(f"{root} has two folders for {split}: {seen[split].name} and {folder.name}. Keep one.")
+            seen[split] = folder
+            _add_classes(listing, root, folder, split)
+        return listing
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+def _has_image(folder: Path) -> bool:
+    return any(is_image_name(path) for path in folder.rglob("*"))
+
+
+def _add_classes(listing: Listing, root: Path, folder: Path, split: SplitName | None) -> None:
+    """Add the images of the class folders in `folder`, named by their paths from `root`."""
+    loose = [path for path in sorted(folder.iterdir()) if path.is_file() and is_image_name(path)]
+    for path in loose:
+        listing.problems.add("ignored", path.relative_to(root).as_posix(), "not in a class folder")
+    stated = []
+    for kind in _folders(folder):
+        stated.append(kind.name)
+        for path in sorted(kind.rglob("*"), key=lambda path: path.relative_to(root).as_posix()):
+            if path.is_dir() or path.name.startswith("."):
+                continue
+            name = path.relative_to(root).as_posix()
+            if is_image_name(path):
+                listing.add(split, Item(name, kind.name, FilePicture(path)))
+            else:
+                listing.problems.add("ignored", name)
+    listing.stated = [*listing.stated, *stated]

@@ -1,0 +1,85 @@
+"""The sources, found by looking through this folder. Nothing elsewhere knows any of them by name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from vpeft.data.config import DataConfig
+from vpeft.data.items import Listing
+from vpeft.data.problems import DataError
+from vpeft.errors import nearest
+
+
+class Source(Protocol):
+    """One way of keeping labelled images."""
+
+    name: str
+    """What `layout` calls it."""
+    title: str
+    """One line: what it looks like on disk, or where it comes from."""
+
+    def claims(self, config: DataConfig) -> bool:
+        """Whether this source can read what `config.source` names, judged quickly and without decoding images."""
+
+    def names(self) -> Iterable[str]:
+        """Texts for `config.source` that this source knows by name (none for a folder or a file)."""
+
+    def read(self, config: DataConfig) -> Listing:
+        """List the images and labels; decodes nothing. Raises `DataError` with the file and line of a mistake."""
+
+
+_SOURCES: dict[str, Source] = {}
+_S = TypeVar("_S", bound=type)
+
+
+def source(kind: _S) -> _S:
+    """Class decorator: make a source known."""
+    made: Source = kind()
+    if made.name in _SOURCES and type(_SOURCES[made.name]).__qualname__ != kind.__qualname__:
+        raise ValueError(f"Two sources are called {made.name!r}.")
+    _SOURCES[made.name] = made
+    return kind
+
+
+@lru_cache(maxsize=1)
+def _discover() -> None:
+    package = importlib.import_module("vpeft.data.sources")
+    for module in sorted(found.name for found in pkgutil.iter_modules(package.__path__)):
+        importlib.import_module(f"{package.__name__}.{module}")
+
+
+def sources() -> dict[str, Source]:
+    """All sources by name, sorted."""
+    _discover()
+    return dict(sorted(_SOURCES.items()))
+
+
+def known_names() -> list[str]:
+    """Every data set that can be asked for by name alone."""
+    return sorted(name for one in sources().values() for name in one.names())
+
+
+def find_source(config: DataConfig) -> Source:
+    """The source for `config`: the stated layout, or the only one that claims it. Raises `DataError` otherwise."""
+    known = sources()
+    if config.layout is not None:
+        if config.layout not in known:
+            raise DataError(f"There is no layout {config.layout!r}. {nearest(config.layout, known)}")
+        return known[config.layout]
+    claiming = [one for one in known.values() if one.claims(config)]
+    if len(claiming) == 1:
+        return claiming[0]
+    if claiming:
+        ways = "; ".join(f"layout {one.name!r}: {one.title}" for one in claiming)
+        raise DataError(f"{config.source} can be read in several ways; state one of them. {ways}.")
+    path = Path(config.source).expanduser()
+    if path.exists():
+        kinds = "\n".join(f"  {one.name}: {one.title}" for one in known.values())
+        raise DataError(f"{config.source} exists, but is none of the layouts that vpeft reads:\n{kinds}")
+    hint = nearest(config.source, known_names())
+    raise DataError(f"There is no file or folder {config.source}, and no data set of that name. {hint}")
