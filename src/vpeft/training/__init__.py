@@ -1,0 +1,1 @@
+"""Training: one loop, its settings, its results; and recipes, which are whole runs written down."""

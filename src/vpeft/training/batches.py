@@ -1,0 +1,125 @@
+"""Batches whose content is a function of (seed, epoch, position), whatever the number of loading processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vpeft.training.randomness import derived_seed, sample_randomness
+
+Batch = tuple[Tensor, Tensor]
+_Address = tuple[int, int]  # (epoch, index)
+
+
+@runtime_checkable
+class LabelledImages(Protocol):
+    """What training and evaluation read: `len(set)` and `set[i]` -> (image float (3, H, W), label)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+
+class _Seeded(Dataset[tuple[Tensor, int]]):
+    """Items addressed by (epoch, index), each drawn under a seed of its own."""
+
+    def __init__(self, images: LabelledImages, seed: int) -> None:
+        self.images = images
+        self.seed = seed
+
+    def __getitem__(self, address: _Address) -> tuple[Tensor, int]:
+        epoch, index = address
+        with sample_randomness(derived_seed(self.seed, "sample", epoch, index)):
+            return self.images[index]
+
+
+class _Order(Sampler[list[_Address]]):
+    """The batches of one epoch from a position on; the loader asks anew at the start of each epoch."""
+
+    def __init__(self, count: int, batch: int, *, seed: int, shuffled: bool, drop_last: bool) -> None:
+        self.count, self.batch, self.seed, self.shuffled = count, batch, seed, shuffled
+        full, rest = divmod(count, batch)
+        # A set smaller than one batch is used all the same: dropping it would leave nothing.
+        self.per_epoch = full if (drop_last and full) or not rest else full + 1
+        self.epoch = 0
+        self.first = 0
+
+    def __iter__(self) -> Iterator[list[_Address]]:
+        order = range(self.count)
+        indices: list[int] = list(order)
+        if self.shuffled:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
+            indices = torch.randperm(self.count, generator=generator).tolist()
+        for number in range(self.first, self.per_epoch):
+            yield [(self.epoch, index) for index in indices[number * self.batch : (number + 1) * self.batch]]
+
+    def __len__(self) -> int:
+        return self.per_epoch - self.first
+
+
+def _signals_of_a_worker(_: int) -> None:
+    # A loading process inherits the training process's handlers: left so, Ctrl-C would end it before the checkpoint is
+    # written, and the loader could not end it at all.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Batches:
+    """Batches of (images float (B, 3, H, W), labels int64 (B,)), on the processor.
+
+    Args:
+        images: the data set.
+        batch: images per batch; the last may be smaller unless `drop_last`.
+        seed: decides the order and every random transform; None: in the set's own order, for evaluation.
+        workers: loading processes; 0 loads in this one. The content is the same for any number.
+    """
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        batch: int,
+        *,
+        seed: int | None = None,
+        drop_last: bool = False,
+        workers: int = 0,
+        pin: bool = False,
+    ) -> None:
+        self.images = images
+        self.seed = seed or 0
+        self._order = _Order(len(images), batch, seed=self.seed, shuffled=seed is not None, drop_last=drop_last)
+        # A generator of its own: a loader otherwise takes a number from torch's at the start of each epoch.
+        own = torch.Generator().manual_seed(derived_seed(self.seed, "loader"))
+        self._loader: DataLoader[Any] = DataLoader(
+            _Seeded(images, self.seed),
+            batch_sampler=self._order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+            generator=own,
+            worker_init_fn=_signals_of_a_worker,
+        )
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in a whole epoch."""
+        return self._order.per_epoch
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images in a whole epoch."""
+        return min(len(self.images), self.per_epoch * self._order.batch)
+
+    def epoch(self, number: int = 0, first: int = 0) -> Iterator[Batch]:
+        """The batches of epoch `number` from batch `first` on; the same ones that an uninterrupted epoch has there."""
+        self._order.epoch, self._order.first = number, first
+        # Data sets that seed their own transforms are told a number in which this run's seed is mixed.
+        tell = getattr(self.images, "set_epoch", None)
+        if self._order.shuffled and callable(tell):
+            tell(derived_seed(self.seed, "epoch", number))
+        for images, labels in self._loader:
+            yield images, torch.as_tensor(labels, dtype=torch.int64)

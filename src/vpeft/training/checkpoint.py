@@ -1,0 +1,100 @@
+"""A training run on disk: one safetensors file with tensors and a JSON header, replaced in one step. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vpeft.errors import VpeftError
+from vpeft.training.atomic import replace_file
+
+FORMAT = 1
+_HEADER = "vpeft_checkpoint"
+
+
+class BadCheckpoint(VpeftError):
+    """A checkpoint that cannot be read, or that belongs to another run."""
+
+
+@dataclass
+class Checkpoint:
+    """Tensors by group (`model`, `best`, `optimiser`, `random`) and name, and plain JSON facts."""
+
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically: a reader, and a run that is killed here, find the old file or the new one."""
+    flat = {
+        f"{group}/{name}": tensor.detach().to("cpu").contiguous()
+        for group, named in checkpoint.tensors.items()
+        for name, tensor in named.items()
+    }
+    header = {_HEADER: json.dumps({"format": FORMAT, **checkpoint.facts}, allow_nan=False)}
+    replace_file(path, lambda fresh: save_file(_apart(flat), fresh, metadata=header))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read what `write_checkpoint` wrote.
+
+    Raises:
+        BadCheckpoint: not such a file, damaged, or of another format version.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = (file.metadata() or {}).get(_HEADER)
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise BadCheckpoint(f"{path} cannot be read as a checkpoint ({error}). Delete it to start afresh.") from error
+    if header is None:
+        raise BadCheckpoint(f"{path} is a safetensors file but no training checkpoint. Give another output folder.")
+    facts = json.loads(header)
+    if facts.pop("format") != FORMAT:
+        raise BadCheckpoint(f"{path} has another checkpoint format than {FORMAT}. Delete it to start afresh.")
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        group, _, name = key.partition("/")
+        tensors.setdefault(group, {})[name] = tensor
+    return Checkpoint(tensors, facts)
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as `<key>/<parameter's name>`; its groups must state `names`."""
+    return {
+        f"{key}/{name}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for group in optimiser.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for key, value in optimiser.state.get(parameter, {}).items()
+    }
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimiser_tensors` took out; rates are not part of it, the schedule states them anew."""
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for address, tensor in tensors.items():
+        key, _, name = address.partition("/")
+        by_parameter.setdefault(name, {})[key] = tensor
+    state = optimiser.state_dict()
+    names = [name for group in optimiser.param_groups for name in group["names"]]
+    state["state"] = {position: by_parameter[name] for position, name in enumerate(names) if name in by_parameter}
+    optimiser.load_state_dict(state)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The format refuses tensors that share memory (tied weights, expanded buffers): each gets its own."""
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return apart

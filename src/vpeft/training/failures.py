@@ -1,0 +1,146 @@
+"""Why a run cannot go on, found out and said: a number that is not finite, or memory that does not suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vpeft.errors import VpeftError
+from vpeft.training.memory import readable, saved_bytes
+from vpeft.training.modes import evaluation_mode
+from vpeft.training.randomness import untouched_randomness
+
+if TYPE_CHECKING:
+    from vpeft.training.optimisation import Optimisation
+    from vpeft.training.result import Result
+
+
+class TrainingFailed(VpeftError):
+    """Training ended before its time through no wish of the user; `result` says how far it came."""
+
+    result: Result | None = None
+
+
+class NonFinite(TrainingFailed):
+    """A tensor holds NaN or infinity."""
+
+
+class OutOfMemory(TrainingFailed):
+    """A step needs more memory than there is."""
+
+
+def first_not_finite(tuned: nn.Module, images: Tensor) -> str | None:
+    """Name the first tensor on the way from the images to the logits that is not finite; None if all are.
+
+    Parameters are looked at before the forward pass, which is run once more, in evaluation mode and without gradients.
+    """
+    if not _finite(images):
+        broken = [i for i in range(len(images)) if not _finite(images[i])]
+        return f"the input: {len(broken)} of {len(images)} images of the batch, the first at position {broken[0]}"
+    for kind, named in (("parameter", tuned.named_parameters()), ("buffer", tuned.named_buffers())):
+        for name, tensor in named:
+            if not _finite(tensor):
+                return f"the {kind} {name!r} ({_what(tensor)})"
+    found: list[str] = []
+    handles = [
+        module.register_forward_hook(_Watch(name or type(tuned).__name__, found))
+        for name, module in tuned.named_modules()
+    ]
+    try:
+        with torch.no_grad(), evaluation_mode(tuned), untouched_randomness():
+            tuned(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def not_finite_gradients(named: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
+    """Names of the parameters whose gradient holds NaN or infinity."""
+    return [name for name, parameter in named if parameter.grad is not None and not _finite(parameter.grad)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is torch's, or the system's, way to say that memory is used up."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text.lower())
+
+
+def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, said: str) -> str:
+    """What a step needs, measured with one and two images, and what to change.
+
+    Args:
+        tuned: in training mode, its gradients already given back.
+        sample: at least one image, (B, 3, H, W), on the model's device.
+        said: torch's own message.
+    """
+    part = -(-settings.batch // settings.accumulate)
+    head = f"Out of memory at {part} images at a time (batch {settings.batch}, accumulate {settings.accumulate}"
+    head += f", precision {settings.precision}). "
+    advice = []
+    if part > 1:
+        split = min(settings.batch, settings.accumulate * 2)
+        advice.append(f"accumulate = {split} (the same steps, with about half of it)")
+        advice.append(f"batch = {max(1, settings.batch // 2)} (another recipe)")
+    if settings.precision == "fp32":
+        advice.append('precision = "bf16"')
+    advice.append(
+        "a smaller image size or backbone" if part > 1 else "a smaller image size or backbone: one image is the least"
+    )
+    try:
+        with untouched_randomness():
+            one = saved_bytes(tuned, sample[:1])
+            two = saved_bytes(tuned, sample[:1].expand(2, *sample.shape[1:]).contiguous())
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        measured = "Not even two images fit, so the need could not be measured. "
+    else:
+        each = max(two - one, 0)
+        need = one + each * (part - 1)
+        trained = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
+        measured = (
+            f"Measured: {readable(each)} per image are kept for the backward pass in fp32, hence {readable(need)} for "
+            f"{part} images, besides {readable(_bytes(tuned))} of weights and {readable(3 * trained)} of gradients and "
+            f"AdamW's state; {_available(sample.device)}. "
+        )
+        # The largest part that would have fitted is not known, so no number is promised beyond the halving.
+    first_line = said.strip().splitlines()[0] if said.strip() else ""
+    return f"{head}{measured}Change one of: {'; '.join(advice)}.\n({first_line})"
+
+
+class _Watch:
+    """A forward hook that notes the first output that is not finite."""
+
+    def __init__(self, name: str, found: list[str]) -> None:
+        self.name, self.found = name, found
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        for tensor in output if isinstance(output, (tuple, list)) else [output]:
+            if isinstance(tensor, Tensor) and not self.found and not _finite(tensor):
+                self.found.append(f"the output of {self.name!r} ({type(module).__name__}, {_what(tensor)})")
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _what(tensor: Tensor) -> str:
+    broken = int((~torch.isfinite(tensor)).sum())
+    return f"{broken} of {tensor.numel()} values, shape {tuple(tensor.shape)}"
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _available(device: torch.device) -> str:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return f"the accelerator has {readable(total)}, {readable(free)} of them free"
+    return "the processor's memory did not suffice"

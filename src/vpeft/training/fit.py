@@ -1,0 +1,120 @@
+"""`fit`: train a tuned model on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpeft.errors import VpeftError
+from vpeft.tasks.task import Task
+from vpeft.training.atomic import write_json
+from vpeft.training.batches import LabelledImages
+from vpeft.training.checkpoint import read_checkpoint
+from vpeft.training.evaluate import UnsuitableData
+from vpeft.training.failures import TrainingFailed
+from vpeft.training.interrupts import StopRequest
+from vpeft.training.loop import CHECKPOINT, AfterEpoch, Training
+from vpeft.training.machine import repeatable_kernels
+from vpeft.training.optimisation import Optimisation
+from vpeft.training.progress import display
+from vpeft.training.randomness import untouched_randomness
+from vpeft.training.result import Result
+
+if TYPE_CHECKING:
+    from vpeft.injection.tuned_model import TunedModel
+
+RESULT = "result.json"
+
+
+class UnsuitableSettings(VpeftError):
+    """Settings that contradict the data that was given."""
+
+
+def fit(
+    tuned: TunedModel,
+    train: LabelledImages,
+    val: LabelledImages | None = None,
+    *,
+    optimisation: Optimisation | None = None,
+    epochs: int | None = None,
+    out: Path | str | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    workers: int = 0,
+    after_epoch: AfterEpoch | None = None,
+    identity: dict[str, Any] | None = None,
+    task: Task | None = None,
+) -> Result:
+    """Train what `tuned` declares trainable; the model then holds the weights of the last epoch, or those asked for.
+
+    The random numbers of the process are afterwards as they were before: the run depends on `optimisation.seed` alone.
+    Data order is a function of (seed, epoch), and each sample's augmentation of (seed, epoch, index).
+
+    Args:
+        tuned: the model; it is moved to the device and stays there.
+        train: labelled images as `dataset[i]` -> (image float (3, H, W), label).
+        val: the same, for validation; never trained on. Needed for early stopping and for keeping the best epoch.
+        optimisation: all settings; None takes the defaults, which `Optimisation` explains.
+        epochs: in place of `optimisation.epochs`.
+        out: folder for `checkpoint.safetensors` and `result.json`. With it, SIGTERM and Ctrl-C let the step in progress
+            end, write the checkpoint and return a result whose state is "stopped"; without it they do what they
+            always do.
+        resume: go on from a checkpoint in `out`, bit by bit as if it had not been interrupted; a finished run is not
+            done again, its weights are loaded. False starts afresh and overwrites it.
+        progress: show progress on standard error, live in a terminal, plain lines elsewhere.
+        workers: processes that load images; no influence on the result.
+        after_epoch: called with the model and the epoch's record; what it draws at random does not reach the training.
+        identity: facts (JSON) about data and model by which a checkpoint must agree, besides those that are seen here.
+        task: its loss is minimised; None is cross-entropy over the logits.
+
+    Raises:
+        NonFinite: NaN or infinity; the message names the tensor, and the weights before that step are saved.
+        OutOfMemory: with the measured need and what to change.
+        BadCheckpoint: the checkpoint in `out` is damaged or of another run.
+        UnsuitableData: no images, or labels that the model has no class for.
+        UnsuitableSettings: early stopping or keep = "best" without validation images.
+    """
+    settings = optimisation if optimisation is not None else Optimisation()
+    if epochs is not None:
+        settings = Optimisation.model_validate({**settings.model_dump(), "epochs": epochs})
+    if len(train) == 0:
+        raise UnsuitableData("There are no images to train on: the data set is empty.")
+    if val is not None and len(val) == 0:
+        raise UnsuitableData("The validation set is empty. Pass None to train without validation.")
+    if val is None and (settings.early_stopping is not None or settings.keep == "best"):
+        asked = "early_stopping" if settings.early_stopping is not None else 'keep = "best"'
+        raise UnsuitableSettings(f"{asked} needs validation images, and there are none. Give some, or leave it out.")
+    folder = Path(out) if out is not None else None
+    shown = display(progress)
+    with untouched_randomness(), repeatable_kernels(settings.deterministic):
+        run = Training(
+            tuned,
+            train,
+            val,
+            settings,
+            out=folder,
+            workers=workers,
+            shown=shown,
+            after_epoch=after_epoch,
+            identity=identity or {},
+            task=task,
+        )
+        try:
+            if folder is not None and resume and (folder / CHECKPOINT).exists():
+                run.restore(read_checkpoint(folder / CHECKPOINT))
+            with StopRequest(active=folder is not None) as stop:
+                result = run.run(stop)
+        except TrainingFailed as failure:
+            failure.result = run.result("failed", str(failure))
+            _write(folder, failure.result)
+            raise
+        finally:
+            shown.close()
+            tuned.eval()
+    _write(folder, result)
+    return result
+
+
+def _write(folder: Path | None, result: Result) -> None:
+    if folder is not None:
+        write_json(folder / RESULT, result.model_dump(mode="json"))

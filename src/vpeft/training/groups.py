@@ -1,0 +1,51 @@
+"""Which parameter is trained at which rate, and which is decayed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from vpeft.errors import VpeftError
+from vpeft.training.optimisation import Optimisation
+
+
+class NothingToTrain(VpeftError):
+    """No parameter asks for a gradient."""
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Weights of two or more dimensions are decayed; biases, norms, scales and gates are not."""
+    return parameter.ndim >= 2 and name.rpartition(".")[2] != "bias"
+
+
+def adamw(named: Iterable[tuple[str, nn.Parameter]], settings: Optimisation) -> torch.optim.AdamW:
+    """AdamW over at most four groups: head or adapter, decayed or not. Each states its `peak_lr` and its `names`.
+
+    Raises:
+        NothingToTrain: when `named` is empty.
+    """
+    members: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named:
+        part = "head" if name.split(".")[0] == "head" else "adapter"
+        members.setdefault((part, is_decayed(name, parameter)), []).append((name, parameter))
+    if not members:
+        raise NothingToTrain(
+            "Nothing is trained: no parameter requires a gradient. Attach a method, or give num_classes."
+        )
+    groups: list[dict[str, Any]] = []
+    for (part, decayed), pairs in members.items():
+        peak = settings.head_lr if part == "head" and settings.head_lr is not None else settings.lr
+        groups.append(
+            {
+                "params": [parameter for _, parameter in pairs],
+                "names": [name for name, _ in pairs],
+                "part": part,
+                "peak_lr": peak,
+                "lr": peak,
+                "weight_decay": settings.weight_decay if decayed else 0.0,
+            }
+        )
+    return torch.optim.AdamW(groups, lr=settings.lr)

@@ -1,0 +1,41 @@
+"""SIGTERM and Ctrl-C as a request: the step in progress is finished, the checkpoint written, and only then it stops."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class StopRequest:
+    """While entered, `requested` names the signal that asked to stop. A second signal does what it always did.
+
+    Without effect when not `active` (there is nowhere to save) and outside the main thread, where Python allows no
+    signal handlers.
+    """
+
+    def __init__(self, active: bool = True) -> None:
+        self.active = active and threading.current_thread() is threading.main_thread()
+        self.requested: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if self.active:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -1,0 +1,397 @@
+"""The training loop: one optimiser step after another, each of which can be the last before a kill."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms import v2
+
+from vpeft.tasks.task import Task
+from vpeft.training import checkpoint as disk
+from vpeft.training.batches import Batch, Batches, LabelledImages
+from vpeft.training.evaluate import check_labels, evaluate
+from vpeft.training.failures import (
+    NonFinite,
+    OutOfMemory,
+    first_not_finite,
+    is_out_of_memory,
+    memory_message,
+    not_finite_gradients,
+)
+from vpeft.training.groups import adamw
+from vpeft.training.interrupts import StopRequest
+from vpeft.training.machine import accelerator
+from vpeft.training.memory import peak_memory, reset_peak
+from vpeft.training.modes import to_training_mode
+from vpeft.training.optimisation import Optimisation
+from vpeft.training.progress import Display
+from vpeft.training.randomness import (
+    derived_seed,
+    random_state,
+    seed_everything,
+    set_random_state,
+    untouched_randomness,
+)
+from vpeft.training.result import EpochRecord, Result, Scores
+from vpeft.training.schedule import rate_at
+from vpeft.training.standing import Standing
+
+if TYPE_CHECKING:
+    from vpeft.injection.tuned_model import TunedModel
+
+AfterEpoch = Callable[["TunedModel", EpochRecord], None]
+CHECKPOINT = "checkpoint.safetensors"
+LAST_GOOD = "last_good.safetensors"
+# fp16 skips a step whose gradient overflows and halves its loss scale, which starts at 2^16: after 32 in a row nothing
+# is left of it.
+_SKIPS_IN_A_ROW = 32
+
+
+class Training:
+    """One run of `fit`: what it works with, where it stands, and how it is written down."""
+
+    def __init__(
+        self,
+        tuned: TunedModel,
+        train: LabelledImages,
+        val: LabelledImages | None,
+        settings: Optimisation,
+        *,
+        out: Path | None,
+        workers: int,
+        shown: Display,
+        after_epoch: AfterEpoch | None,
+        identity: dict[str, Any],
+        task: Task | None,
+    ) -> None:
+        self.tuned, self.train, self.val, self.settings = tuned, train, val, settings
+        self.out, self.workers, self.shown, self.after_epoch = out, workers, shown, after_epoch
+        self.loss = cross_entropy if task is None else task.loss
+        self.machine = accelerator(settings.precision, settings.device)
+        self.device: torch.device = self.machine.device
+        tuned.to(self.device)
+        reset_peak(self.device)
+        pin = self.device.type == "cuda"
+        self.batches = Batches(
+            train, settings.batch, seed=settings.seed, drop_last=settings.drop_last, workers=workers, pin=pin
+        )
+        self.total = self.batches.per_epoch * settings.epochs
+        seed_everything(derived_seed(settings.seed, "training"))
+        with untouched_randomness():
+            seed_everything(derived_seed(settings.seed, "prepare"))
+            tuned.prepare(_OnDevice(self.batches, self.device))
+        self.named = list(tuned.trainable())
+        self.optimiser = adamw(self.named, settings)
+        self.stepper = self.machine.prepare_optimizer(self.optimiser)
+        self.identity = {
+            **identity,
+            "optimisation": settings.numerics(),
+            "images": len(train),
+            "validation_images": None if val is None else len(val),
+            "parameters": {name: list(parameter.shape) for name, parameter in self.named},
+        }
+        self.at = Standing()
+        self.best: dict[str, Tensor] = {}
+        self.val_scores: Scores | None = None
+        self.resumed_at: int | None = None
+        self.skipped = 0
+        self.stop: StopRequest | None = None
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def run(self, stop: StopRequest) -> Result:
+        """Train to the end, or to a stop that was asked for; a failure is raised after what is good is saved."""
+        self.stop = stop
+        if self.at.finished:
+            return self.result("done")
+        self.shown.start(self.settings.epochs, self.batches.per_epoch, self.at.step)
+        while self.at.epoch < self.settings.epochs and not self.at.reason:
+            if not self.run_epoch():
+                return self.stopped()
+            if stop.requested:
+                return self.stopped()
+        self.finish()
+        return self.result("done")
+
+    def run_epoch(self) -> bool:
+        """The rest of the present epoch; False if a stop was asked for in its middle."""
+        assert self.stop is not None
+        self.at.mark = time.perf_counter()
+        to_training_mode(self.tuned, self.settings.batch_norm)
+        for images, labels in self.batches.epoch(self.at.epoch, self.at.batch):
+            self.step(images, labels)
+            self.at.count_time()
+            self.show()
+            if self.stop.requested:
+                return False
+            every = self.settings.checkpoint_steps
+            if every is not None and self.at.step % every == 0:
+                self.save()
+        self.end_epoch()
+        return True
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One optimiser step on one batch, images (B, 3, H, W) and labels (B,) on the processor."""
+        said: str | None = None
+        try:
+            self._step(images, labels)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error)
+        if said is not None:
+            # Outside the handler, whose traceback would keep the failed step's tensors alive while memory is measured.
+            self.optimiser.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemory(memory_message(self.tuned, images[:1].to(self.device), self.settings, said))
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        settings, at = self.settings, self.at
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate_at(at.step, group["peak_lr"], settings, self.batches.per_epoch)
+        self.tuned.advance(at.step / self.total)
+        images, targets = self.mixed(images, labels)
+        loss = torch.zeros((), device=self.device)
+        right = torch.zeros((), device=self.device, dtype=torch.int64)
+        parts = min(settings.accumulate, len(images))
+        for some, wanted in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
+            some, wanted = some.to(self.device, non_blocking=True), wanted.to(self.device, non_blocking=True)
+            with self.machine.autocast():
+                logits = self.tuned(some)
+            if at.classes is None:
+                at.classes = int(logits.shape[1])
+            check_labels(labels, at.classes)
+            part = self.loss(logits, wanted, label_smoothing=settings.label_smoothing)
+            penalty = self.tuned.penalty()
+            if penalty is not None:
+                part = part + penalty
+            part = part * (len(some) / len(images))
+            self.machine.backward(part)
+            loss += part.detach()
+            hardest = wanted if wanted.ndim == 1 else wanted.argmax(1)
+            right += (logits.detach().argmax(1) == hardest).sum()
+        self.apply(images, float(loss), int(right))
+
+    def mixed(self, images: Tensor, labels: Tensor) -> Batch:
+        """Mixup over the whole batch if it is on: targets become shares (B, K)."""
+        if not self.settings.mixup:
+            return images, labels
+        if self.at.classes is None:
+            with torch.no_grad(), untouched_randomness():
+                self.at.classes = int(self.tuned(images[:1].to(self.device)).shape[1])
+        check_labels(labels, self.at.classes)
+        mixup = v2.MixUp(alpha=self.settings.mixup, num_classes=self.at.classes)
+        mixed: Batch = mixup(images, labels)
+        return mixed
+
+    def apply(self, images: Tensor, loss: float, right: int) -> None:
+        """Step the optimiser if loss and gradient are finite; otherwise keep the weights, which are good, and raise."""
+        parameters = [parameter for _, parameter in self.named]
+        with_scaler = self.machine.scaler is not None
+        if self.settings.clip is not None or with_scaler:
+            limit = self.settings.clip if self.settings.clip is not None else float("inf")
+            norm = float(self.machine.clip_grad_norm_(parameters, limit))
+        else:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+        norm_is_finite = norm - norm == 0
+        if loss - loss != 0 or not (norm_is_finite or with_scaler):
+            self.fail_on_numbers(images, loss)
+        self.stepper.step()
+        self.skipped = self.skipped + 1 if self.stepper.step_was_skipped else 0
+        if self.skipped >= _SKIPS_IN_A_ROW:
+            self.fail_on_numbers(images, loss)
+        self.optimiser.zero_grad()
+        self.at.count(loss, right, len(images), norm if norm_is_finite else 0.0)
+
+    def fail_on_numbers(self, images: Tensor, loss: float) -> None:
+        """Say which tensor is not finite, after saving the weights as they were before this step."""
+        gradients = not_finite_gradients(self.named)
+        self.optimiser.zero_grad()
+        with self.machine.autocast():
+            where = first_not_finite(self.tuned, images.to(self.device))
+        if where is None and gradients:
+            more = f" and {len(gradients) - 1} more" if len(gradients) > 1 else ""
+            where = f"the gradient of {gradients[0]!r}{more}"
+        if where is None:
+            where = f"the loss ({loss}): the logits are finite, so it is the loss itself, or a method's penalty"
+        kept = "The model still holds the weights from before this step."
+        if self.out is not None:
+            self.save(LAST_GOOD)
+            kept = f"The weights from before this step are in {self.out / LAST_GOOD}."
+        raise NonFinite(
+            f"Step {self.at.step + 1} (epoch {self.at.epoch + 1}) met numbers that are not finite. "
+            f"The first such tensor is {where}. {kept} Lower lr (now {self.settings.lr:g}), clip the gradient "
+            "(clip = 1.0), or use more precision."
+        )
+
+    # -- ends of epochs ---------------------------------------------------------------------------------------------
+
+    def end_epoch(self) -> None:
+        """Validate if it is due, write the record, decide about stopping early, checkpoint."""
+        at, settings = self.at, self.settings
+        number = at.epoch + 1
+        scores: Scores | None = None
+        if self.val is not None and (number % settings.validate_every == 0 or number == settings.epochs):
+            scores = evaluate(
+                self.tuned, self.val, batch=settings.batch, workers=self.workers, precision=settings.precision
+            )
+            self.val_scores = scores
+            if at.is_best(number, scores.top1) and settings.keep == "best":
+                self.best = {name: tensor.clone() for name, tensor in self.tuned.adapter_state().items()}
+        at.count_time(training=False)
+        record = at.record(number, self.rate(), scores)
+        self.shown.epoch(record)
+        patience = settings.early_stopping
+        if patience is not None and at.without_gain >= patience:
+            at.reason = f"validation top-1 has not risen in {patience} validations after epoch {at.best_epoch}"
+        at.next_epoch(record)
+        if self.after_epoch is not None:
+            with untouched_randomness():
+                self.after_epoch(self.tuned, record)
+        last = at.epoch == settings.epochs or at.reason is not None
+        if not last and settings.checkpoint_every and at.epoch % settings.checkpoint_every == 0:
+            self.save()
+
+    def rate(self) -> float:
+        """The rate of the adapter's groups, or of the head's where there are no others."""
+        groups = self.optimiser.param_groups
+        return float(next((g["lr"] for g in groups if g["part"] == "adapter"), groups[0]["lr"]))
+
+    def finish(self) -> None:
+        """Put the kept weights into the model and write the last checkpoint, without the optimiser."""
+        at = self.at
+        at.kept_epoch = at.epoch
+        if self.best:
+            self.tuned.load_adapter_state(self.best)
+            at.kept_epoch = at.best_epoch
+        if self.val is not None and (self.val_scores is None or at.kept_epoch != at.validated_epoch):
+            self.val_scores = self.score_kept()
+        self.tuned.advance(1.0)
+        at.finished = True
+        self.save()
+
+    def score_kept(self) -> Scores:
+        """Validation scores of the weights that the model has now."""
+        assert self.val is not None
+        return evaluate(
+            self.tuned, self.val, batch=self.settings.batch, workers=self.workers, precision=self.settings.precision
+        )
+
+    def stopped(self) -> Result:
+        """Save, and say how to go on."""
+        assert self.stop is not None
+        self.save()
+        self.shown.say(
+            f"{self.stop.requested}: stopped after step {self.at.step} of {self.total}; saved in {self.out}."
+        )
+        return self.result("stopped", f"{self.stop.requested}; the same call goes on from step {self.at.step}")
+
+    # -- writing down -----------------------------------------------------------------------------------------------
+
+    def save(self, name: str = CHECKPOINT) -> None:
+        """Write everything that the next step depends on. Without `out` there is nowhere to, and nothing happens."""
+        if self.out is None:
+            return
+        random_tensors, random_plain = random_state()
+        tensors: dict[str, dict[str, Tensor]] = {"model": dict(self.tuned.adapter_state())}
+        if not self.at.finished:
+            tensors["optimiser"] = disk.optimiser_tensors(self.optimiser)
+            tensors["random"] = random_tensors
+            tensors["best"] = self.best
+        scaler = self.machine.scaler
+        facts = {
+            "identity": self.identity,
+            "standing": self.at.as_dict(),
+            "random": random_plain,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "val": None if self.val_scores is None else self.val_scores.model_dump(mode="json"),
+        }
+        disk.write_checkpoint(self.out / name, disk.Checkpoint(tensors, facts))
+
+    def restore(self, saved: disk.Checkpoint) -> None:
+        """Go on where `saved` was written.
+
+        Raises:
+            BadCheckpoint: it belongs to another run; the differences are named.
+        """
+        differences = _differences(saved.facts["identity"], self.identity)
+        if differences:
+            raise disk.BadCheckpoint(
+                f"The checkpoint in {self.out} belongs to another run: {'; '.join(differences[:5])}. "
+                "Give another output folder, or resume=False to start afresh."
+            )
+        self.tuned.load_adapter_state(saved.tensors["model"])
+        self.at = Standing.from_dict(saved.facts["standing"])
+        self.val_scores = None if saved.facts["val"] is None else Scores.model_validate(saved.facts["val"])
+        self.resumed_at = self.at.step
+        if self.at.finished:
+            return
+        disk.load_optimiser(self.optimiser, saved.tensors.get("optimiser", {}))
+        self.best = {name: tensor.to(self.device) for name, tensor in saved.tensors.get("best", {}).items()}
+        if self.machine.scaler is not None and saved.facts["scaler"]:
+            self.machine.scaler.load_state_dict(saved.facts["scaler"])
+        set_random_state(saved.tensors["random"], saved.facts["random"])
+        self.shown.say(f"Going on from step {self.at.step} of {self.total}.")
+
+    def show(self) -> None:
+        """Tell the display."""
+        at = self.at
+        rate = at.images_per_second
+        left = (self.total - at.step) * at.train_seconds / max(1, at.step)
+        self.shown.step(at.step, at.mean_loss, at.accuracy, rate, left)
+
+    def result(self, state: str, reason: str | None = None) -> Result:
+        """What there is to say by now."""
+        at = self.at
+        return Result.model_validate(
+            {
+                "state": state,
+                "reason": reason or at.reason,
+                "history": at.history,
+                "steps": at.step,
+                "best_epoch": at.best_epoch,
+                "kept_epoch": at.kept_epoch,
+                "val": self.val_scores,
+                "seconds": at.seconds,
+                "images_per_second": at.images_per_second,
+                "peak_memory": peak_memory(self.device),
+                "device": str(self.device),
+                "resumed_at": self.resumed_at,
+                "optimisation": self.settings,
+            }
+        )
+
+
+def cross_entropy(outputs: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """The loss without a task: logits (B, K), in single precision, with class indices (B,) or shares (B, K)."""
+    return functional.cross_entropy(outputs.float(), target, label_smoothing=label_smoothing)
+
+
+class _OnDevice:
+    """The training batches of epoch 0 on the device, as often as they are asked for."""
+
+    def __init__(self, batches: Batches, device: torch.device) -> None:
+        self.batches, self.device = batches, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in self.batches.epoch():
+            yield images.to(self.device), labels.to(self.device)
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key in [*there, *(key for key in here if key not in there)]:
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old!r} and is {new!r}")
+    return found

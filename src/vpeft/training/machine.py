@@ -1,0 +1,50 @@
+"""Device, precision and the few things that accelerate does for the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from vpeft.errors import VpeftError
+from vpeft.training.optimisation import Precision
+
+_NAMES: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+class UnsuitableMachine(VpeftError):
+    """What was asked for does not exist on this machine."""
+
+
+def accelerator(precision: Precision, device: str = "auto") -> Accelerator:
+    """An `Accelerator` for one run. Several in one process may differ in precision and device.
+
+    Raises:
+        UnsuitableMachine: fp16 without an accelerator, or more than one process.
+    """
+    # accelerate keeps one state per process and refuses a second precision; between runs it may well be another.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    try:
+        made = Accelerator(mixed_precision=_NAMES[precision], cpu=device == "cpu")
+    except ValueError as error:
+        raise UnsuitableMachine(f"precision = {precision!r} does not work on this machine: {error}") from error
+    if made.num_processes > 1:
+        raise UnsuitableMachine(
+            f"vpeft trains in one process so far, and {made.num_processes} were launched. Start it without a launcher."
+        )
+    return made
+
+
+@contextmanager
+def repeatable_kernels(wanted: bool) -> Iterator[None]:
+    """Let torch use only kernels that repeat bit by bit, if `wanted`; it raises where it has none."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if wanted:
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,164 @@
+"""Progress while training: a live bar in a terminal, one plain line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
+from rich.text import Text
+
+from vpeft.training.result import EpochRecord
+
+_LINE_EVERY = 30.0  # seconds between plain lines within a long epoch
+
+
+class Display(Protocol):
+    """Who is told how training goes."""
+
+    def start(self, epochs: int, steps_per_epoch: int, step: int) -> None:
+        """Training begins at optimiser step `step`."""
+
+    def step(self, step: int, loss: float, accuracy: float, images_per_second: float, seconds_left: float) -> None:
+        """A step was taken; loss and accuracy are means over the epoch so far."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """An epoch has ended."""
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+
+    def close(self) -> None:
+        """Training has ended, in whatever way."""
+
+
+def display(shown: bool, stream: TextIO | None = None) -> Display:
+    """A display on `stream` (standard error): nothing, a live bar if it is a terminal, else plain lines."""
+    if not shown:
+        return Silent()
+    console = Console(file=stream or sys.stderr)
+    return Bar(console) if console.is_terminal and not console.is_dumb_terminal else Lines(stream or sys.stderr)
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, epochs: int, steps_per_epoch: int, step: int) -> None: ...
+
+    def step(self, step: int, loss: float, accuracy: float, images_per_second: float, seconds_left: float) -> None: ...
+
+    def epoch(self, record: EpochRecord) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Lines:
+    """One line per epoch, and one every half minute within an epoch; no control characters."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._epochs = self._per_epoch = 0
+        self._last = time.monotonic()
+
+    def start(self, epochs: int, steps_per_epoch: int, step: int) -> None:
+        self._epochs, self._per_epoch, self._last = epochs, steps_per_epoch, time.monotonic()
+
+    def step(self, step: int, loss: float, accuracy: float, images_per_second: float, seconds_left: float) -> None:
+        now = time.monotonic()
+        if now - self._last < _LINE_EVERY:
+            return
+        self._last = now
+        self.say(
+            f"  step {step}/{self._epochs * self._per_epoch}  loss {loss:.4f}  accuracy {accuracy:.1%}"
+            f"  {images_per_second:.0f} images/s  {clock(seconds_left)} left"
+        )
+
+    def epoch(self, record: EpochRecord) -> None:
+        self._last = time.monotonic()
+        self.say(epoch_line(record, self._epochs))
+
+    def say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None: ...
+
+
+class Bar:
+    """A live bar, with one line above it for each epoch that has ended."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}  {task.fields[rate]} images/s"),
+            _Left(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._epochs = self._per_epoch = 0
+
+    def start(self, epochs: int, steps_per_epoch: int, step: int) -> None:
+        self._epochs, self._per_epoch = epochs, steps_per_epoch
+        self._progress.start()
+        self._task = self._progress.add_task(
+            "training",
+            total=epochs * steps_per_epoch,
+            completed=step,
+            loss="-",
+            accuracy="-",
+            rate="-",
+            left="-:--",
+        )
+
+    def step(self, step: int, loss: float, accuracy: float, images_per_second: float, seconds_left: float) -> None:
+        if self._task is None:
+            return
+        self._progress.update(
+            self._task,
+            completed=step,
+            description=f"epoch {min(self._epochs, (step - 1) // self._per_epoch + 1)}/{self._epochs}",
+            loss=f"{loss:.4f}",
+            accuracy=f"{accuracy:.1%}",
+            rate=f"{images_per_second:.0f}",
+            left=clock(seconds_left),
+        )
+
+    def epoch(self, record: EpochRecord) -> None:
+        self.say(epoch_line(record, self._epochs))
+
+    def say(self, text: str) -> None:
+        self._console.print(Text(text))
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Left(ProgressColumn):
+    """Time left, as the training loop reckons it."""
+
+    def render(self, task: object) -> Text:
+        fields: dict[str, str] = getattr(task, "fields", {})
+        return Text(f"{fields['left']} left")
+
+
+def epoch_line(record: EpochRecord, epochs: int) -> str:
+    """One epoch in one line."""
+    line = f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}"
+    line += f"  loss {record.train_loss:.4f}  accuracy {record.train_accuracy:.1%}"
+    if record.val_top1 is not None:
+        line += f"  validation {record.val_top1:.1%}"
+    return line + f"  lr {record.lr:.1e}  {record.images_per_second:.0f} images/s  {clock(record.seconds)}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:07, 3:05 or 2:03:05."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
