@@ -1,0 +1,211 @@
+"""Who does the jobs: this process alone, or several worker processes with one thread each."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+
+from vpeft.bench.engine import Engine
+from vpeft.bench.execute import Ending, Outcome, failed, perform
+from vpeft.bench.ledger import Ledger
+from vpeft.bench.plan import Job
+from vpeft.errors import VpeftError
+
+# One thread per worker: the runs are small, and numbers do not depend on how many workers there are.
+THREADS = 1
+
+
+class WorkerDied(VpeftError):
+    """A worker process ended in the middle of a run."""
+
+
+class Crew(Protocol):
+    """Does jobs. `start` one while `idle`, then collect what is `finished`."""
+
+    @property
+    def idle(self) -> bool: ...
+
+    @property
+    def busy(self) -> bool: ...
+
+    def start(self, job: Job) -> None: ...
+
+    def finished(self, seconds: float) -> list[Outcome]: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Alone:
+    """This process, one job at a time."""
+
+    def __init__(self, ledger: Ledger, engine: Engine, retry_failed: bool) -> None:
+        self._ledger, self._engine, self._retry = ledger, engine, retry_failed
+        self._waiting: deque[Job] = deque()
+
+    @property
+    def idle(self) -> bool:
+        return not self._waiting
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting)
+
+    def start(self, job: Job) -> None:
+        self._waiting.append(job)
+
+    def finished(self, seconds: float) -> list[Outcome]:
+        job = self._waiting.popleft()
+        with threads(THREADS):
+            return [perform(job, self._ledger, self._engine, threads=THREADS, retry_failed=self._retry)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    pipe: Connection
+    job: Job | None = None
+
+
+class Workers:
+    """Several processes. One that dies is replaced, and its run is recorded as failed with the reason."""
+
+    def __init__(self, count: int, ledger: Ledger, engine: Engine, retry_failed: bool) -> None:
+        self._ledger, self._engine, self._retry = ledger, engine, retry_failed
+        # Spawned, not forked: a forked child inherits torch's threads and locks in whatever state they are.
+        self._context = multiprocessing.get_context("spawn")
+        self._workers = [self._hire() for _ in range(count)]
+
+    def _hire(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=work, args=(theirs, self._ledger.path, self._engine, self._retry), name="vpeft bench", daemon=True
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    @property
+    def idle(self) -> bool:
+        return any(worker.job is None for worker in self._workers)
+
+    @property
+    def busy(self) -> bool:
+        return any(worker.job is not None for worker in self._workers)
+
+    def start(self, job: Job) -> None:
+        worker = next(worker for worker in self._workers if worker.job is None)
+        worker.job = job
+        # A pipe that broke belongs to a worker that died idle; `finished` sees it and deals with the job.
+        with contextlib.suppress(OSError):
+            worker.pipe.send(job)
+
+    def finished(self, seconds: float) -> list[Outcome]:
+        """What came to an end within `seconds`, empty if nothing did."""
+        at_work = {worker.pipe: worker for worker in self._workers if worker.job is not None}
+        outcomes: list[Outcome] = []
+        for pipe in wait(list(at_work), seconds):
+            assert isinstance(pipe, Connection)
+            worker = at_work[pipe]
+            try:
+                outcomes.append(pipe.recv())
+                worker.job = None
+            except (EOFError, OSError):
+                outcomes.append(self._bury(worker))
+        return outcomes
+
+    def _bury(self, worker: _Worker) -> Outcome:
+        """Record the run of a dead worker as failed, and hire another."""
+        worker.process.join()
+        job, code = worker.job, worker.process.exitcode
+        assert job is not None
+        self._workers[self._workers.index(worker)] = self._hire()
+        lease = self._ledger.claim(job.key)
+        if lease is None:
+            return Outcome(key=job.key, ending=Ending.elsewhere)
+        with lease:
+            record = self._ledger.get(job.key) or job.record()
+            if record.state.finished:
+                return Outcome(key=job.key, ending=Ending.made, record=record)
+            record = failed(record, WorkerDied(_cause_of_death(code)))
+            self._ledger.write(record, lease)
+        return Outcome(key=job.key, ending=Ending.made, record=record)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            worker.pipe.close()
+        for worker in self._workers:
+            # Idle workers leave when their pipe closes. Busy ones are here only after an interrupt: they got it too.
+            worker.process.join(timeout=5.0)
+            if worker.process.is_alive():
+                worker.process.terminate()
+                worker.process.join()
+
+
+def work(pipe: Connection, ledger: Path, engine: Engine, retry_failed: bool) -> None:
+    """The life of a worker: take a job, do it, hand back the outcome, until the pipe closes."""
+    book = Ledger(ledger)
+    with threads(THREADS):
+        while True:
+            try:
+                job = pipe.recv()
+            except (EOFError, OSError, KeyboardInterrupt):
+                return
+            try:
+                outcome = perform(job, book, engine, threads=THREADS, retry_failed=retry_failed)
+            except KeyboardInterrupt:
+                return
+            try:
+                pipe.send(outcome)
+            except OSError:
+                # The benchmark was killed; the run is in the ledger, and there is nobody to take more jobs from.
+                return
+
+
+def _cause_of_death(code: int | None) -> str:
+    if code is not None and code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        hint = " (often the system, which had no memory left: use fewer workers)" if name == "SIGKILL" else ""
+        return f"The worker process was ended by {name}{hint}."
+    return f"The worker process ended with exit code {code} in the middle of the run."
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

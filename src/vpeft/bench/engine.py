@@ -1,0 +1,65 @@
+"""What the benchmark asks of whatever trains: the one seam between bookkeeping and training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from vpeft.bench.key import Identity, MethodSpec, Numerics
+from vpeft.bench.protocol import Point
+from vpeft.bench.record import Costs, Scores
+from vpeft.bench.sealed import Images, Trained
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One training to be done: what (the identity), with which learning rate and decay, for which classes.
+
+    `folder` is the run's own, for checkpoints; what lies there may be from an attempt that was killed.
+    """
+
+    identity: Identity
+    point: Point
+    labels: tuple[str, ...]
+    folder: Path
+
+
+class TrainedRun(Trained, Protocol):
+    """A finished training: a model to evaluate, its costs and its history (numbers per epoch)."""
+
+    @property
+    def costs(self) -> Costs: ...
+
+    @property
+    def history(self) -> tuple[dict[str, float], ...]: ...
+
+    def evaluate(self, images: Images, split: str) -> Scores: ...
+
+
+class Engine(Protocol):
+    """Trains. Picklable, since worker processes get a copy."""
+
+    @property
+    def numerics(self) -> Numerics:
+        """What decides the rounding of the numbers this engine makes."""
+        ...
+
+    def device(self) -> str:
+        """The accelerator in words, or an empty string when the processor does the work."""
+        ...
+
+    def weights(self, backbone: str) -> str:
+        """A digest of the weights of the backbone of this name. Raises VpeftError if there is none."""
+        ...
+
+    def resolve(self, method: MethodSpec) -> MethodSpec:
+        """The method with all its fields, validated. Raises VpeftError for an unknown method or field."""
+        ...
+
+    def train(
+        self, assignment: Assignment, train: Images, val: Images | None, after_epoch: Callable[[Trained], None] | None
+    ) -> TrainedRun:
+        """Train on `train`; `val` may be watched but decides nothing. The same assignment gives the same run."""
+        ...

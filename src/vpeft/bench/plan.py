@@ -1,0 +1,140 @@
+"""The plan of a benchmark: suite x methods x seeds as a list of jobs, each with its key and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from vpeft.bench.config import BenchConfig
+from vpeft.bench.contender import Contender, parse_all
+from vpeft.bench.engine import Engine
+from vpeft.bench.key import Identity
+from vpeft.bench.protocol import Grid, Point, Protocol, protocol
+from vpeft.bench.record import RunRecord, now
+from vpeft.bench.suite import BenchTask
+from vpeft.bench.suites import open_task, suite
+from vpeft.errors import VpeftError, nearest
+
+
+class UnknownSetting(VpeftError):
+    """A setting that departs from the protocol has a name that the protocol does not know."""
+
+
+class Job(BaseModel):
+    """One run to be made. With `needs`, its point is chosen from those search runs; otherwise it is `point`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    identity: Identity
+    suite: str
+    task: str
+    group: str
+    label: str
+    point: Point | None = None
+    needs: tuple[tuple[Point, str], ...] = ()
+    departures: dict[str, Any] = {}
+    minimum_seeds: int = 1
+    legacy: bool = False
+
+    def record(self) -> RunRecord:
+        """The record of this job before anything was done."""
+        return RunRecord(
+            key=self.key,
+            identity=self.identity,
+            suite=self.suite,
+            group=self.group,
+            label=self.label,
+            created=now(),
+            departures=self.departures,
+            minimum_seeds=self.minimum_seeds,
+        )
+
+
+def make_plan(config: BenchConfig, engine: Engine) -> list[Job]:
+    """All jobs of a benchmark, searches before what needs them, in the order in which they are best done.
+
+    Raises a VpeftError for whatever does not exist: suite, tier, task, method, field, setting, backbone.
+    """
+    chosen = suite(config.suite)
+    tier = chosen.tier(config.tier)
+    names = [name.removeprefix(f"{chosen.name}/") for name in config.tasks] or list(tier.tasks or chosen.tasks)
+    rules = protocol(tier.protocol)
+    departures = _departures(config.optimisation, rules)
+    contenders = [
+        (asked.label, Contender(asked.label, tuple(engine.resolve(method) for method in asked.methods)))
+        for asked in parse_all(config.methods)
+    ]
+    weights = engine.weights(config.backbone)
+    seeds = range(config.seeds or tier.seeds)
+    jobs: list[Job] = []
+    for name in names:
+        task = open_task(chosen.name, name)
+        for label, contender in contenders:
+            common: dict[str, Any] = {
+                "task": task.full_name,
+                "data": task.digest,
+                "protocol": rules.id,
+                "methods": contender.methods,
+                "backbone": config.backbone,
+                "weights": weights,
+                "numerics": engine.numerics,
+            }
+            jobs += _cell(common, task, label, rules, rules.grid_for(contender.methods), departures, seeds)
+    return jobs
+
+
+def _cell(
+    common: Mapping[str, Any],
+    task: BenchTask,
+    label: str,
+    rules: Protocol,
+    grid: Grid,
+    departures: Mapping[str, Any],
+    seeds: Iterable[int],
+) -> list[Job]:
+    """The jobs of one method on one task."""
+    settings = {**rules.optimisation, **departures}
+
+    def job(purpose: str, seed: int, optimisation: Mapping[str, Any], **rest: Any) -> Job:
+        identity = Identity.model_validate(
+            {**common, "purpose": purpose, "seed": seed, "optimisation": {**settings, **optimisation}}
+        )
+        return Job(
+            key=identity.key(),
+            identity=identity,
+            suite=task.suite,
+            task=task.name,
+            group=task.group,
+            label=label,
+            departures=dict(departures),
+            minimum_seeds=rules.seeds,
+            **rest,
+        )
+
+    points = grid.points()
+    if not rules.searches:
+        (point,) = points
+        return [job("final", seed, point.model_dump(), point=point, legacy=rules.legacy_best_on_test) for seed in seeds]
+    search = [job("search", rules.search_seed, point.model_dump(), point=point) for point in points]
+    needs = tuple((point, found.key) for point, found in zip(points, search, strict=True))
+    # What is searched, not what is found: the finding follows from it, and the key is known before the search.
+    searched = {"grid": grid.model_dump(), "search_seed": rules.search_seed}
+    finals = [job("final", seed, searched, needs=needs, legacy=rules.legacy_best_on_test) for seed in seeds]
+    return search + finals
+
+
+def _departures(asked: Mapping[str, Any], rules: Protocol) -> dict[str, Any]:
+    """The settings that are asked for and differ from the protocol's."""
+    for name in asked:
+        if name in ("lr", "weight_decay", "seed"):
+            raise UnknownSetting(
+                f"{name} is set by the protocol {rules.id}: its grid and its seeds. It cannot be overridden."
+            )
+        if name not in rules.optimisation:
+            raise UnknownSetting(
+                f"The protocol {rules.id} has no setting {name!r}. {nearest(name, rules.optimisation)}"
+            )
+    return {name: value for name, value in asked.items() if rules.optimisation[name] != value}

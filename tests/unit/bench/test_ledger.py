@@ -1,0 +1,223 @@
+"""The ledger: whole files only, one process per run, mistakes named."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from vpeft.bench.ledger import Ledger, LedgerError, LostLease, open_ledger
+from vpeft.bench.record import Failure, RunRecord, Scores, State
+
+from .test_key import IDENTITY
+
+
+def a_record(seed: int = 0, **rest: object) -> RunRecord:
+    identity = IDENTITY.model_copy(update={"seed": seed})
+    return RunRecord.model_validate(
+        {"key": identity.key(), "identity": identity, "suite": "digits", "label": "lora", **rest}
+    )
+
+
+def test_a_record_comes_back_as_it_went(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    record = a_record(state=State.done, scores=Scores(split="test", top1=0.75, loss=0.5, count=100))
+    lease = ledger.claim(record.key)
+    assert lease is not None
+    with lease:
+        ledger.write(record, lease)
+    assert ledger.get(record.key) == record
+    assert list(ledger) == [record]
+    assert ledger.states() == {State.done: 1}
+    assert len(open_ledger(ledger.path)) == 1
+    # One file per run, and no drafts left.
+    assert [path.name for path in ledger.runs.iterdir()] == [f"{record.key}.json"]
+
+
+def test_planning_never_overwrites(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    record = a_record()
+    assert ledger.plan(record)
+    lease = ledger.claim(record.key)
+    assert lease is not None
+    with lease:
+        ledger.write(record.model_copy(update={"state": State.running}), lease)
+    assert not ledger.plan(record)
+    found = ledger.get(record.key)
+    assert found is not None
+    assert found.state is State.running
+
+
+def test_one_lease_at_a_time(tmp_path: Path) -> None:
+    ledger, other = Ledger(tmp_path), Ledger(tmp_path)
+    lease = ledger.claim("k")
+    assert lease is not None
+    assert other.claim("k") is None
+    assert other.claimed("k")
+    assert other.claim("another") is not None
+    lease.release()
+    assert not other.claimed("k")
+    assert other.claim("k") is not None
+
+
+def _hold(path: Path, ready: multiprocessing.synchronize.Event) -> None:
+    assert Ledger(path).claim("k") is not None
+    ready.set()
+    time.sleep(60)
+
+
+def test_the_lease_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(60)
+    ledger = Ledger(tmp_path)
+    assert ledger.claim("k") is None
+    process.kill()
+    process.join()
+    assert ledger.claim("k") is not None
+
+
+def _edit_lease(ledger: Ledger, **change: object) -> Path:
+    path = ledger.path / ".leases" / "k.lease"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    return path
+
+
+def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.claim("k") is not None
+    _edit_lease(ledger, since="1")
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("no start times on this system")
+    assert not ledger.claimed("k")
+
+
+def test_a_holder_elsewhere_lives_by_its_heartbeat(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, silence=30.0)
+    lease = ledger.claim("k")
+    assert lease is not None
+    path = _edit_lease(ledger, place="another machine", token="theirs")
+    assert ledger.claim("k") is None
+    os.utime(path, (time.time() - 31, time.time() - 31))
+    assert ledger.claim("k") is not None
+
+
+def test_the_heart_beats(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, beat=0.02)
+    lease = ledger.claim("k")
+    assert lease is not None
+    with lease:
+        os.utime(lease.path, (1, 1))
+        deadline = time.time() + 10
+        while lease.path.stat().st_mtime == 1 and time.time() < deadline:
+            time.sleep(0.01)
+        assert lease.path.stat().st_mtime > 1
+    assert not lease.path.exists()
+
+
+def test_who_lost_the_lease_cannot_write(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    record = a_record()
+    lease = ledger.claim(record.key)
+    assert lease is not None
+    path = ledger.path / ".leases" / f"{record.key}.lease"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "token": "theirs"}))
+    with pytest.raises(LostLease, match="taken over"):
+        ledger.write(record, lease)
+    assert ledger.get(record.key) is None
+    lease.release()
+    assert path.exists(), "the lease of another must stay"
+    assert list(ledger.runs.iterdir()) == []
+
+
+def _compete(path: Path, start: multiprocessing.synchronize.Event, wins: multiprocessing.queues.Queue[str]) -> None:
+    ledger = Ledger(path)
+    start.wait(60)
+    for number in range(40):
+        lease = ledger.claim(f"k{number}")
+        if lease is not None:
+            wins.put(lease.path.name)
+
+
+@pytest.mark.slow
+def test_processes_that_compete_for_stale_leases_never_both_win(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ledger = Ledger(tmp_path)
+    folder = tmp_path / ".leases"
+    folder.mkdir()
+    for number in range(40):
+        # Left by a process that is gone.
+        (folder / f"k{number}.lease").write_text(
+            json.dumps({"token": "old", "pid": 0, "since": "", "place": "nowhere"})
+        )
+        os.utime(folder / f"k{number}.lease", (1, 1))
+    start, wins = context.Event(), context.Queue()
+    processes = [context.Process(target=_compete, args=(tmp_path, start, wins)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    start.set()
+    won = [wins.get(timeout=60) for _ in range(40)]
+    for process in processes:
+        process.join()
+    assert wins.empty()
+    assert len(set(won)) == 40
+    assert not any(ledger.claimed(f"k{number}") for number in range(40))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "is not JSON"),
+        ('{"format": 99}', "format 99; this vpeft reads format 1"),
+        ('{"format": 1}', "is not a run record.*identity"),
+        ("[]", "format None"),
+    ],
+)
+def test_a_file_that_is_no_record_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.runs.mkdir()
+    ledger.file("abc").write_text(text)
+    with pytest.raises(LedgerError, match=complaint):
+        list(ledger)
+    with pytest.raises(LedgerError, match="Remove the file"):
+        ledger.get("abc")
+
+
+def test_an_edited_record_is_noticed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    record = a_record()
+    ledger.plan(record)
+    text = ledger.file(record.key).read_text().replace('"seed": 0', '"seed": 1')
+    ledger.file(record.key).write_text(text)
+    with pytest.raises(LedgerError, match="the identity in the same record gives"):
+        list(ledger)
+
+
+def test_a_renamed_record_is_noticed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    record = a_record()
+    ledger.plan(record)
+    ledger.file(record.key).rename(ledger.file("abc"))
+    with pytest.raises(LedgerError, match="named by its key"):
+        list(ledger)
+
+
+def test_states_demand_what_they_say() -> None:
+    with pytest.raises(ValueError, match="must have scores"):
+        a_record(state=State.done)
+    with pytest.raises(ValueError, match="must keep its error"):
+        a_record(state=State.failed)
+    assert a_record(state=State.failed, error=Failure(kind="E", message="m")).state.finished
+
+
+def test_no_ledger_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="vpeft bench --out"):
+        open_ledger(tmp_path / "nowhere")
+    with pytest.raises(LedgerError, match="holds no run records"):
+        open_ledger(tmp_path)

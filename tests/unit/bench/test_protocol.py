@@ -1,0 +1,87 @@
+"""Protocols do not change, and their choice is on the validation split."""
+
+from __future__ import annotations
+
+import pytest
+
+from vpeft.bench.key import MethodSpec, digest
+from vpeft.bench.protocol import PROTOCOLS, Grid, Point, Protocol, SearchFailed, UnknownProtocol, choose, protocol
+from vpeft.bench.record import Failure, RunRecord, Scores, State
+from vpeft.training.optimisation import Optimisation
+
+from .test_ledger import a_record
+
+# A protocol whose digest differs from the one written here was changed. Give it a new version instead.
+DIGESTS = {
+    "digits@1": "a2c649ac6f15",
+    "digits-quick@1": "8555c22094d4",
+    "digits-smoke@1": "dff5d0de158f",
+    "pocket@1": "748accf7baf7",
+    "pocket-quick@1": "64d9282c4484",
+    "pocket-smoke@1": "875a8115f318",
+}
+
+
+def test_protocols_do_not_change() -> None:
+    assert {rules.id: digest(rules.model_dump(exclude={"title"}), 12) for rules in PROTOCOLS.values()} == DIGESTS
+
+
+@pytest.mark.parametrize("rules", PROTOCOLS.values(), ids=lambda rules: rules.id)
+def test_a_protocol_states_every_setting_that_numbers_depend_on(rules: Protocol) -> None:
+    # lr, weight decay and seed come from the grid and the run; the device, its arithmetic and how often a run looks at
+    # a validation split that decides nothing are not the protocol's. Augmentation is a setting of the data.
+    elsewhere = {"lr", "weight_decay", "seed", "device", "precision", "deterministic", "validate_every"}
+    assert set(rules.optimisation) - {"augmentation"} == set(Optimisation().numerics()) - elsewhere
+
+
+def test_an_unknown_protocol_is_named_with_its_nearest() -> None:
+    with pytest.raises(UnknownProtocol, match="Did you mean 'pocket@1'"):
+        protocol("pocket@2")
+
+
+def test_methods_that_move_whole_weights_have_their_own_rates() -> None:
+    rules = protocol("pocket@1")
+    common, own = rules.grid_for([MethodSpec(name="lora")]), rules.grid_for([MethodSpec(name="full_finetuning")])
+    assert max(own.lr) < min(common.lr)
+    assert len(own.points()) == len(common.points())
+
+
+def test_a_protocol_searches_for_all_or_for_none() -> None:
+    rules = protocol("digits@1").model_dump()
+    rules["exceptions"] = {"full_finetuning": {"lr": (1e-4,), "weight_decay": (0.0,)}}
+    with pytest.raises(ValueError, match="no fair comparison"):
+        Protocol.model_validate(rules)
+
+
+def searched(
+    point: Point, top1: float | None, loss: float | None = None, split: str = "val"
+) -> tuple[Point, RunRecord]:
+    if top1 is None:
+        return point, a_record(state=State.failed, error=Failure(kind="E", message="boom"))
+    return point, a_record(state=State.done, scores=Scores(split=split, top1=top1, loss=loss))
+
+
+A, B, C = Grid(lr=(3e-3, 1e-3), weight_decay=(0.0,)).points(), Point(lr=1e-2, weight_decay=0.0)
+
+
+def test_the_best_validation_score_wins() -> None:
+    assert (A.lr, B.lr) == (1e-3, 3e-3)
+    chosen = choose([searched(A, 0.5), searched(B, 0.7), searched(C, 0.6)])
+    assert (chosen.lr, chosen.validation_top1) == (B.lr, 0.7)
+    assert "3 points" in chosen.rule
+
+
+def test_ties_go_to_the_lower_loss_then_to_the_smaller_rate() -> None:
+    assert choose([searched(A, 0.5, 2.0), searched(B, 0.5, 1.0)]).lr == B.lr
+    assert choose([searched(A, 0.5, 1.0), searched(B, 0.5, 1.0)]).lr == A.lr
+
+
+def test_failed_points_are_passed_over_but_not_all_of_them() -> None:
+    assert choose([searched(A, None), searched(B, 0.1), (C, None)]).lr == B.lr
+    with pytest.raises(SearchFailed, match=r"None of the 2 points.*boom"):
+        choose([searched(A, None), searched(B, None)])
+
+
+def test_a_test_score_is_never_chosen_on() -> None:
+    with pytest.raises(SearchFailed, match="validation split only"):
+        choose([searched(A, 0.5, split="test")])
