@@ -28,6 +28,8 @@ class LoRA(Method):
     pair of convolutions; dropout does not act there. `qkv` is one A for the fused projection, as NOAH and OSU use it.
     """
 
+    variants = ({"targets": ("fc1", "fc2")},)
+
     rank: int = Field(default=8, gt=0)
     """R"""
     alpha: float | None = None

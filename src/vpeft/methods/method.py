@@ -28,6 +28,8 @@ class Method(BaseModel):
         name, family, paper: for lists and records.
         trains_head_only: the method adds nothing but the head (linear probe).
         restorable: whether detaching gives the frozen backbone back bit by bit.
+        variants: settings for backbones that lack the places of the defaults; the contract suite tries them in order.
+        exceptions: checks of the contract suite that this method cannot pass: name of the check -> reason.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -37,6 +39,8 @@ class Method(BaseModel):
     paper: ClassVar[str] = ""
     trains_head_only: ClassVar[bool] = False
     restorable: ClassVar[bool] = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ()
+    exceptions: ClassVar[dict[str, str]] = {}
 
     def __init__(self, **fields: Any) -> None:
         try:

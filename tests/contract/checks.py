@@ -1,0 +1,297 @@
+"""What must hold for every method on every backbone: one function for each promise.
+
+A check takes a `Cell` (a method and a family that has its places) and raises AssertionError where the promise is
+broken. A method declares a check that it cannot pass in `Method.exceptions`, with the reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+import vpeft
+from tests.models import FAMILIES, images_for
+from vpeft.injection.merge import CannotMerge
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.methods import LoRA, Method
+
+CLASSES = 5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one family."""
+
+    method: Method
+    family: str
+
+    def model(self) -> nn.Module:
+        """The tiny backbone, with the same weights at each call."""
+        torch.manual_seed(0)
+        return FAMILIES[self.family]()
+
+    def tuned(self, model: nn.Module | None = None, *more: Method, verify: bool = False) -> TunedModel:
+        """The method on the tiny model, with a head for five classes, in eval mode."""
+        torch.manual_seed(3)
+        return vpeft.tune(
+            model or self.model(), self.method, *more, num_classes=CLASSES, verify=verify, show=False
+        ).eval()
+
+    def trained(self, *more: Method) -> TunedModel:
+        """The same after two optimiser steps, so that nothing is at its initial value."""
+        tuned = self.tuned(None, *more)
+        two_steps(tuned, self.images())
+        return tuned
+
+    def images(self, batch: int = 2) -> Tensor:
+        return images_for(self.model(), batch)
+
+
+def two_steps(tuned: TunedModel, images: Tensor) -> dict[str, bool]:
+    """Two steps of Adam; says for each trained tensor whether it received a gradient in either."""
+    parameters = dict(tuned.trainable())
+    tuned.prepare([(images, torch.arange(images.shape[0]) % CLASSES)])
+    optimizer = torch.optim.Adam(parameters.values(), lr=0.02)
+    live = dict.fromkeys(parameters, False)
+    target = torch.arange(images.shape[0]) % CLASSES
+    for _ in range(2):
+        loss = nn.functional.cross_entropy(tuned(images), target)
+        penalty = tuned.penalty()
+        if penalty is not None:
+            loss = loss + penalty
+        optimizer.zero_grad()
+        loss.backward()
+        for key, parameter in parameters.items():
+            live[key] |= parameter.grad is not None and bool(parameter.grad.any())
+        optimizer.step()
+    return live
+
+
+def starts_as_promised(cell: Cell) -> None:
+    """tune() proves liveness and, where promised, that step 0 is the frozen model; here it is computed once more."""
+    tuned = cell.tuned(verify=True)
+    plain = cell.model()(cell.images())
+    close = torch.allclose(tuned.features(cell.images()), plain, atol=1e-5, rtol=1e-5)
+    assert close or not cell.method.starts_as_identity
+
+
+def every_tensor_learns(cell: Cell) -> None:
+    """Each trained tensor gets a gradient within two steps, or is declared dormant with a reason."""
+    tuned = cell.tuned()
+    live = two_steps(tuned, cell.images())
+    dormant = {
+        f"{prefix}.{key}" if prefix else key
+        for prefix, module in tuned.adapter().named_modules()
+        for key in getattr(module, "dormant", {})
+    }
+    dead = [key for key, value in live.items() if not value and key not in dormant]
+    assert not dead, f"no gradient: {dead}"
+
+
+def backbone_is_untouched(cell: Cell) -> None:
+    """After two steps every frozen tensor is bit by bit what it was, and no key has moved."""
+    before = {key: value.clone() for key, value in cell.model().state_dict().items()}
+    tuned = cell.trained()
+    assert list(tuned.backbone.state_dict()) == list(before)
+    own = {id(parameter) for _, parameter in tuned.trainable()}
+    frozen = {key for key, value in tuned.backbone.named_parameters(remove_duplicate=False) if id(value) not in own}
+    changed = [key for key, value in tuned.backbone.state_dict().items() if key in frozen and not value.equal(before[key])]
+    assert not changed, changed
+
+
+def detach_is_exact(cell: Cell) -> None:
+    """Detaching gives the original back: tensors, keys, classes, outputs; no hook is left."""
+    tuned, plain = cell.trained(), cell.model()
+    back = tuned.detach("default")
+    state = plain.state_dict()
+    assert list(back.state_dict()) == list(state)
+    assert all(value.equal(state[key]) for key, value in back.state_dict().items())
+    for module, twin in zip(back.modules(), plain.modules(), strict=True):
+        assert type(module) is type(twin), f"{type(module).__name__} is left behind"
+        assert not module._forward_hooks and not module._forward_pre_hooks
+        assert set(module.__dict__) == set(twin.__dict__)
+    assert all(a.requires_grad == b.requires_grad for a, b in zip(back.parameters(), plain.parameters(), strict=True))
+    assert torch.equal(back(cell.images()), plain(cell.images()))
+
+
+def reloads_exactly(cell: Cell) -> None:
+    """A saved adapter on a fresh backbone gives the same outputs, bit by bit."""
+    tuned = cell.trained()
+    with TemporaryDirectory() as folder:
+        path = tuned.save(Path(folder) / "a.safetensors", labels=list("abcde"))
+        base = cell.model()
+        if not cell.method.restorable:
+            base.load_state_dict(cell.model().state_dict())
+        again = vpeft.load(base, path).eval()
+    assert torch.equal(again(cell.images()), tuned(cell.images()))
+    assert again.methods() == tuned.methods()
+
+
+def merges_or_says_why(cell: Cell) -> None:
+    """Merged equals unmerged to 1e-5 and unmerging is bit-exact; or every edit that cannot merge has a reason."""
+    tuned = cell.trained()
+    before = tuned(cell.images())
+    weights = {key: value.clone() for key, value in tuned.backbone.state_dict().items()}
+    if not tuned.plan().mergeable:
+        assert all(row.unmergeable != "" for row in tuned.plan().rows)
+        try:
+            tuned.merge()
+        except CannotMerge as error:
+            assert "no exact form" in str(error)
+            assert torch.equal(tuned(cell.images()), before)
+            return
+        raise AssertionError("merge() went through although the plan says that it cannot")
+    tuned.merge()
+    merged = tuned(cell.images())
+    assert (merged - before).abs().max() <= 1e-5 * before.abs().max().clamp(min=1.0), (merged - before).abs().max()
+    tuned.unmerge()
+    assert all(value.equal(weights[key]) for key, value in tuned.backbone.state_dict().items())
+    assert torch.equal(tuned(cell.images()), before)
+
+
+def copies_are_independent(cell: Cell) -> None:
+    """A deep copy gives the same outputs, and training it leaves the original alone."""
+    tuned = cell.trained()
+    before = tuned(cell.images())
+    twin = copy.deepcopy(tuned)
+    assert torch.equal(twin(cell.images()), before)
+    two_steps(twin, cell.images())
+    assert torch.equal(tuned(cell.images()), before)
+    assert not torch.equal(twin(cell.images()), before)
+    if cell.method.restorable:
+        plain = twin.detach("default")
+        assert torch.equal(plain(cell.images()), cell.model()(cell.images()))
+        assert torch.equal(tuned(cell.images()), before)
+
+
+def pickles(cell: Cell) -> None:
+    """A pickled model gives the same outputs."""
+    tuned = cell.trained()
+    again = pickle.loads(pickle.dumps(tuned))
+    assert torch.equal(again(cell.images()), tuned(cell.images()))
+
+
+def stacks(cell: Cell) -> None:
+    """Together with LoRA under one name, both learn."""
+    tuned = cell.tuned(None, LoRA(rank=2, targets=("fc1",)))
+    live = two_steps(tuned, cell.images())
+    assert all(value for key, value in live.items() if "fc1.parallel.B" in key)
+
+
+def lives_beside_others(cell: Cell) -> None:
+    """Two adapters side by side: each gives what it gives alone, whichever was on before."""
+    tuned = cell.trained()
+    alone = tuned(cell.images())
+    tuned.attach(LoRA(rank=2, targets=("fc1",)), name="other", num_classes=3)
+    other = tuned(cell.images())
+    assert other.shape[-1] == 3
+    with tuned.enable("default"):
+        assert torch.equal(tuned(cell.images()), alone)
+    assert torch.equal(tuned(cell.images()), other)
+    with tuned.disable():
+        if cell.method.restorable:
+            assert torch.equal(tuned.features(cell.images()), cell.model()(cell.images()))
+
+
+def ignores_neighbours(cell: Cell) -> None:
+    """A sample's output does not depend on the rest of its batch."""
+    tuned = cell.trained()
+    images = cell.images(3)
+    together, alone = tuned(images)[:1], tuned(images[:1])
+    assert torch.allclose(together, alone, atol=1e-5, rtol=1e-5), (together - alone).abs().max()
+
+
+def survives_checkpointing(cell: Cell) -> None:
+    """Activation checkpointing gives equal gradients."""
+    grads = []
+    for checkpointed in (False, True):
+        tuned = cell.trained()
+        tuned.backbone.set_grad_checkpointing(checkpointed)  # type: ignore[operator]
+        tuned.train()
+        for module in tuned.modules():
+            if isinstance(module, (nn.Dropout, nn.modules.batchnorm._BatchNorm)):
+                module.eval()
+        parameters = dict(tuned.trainable())
+        for parameter in parameters.values():
+            parameter.grad = None
+        torch.manual_seed(0)
+        tuned(cell.images()).square().sum().backward()
+        grads.append({key: p.grad for key, p in parameters.items()})
+    for key, expected in grads[0].items():
+        found = grads[1][key]
+        assert (expected is None) == (found is None), key
+        if expected is not None and found is not None:
+            assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max() + 1e-6)), key
+
+
+def runs_in_bfloat16(cell: Cell) -> None:
+    """Under autocast a step gives finite gradients."""
+    tuned = cell.trained()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = tuned(cell.images()).float().square().mean()
+    loss.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for _, p in tuned.trainable())
+
+
+def plan_tells_the_truth(cell: Cell) -> None:
+    """Parameter counts are those of the live tensors, and gradients reach as far back as the plan says."""
+    tuned = cell.trained()
+    plan = tuned.plan()
+    numbers = [p.numel() for key, p in tuned.trainable() if not key.startswith("head.")]
+    assert plan.trainable == sum(numbers) == sum(row.parameters for row in plan.rows)
+    assert plan.trainable_with_head == sum(p.numel() for _, p in tuned.trainable())
+    seen: list[bool] = []
+    handles = [
+        block.exit.module.register_forward_hook(lambda _m, _a, out: seen.append(out.requires_grad))
+        for block in tuned.description.blocks
+        if block.exit is not None
+    ]
+    tuned(cell.images())
+    for handle in handles:
+        handle.remove()
+    first = seen.index(True) if any(seen) else None
+    expected = "none" if first is None else "full" if first == 0 else f"from block {first}"
+    assert plan.reach == expected, f"the plan says {plan.reach}, the graph {expected}"
+
+
+def traces_whole(cell: Cell) -> None:
+    """torch.compile takes the whole model as one graph and gives equal outputs."""
+    tuned = cell.trained()
+    before = tuned(cell.images())
+    torch.compiler.reset()
+    whole = torch.compile(tuned.forward, fullgraph=True, backend="eager")
+    assert torch.allclose(whole(cell.images()), before, atol=1e-5, rtol=1e-5)
+
+
+def exports(cell: Cell) -> None:
+    """torch.export takes the model and gives equal outputs."""
+    tuned = cell.trained()
+    before = tuned(cell.images())
+    program = torch.export.export(tuned, (cell.images(),), strict=False)
+    assert torch.allclose(program.module()(cell.images()), before, atol=1e-5, rtol=1e-5)
+
+
+FAST: tuple[Callable[[Cell], None], ...] = (
+    starts_as_promised,
+    every_tensor_learns,
+    backbone_is_untouched,
+    detach_is_exact,
+    reloads_exactly,
+    merges_or_says_why,
+    copies_are_independent,
+    pickles,
+    stacks,
+    lives_beside_others,
+    ignores_neighbours,
+    survives_checkpointing,
+    runs_in_bfloat16,
+    plan_tells_the_truth,
+)
+SLOW: tuple[Callable[[Cell], None], ...] = (traces_whole, exports)

@@ -1,0 +1,42 @@
+"""Every registered method on every tiny backbone: each promise of `checks`, or a refusal that says what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import vpeft
+from tests.contract.checks import FAST, SLOW, Cell
+from tests.contract.matrix import cell_or_refusal
+from tests.models import FAMILIES
+from vpeft.methods import all_methods
+
+CELLS = [pytest.param(name, family, id=f"{name}-{family}") for name in all_methods() for family in FAMILIES]
+
+
+def _run(check: Callable[[Cell], None], name: str, family: str) -> None:
+    cell, refusal = cell_or_refusal(name, family)
+    if cell is None:
+        assert refusal is not None and len(refusal) > 40
+        pytest.skip(f"refused: {refusal}")
+    reason = cell.method.exceptions.get(check.__name__)
+    if reason is not None:
+        assert len(reason) > 20
+        with pytest.raises((AssertionError, RuntimeError, vpeft.VpeftError)):
+            check(cell)
+        return
+    check(cell)
+
+
+@pytest.mark.parametrize("check", FAST, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("name", "family"), CELLS)
+def test_promise(name: str, family: str, check: Callable[[Cell], None]) -> None:
+    _run(check, name, family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", SLOW, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("name", "family"), CELLS)
+def test_slow_promise(name: str, family: str, check: Callable[[Cell], None]) -> None:
+    _run(check, name, family)
