@@ -15,17 +15,13 @@ from vpeft.cli.validated import validated
 from vpeft.data.augmentation import policies
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
+from vpeft.data.export import export_folder
 from vpeft.data.problems import DataWarning
 from vpeft.data.sources.registry import sources
-from vpeft.errors import VpeftError
 
 app = App(name="data", help="Work with data sets: what can be one, a look at one, one written out as images.")
 
 _FLAGS = flags_of(DataConfig, group=Group("The data", sort_key=1), skip=("source",))
-
-
-class FolderInUse(VpeftError):
-    """The folder to write into holds something already."""
 
 
 @app.command(name="list")
@@ -73,7 +69,7 @@ def _check(source: str, /, *, json: bool = False, given: dict[str, Any]) -> None
 
 
 def _export(source: str, folder: Path, /, *, given: dict[str, Any]) -> None:
-    """Write a data set as a folder of PNG images, SPLIT/LABEL/NUMBER.png, which every command reads.
+    """Write a data set as a plain folder of images, SPLIT/LABEL/IMAGE, which every command reads.
 
     Parameters
     ----------
@@ -82,18 +78,10 @@ def _export(source: str, folder: Path, /, *, given: dict[str, Any]) -> None:
     folder:
         Where to write; made if absent, and refused unless empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FolderInUse(f"{folder} exists and is not an empty folder. Name a new one.")
     data = _open(source, given)
-    written = 0
-    for name, split in data.splits.items():
-        digits = len(str(max(len(split) - 1, 1)))
-        for index, target in enumerate(split.targets):
-            file = folder / name / _as_file_name(data.labels[target]) / f"{index:0{digits}d}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            split.image(index).save(file)
-            written += 1
-    show.console().print(Text(f"{written} images in {folder}: {', '.join(data.splits)}, {len(data.labels)} labels."))
+    out = export_folder(data, folder)
+    parts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
+    show.console().print(Text(f"{out}: {parts}; {len(data.labels)} labels"))
 
 
 def _open(source: str, given: dict[str, Any], *, quiet: bool = False) -> Datasets:
@@ -102,12 +90,6 @@ def _open(source: str, given: dict[str, Any], *, quiet: bool = False) -> Dataset
         if quiet:  # the problems are in the manifest that is printed
             warnings.simplefilter("ignore", DataWarning)
         return open_data(config)
-
-
-def _as_file_name(label: str) -> str:
-    """A label as the name of a folder: what a file system takes for a path or hides is replaced."""
-    safe = "".join("_" if letter in '/\\:*?"<>|\0' else letter for letter in label)
-    return f"_{safe}" if safe.startswith(".") else safe
 
 
 app.command(with_flags(_check, _FLAGS), name="check")

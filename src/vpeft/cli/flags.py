@@ -52,7 +52,7 @@ class Flag:
     def parameter(self) -> inspect.Parameter:
         """The parameter that cyclopts reads; its default is shown in the help and never passed on."""
         annotation = list[str] if self.several else _plain(self.field.annotation)
-        shown = _shown_default(self.field)
+        shown = shown_default(self.field)
         described = Parameter(
             name=self.names,
             group=self.group,
@@ -165,26 +165,26 @@ def _hyphened(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _members(annotation: Any) -> Iterator[Any]:
+def members(annotation: Any) -> Iterator[Any]:
     """The members of a union, `Annotated` and nested unions opened; the annotation itself when it is no union."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        yield from _members(get_args(annotation)[0])
+        yield from members(get_args(annotation)[0])
     elif origin in (Union, types.UnionType):
         for member in get_args(annotation):
-            yield from _members(member)
+            yield from members(member)
     elif hasattr(annotation, "__value__"):  # a named alias (`type X = ...`)
-        yield from _members(annotation.__value__)
+        yield from members(annotation.__value__)
     else:
         yield annotation
 
 
 def _takes_several(annotation: Any) -> bool:
-    return any((get_origin(member) or member) in _SEQUENCES for member in _members(annotation))
+    return any((get_origin(member) or member) in _SEQUENCES for member in members(annotation))
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    for member in _members(annotation):
+    for member in members(annotation):
         if isinstance(member, type) and issubclass(member, BaseModel):
             return member
     return None
@@ -193,7 +193,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _plain(annotation: Any) -> Any:
     """The annotation as far as the command line needs it; what it does not know is text, left to pydantic."""
     members: list[Any] = []
-    for member in _members(annotation):
+    for member in members(annotation):
         if member in (*_SCALARS, type(None)) or get_origin(member) is Literal:
             members.append(member)
         elif isinstance(member, type) and issubclass(member, Enum):
@@ -203,7 +203,7 @@ def _plain(annotation: Any) -> Any:
     return Union[tuple(dict.fromkeys(members))]  # noqa: UP007 - built at run time
 
 
-def _shown_default(field: FieldInfo) -> str | None:
+def shown_default(field: FieldInfo) -> str | None:
     """The default as it would be typed; None where there is none to show, or where leaving the flag out says it all."""
     if field.is_required():
         return None

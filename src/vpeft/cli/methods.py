@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from rich.text import Text
 
 from vpeft.cli import show
+from vpeft.cli.flags import members, shown_default
 from vpeft.methods import all_methods, get
 from vpeft.methods.method import Method
 
@@ -36,7 +37,10 @@ def methods(name: str | None = None, /, *, json: bool = False) -> None:
     out = show.console()
     out.print(Text(f"{only['name']} ({only['class']}), family {only['family']}, paper {only['paper'] or 'none'}\n"))
     out.print(Text(only["doc"] + "\n"))
-    settings = [(f"--{name}.{key.replace('_', '-')}", *field.values()) for key, field in only["fields"].items()]
+    settings = [
+        (f"--{name}.{key.replace('_', '-')}", field["type"], shown_default(kind) or "", field["description"])
+        for (key, field), kind in zip(only["fields"].items(), get(name).model_fields.values(), strict=True)
+    ]
     if settings:
         out.print(show.table(("flag", "type", "default", "meaning"), settings))
     else:
@@ -65,8 +69,16 @@ def describe_method(kind: type[Method]) -> dict[str, Any]:
 
 
 def type_name(annotation: Any) -> str:
-    """A type as one writes it, without module names."""
-    text = (
-        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    )
-    return text.replace("typing.", "").replace("collections.abc.", "").replace("NoneType", "None")
+    """A type as a person would say it: alternatives with bars, the choices of a literal, `several of` for sequences."""
+    return " | ".join(dict.fromkeys(_one_type(member) for member in members(annotation)))
+
+
+def _one_type(annotation: Any) -> str:
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(str(choice) for choice in inside)
+    if origin in (list, tuple, set, frozenset):
+        return f"several of {type_name(inside[0])}"
+    if annotation is type(None):
+        return "none"
+    return getattr(annotation, "__name__", str(annotation))

@@ -1,0 +1,171 @@
+"""Write the generated parts of README.md and docs/, or check that they are fresh.
+
+    python tools/docs.py            write
+    python tools/docs.py --check    say what is stale, and exit with 1 if anything is
+
+A generated part stands between `<!-- generated: KIND ARGUMENTS -->` and `<!-- end -->`. The kinds:
+
+    file PATH [NAME]     the text of a file, or of the part of it between `# [NAME]` and `# [/NAME]`
+    methods              the table of all methods
+    settings             for each method its settings
+    backbones            the table of families
+    help COMMAND ...     what `vpeft COMMAND ... --help` prints
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+# Before anything asks for the terminal: what is written must not depend on where it is made.
+os.environ.update(COLUMNS="100", NO_COLOR="1", TERM="dumb")
+
+ROOT = Path(__file__).resolve().parent.parent
+_PART = re.compile(r"(<!-- generated: (?P<what>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".txt": "text"}
+
+
+def pages() -> list[Path]:
+    """The files that have generated parts."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def rendered(text: str) -> str:
+    """`text` with all its generated parts made anew."""
+
+    def fresh(match: re.Match[str]) -> str:
+        kind, *arguments = match["what"].split()
+        if kind not in _KINDS:
+            raise SystemExit(f"There is no generated part of the kind {kind!r}; there are {', '.join(_KINDS)}.")
+        return f"{match[1]}{_KINDS[kind](*arguments).strip()}\n{match[3]}"
+
+    return _PART.sub(fresh, text)
+
+
+def file(path: str, name: str | None = None) -> str:
+    """A file of the repository, or a named part of it, as a fenced block; markers of parts are left out."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if name is not None:
+        found = re.search(
+            rf"^ *# \[{re.escape(name)}\]\n(.*?)^ *# \[/{re.escape(name)}\]", text, re.DOTALL | re.MULTILINE
+        )
+        if found is None:
+            raise SystemExit(f"{path} has no part [{name}].")
+        text = textwrap.dedent(found[1])
+    text = "".join(line for line in text.splitlines(keepends=True) if not re.match(r" *# \[/?\w+\]$", line))
+    text = text.removeprefix("#!/usr/bin/env bash\n")
+    return f"```{_LANGUAGES[Path(path).suffix]}\n{text.strip()}\n```"
+
+
+def methods() -> str:
+    """All methods: name, class, family, paper, idea."""
+    from vpeft.cli.methods import describe_method
+    from vpeft.methods import all_methods
+
+    rows = [describe_method(kind) for kind in all_methods().values()]
+    return _table(
+        ("method", "class", "family", "paper", "idea"),
+        [
+            (f"`{row['name']}`", f"`{row['class']}`", row["family"], _paper(row["paper"]), row["summary"])
+            for row in rows
+        ],
+    )
+
+
+def settings() -> str:
+    """Every setting of every method, with its default and meaning."""
+    from vpeft.cli.methods import describe_method
+    from vpeft.methods import all_methods
+
+    parts = []
+    for kind in all_methods().values():
+        row = describe_method(kind)
+        parts.append(f"### {row['name']}\n\n{row['doc']}\n")
+        fields = [
+            (f"`{name}`", f"`{field['type']}`", f"`{field['default']}`", field["description"])
+            for name, field in row["fields"].items()
+        ]
+        parts.append(_table(("setting", "type", "default", "meaning"), fields) if fields else "It has no settings.")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def backbones() -> str:
+    """The families with the number of models that timm makes of each."""
+    from vpeft.backbones.describe import families
+    from vpeft.cli.backbones import model_names
+
+    rows = [
+        (
+            f"`{entry.name}`",
+            entry.summary,
+            str(len(model_names(entry))),
+            ", ".join(f"`{n}`" for n in model_names(entry)[:3]),
+        )
+        for entry in families().values()
+    ]
+    return _table(("family", "what it covers", "models in timm", "for example"), rows)
+
+
+def help(*command: str) -> str:
+    """What the command line says of a command."""
+    from vpeft.cli import main
+
+    said = io.StringIO()
+    with redirect_stdout(said):
+        code = main([*command, "--help"])
+    if code != 0:
+        raise SystemExit(f"`vpeft {' '.join(command)} --help` ended with {code}.")
+    return "```text\n" + "\n".join(line.rstrip() for line in said.getvalue().strip().splitlines()) + "\n```"
+
+
+_KINDS: dict[str, Callable[..., str]] = {
+    "file": file,
+    "methods": methods,
+    "settings": settings,
+    "backbones": backbones,
+    "help": help,
+}
+
+
+def _paper(paper: str) -> str:
+    return f"[{paper}](https://arxiv.org/abs/{paper})" if re.fullmatch(r"\d{4}\.\d{4,5}", paper) else paper
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [columns, ("---",) * len(columns), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def run(check: bool) -> int:
+    """Write or check every page; the number of stale ones when checking."""
+    stale = 0
+    for page in pages():
+        before = page.read_text(encoding="utf-8")
+        after = rendered(before)
+        if before == after:
+            continue
+        name = str(page.relative_to(ROOT))
+        if check:
+            stale += 1
+            changes = difflib.unified_diff(before.splitlines(), after.splitlines(), name, "fresh", lineterm="", n=1)
+            print("\n".join(list(changes)[:40]))
+        else:
+            page.write_text(after, encoding="utf-8")
+            print(f"written: {name}")
+    if stale:
+        print(f"\n{stale} stale; run `make docs` and commit.")
+    return stale
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "src"))
+    sys.exit(1 if run(check="--check" in sys.argv[1:]) else 0)
