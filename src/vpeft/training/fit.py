@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpeft.errors import VpeftError
-from vpeft.tasks.task import Task
+from vpeft.injection.adapter_file import weights_digest
 from vpeft.training.atomic import write_json
 from vpeft.training.batches import LabelledImages
 from vpeft.training.checkpoint import read_checkpoint
@@ -19,6 +19,7 @@ from vpeft.training.optimisation import Optimisation
 from vpeft.training.progress import display
 from vpeft.training.randomness import untouched_randomness
 from vpeft.training.result import Result
+from vpeft.training.step import HasLoss
 
 if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
@@ -43,7 +44,7 @@ def fit(
     workers: int = 0,
     after_epoch: AfterEpoch | None = None,
     identity: dict[str, Any] | None = None,
-    task: Task | None = None,
+    task: HasLoss | None = None,
 ) -> Result:
     """Train what `tuned` declares trainable; the model then holds the weights of the last epoch, or those asked for.
 
@@ -85,6 +86,10 @@ def fit(
         asked = "early_stopping" if settings.early_stopping is not None else 'keep = "best"'
         raise UnsuitableSettings(f"{asked} needs validation images, and there are none. Give some, or leave it out.")
     folder = Path(out) if out is not None else None
+    facts = dict(identity or {})
+    if folder is not None:
+        # A checkpoint holds what is trained; on another frozen backbone it would go on without a word, and wrongly.
+        facts["frozen_weights"] = weights_digest(tuned.description, tuned)
     shown = display(progress)
     with untouched_randomness(), repeatable_kernels(settings.deterministic):
         run = Training(
@@ -96,7 +101,7 @@ def fit(
             workers=workers,
             shown=shown,
             after_epoch=after_epoch,
-            identity=identity or {},
+            identity=facts,
             task=task,
         )
         try:

@@ -9,22 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torchvision.transforms import v2
 
-from vpeft.tasks.task import Task
 from vpeft.training import checkpoint as disk
 from vpeft.training.batches import Batch, Batches, LabelledImages
-from vpeft.training.evaluate import check_labels, evaluate
-from vpeft.training.failures import (
-    NonFinite,
-    OutOfMemory,
-    first_not_finite,
-    is_out_of_memory,
-    memory_message,
-    not_finite_gradients,
-)
-from vpeft.training.groups import adamw
+from vpeft.training.evaluate import evaluate
+from vpeft.training.failures import NonFinite
 from vpeft.training.interrupts import StopRequest
 from vpeft.training.machine import accelerator
 from vpeft.training.memory import peak_memory, reset_peak
@@ -39,18 +28,17 @@ from vpeft.training.randomness import (
     untouched_randomness,
 )
 from vpeft.training.result import EpochRecord, Result, Scores
-from vpeft.training.schedule import rate_at
 from vpeft.training.standing import Standing
+from vpeft.training.step import HasLoss, Stepper
 
 if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
 
 AfterEpoch = Callable[["TunedModel", EpochRecord], None]
+
+
 CHECKPOINT = "checkpoint.safetensors"
 LAST_GOOD = "last_good.safetensors"
-# fp16 skips a step whose gradient overflows and halves its loss scale, which starts at 2^16: after 32 in a row nothing
-# is left of it.
-_SKIPS_IN_A_ROW = 32
 
 
 class Training:
@@ -68,11 +56,10 @@ class Training:
         shown: Display,
         after_epoch: AfterEpoch | None,
         identity: dict[str, Any],
-        task: Task | None,
+        task: HasLoss | None,
     ) -> None:
         self.tuned, self.train, self.val, self.settings = tuned, train, val, settings
         self.out, self.workers, self.shown, self.after_epoch = out, workers, shown, after_epoch
-        self.loss = cross_entropy if task is None else task.loss
         self.machine = accelerator(settings.precision, settings.device)
         self.device: torch.device = self.machine.device
         tuned.to(self.device)
@@ -86,21 +73,18 @@ class Training:
         with untouched_randomness():
             seed_everything(derived_seed(settings.seed, "prepare"))
             tuned.prepare(_OnDevice(self.batches, self.device))
-        self.named = list(tuned.trainable())
-        self.optimiser = adamw(self.named, settings)
-        self.stepper = self.machine.prepare_optimizer(self.optimiser)
+        self.take = Stepper(tuned, settings, self.machine, self.batches.per_epoch, task)
         self.identity = {
             **identity,
             "optimisation": settings.numerics(),
             "images": len(train),
             "validation_images": None if val is None else len(val),
-            "parameters": {name: list(parameter.shape) for name, parameter in self.named},
+            "parameters": {name: list(parameter.shape) for name, parameter in self.take.named},
         }
         self.at = Standing()
         self.best: dict[str, Tensor] = {}
         self.val_scores: Scores | None = None
         self.resumed_at: int | None = None
-        self.skipped = 0
         self.stop: StopRequest | None = None
 
     # -- running ----------------------------------------------------------------------------------------------------
@@ -137,100 +121,15 @@ class Training:
         return True
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One optimiser step on one batch, images (B, 3, H, W) and labels (B,) on the processor."""
-        said: str | None = None
+        """One optimiser step; if it meets numbers that are not finite, the weights from before it are saved."""
         try:
-            self._step(images, labels)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            said = str(error)
-        if said is not None:
-            # Outside the handler, whose traceback would keep the failed step's tensors alive while memory is measured.
-            self.optimiser.zero_grad()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            raise OutOfMemory(memory_message(self.tuned, images[:1].to(self.device), self.settings, said))
-
-    def _step(self, images: Tensor, labels: Tensor) -> None:
-        settings, at = self.settings, self.at
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate_at(at.step, group["peak_lr"], settings, self.batches.per_epoch)
-        self.tuned.advance(at.step / self.total)
-        images, targets = self.mixed(images, labels)
-        loss = torch.zeros((), device=self.device)
-        right = torch.zeros((), device=self.device, dtype=torch.int64)
-        parts = min(settings.accumulate, len(images))
-        for some, wanted in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
-            some, wanted = some.to(self.device, non_blocking=True), wanted.to(self.device, non_blocking=True)
-            with self.machine.autocast():
-                logits = self.tuned(some)
-            if at.classes is None:
-                at.classes = int(logits.shape[1])
-            check_labels(labels, at.classes)
-            part = self.loss(logits, wanted, label_smoothing=settings.label_smoothing)
-            penalty = self.tuned.penalty()
-            if penalty is not None:
-                part = part + penalty
-            part = part * (len(some) / len(images))
-            self.machine.backward(part)
-            loss += part.detach()
-            hardest = wanted if wanted.ndim == 1 else wanted.argmax(1)
-            right += (logits.detach().argmax(1) == hardest).sum()
-        self.apply(images, float(loss), int(right))
-
-    def mixed(self, images: Tensor, labels: Tensor) -> Batch:
-        """Mixup over the whole batch if it is on: targets become shares (B, K)."""
-        if not self.settings.mixup:
-            return images, labels
-        if self.at.classes is None:
-            with torch.no_grad(), untouched_randomness():
-                self.at.classes = int(self.tuned(images[:1].to(self.device)).shape[1])
-        check_labels(labels, self.at.classes)
-        mixup = v2.MixUp(alpha=self.settings.mixup, num_classes=self.at.classes)
-        mixed: Batch = mixup(images, labels)
-        return mixed
-
-    def apply(self, images: Tensor, loss: float, right: int) -> None:
-        """Step the optimiser if loss and gradient are finite; otherwise keep the weights, which are good, and raise."""
-        parameters = [parameter for _, parameter in self.named]
-        with_scaler = self.machine.scaler is not None
-        if self.settings.clip is not None or with_scaler:
-            limit = self.settings.clip if self.settings.clip is not None else float("inf")
-            norm = float(self.machine.clip_grad_norm_(parameters, limit))
-        else:
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-        norm_is_finite = norm - norm == 0
-        if loss - loss != 0 or not (norm_is_finite or with_scaler):
-            self.fail_on_numbers(images, loss)
-        self.stepper.step()
-        self.skipped = self.skipped + 1 if self.stepper.step_was_skipped else 0
-        if self.skipped >= _SKIPS_IN_A_ROW:
-            self.fail_on_numbers(images, loss)
-        self.optimiser.zero_grad()
-        self.at.count(loss, right, len(images), norm if norm_is_finite else 0.0)
-
-    def fail_on_numbers(self, images: Tensor, loss: float) -> None:
-        """Say which tensor is not finite, after saving the weights as they were before this step."""
-        gradients = not_finite_gradients(self.named)
-        self.optimiser.zero_grad()
-        with self.machine.autocast():
-            where = first_not_finite(self.tuned, images.to(self.device))
-        if where is None and gradients:
-            more = f" and {len(gradients) - 1} more" if len(gradients) > 1 else ""
-            where = f"the gradient of {gradients[0]!r}{more}"
-        if where is None:
-            where = f"the loss ({loss}): the logits are finite, so it is the loss itself, or a method's penalty"
-        kept = "The model still holds the weights from before this step."
-        if self.out is not None:
-            self.save(LAST_GOOD)
-            kept = f"The weights from before this step are in {self.out / LAST_GOOD}."
-        raise NonFinite(
-            f"Step {self.at.step + 1} (epoch {self.at.epoch + 1}) met numbers that are not finite. "
-            f"The first such tensor is {where}. {kept} Lower lr (now {self.settings.lr:g}), clip the gradient "
-            "(clip = 1.0), or use more precision."
-        )
+            self.take(images, labels, self.at)
+        except NonFinite as error:
+            kept = "The model still holds the weights from before this step."
+            if self.out is not None:
+                self.save(LAST_GOOD)
+                kept = f"The weights from before this step are in {self.out / LAST_GOOD}."
+            raise NonFinite(f"{error} {kept}") from None
 
     # -- ends of epochs ---------------------------------------------------------------------------------------------
 
@@ -247,7 +146,7 @@ class Training:
             if at.is_best(number, scores.top1) and settings.keep == "best":
                 self.best = {name: tensor.clone() for name, tensor in self.tuned.adapter_state().items()}
         at.count_time(training=False)
-        record = at.record(number, self.rate(), scores)
+        record = at.record(number, self.take.rate, scores)
         self.shown.epoch(record)
         patience = settings.early_stopping
         if patience is not None and at.without_gain >= patience:
@@ -259,11 +158,6 @@ class Training:
         last = at.epoch == settings.epochs or at.reason is not None
         if not last and settings.checkpoint_every and at.epoch % settings.checkpoint_every == 0:
             self.save()
-
-    def rate(self) -> float:
-        """The rate of the adapter's groups, or of the head's where there are no others."""
-        groups = self.optimiser.param_groups
-        return float(next((g["lr"] for g in groups if g["part"] == "adapter"), groups[0]["lr"]))
 
     def finish(self) -> None:
         """Put the kept weights into the model and write the last checkpoint, without the optimiser."""
@@ -303,7 +197,7 @@ class Training:
         random_tensors, random_plain = random_state()
         tensors: dict[str, dict[str, Tensor]] = {"model": dict(self.tuned.adapter_state())}
         if not self.at.finished:
-            tensors["optimiser"] = disk.optimiser_tensors(self.optimiser)
+            tensors["optimiser"] = disk.optimiser_tensors(self.take.optimiser)
             tensors["random"] = random_tensors
             tensors["best"] = self.best
         scaler = self.machine.scaler
@@ -334,7 +228,7 @@ class Training:
         self.resumed_at = self.at.step
         if self.at.finished:
             return
-        disk.load_optimiser(self.optimiser, saved.tensors.get("optimiser", {}))
+        disk.load_optimiser(self.take.optimiser, saved.tensors.get("optimiser", {}))
         self.best = {name: tensor.to(self.device) for name, tensor in saved.tensors.get("best", {}).items()}
         if self.machine.scaler is not None and saved.facts["scaler"]:
             self.machine.scaler.load_state_dict(saved.facts["scaler"])
@@ -368,11 +262,6 @@ class Training:
                 "optimisation": self.settings,
             }
         )
-
-
-def cross_entropy(outputs: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """The loss without a task: logits (B, K), in single precision, with class indices (B,) or shares (B, K)."""
-    return functional.cross_entropy(outputs.float(), target, label_smoothing=label_smoothing)
 
 
 class _OnDevice:

@@ -1,0 +1,226 @@
+"""A whole run as one model: data, backbone, method, optimisation; read from TOML, and written back as TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from vpeft.data.config import DataConfig
+from vpeft.errors import VpeftError, nearest
+from vpeft.training.optimisation import Optimisation
+from vpeft.training.toml_text import toml_text
+
+if TYPE_CHECKING:
+    from vpeft.methods import Method
+
+
+class BadRecipe(VpeftError):
+    """A recipe that cannot be read, or says something that does not exist."""
+
+
+class MethodChoice(BaseModel):
+    """A method's name and hyper-parameters, flat: `{name = "lora", rank = 8}`. All fields are filled in and checked.
+
+    Raises `UnknownMethod` and `BadField` for a wrong name, field or value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="Name of the method; `vpeft methods` lists them.")
+    fields: dict[str, Any] = Field(
+        default_factory=dict, description="Its hyper-parameters; those left out are default."
+    )
+    _method: Method = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return {"name": given}
+        if isinstance(given, Mapping) and "fields" not in given:
+            return {
+                **({"name": given["name"]} if "name" in given else {}),
+                "fields": {key: value for key, value in given.items() if key != "name"},
+            }
+        return given
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        from vpeft.methods import registry
+
+        self._method = registry.get(self.name)(**self.fields)
+        self.fields.clear()
+        self.fields.update(self._method.model_dump(mode="json"))
+        return self
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"name": self.name, **self.fields}
+
+    def build(self) -> Method:
+        """The method itself."""
+        return self._method
+
+
+class Recipe(BaseModel):
+    """One run: what is learnt, on which backbone, how, and where the results go."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str = Field(description="Name of the pre-trained model; `vpeft backbones` lists them.")
+    pretrained: bool = Field(default=True, description="Load the backbone's weights; false starts at random.")
+    out: Path | None = Field(default=None, description="Folder for the adapter, the checkpoint and the record.")
+    data: DataConfig
+    method: MethodChoice
+    also: tuple[MethodChoice, ...] = Field(default=(), description="Further methods that act together with the first.")
+    optimisation: Optimisation = Field(default_factory=Optimisation)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run, `optimisation.seed`; the splits have their own, `data.seed`."""
+        return self.optimisation.seed
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """All methods, in the order in which they are attached."""
+        return tuple(choice.build() for choice in (self.method, *self.also))
+
+    @classmethod
+    def from_toml(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read a recipe file; `overrides` win over it, as nested mappings or with dots: `{"optimisation.epochs": 5}`.
+
+        Paths in it are relative to the present directory. An override of the method's name drops the file's
+        hyper-parameters of another method.
+
+        Raises:
+            BadRecipe: the file cannot be read, a key is unknown (with the nearest name and its full path), or a value
+                is wrong.
+        """
+        try:
+            given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadRecipe(f"The recipe {path} cannot be read: {error.strerror or error}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadRecipe(f"The recipe {path} is not valid TOML: {error}.") from error
+        return cls.from_mapping(_merged(given, _nested(overrides or {})), where=f"The recipe {path}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str = "The recipe") -> Self:
+        """A recipe from nested mappings; raises `BadRecipe` like `from_toml`."""
+        mistakes = list(_unknown_keys(cls, values))
+        if not mistakes:
+            try:
+                return cls.model_validate(dict(values))
+            except ValidationError as error:
+                mistakes = [_worded(one) for one in error.errors(include_url=False)]
+            except VpeftError as error:
+                mistakes = [f"method: {error}"]
+        raise BadRecipe(f"{where} does not fit:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
+
+    def to_toml(self) -> str:
+        """This recipe as a TOML document, with every default written out, so that it means the same later.
+
+        Raises:
+            BadRecipe: a field that has a default was set to None, which TOML cannot say.
+        """
+        text = toml_text(self.model_dump(mode="json"))
+        if type(self).from_mapping(tomllib.loads(text)) != self:
+            raise BadRecipe("This recipe sets a field to None against its default, and TOML has no None.")
+        return text
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        first, _, rest = key.partition(".")
+        inner = _nested({rest: value}) if rest else _nested(value) if isinstance(value, Mapping) else value
+        result = _merged(result, {first: inner})
+    return result
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if key == "method":
+            old, value = _as_choice(old), _as_choice(value)
+            other = isinstance(old, Mapping) and isinstance(value, Mapping) and "name" in value and "name" in old
+            if other and value["name"] != old["name"]:
+                old = None
+        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _as_choice(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _fields(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The model of a nested field."""
+    annotation = model.model_fields[name].annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _unknown_keys(model: type[BaseModel], values: Any, path: str = "") -> Iterator[str]:
+    """A sentence for each key that does not exist, with its full path and where it may have been meant."""
+    if model is MethodChoice:
+        yield from _unknown_of_method(values, path)
+        return
+    if not isinstance(values, Mapping):
+        return
+    for key, value in values.items():
+        if key not in model.model_fields:
+            elsewhere = [known for known in _paths(Recipe) if known.rpartition(".")[2] == key]
+            hint = f"It belongs to {' or '.join(elsewhere)}." if elsewhere else nearest(key, model.model_fields)
+            yield f"There is no key {path}{key}. {hint}"
+        elif (inner := _fields(model, key)) is not None:
+            yield from _unknown_keys(inner, value, f"{path}{key}.")
+        elif key == "also" and isinstance(value, (list, tuple)):
+            for number, choice in enumerate(value):
+                yield from _unknown_of_method(choice, f"also.{number}.")
+
+
+def _unknown_of_method(values: Any, path: str) -> Iterator[str]:
+    from vpeft.methods import registry
+
+    values = _as_choice(values)
+    if not isinstance(values, Mapping) or "fields" in values or not isinstance(values.get("name"), str):
+        return
+    known = registry.names()
+    if values["name"] not in known:
+        yield f"{path}name: there is no method {values['name']!r}. {nearest(values['name'], known)}"
+        return
+    fields = registry.get(values["name"]).model_fields
+    for key in values:
+        if key != "name" and key not in fields:
+            hint = nearest(key, fields) if fields else "It has no hyper-parameters."
+            yield f"There is no key {path}{key} for the method {values['name']!r}. {hint}"
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name in model.model_fields:
+        inner = _fields(model, name)
+        if inner is None:
+            yield f"{prefix}{name}"
+        elif inner is not MethodChoice:
+            yield from _paths(inner, f"{prefix}{name}.")
+
+
+def _worded(error: Any) -> str:
+    where = ".".join(str(step) for step in error["loc"])
+    if error["type"] == "missing":
+        return f"{where} is missing; it has no default."
+    return f"{where} = {error['input']!r}: {error['msg']}." if where else f"{error['msg']}."

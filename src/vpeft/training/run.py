@@ -1,0 +1,164 @@
+"""One recipe carried out: from images to an adapter file and a record of how it came about."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from vpeft.backbones.create import create_backbone
+from vpeft.data.config import DataConfig
+from vpeft.data.datasets import Datasets, open_data
+from vpeft.data.preprocessing import Preprocessing
+from vpeft.injection.tune import tune
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.tasks.classification import Classification
+from vpeft.training.atomic import write_json, write_text
+from vpeft.training.evaluate import evaluate
+from vpeft.training.failures import TrainingFailed
+from vpeft.training.fit import fit
+from vpeft.training.randomness import derived_seed, seed_everything, untouched_randomness
+from vpeft.training.recipe import Recipe
+from vpeft.training.result import Result, Scores
+from vpeft.version import __version__
+
+ADAPTER = "adapter.safetensors"
+RECIPE = "recipe.toml"
+RECORD = "run.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a recipe has led to. `adapter` and `record` are files, None without an output folder or before the end."""
+
+    recipe: Recipe
+    result: Result
+    test: Scores | None
+    tuned: TunedModel
+    data: Datasets
+    preprocessing: Preprocessing
+    adapter: Path | None
+    record: Path | None
+
+    @property
+    def state(self) -> Literal["done", "stopped", "failed"]:
+        """ "stopped" by a signal: the same recipe goes on from the checkpoint. A failure raises instead."""
+        return self.result.state
+
+
+def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True, show: bool = True) -> RunOutcome:
+    """Carry `recipe` out: open the data, tune the backbone, train, score the test split once, save.
+
+    With `recipe.out` that folder holds `adapter.safetensors` (with labels, preprocessing and scores), `run.json`
+    (recipe, plan, data manifest, history, scores, versions), `recipe.toml` (every default written out),
+    `checkpoint.safetensors` and `result.json`.
+
+    Args:
+        recipe: the run.
+        resume: go on from what an interrupted run of the same recipe left in the folder.
+        progress: show the training's progress.
+        show: print the plan of what is trained.
+
+    Raises:
+        VpeftError: whatever a user can mend, in any of the steps; a failure of the training is in the record too.
+    """
+    started = datetime.now(UTC)
+    with untouched_randomness():
+        # For a backbone without pre-trained weights; the same recipe must find the same one again.
+        seed_everything(derived_seed(recipe.seed, "backbone"))
+        model = create_backbone(recipe.backbone, pretrained=recipe.pretrained)
+    preprocessing = _preprocessing(Preprocessing.from_model(model), recipe.data)
+    data = open_data(recipe.data).prepared(preprocessing)
+    with untouched_randomness():
+        seed_everything(derived_seed(recipe.seed, "tune"))
+        tuned = tune(model, *recipe.methods, num_classes=len(data.labels), show=show)
+    facts: dict[str, Any] = {
+        "format": _FORMAT,
+        "recipe": recipe.model_dump(mode="json"),
+        "plan": tuned.plan().as_dict(),
+        "data": data.manifest.model_dump(mode="json"),
+        "versions": _versions(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "started": started.isoformat(timespec="seconds"),
+    }
+    out = recipe.out
+    if out is not None:
+        write_text(out / RECIPE, recipe.to_toml())
+    identity = {
+        "backbone": recipe.backbone,
+        "pretrained": recipe.pretrained,
+        "methods": [choice.model_dump() for choice in (recipe.method, *recipe.also)],
+        "data": data.manifest.digest,
+        "preprocessing": preprocessing.model_dump(mode="json"),
+        "augmentation": recipe.data.augmentation,
+    }
+    try:
+        result = fit(
+            tuned,
+            data.train,
+            data.val,
+            optimisation=recipe.optimisation,
+            out=out,
+            resume=resume,
+            progress=progress,
+            workers=recipe.data.workers,
+            identity=identity,
+            task=Classification(data.labels),
+        )
+    except TrainingFailed as failure:
+        _record(out, facts, failure.result, None, error=str(failure))
+        raise
+    if result.state != "done":
+        record = _record(out, facts, result, None)
+        return RunOutcome(recipe, result, None, tuned, data, preprocessing, None, record)
+    test = _test_once(recipe, tuned, data)
+    adapter = None
+    if out is not None:
+        scores = {
+            f"{split}_{name}": value
+            for split, given in (("val", result.val), ("test", test))
+            if given is not None
+            for name, value in (("top1", given.top1), ("mean_per_class", given.mean_per_class))
+        }
+        adapter = tuned.save(
+            out / ADAPTER, labels=data.labels, preprocessing=preprocessing.model_dump(mode="json"), scores=scores
+        )
+    record = _record(out, facts, result, test)
+    return RunOutcome(recipe, result, test, tuned, data, preprocessing, adapter, record)
+
+
+def _preprocessing(stated: Preprocessing, config: DataConfig) -> Preprocessing:
+    return stated.resized(config.image_size) if config.image_size else stated
+
+
+def _test_once(recipe: Recipe, tuned: TunedModel, data: Datasets) -> Scores | None:
+    """Scores on the test split, of the final weights; nothing before this has read it."""
+    if data.test is None:
+        return None
+    return evaluate(tuned, data.test, batch=recipe.optimisation.batch, workers=recipe.data.workers)
+
+
+def _record(
+    out: Path | None, facts: dict[str, Any], result: Result | None, test: Scores | None, error: str | None = None
+) -> Path | None:
+    if out is None:
+        return None
+    record = {
+        **facts,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "state": "failed" if result is None else result.state,
+        "error": error,
+        "result": None if result is None else result.model_dump(mode="json"),
+        "test": None if test is None else test.model_dump(mode="json"),
+    }
+    write_json(out / RECORD, record)
+    return out / RECORD
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "safetensors")
+    return {"vpeft": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}

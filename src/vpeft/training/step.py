@@ -1,0 +1,180 @@
+"""One optimiser step: in parts, under a precision, checked to be finite before it moves a weight."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms import v2
+
+from vpeft.training.batches import Batch
+from vpeft.training.evaluate import check_labels
+from vpeft.training.failures import (
+    NonFinite,
+    OutOfMemory,
+    first_not_finite,
+    is_out_of_memory,
+    memory_message,
+    not_finite_gradients,
+)
+from vpeft.training.groups import adamw
+from vpeft.training.optimisation import Optimisation
+from vpeft.training.randomness import untouched_randomness
+from vpeft.training.schedule import rate_at
+from vpeft.training.standing import Standing
+
+if TYPE_CHECKING:
+    from vpeft.injection.tuned_model import TunedModel
+
+# fp16 skips a step whose gradient overflows and halves its loss scale, which starts at 2^16: after 32 in a row nothing
+# is left of it.
+_SKIPS_IN_A_ROW = 32
+
+
+class HasLoss(Protocol):
+    """The part of a `Task` that training needs."""
+
+    def loss(self, outputs: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """The mean loss of a batch: outputs (B, K), class indices (B,) or shares (B, K) -> a scalar."""
+        ...
+
+
+def cross_entropy(outputs: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """The loss without a task: logits (B, K), in single precision, with class indices (B,) or shares (B, K)."""
+    return functional.cross_entropy(outputs.float(), target, label_smoothing=label_smoothing)
+
+
+class Stepper:
+    """Takes optimiser steps on `tuned` and counts them in a `Standing`.
+
+    Args:
+        tuned: the model, on the accelerator's device; its trainable parameters are taken now.
+        settings: of the run.
+        machine: device, autocast and, for fp16, the loss scale.
+        steps_per_epoch: for the schedule.
+        task: states the loss; None is cross-entropy.
+    """
+
+    def __init__(
+        self,
+        tuned: TunedModel,
+        settings: Optimisation,
+        machine: Accelerator,
+        steps_per_epoch: int,
+        task: HasLoss | None = None,
+    ) -> None:
+        self.tuned, self.settings, self.machine, self.steps_per_epoch = tuned, settings, machine, steps_per_epoch
+        self.loss = cross_entropy if task is None else task.loss
+        self.named = list(tuned.trainable())
+        self.optimiser = adamw(self.named, settings)
+        self._prepared = machine.prepare_optimizer(self.optimiser)
+        self._skipped = 0
+
+    @property
+    def rate(self) -> float:
+        """The rate of the adapter's groups, or of the head's where there are no others."""
+        groups = self.optimiser.param_groups
+        return float(next((group["lr"] for group in groups if group["part"] == "adapter"), groups[0]["lr"]))
+
+    def __call__(self, images: Tensor, labels: Tensor, at: Standing) -> None:
+        """One step on one batch, images (B, 3, H, W) and labels (B,) on the processor.
+
+        Raises:
+            NonFinite: loss or gradient is not finite; the weights are those from before the step.
+            OutOfMemory: with the measured need.
+        """
+        said: str | None = None
+        try:
+            loss, right = self._gradients(images, labels, at)
+            self._apply(images, loss, right, at)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error)
+        if said is not None:
+            # Outside the handler, whose traceback would keep the failed step's tensors alive while memory is measured.
+            self.optimiser.zero_grad()
+            device: torch.device = self.machine.device
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemory(memory_message(self.tuned, images[:1].to(device), self.settings, said))
+
+    def _gradients(self, images: Tensor, labels: Tensor, at: Standing) -> tuple[float, int]:
+        """Forward and backward in parts; the loss and how many images were right."""
+        settings, device = self.settings, self.machine.device
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate_at(at.step, group["peak_lr"], settings, self.steps_per_epoch)
+        self.tuned.advance(at.step / (settings.epochs * self.steps_per_epoch))
+        images, targets = self._mixed(images, labels, at)
+        loss = torch.zeros((), device=device)
+        right = torch.zeros((), device=device, dtype=torch.int64)
+        parts = min(settings.accumulate, len(images))
+        for some, wanted in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
+            some, wanted = some.to(device, non_blocking=True), wanted.to(device, non_blocking=True)
+            with self.machine.autocast():
+                logits = self.tuned(some)
+            if at.classes is None:
+                at.classes = int(logits.shape[1])
+            check_labels(labels, at.classes)
+            part = self.loss(logits, wanted, label_smoothing=settings.label_smoothing)
+            penalty = self.tuned.penalty()
+            if penalty is not None:
+                part = part + penalty
+            # Parts may differ by one image: weighted so, their sum is the mean over the batch.
+            part = part * (len(some) / len(images))
+            self.machine.backward(part)
+            loss += part.detach()
+            hardest = wanted if wanted.ndim == 1 else wanted.argmax(1)
+            right += (logits.detach().argmax(1) == hardest).sum()
+        return float(loss), int(right)
+
+    def _mixed(self, images: Tensor, labels: Tensor, at: Standing) -> Batch:
+        """Mixup over the whole batch if it is on: targets become shares (B, K)."""
+        if not self.settings.mixup:
+            return images, labels
+        if at.classes is None:
+            with torch.no_grad(), untouched_randomness():
+                at.classes = int(self.tuned(images[:1].to(self.machine.device)).shape[1])
+        check_labels(labels, at.classes)
+        mixed: Batch = v2.MixUp(alpha=self.settings.mixup, num_classes=at.classes)(images, labels)
+        return mixed
+
+    def _apply(self, images: Tensor, loss: float, right: int, at: Standing) -> None:
+        """Move the weights if loss and gradient are finite; otherwise keep them, they are good, and raise."""
+        parameters = [parameter for _, parameter in self.named]
+        scaled = self.machine.scaler is not None
+        if self.settings.clip is not None or scaled:
+            limit = self.settings.clip if self.settings.clip is not None else math.inf
+            norm = float(self.machine.clip_grad_norm_(parameters, limit))
+        else:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+        # With a loss scale an overflowing gradient is ordinary: the step is skipped and the scale lowered.
+        if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
+            raise self._not_finite(images, loss, at)
+        self._prepared.step()
+        self._skipped = self._skipped + 1 if self._prepared.step_was_skipped else 0
+        if self._skipped >= _SKIPS_IN_A_ROW:
+            raise self._not_finite(images, loss, at)
+        self.optimiser.zero_grad()
+        at.count(loss, right, len(images), norm if math.isfinite(norm) else 0.0)
+
+    def _not_finite(self, images: Tensor, loss: float, at: Standing) -> NonFinite:
+        gradients = not_finite_gradients(self.named)
+        self.optimiser.zero_grad()
+        with self.machine.autocast():
+            where = first_not_finite(self.tuned, images.to(self.machine.device))
+        if where is None and gradients:
+            more = f" and {len(gradients) - 1} more" if len(gradients) > 1 else ""
+            where = f"the gradient of {gradients[0]!r}{more}"
+        if where is None:
+            where = f"the loss ({loss}): the logits are finite, so it is the loss itself, or a method's penalty"
+        return NonFinite(
+            f"Step {at.step + 1} (epoch {at.epoch + 1}) met numbers that are not finite. "
+            f"The first such tensor is {where}. Lower lr (now {self.settings.lr:g}), clip the gradient "
+            "(clip = 1.0), or use more precision."
+        )
