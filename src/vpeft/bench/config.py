@@ -19,7 +19,7 @@ class BenchConfig(BaseModel):
         default=("linear_probe", "lora", "ssf"),
         description='What to compare: lora, "lora(rank=4)", or lora+ssf for both at once.',
     )
-    backbone: str = Field(default="pocket_vit", description="Name of the backbone.")
+    backbone: str = Field(default="pocket_vit", description="Name of the backbone; random:NAME is the same untrained.")
     tasks: tuple[str, ...] = Field(default=(), description="Only these tasks of the suite.")
     seeds: int | None = Field(default=None, ge=1, description="How many seeds, instead of the tier's own number.")
     out: Path = Field(default=Path("ledger"), description="Folder of the ledger; what is in it is not done again.")

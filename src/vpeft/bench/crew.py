@@ -14,8 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-import torch
-
 from vpeft.bench.engine import Engine
 from vpeft.bench.execute import Ending, Outcome, failed, perform
 from vpeft.bench.ledger import Ledger
@@ -203,6 +201,9 @@ def _cause_of_death(code: int | None) -> str:
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch compute with `count` threads meanwhile."""
+    # Here and not above, so that reading a ledger (which the package's other half does) does not load torch.
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

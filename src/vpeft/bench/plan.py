@@ -36,6 +36,7 @@ class Job(BaseModel):
     point: Point | None = None
     needs: tuple[tuple[Point, str], ...] = ()
     departures: dict[str, Any] = {}
+    rule: str = ""
     minimum_seeds: int = 1
     legacy: bool = False
 
@@ -49,6 +50,7 @@ class Job(BaseModel):
             label=self.label,
             created=now(),
             departures=self.departures,
+            rule=self.rule,
             minimum_seeds=self.minimum_seeds,
         )
 
@@ -110,6 +112,7 @@ def _cell(
             group=task.group,
             label=label,
             departures=dict(departures),
+            rule=rules.rule,
             minimum_seeds=rules.seeds,
             **rest,
         )

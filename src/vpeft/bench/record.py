@@ -107,6 +107,8 @@ class RunRecord(BaseModel):
     started: str | None = None
     finished: str | None = None
     departures: dict[str, Any] = {}
+    # The protocol in words, and how many seeds it demands: a ledger is read without the code that made it.
+    rule: str = ""
     minimum_seeds: int = 1
     chosen: Chosen | None = None
     scores: Scores | None = None

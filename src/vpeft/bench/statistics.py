@@ -136,7 +136,8 @@ def tie_groups(scores: Mapping[str, Array], *, draws: int = DRAWS, level: float 
     """
     order = sorted(scores, key=lambda name: -float(scores[name].mean()))
     groups: dict[str, int] = {}
-    leader, number = None, 0
+    leader: str | None = None
+    number = 0
     for name in order:
         if leader is None or paired_bootstrap(scores[leader], scores[name], draws=draws, level=level).excludes(0.0):
             leader, number = name, number + 1

@@ -61,7 +61,7 @@ def searched(
     return point, a_record(state=State.done, scores=Scores(split=split, top1=top1, loss=loss))
 
 
-A, B, C = Grid(lr=(3e-3, 1e-3), weight_decay=(0.0,)).points(), Point(lr=1e-2, weight_decay=0.0)
+A, B, C = *Grid(lr=(3e-3, 1e-3), weight_decay=(0.0,)).points(), Point(lr=1e-2, weight_decay=0.0)
 
 
 def test_the_best_validation_score_wins() -> None:
