@@ -82,7 +82,12 @@ class Manifest(BaseModel):
 
 
 def weights_digest(description: Backbone, tuned: TunedModel | None = None) -> str:
-    """sha256 over names, types, shapes and bytes of the backbone's frozen tensors, its classifier left out."""
+    """sha256 over names, types, shapes and bytes of the backbone's frozen tensors, its classifier left out.
+
+    Where an adapter trains the backbone's own weights in place, it is the digest from before that adapter came.
+    """
+    if tuned is not None and tuned.origin is not None:
+        return tuned.origin
     frozen: dict[int, Tensor] = {}
     if tuned is not None:
         for name in tuned.adapters:
@@ -274,7 +279,7 @@ def load(
     if head is None and manifest.head is not None:
         if manifest.head.kind != "linear" or manifest.head.classes is None:
             raise BadAdapterFile(f"{path} holds a head of the class {manifest.head.kind}; pass such a module as `head`.")
-        head = new_head(description.facts.width, manifest.head.classes)
+        head = new_head(manifest.head.width or description.facts.width, manifest.head.classes)
     elif isinstance(head, nn.Linear) and manifest.head is not None and head.out_features != manifest.head.classes:
         raise BadAdapterFile(
             f"{path} has a head for {manifest.head.classes} classes, but the given head is for {head.out_features}."

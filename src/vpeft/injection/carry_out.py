@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..backbones.edits import Edit
-from ..backbones.places import Layout, MissingPlace, Place, Point, Projection
+from ..backbones.places import Layout, MissingPlace, Place, Point, Projection, Stream
 from .hooks import Wiring
 from .operations import (
     Add,
     Apply,
     EditCore,
+    EditStream,
     EditWeight,
     EnterSpan,
     Hold,
@@ -43,13 +44,27 @@ def _rows(place: Place) -> tuple[int, int] | None:
 
 
 def _read(edit: Edit, adapter: str, wiring: Wiring) -> list[Slot]:
-    """A slot for each place the edit reads; the values are held where they come out."""
+    """A slot for each thing the edit reads; the values are held where they come out, and reach the layer channels last."""
     slots = []
-    for place in edit.reads:
-        slot = Slot()
-        wiring.at(_exit(place), Hold(adapter, place.nesting, slot))
+    turn = not getattr(edit.layer, "channels_first", False)
+    for source in edit.reads:
+        if isinstance(source, Edit):
+            slot = Slot()
+            _maker(source, adapter, wiring).results.append(slot)
+        else:
+            point = source.exit if source.exit is not None else _enter(source)
+            slot = Slot(turn and source.layout is Layout.CHANNELS_FIRST, _rows(source))
+            wiring.at(point, Hold(adapter, source.nesting, slot))
         slots.append(slot)
     return slots
+
+
+def _maker(edit: Edit, adapter: str, wiring: Wiring) -> Tap | TokensOut:
+    """The operation of an earlier edit whose result another one reads."""
+    for operation in wiring.operations(adapter):
+        if isinstance(operation, (Tap, TokensOut)) and operation.layer is edit.layer:
+            return operation
+    raise MissingPlace(f"An edit reads what `{edit.verb}` at {edit.place.name} makes, but that edit was not given before it.")
 
 
 def _layout_in(place: Place) -> Layout:
@@ -67,6 +82,13 @@ def _after(edit: Edit, adapter: str, wiring: Wiring) -> None:
     assert edit.layer is not None
     place = edit.place
     reads = _read(edit, adapter, wiring)
+    if isinstance(place, Stream):
+        branch, slot = place.around, Slot()
+        assert branch is not None
+        # half a step further out on both sides: around everything that acts on the branch itself
+        wiring.at(_enter(branch), Hold(adapter, branch.nesting - 0.5, slot))
+        wiring.at(_exit(branch), EditStream(adapter, branch.nesting - 0.5, edit.layer, branch.layout, slot, reads))
+        return
     wiring.at(_exit(place), Apply(adapter, place.nesting, edit.layer, place.layout, reads, _rows(place)))
 
 
@@ -74,9 +96,15 @@ def _parallel(edit: Edit, adapter: str, wiring: Wiring) -> None:
     assert edit.layer is not None
     place = edit.place
     inputs = _read(edit, adapter, wiring)
-    came = edit.reads[0].layout if edit.reads else _layout_in(place)
-    if {came, place.layout} == {Layout.TOKENS, Layout.MAP}:
-        raise MissingPlace(f"{place.name} is {place.layout.value}, but {edit.reads[0].name}, which is read, is {came.value}.")
+    came = _layout_in(place)
+    if edit.reads and not isinstance(edit.reads[0], Edit):
+        came = edit.reads[0].layout
+        if {came, place.layout} == {Layout.TOKENS, Layout.MAP}:
+            raise MissingPlace(
+                f"{place.name} is {place.layout.value}, but {edit.reads[0].name}, which is read, is {came.value}."
+            )
+    if edit.reads and came is Layout.CHANNELS_FIRST and not getattr(edit.layer, "channels_first", False):
+        came = Layout.MAP  # as the slots hand it on
     if not inputs:
         slot = Slot()
         # half a step further in: what runs beside a place sees what enters it after every `before`
@@ -106,14 +134,15 @@ def _insert_tokens(edit: Edit, adapter: str, wiring: Wiring) -> None:
         wiring.carry(module, kind, adapter, carrier)
     entering = TokensIn(adapter, place.nesting, edit.layer, carrier)
     wiring.at(_enter(place), entering)
-    wiring.at(_exit(place), TokensOut(entering, edit.lifetime == "pooled"))
+    seen = place.pooled if edit.lifetime == "pooled" else None
+    wiring.at(seen or _exit(place), TokensOut(entering, seen is not None))
 
 
 def _tap(edit: Edit, adapter: str, wiring: Wiring) -> None:
     assert edit.layer is not None
     place = edit.place
     point = place.exit if place.exit is not None else _enter(place)
-    wiring.at(point, Tap(adapter, place.nesting, edit.layer, place.layout))
+    wiring.at(point, Tap(adapter, place.nesting, edit.layer, place.layout, _read(edit, adapter, wiring)))
 
 
 def _reparametrize(edit: Edit, adapter: str, wiring: Wiring) -> None:

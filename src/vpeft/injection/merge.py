@@ -3,7 +3,8 @@
 A layer states its form by a method of its own:
     weight_delta() -> (dW, db or None)     `parallel` on a projection: W + dW, b + db
     affine() -> (scale, shift)             `after` on a projection or norm: scale * y + shift
-    linear_map() -> (M, m)                 `before` a projection, or between a norm and its only readers: x -> M x + m
+    linear_map() -> (M, m)                 `before` a projection, or between a norm and its only readers: x -> M x + m;
+                                           `after` a projection: y -> M y + m
 `reparametrize` merges by construction, and `unfreeze` is in the weights already.
 """
 
@@ -37,7 +38,7 @@ class Merged:
         if key not in self._before:
             self._before[key] = (module, attribute, None if current is None else current.detach().clone())
         if current is None:
-            module._parameters[attribute] = nn.Parameter(value, requires_grad=False)
+            module._parameters[attribute] = nn.Parameter(value.detach().clone(), requires_grad=False)
         else:
             with torch.no_grad():
                 current.copy_(value)
@@ -68,7 +69,8 @@ def why_not(edit: Edit) -> str | None:
                 return None
             return f"{place.name} has no scale to fold into"
         if hasattr(layer, "linear_map"):
-            return None if place.consumers else f"what reads {place.name} cannot absorb a linear map"
+            absorbed = isinstance(place, Projection) or place.consumers
+            return None if absorbed else f"what reads {place.name} cannot absorb a linear map"
         return f"{kind} is no affine map"
     if edit.verb == "before" and hasattr(layer, "linear_map"):
         if isinstance(place, Projection):
@@ -105,6 +107,8 @@ def merge_edits(edits: Iterable[Edit]) -> Merged:
             )
         elif edit.verb == "after" and hasattr(layer, "affine"):
             _scale(merged, place.own, place, layer)
+        elif edit.verb == "after" and isinstance(place, Projection):
+            _compose(merged, place, layer)
         else:
             targets = (place,) if isinstance(place, Projection) else place.consumers
             # what acts nearest to the projection folds in first
@@ -135,6 +139,19 @@ def _add(merged: Merged, place: Projection, delta: Tensor, shift: Tensor | None)
 def _add_bias(merged: Merged, module: nn.Module, shift: Tensor) -> None:
     bias = module._parameters.get("bias")
     merged.change(module, "bias", shift if bias is None else bias + shift)
+
+
+def _compose(merged: Merged, place: Projection, layer: nn.Module) -> None:
+    """y -> M y + m behind a projection: M W and M b + m, on its rows."""
+    matrix, shift = layer.linear_map()  # type: ignore[operator]
+    start, stop = place.rows or (0, len(_weight(place)))
+    whole, bias = _weight(place), place.module._parameters.get("bias")
+    rows = whole[start:stop]
+    mapped = (matrix @ rows.flatten(1)).reshape(rows.shape)
+    offset = shift if bias is None else matrix @ bias[start:stop] + shift
+    base = whole.new_zeros(len(whole)) if bias is None else bias
+    merged.change(place.module, "weight", whole.slice_scatter(mapped, 0, start, stop))
+    merged.change(place.module, "bias", base.slice_scatter(offset, 0, start, stop))
 
 
 def _scale(merged: Merged, own: dict[str, tuple[nn.Module, str]], place: object, layer: nn.Module) -> None:

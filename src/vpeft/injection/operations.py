@@ -15,10 +15,16 @@ from ..backbones.places import Layout, TokenCarrier
 
 
 class Slot:
-    """Holds one tensor from where it is read to where it is used, within one forward pass."""
+    """Holds one tensor from where it is read to where it is used, within one forward pass.
 
-    def __init__(self) -> None:
+    Args:
+        turn: whether it was read as (B, D, H, W) and is handed on as (B, H, W, D).
+        rows: the channels that are handed on, where only some of them were read; None for all.
+    """
+
+    def __init__(self, turn: bool = False, rows: tuple[int, int] | None = None) -> None:
         self.value: Tensor | None = None
+        self.turn, self.rows = turn, rows
 
     def take(self) -> Tensor:
         """The tensor, which the slot gives up so that it keeps no memory alive."""
@@ -26,10 +32,12 @@ class Slot:
         if value is None:
             raise RuntimeError("An edit read a place that was not executed before it in this forward pass.")
         self.value = None
-        return value
+        if self.turn:
+            value = value.permute(0, 2, 3, 1)
+        return value if self.rows is None else value[..., self.rows[0] : self.rows[1]]
 
-    def __getstate__(self) -> dict[str, None]:
-        return {"value": None}  # a copy or a pickle starts between two forward passes
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "value": None}  # a copy or a pickle starts between two forward passes
 
 
 def call(layer: nn.Module, came: Layout, goes: Layout, hidden: Tensor, *more: Tensor) -> Tensor:
@@ -132,6 +140,21 @@ class ReplaceSkip(Operation):
         return hidden + (call(self.layer, self.layout, self.layout, shortcut) - shortcut)
 
 
+class EditStream(Operation):
+    """The stream s = x + h after the branch becomes layer(s, *reads): the branch gains layer(s) - s."""
+
+    def __init__(
+        self, adapter: str, rank: float, layer: nn.Module, layout: Layout, slot: Slot, reads: list[Slot]
+    ) -> None:
+        super().__init__(adapter, rank)
+        self.layer, self.layout, self.slot, self.reads = layer, layout, slot, reads
+
+    def act(self, hidden: Tensor) -> Tensor:
+        before = self.slot.take()
+        values = [slot.take() for slot in self.reads]
+        return call(self.layer, self.layout, self.layout, before + hidden, *values) - before
+
+
 class EnterSpan(Operation):
     """h -> layer.enter(h)."""
 
@@ -173,28 +196,36 @@ class TokensIn(Operation):
 
 
 class TokensOut(Operation):
-    """Take the tokens out again."""
+    """Take the tokens out again; `results` are the slots of later edits that read them."""
 
     leaving = True
 
     def __init__(self, inserted: TokensIn, pooled: bool) -> None:
         super().__init__(inserted.adapter, inserted.rank)
         self.inserted, self.pooled = inserted, pooled
+        self.layer = inserted.layer
+        self.results: list[Slot] = []
 
     def act(self, hidden: Tensor) -> Tensor:
+        for slot in self.results:
+            slot.value = self.inserted.carrier.carried(hidden, self.inserted.count)
         return self.inserted.carrier.leave(hidden, self.inserted.count, self.pooled)
 
 
 class Tap(Operation):
-    """layer(h) is called; h passes unchanged."""
+    """layer(h, *reads) is called; h passes unchanged. `results` are the slots of later edits that read what it gave."""
 
-    def __init__(self, adapter: str, rank: float, layer: nn.Module, layout: Layout) -> None:
+    def __init__(self, adapter: str, rank: float, layer: nn.Module, layout: Layout, reads: list[Slot]) -> None:
         super().__init__(adapter, rank)
-        self.layer, self.layout = layer, layout
+        self.layer, self.layout, self.reads = layer, layout, reads
+        self.results: list[Slot] = []
 
     def act(self, hidden: Tensor) -> Tensor:
         turn = self.layout is Layout.CHANNELS_FIRST and not getattr(self.layer, "channels_first", False)
-        self.layer(hidden.permute(0, 2, 3, 1) if turn else hidden)
+        values = [slot.take() for slot in self.reads]
+        result = self.layer(hidden.permute(0, 2, 3, 1) if turn else hidden, *values)
+        for slot in self.results:
+            slot.value = result
         return hidden
 
 

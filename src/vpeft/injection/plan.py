@@ -118,7 +118,9 @@ def _span(steps: list[str]) -> str:
 def reach_of(edit: Edit, depth: int) -> int:
     """The index of the first block that a gradient from this edit's output passes, `depth` if it passes none."""
     if edit.verb == "tap":
-        return depth
+        return depth  # what reads its result says where the gradient enters the trunk
+    if edit.layer is not None and not edit.reads and not any(p.requires_grad for p in edit.layer.parameters()):
+        return depth  # nothing trains here
     return min(edit.place.depth, depth)
 
 

@@ -52,6 +52,7 @@ class TunedModel(nn.Module):
         self._merged: dict[str, Merged] = {}
         self._route: tuple[str, ...] | None = None
         self._compiled = False
+        self.origin: str | None = None  # digest of the weights, kept once an adapter trains them in place
         self._flags = [parameter.requires_grad for parameter in self.backbone.parameters()]
         self.backbone.requires_grad_(False)
         self.training = self.backbone.training  # evaluates or trains as the given model did
@@ -89,9 +90,18 @@ class TunedModel(nn.Module):
         if not edits and not all(method.trains_head_only for method in methods):
             idle = " + ".join(type(method).__name__ for method in methods)
             raise AdapterError(f"{idle} changes nothing on {self.description.facts.architecture}.")
-        adapter = Adapter(name, head if num_classes is None else new_head(self.description.facts.width, num_classes))
+        width = feature_width(edits, self.description)
+        if head is None and num_classes is None and width != self.description.facts.width:
+            if not isinstance(self.description.classifier, nn.Identity):
+                raise AdapterError(
+                    f"With {' + '.join(type(m).__name__ for m in methods)} the features have {width} channels, but the"
+                    f" backbone's own classifier takes {self.description.facts.width}. Give num_classes or a head."
+                )
+        adapter = Adapter(name, head if num_classes is None else new_head(width, num_classes))
         previous = self._active
         self._activate(None)
+        if self.origin is None and any(edit.verb == "unfreeze" and not edit.keep_original for edit in edits):
+            self._remember_origin()
         try:
             for edit in edits:
                 self._place_device(edit)
@@ -108,6 +118,13 @@ class TunedModel(nn.Module):
         self._methods[name] = methods
         self._activate(name)
         return self
+
+    def _remember_origin(self) -> None:
+        """Training in place destroys the weights that an adapter file must name, so their digest is taken first."""
+        from .adapter_file import weights_digest
+
+        if not _anchor(self.backbone).is_meta:
+            self.origin = weights_digest(self.description, self)
 
     def _place_device(self, edit: Edit) -> None:
         if edit.layer is not None:
@@ -214,6 +231,8 @@ class TunedModel(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> pooled features (B, D), with the active adapter's edits."""
+        if self.description.trunk.carrier is not None:
+            self.description.trunk.carrier.reset()
         features: Tensor = self.description.outlet_anchor(self.description.pooled(images))
         return features
 
@@ -402,6 +421,15 @@ class Enabled:
         name, route = self._previous
         self._tuned._route = route
         self._tuned._activate(name if name in self._tuned.adapters else None)
+
+
+def feature_width(edits: Sequence[Edit], description: Backbone) -> int:
+    """Channels of the pooled feature: the backbone's, unless a layer at the outlet states its own `feature_width`."""
+    width = description.facts.width
+    for edit in edits:
+        if edit.place is description.outlet:
+            width = int(getattr(edit.layer, "feature_width", width))
+    return width
 
 
 def new_head(width: int, classes: int) -> nn.Linear:

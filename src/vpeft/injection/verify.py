@@ -117,7 +117,9 @@ def _look(
             p.grad = None
         features = tuned.features(images)
         if step == 0:
-            identity = bool((features.detach() - plain).abs().max() <= IDENTITY * plain.abs().max().clamp(min=1.0))
+            identity = features.shape == plain.shape and bool(
+                (features.detach() - plain).abs().max() <= IDENTITY * plain.abs().max().clamp(min=1.0)
+            )
             ran_once = {id(operation) for operation in ran}
         logits = tuned.logits(features)
         direction = torch.randn(logits.shape[1:], device=logits.device, dtype=logits.dtype)

@@ -1,0 +1,181 @@
+"""The adapter file: exact to the bit, small, and refused with a sentence when it does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import vpeft
+from tests.models import images_for, tiny_swin, tiny_vit
+from vpeft.injection.adapter_file import KEY, BadAdapterFile, read, read_manifest, weights_digest
+from vpeft.methods import AdaptFormer, LoRA
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    tuned = vpeft.tune(tiny_vit(), LoRA(rank=2, alpha=4), num_classes=3, show=False)
+    for _, parameter in tuned.trainable():
+        nn.init.normal_(parameter, std=0.3)
+    return tuned.save(
+        tmp_path / "a.safetensors",
+        labels=["cat", "dog", "owl"],
+        preprocessing={"size": [32, 32], "mean": [0.5, 0.5, 0.5]},
+        scores={"val/top1": 0.5},
+        extra={"run": "x"},
+    )
+
+
+def test_the_manifest_says_what_the_file_is(saved: Path) -> None:
+    manifest = read_manifest(saved)
+    assert manifest.methods[0].model_dump() == {
+        "name": "lora",
+        "fields": {"rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q", "v"]},
+    }
+    assert manifest.labels == ["cat", "dog", "owl"] and manifest.scores == {"val/top1": 0.5}
+    assert manifest.head is not None and (manifest.head.width, manifest.head.classes) == (48, 3)
+    assert manifest.base_digest == weights_digest(vpeft.describe(tiny_vit_again()))
+    assert len(manifest.probe) == 3 and manifest.versions["torch"] == torch.__version__
+    assert sorted(load_file(saved))[:2] == ["blocks.0.attn.q.parallel.A", "blocks.0.attn.q.parallel.B"]
+
+
+def tiny_vit_again() -> nn.Module:
+    """The fixture's backbone once more: every test starts from the same seed."""
+    torch.manual_seed(0)
+    return tiny_vit()
+
+
+def test_it_reloads_beside_another_adapter(saved: Path) -> None:
+    first = vpeft.load(tiny_vit_again(), saved)
+    both = vpeft.load(vpeft.tune(tiny_vit_again(), AdaptFormer(), num_classes=2, name="b", show=False), saved)
+    images = images_for(tiny_vit())
+    assert torch.equal(both.eval()(images), first.eval()(images))
+    with both.enable("b"):
+        assert both(images).shape == (2, 2)
+
+
+def test_another_backbone_is_refused_with_both_names(saved: Path) -> None:
+    torch.manual_seed(1)
+    with pytest.raises(BadAdapterFile, match=r"made on VisionTransformer with weights [0-9a-f]{12}, but this is"):
+        vpeft.load(tiny_vit(), saved)
+    with pytest.raises(BadAdapterFile, match="but this is SwinTransformer"):
+        vpeft.load(tiny_swin(), saved)
+
+
+def test_one_changed_weight_changes_the_digest() -> None:
+    model = tiny_vit()
+    before = weights_digest(vpeft.describe(model))
+    with torch.no_grad():
+        model.blocks[2].mlp.fc2.bias[3] += 1e-6
+    assert weights_digest(vpeft.describe(model)) != before
+
+
+def test_the_digest_ignores_classifier_and_what_is_unfrozen() -> None:
+    from tests.unit.injection.test_verbs import Plain
+
+    model = tiny_vit(num_classes=4)
+    description = vpeft.describe(model)
+    before = weights_digest(description)
+    nn.init.zeros_(model.head.weight)
+    tuned = vpeft.tune(description, Plain(make=lambda b: [b.blocks[0].norm1.unfreeze()]), num_classes=2, show=False)
+    with torch.no_grad():
+        next(tuned.trainable())[1].add_(1.0)
+    assert weights_digest(description, tuned) == before
+
+
+def test_damage_is_found(saved: Path, tmp_path: Path) -> None:
+    whole = saved.read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(whole[:-100])
+    with pytest.raises(BadAdapterFile, match="no complete safetensors file"):
+        read(cut)
+    edited = bytearray(whole)
+    edited[-9] ^= 64
+    (tmp_path / "edited.safetensors").write_bytes(edited)
+    with pytest.raises(BadAdapterFile, match="checksum differs"):
+        read(tmp_path / "edited.safetensors")
+    with pytest.raises(BadAdapterFile, match="There is no adapter file"):
+        read(tmp_path / "nowhere.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(BadAdapterFile, match="no complete safetensors file"):
+        read(tmp_path / "text.safetensors")
+    save_file({"a": torch.ones(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(BadAdapterFile, match="no manifest"):
+        read(tmp_path / "foreign.safetensors")
+
+
+def _rewrite(path: Path, **changes: object) -> Path:
+    with safe_open(str(path), framework="pt") as file:
+        manifest = json.loads(file.metadata()[KEY])
+    out = path.with_name("changed.safetensors")
+    save_file(load_file(path), out, metadata={KEY: json.dumps({**manifest, **changes})})
+    return out
+
+
+def test_other_versions_and_fields_are_refused(saved: Path) -> None:
+    with pytest.raises(BadAdapterFile, match="format version 99; this vpeft reads version 1"):
+        read(_rewrite(saved, format=99))
+    with pytest.raises(BadAdapterFile, match="missing or unknown fields: colour"):
+        read(_rewrite(saved, colour="red"))
+    with pytest.raises(vpeft.VpeftError, match=r"no method 'lorra'. Did you mean 'lora'"):
+        vpeft.load(tiny_vit_again(), _rewrite(saved, methods=[{"name": "lorra", "fields": {}}]))
+
+
+def test_another_number_of_classes_is_refused(saved: Path) -> None:
+    with pytest.raises(BadAdapterFile, match="head for 3 classes, but the given head is for 7"):
+        vpeft.load(tiny_vit_again(), saved, head=nn.Linear(48, 7))
+    tuned = vpeft.tune(tiny_vit(), LoRA(), num_classes=3, show=False)
+    with pytest.raises(BadAdapterFile, match="2 labels were given for a head of 3"):
+        tuned.save(saved, labels=["a", "b"])
+
+
+def test_fields_that_do_not_fit_the_tensors_are_refused_and_leave_nothing(saved: Path) -> None:
+    changed = _rewrite(saved, methods=[{"name": "lora", "fields": {"rank": 5}}])
+    tuned = vpeft.tune(tiny_vit_again(), AdaptFormer(), name="b", show=False)
+    with pytest.raises(vpeft.VpeftError, match=r"Of another shape: blocks\.0\.attn\.q\.parallel\.A: \(2, 48\) in the file"):
+        vpeft.load(tuned, changed)
+    assert list(tuned.adapters) == ["b"] and tuned.active == "b"
+
+
+def test_a_changed_scale_is_found_by_the_probe(saved: Path) -> None:
+    changed = _rewrite(saved, methods=[{"name": "lora", "fields": {"rank": 2, "alpha": 8}}])
+    with pytest.raises(BadAdapterFile, match="outputs for the probe input differ"):
+        vpeft.load(tiny_vit_again(), changed)
+    vpeft.load(tiny_vit_again(), changed, check=False)
+
+
+def test_a_failed_write_keeps_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+    tuned = vpeft.load(tiny_vit_again(), saved)
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        tuned.save(saved)
+    assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
+
+
+def test_other_heads_must_be_passed(tmp_path: Path) -> None:
+    def head() -> nn.Module:
+        return nn.Sequential(nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    tuned = vpeft.tune(tiny_vit_again(), LoRA(), head=head(), show=False).eval()
+    path = tuned.save(tmp_path / "h.safetensors")
+    with pytest.raises(BadAdapterFile, match="head of the class Sequential; pass such a module"):
+        vpeft.load(tiny_vit_again(), path)
+    images = images_for(tiny_vit())
+    assert torch.equal(vpeft.load(tiny_vit_again(), path, head=head()).eval()(images), tuned(images))
+
+
+@pytest.mark.slow
+def test_rank_8_lora_on_vit_base_is_small(tmp_path: Path) -> None:
+    model = vpeft.create_backbone("vit_base_patch16_224", pretrained=False)
+    tuned = vpeft.tune(model, LoRA(rank=8), num_classes=10, show=False)
+    assert tuned.save(tmp_path / "b.safetensors", labels=list("abcdefghij")).stat().st_size < 1_300_000

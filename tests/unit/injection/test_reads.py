@@ -1,0 +1,171 @@
+"""What an edit may read besides its own place: inputs, slices, maps, pixels, and what earlier edits made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vpeft
+from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
+from vpeft.backbones.backbone import Backbone
+from vpeft.backbones.edits import Edit
+from vpeft.methods import Method
+
+
+class Note(nn.Module):
+    """Keeps what it was called with; passes h on, scaled by a trained number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.seen: list[Tensor] = []
+
+    def forward(self, h: Tensor, *values: Tensor) -> Tensor:
+        self.seen = [value.detach().clone() for value in (h, *values)]
+        return h * self.scale
+
+
+class Count(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((), 2.0))
+
+    def forward(self, h: Tensor, before: Tensor | None = None) -> Tensor:
+        mean = h.mean(dim=tuple(range(1, h.dim() - 1))) * self.weight
+        return mean if before is None else mean + before
+
+
+class Prompt(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(2, width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.tokens.expand(h.shape[0], -1, -1)
+
+
+class Reading(Method):
+    which: str
+
+    def edits(self, backbone: Backbone) -> Iterator[Edit]:
+        block = backbone.blocks[1]
+        if self.which == "places":
+            reads = (backbone.pixels, block.input, block, block.mlp.fc1)
+            yield backbone.outlet.after(Note(), reads=reads)
+        if self.which == "slices":
+            yield backbone.outlet.after(Note(), reads=(block.attn.k, block.attn.v))
+        if self.which == "taps":
+            first = backbone.blocks[0].input.tap(Count())
+            second = block.tap(Count(), reads=(first,))
+            yield from (first, second)
+            yield backbone.at_end(Note(), reads=(first, second))
+        if self.which == "tokens":
+            inserted = block.insert_tokens(Prompt(block.dim))
+            yield inserted
+            yield backbone.outlet.after(Note(), reads=(inserted,))
+        if self.which == "unknown":
+            yield block.tap(Count(), reads=(backbone.blocks[0].tap(Count()),))
+
+
+def _noted(model: nn.Module, which: str) -> tuple[list[Tensor], vpeft.TunedModel]:
+    tuned = vpeft.tune(model, Reading(which=which), verify=False, show=False)
+    tuned.features(images_for(model))
+    return next(m for m in tuned.adapter().modules() if isinstance(m, Note)).seen, tuned
+
+
+def _seen(module: nn.Module, side: str, model: nn.Module) -> Tensor:
+    kept: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _m, args, out: kept.append(args[0] if side == "input" else out))
+    model(images_for(model))
+    handle.remove()
+    return kept[0]
+
+
+@pytest.mark.parametrize("make", [tiny_vit, tiny_convnext])
+def test_reads_arrive_channels_last(make: type) -> None:
+    model = make()
+    (_, pixels, before, after, hidden), tuned = _noted(model, "places")
+    plain, block = make(), tuned.description.blocks[1]
+    twin = vpeft.describe(plain).blocks[1]
+    assert torch.equal(pixels, images_for(plain).permute(0, 2, 3, 1))
+    wanted = [_seen(twin.exit.module, side, plain) for side in ("input", "output")]
+    if wanted[0].dim() == 4:
+        wanted = [value.permute(0, 2, 3, 1) for value in wanted]
+    assert torch.equal(before, wanted[0])
+    assert torch.equal(after, wanted[1])
+    assert hidden.shape[-1] == block.mlp.fc1.width
+
+
+def test_a_slice_of_a_fused_projection_is_read_as_a_slice() -> None:
+    (_, k, v), _ = _noted(tiny_vit(), "slices")
+    plain = tiny_vit()
+    fused = _seen(plain.blocks[1].attn.qkv, "output", plain)
+    assert torch.equal(k, fused[..., 48:96])
+    assert torch.equal(v, fused[..., 96:])
+
+
+def test_what_a_tap_gives_reaches_several_readers() -> None:
+    (h, first, second), tuned = _noted(tiny_vit(), "taps")
+    plain = tiny_vit()
+    x0, x2 = _seen(plain.blocks[0], "input", plain), _seen(plain.blocks[1], "output", plain)
+    assert torch.allclose(first, 2 * x0.mean(1), atol=1e-6)
+    assert torch.allclose(second, 2 * x0.mean(1) + 2 * x2.mean(1), atol=1e-5)
+    assert torch.equal(h, _seen(plain.norm, "input", plain))
+    assert tuned.plan().reach == "none"
+
+
+def test_inserted_tokens_are_read_as_they_leave() -> None:
+    (_, left), _ = _noted(tiny_vit(), "tokens")
+    plain = tiny_vit()
+    tokens = vpeft.tune(tiny_vit(), Reading(which="tokens"), verify=False, show=False)
+    assert left.shape == (2, 2, 48)
+    prompt = next(m for m in tokens.adapter().modules() if isinstance(m, Prompt)).tokens
+    x = _seen(plain.blocks[1], "input", plain)
+    torch.manual_seed(0)
+    joined = torch.cat([x[:, :1], prompt.expand(2, -1, -1), x[:, 1:]], dim=1)
+    (_, left), _ = _noted_with(prompt)
+    assert torch.allclose(left, plain.blocks[1](joined)[:, 1:3], atol=1e-5)
+
+
+def _noted_with(prompt: Tensor) -> tuple[list[Tensor], vpeft.TunedModel]:
+    tuned = vpeft.tune(tiny_vit(), Reading(which="tokens"), verify=False, show=False)
+    with torch.no_grad():
+        next(m for m in tuned.adapter().modules() if isinstance(m, Prompt)).tokens.copy_(prompt)
+    tuned.features(images_for(tuned.backbone))
+    return next(m for m in tuned.adapter().modules() if isinstance(m, Note)).seen, tuned
+
+
+def test_tokens_beside_a_map_are_read_too() -> None:
+    (_, left), _ = _noted(tiny_swin(), "tokens")
+    assert left.shape == (2, 2, 24)
+
+
+def test_reading_an_edit_that_was_not_given_is_refused() -> None:
+    with pytest.raises(vpeft.MissingPlace, match="not given before"):
+        vpeft.tune(tiny_vit(), Reading(which="unknown"), verify=False, show=False)
+
+
+@pytest.mark.parametrize("make", [tiny_swin, tiny_convnext])
+def test_a_stage_knows_its_downsampling(make: type) -> None:
+    model = make()
+    stages = vpeft.describe(model).stages
+    assert stages[0].downsample is None
+    x = _seen(stages[0].exit.module, "output", model)
+    assert torch.equal(stages[1].downsample(x), _seen(stages[1].enter.module, "input", model))
+
+
+@pytest.mark.parametrize("options", [{}, {"init_values": 0.3}])
+def test_the_steps_of_a_branch_are_the_branch(options: dict[str, float]) -> None:
+    model = tiny_vit(**options)
+    block = vpeft.describe(model).blocks[0]
+    x = torch.randn(2, 17, 48)
+    h = x
+    for step in block.attn_branch.steps:
+        h = step(h)
+    s = x + h
+    for step in block.mlp_branch.steps:
+        s_in = step(s if step is block.mlp_branch.steps[0] else s_in)  # noqa: F821 - set in the first round
+    assert torch.allclose(s + s_in, model.blocks[0](x), atol=1e-6)
