@@ -13,7 +13,7 @@ from typing import TypedDict
 from torch import nn
 
 from .edits import Verb
-from .places import Layout, Norm, Place, Point, Projection, Rewrites, Site, Span, TokenCarrier
+from .places import Layout, Norm, Place, Point, Projection, Rewrites, Site, Span, Stream, TokenCarrier
 from .rewrites import weight_rewrite
 
 HIDDEN: frozenset[Verb] = frozenset({"before", "after", "parallel", "tap"})
@@ -148,6 +148,20 @@ def skip(name: str, around: Span, where: Where) -> Site:
 def span_verbs(carrier: TokenCarrier | None) -> frozenset[Verb]:
     """What a block, a stage or the trunk offers: tokens only where something can carry them."""
     verbs: set[Verb] = {"before", "after", "wrap", "tap", "unfreeze"}
+def stream(name: str, around: Span, where: Where) -> Stream:
+    """The residual stream after a branch was added to it."""
+    return Stream(
+        name=name,
+        width=around.width,
+        enter=None,
+        exit=None,
+        verbs=frozenset({"after"}),
+        nesting=3,
+        around=around,
+        **where.shared(),
+    )
+
+
     if carrier is not None:
         verbs.add("insert_tokens")
     return frozenset(verbs)

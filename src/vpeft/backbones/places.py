@@ -20,6 +20,7 @@ from .edits import Edit, Lifetime, Verb
 
 
 WHOLE = "backbone"
+SHORT = ("attn.", "mlp.", "")  # where a projection's short name is looked for
 
 
 class MissingPlace(VpeftError):
@@ -59,6 +60,13 @@ class TokenCarrier:
     def enter(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(B, P + N, D) and (B, n, D) -> (B, P + n + N, D)."""
         return torch.cat([hidden[:, : self.prefix], tokens, hidden[:, self.prefix :]], dim=1)
+
+    def reset(self) -> None:
+        """Forget what an interrupted forward pass left behind."""
+
+    def carried(self, hidden: Tensor, count: int) -> Tensor:
+        """The tokens that travel with the sequence, (B, P + n + N, D) -> (B, n, D)."""
+        return hidden[:, self.prefix : self.prefix + count]
 
     def leave(self, hidden: Tensor, count: int, pooled: bool) -> Tensor:
         """(B, P + n + N, D) -> (B, P + N, D); with `pooled` a later mean over the N tokens equals one over n + N."""
@@ -103,6 +111,8 @@ class Place:
         rewrites: for each verb that hooks cannot express, the modules whose class is re-expressed while it is in use.
         consumers: projections that alone read this place's output, so that a linear map here can merge into them.
         carrier: how inserted tokens travel, where `insert_tokens` is offered.
+        pooled: where tokens leave that a mean over the sequence shall see: after the final norm. None where no mean
+            over the tokens follows this place directly.
     """
 
     name: str
@@ -120,6 +130,7 @@ class Place:
     rewrites: Rewrites = field(default_factory=dict)
     consumers: tuple[Projection, ...] = ()
     carrier: TokenCarrier | None = None
+    pooled: Point | None = None
     parts: dict[str, Place] = field(default_factory=dict)
     nesting: int = 4  # 0 trunk, 1 stage, 2 block, 3 branch, 4 site: outer spans enter first and leave last
 
@@ -131,6 +142,23 @@ class Place:
         yield self
         for part in self.parts.values():
             yield from part.walk()
+
+    @property
+    def input(self) -> Site:
+        """What enters this place, as something to read."""
+        return Site(
+            name=f"{self.name}.input",
+            width=self.width_in,
+            layout=self.layout,
+            enter=None,
+            exit=self.enter,
+            verbs=frozenset({"tap"}) if self.enter is not None else frozenset(),
+            depth=self.depth,
+            grid=self.grid,
+            prefix=self.prefix,
+            stride=self.stride,
+            nesting=self.nesting,
+        )
 
     def offers(self, verb: Verb) -> bool:
         return verb in self.verbs
@@ -154,15 +182,15 @@ class Place:
             raise MissingPlace(f"{self.name} cannot {verb}; it offers: {can}.")
         return Edit(self, verb, **fields)
 
-    def before(self, layer: nn.Module, *, reads: tuple[Place, ...] = ()) -> Edit:
+    def before(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
         """h -> layer(h, *reads) enters this place."""
         return self._edit("before", layer=layer, reads=reads)
 
-    def after(self, layer: nn.Module, *, reads: tuple[Place, ...] = ()) -> Edit:
+    def after(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
         """h -> layer(h, *reads) leaves this place."""
         return self._edit("after", layer=layer, reads=reads)
 
-    def parallel(self, layer: nn.Module, *, reads: tuple[Place, ...] = ()) -> Edit:
+    def parallel(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
         """out -> out + layer(in); with `reads`, out + layer(*reads)."""
         return self._edit("parallel", layer=layer, reads=reads)
 
@@ -175,12 +203,16 @@ class Place:
         return self._edit("replace", layer=layer)
 
     def insert_tokens(self, layer: nn.Module, lifetime: Lifetime = "span") -> Edit:
-        """layer(h) -> (B, n, D) joins the sequence after the prefix tokens, and leaves it where this span ends."""
+        """layer(h) -> (B, n, D) joins the sequence after the prefix tokens, and leaves it where this span ends.
+
+        With the lifetime "pooled" it leaves after the final norm, and the backbone's mean over the tokens includes it,
+        if such a mean follows this span; if none does, it is as "span".
+        """
         return self._edit("insert_tokens", layer=layer, lifetime=lifetime)
 
-    def tap(self, layer: nn.Module) -> Edit:
-        """layer(h) is called with what leaves this place; its result is not used."""
-        return self._edit("tap", layer=layer)
+    def tap(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
+        """layer(h, *reads) is called with what leaves this place; h goes on as it is, later edits can read the result."""
+        return self._edit("tap", layer=layer, reads=reads)
 
     def reparametrize(self, layer: nn.Module) -> Edit:
         """weight -> layer(weight)."""
@@ -222,8 +254,26 @@ class Site(Place):
     """A tensor: the output of a norm, of attention inside its LayerScale, of the pooling."""
 
 
+@dataclass(eq=False)
+class Stream(Site):
+    """The residual stream just after a branch was added, before anything reads it: x + branch(x).
+
+    Attributes:
+        around: the branch. The stream has no module of its own, so nothing can be read here, only changed.
+    """
+
+    around: Place | None = None
+
+
+@dataclass(eq=False)
 class Span(Place):
-    """From one tensor to a later one: a residual branch, a block, a stage, the trunk."""
+    """From one tensor to a later one: a residual branch, a block, a stage, the trunk.
+
+    Attributes:
+        steps: for a branch that is a plain chain, the modules that run one after the other; empty otherwise.
+    """
+
+    steps: tuple[nn.Module, ...] = ()
 
 
 @dataclass(eq=False)
@@ -266,6 +316,11 @@ class Attention(Place):
 
 class AttentionSite(Site):
     """Attention as a whole: its input and output inside LayerScale and drop path, and its projections."""
+
+    @property
+    def qkv(self) -> Projection:
+        """The fused projection, where the model has one."""
+        return self._part("qkv", Projection)
 
     @property
     def q(self) -> Projection:
@@ -352,9 +407,29 @@ class Block(Span):
         return self._part("skip2", Site)
 
     @property
+    def stream1(self) -> Stream:
+        return self._part("stream1", Stream)
+
+    @property
+    def stream2(self) -> Stream:
+        return self._part("stream2", Stream)
+
+    @property
     def norms(self) -> list[Site]:
         """The normalisations of this block, in the order of execution."""
         return [part for part in self.walk() if isinstance(part, Norm)]
+
+    def projection(self, target: str) -> Projection:
+        """The projection that papers call by this short name: q, k, v, qkv, proj, fc1, fc2 or conv.
+
+        Raises:
+            MissingPlace: this block has no such projection; the message lists those that it has.
+        """
+        for part in self.walk():
+            if isinstance(part, Projection) and part.name in (f"{self.name}.{inner}{target}" for inner in SHORT):
+                return part
+        have = [part.name.rpartition(".")[2] for part in self.walk() if isinstance(part, Projection)]
+        raise MissingPlace(f"{self.name} has no projection {target!r}. It has: {', '.join(have) or 'none'}.")
 
     @property
     def projections(self) -> list[Projection]:
@@ -369,7 +444,12 @@ class Norm(Site):
 
 @dataclass(eq=False)
 class Stage(Span):
-    """Blocks of one resolution, with the downsampling before them, if there is one."""
+    """Blocks of one resolution, with the downsampling before them, if there is one.
+
+    Attributes:
+        downsample: the module that takes the previous stage's output, in its layout, to this stage's input.
+    """
 
     index: int = 0
+    downsample: nn.Module | None = None
     blocks: list[Block] = field(default_factory=list)

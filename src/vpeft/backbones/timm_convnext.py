@@ -11,7 +11,7 @@ from typing import cast
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 
-from .anatomy import Where, branch, norm, own_parameters, projection, skip, span_verbs
+from .anatomy import Where, branch, norm, own_parameters, projection, skip, span_verbs, stream
 from .backbone import Backbone, Facts
 from .describe import UnknownBackbone, family
 from .places import Block, Layout, Place, Point, Site, Span, Stage
@@ -176,6 +176,7 @@ def _block(index: int, stage: int, module: nn.Module, stride: int, grid: tuple[i
             "mlp_branch": mlp_branch,
             "skip2": skip(f"{name}.skip2", mlp_branch, outer),
         },
+            "stream2": stream(f"{name}.stream2", mlp_branch, outer),
         index=index,
         stage=stage,
         drop_path=float(getattr(module.drop_path, "drop_prob", 0.0) or 0.0),

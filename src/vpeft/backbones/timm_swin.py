@@ -9,14 +9,16 @@ from timm.models.swin_transformer import (
     PatchMerging,
     SwinTransformer,
     SwinTransformerBlock,
+    SwinTransformerStage,
     WindowAttention,
     window_partition,
     window_reverse,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, token_rewrites
+from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream, token_rewrites
 from .backbone import Backbone, Facts
 from .describe import UnknownBackbone, family
 from .places import (
@@ -36,11 +38,18 @@ from .timm_vit import architecture, mlp_places
 
 
 class BesideTokens(TokenCarrier):
-    """Tokens that travel beside a (B, H, W, D) map; the re-expressed blocks take them into their windows."""
+    """Tokens that travel beside a (B, H, W, D) map; the re-expressed blocks take them into their windows.
 
-    def __init__(self) -> None:
+    `norm` is the model's last one: tokens that are pooled pass it like the map does.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__(prefix=0)
+        self.norm = norm
         self.tokens: Tensor | None = None
+
+    def reset(self) -> None:
+        self.tokens = None
 
     def enter(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         self.tokens = tokens if self.tokens is None else torch.cat([tokens, self.tokens], dim=1)
@@ -50,10 +59,10 @@ class BesideTokens(TokenCarrier):
         assert self.tokens is not None
         leaving, rest = self.tokens[:, :count], self.tokens[:, count:]
         self.tokens = rest if rest.shape[1] else None
-        return spread_mean(hidden, leaving) if pooled else hidden
+        return spread_mean(hidden, self.norm.forward(leaving)) if pooled else hidden
 
     def __getstate__(self) -> dict[str, object]:
-        return {"prefix": 0, "tokens": None}  # a copy starts between two forward passes
+        return {**self.__dict__, "tokens": None}  # a copy starts between two forward passes
 
 
 class EditedWindowAttention(WindowAttention):
@@ -151,6 +160,30 @@ def _pooled(model: nn.Module, images: Tensor) -> Tensor:
     swin = cast(SwinTransformer, model)
     return swin.forward_head(swin.forward_features(images), pre_logits=True)
 
+class PromptedSwinStage(SwinTransformerStage):
+    """A stage whose activation checkpoints take the carrier's tokens in and out with the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        carrier = cast(BesideTokens, self.vpeft_carrier)
+        if not self.grad_checkpointing:
+            plain: Tensor = super().forward(x)
+            return plain
+        x = self.downsample(x)
+        for block in self.blocks:
+            x, carrier.tokens = checkpoint(_beside, block, carrier, x, carrier.tokens, use_reentrant=False)
+        return x
+
+
+def _beside(block: nn.Module, carrier: BesideTokens, x: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """One block as a function of the map and the tokens; the carrier is left as it was found."""
+    found, carrier.tokens = carrier.tokens, tokens
+    try:
+        x = block(x)
+        return x, carrier.tokens
+    finally:
+        carrier.tokens = found
+
+
 
 def _classifier(model: nn.Module) -> nn.Module:
     return cast(SwinTransformer, model).get_classifier()
@@ -160,7 +193,8 @@ def _classifier(model: nn.Module) -> nn.Module:
 def describe_timm_swin(model: nn.Module) -> Backbone:
     """timm SwinTransformer (version 1): shifted windows, relative-position bias, four (or fewer) stages."""
     swin = cast(SwinTransformer, model)
-    carrier = BesideTokens()
+    carrier = BesideTokens(swin.norm)
+    mean = Point(swin.norm, "output") if swin.global_pool == "avg" else None
     patch_stride = int(swin.patch_embed.patch_size[0])
     grid = tuple(swin.patch_embed.grid_size)
     merging = [(layer.downsample, PromptedPatchMerging) for layer in swin.layers if isinstance(layer.downsample, PatchMerging)]
@@ -173,6 +207,7 @@ def describe_timm_swin(model: nn.Module) -> Backbone:
     mapped = Where(-1, Layout.MAP, grid, 0, patch_stride)
     others: list[Place] = [projection("patch", swin.patch_embed.proj, mapped.but(Layout.CHANNELS_FIRST))]
     if not isinstance(swin.patch_embed.norm, nn.Identity):
+    stages[-1].pooled = stages[-1].blocks[-1].pooled = mean
         others.append(norm("patch_norm", swin.patch_embed.norm, mapped, width0))
     others.append(
         Site(
@@ -197,6 +232,7 @@ def describe_timm_swin(model: nn.Module) -> Backbone:
         layout=Layout.MAP,
         depth=0,
         grid=first.grid,
+        pooled=mean,
         stride=patch_stride,
     )
     return Backbone(
@@ -242,7 +278,10 @@ def _stage(number: int, layer: nn.Module, start: int, stride: int, carrier: Besi
         )
         parts[f"{prefix}.reduction"] = reduction
     parts.update({block.name: block for block in blocks})
-    pairs = tuple(pair for block in blocks for pair in block.rewrites.get("insert_tokens", ()))
+    carried = (layer, PromptedSwinStage)
+    for block in blocks:
+        block.rewrites = token_rewrites((*block.rewrites["insert_tokens"], carried))
+    pairs = (carried, *(pair for block in blocks for pair in block.rewrites["insert_tokens"][:-1]))
     return Stage(
         name=f"stages.{number}",
         width=blocks[0].width,
@@ -295,10 +334,12 @@ def _block(index: int, stage: int, module: nn.Module, stride: int, carrier: Besi
             "mlp_branch": mlp_branch,
             "skip2": skip(f"{name}.skip2", mlp_branch, sequence),
         },
+            "stream1": stream(f"{name}.stream1", attn_branch, mapped),
         index=index,
         stage=stage,
         drop_path=float(getattr(module.drop_path1, "drop_prob", 0.0) or 0.0),
         **mapped.shared(),
+            "stream2": stream(f"{name}.stream2", mlp_branch, sequence),
     )
 
 

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs
+from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream
 from .backbone import Backbone, Facts
 from .describe import UnknownBackbone, family
 from .places import Attention, AttentionSite, Block, Layout, MlpSite, Place, Point, Site, Span, Stage, TokenCarrier
@@ -86,6 +86,8 @@ def describe_timm_vit(model: nn.Module) -> Backbone:
         others.insert(1, norm("patch_norm", vit.patch_embed.norm, tokens.but(Layout.TOKENS, prefix=0), width))
     if not isinstance(vit.norm_pre, nn.Identity):
         others.append(norm("norm_pre", vit.norm_pre, tokens, width))
+    mean = Point(vit.norm, "output") if vit.global_pool == "avg" and vit.attn_pool is None else None
+    blocks[-1].pooled = mean
     trunk = Span(
         name="trunk",
         width=width,
@@ -94,6 +96,7 @@ def describe_timm_vit(model: nn.Module) -> Backbone:
         verbs=span_verbs(carrier) - {"unfreeze"},
         nesting=0,
         carrier=carrier,
+        pooled=mean,
         **Where(0, Layout.TOKENS, grid, prefix, stride).shared(),
     )
     stage = Stage(
@@ -104,6 +107,7 @@ def describe_timm_vit(model: nn.Module) -> Backbone:
         verbs=span_verbs(carrier) - {"unfreeze"},
         nesting=1,
         carrier=carrier,
+        pooled=mean,
         parts={block.name: block for block in blocks},
         blocks=blocks,
         **Where(0, Layout.TOKENS, grid, prefix, stride).shared(),
@@ -203,10 +207,12 @@ def _block(
             "skip2": skip(f"{name}.skip2", mlp_branch, where),
         },
         index=index,
+            "stream1": stream(f"{name}.stream1", attn_branch, where),
         drop_path=float(getattr(drop, "drop_prob", 0.0) or 0.0),
         **where.shared(),
     )
 
+            "stream2": stream(f"{name}.stream2", mlp_branch, where),
 
 def attention_places(name: str, module: nn.Module, where: Where, width: int) -> AttentionSite:
     """Places of a timm `Attention`: its fused qkv, the slices, the core and the output projection."""
