@@ -119,7 +119,7 @@ def site(
     )
 
 
-def branch(name: str, enter: Point, exit: Point, where: Where, width: int) -> Span:
+def branch(name: str, enter: Point, exit: Point, where: Where, width: int, steps: tuple[nn.Module, ...] = ()) -> Span:
     """A residual branch from its norm to just before the add: after LayerScale and drop path."""
     return Span(
         name=name,
@@ -128,6 +128,7 @@ def branch(name: str, enter: Point, exit: Point, where: Where, width: int) -> Sp
         exit=exit,
         verbs=HIDDEN | {"wrap"},
         nesting=3,
+        steps=steps,
         **where.shared(),
     )
 
@@ -145,9 +146,6 @@ def skip(name: str, around: Span, where: Where) -> Site:
     )
 
 
-def span_verbs(carrier: TokenCarrier | None) -> frozenset[Verb]:
-    """What a block, a stage or the trunk offers: tokens only where something can carry them."""
-    verbs: set[Verb] = {"before", "after", "wrap", "tap", "unfreeze"}
 def stream(name: str, around: Span, where: Where) -> Stream:
     """The residual stream after a branch was added to it."""
     return Stream(
@@ -162,6 +160,9 @@ def stream(name: str, around: Span, where: Where) -> Stream:
     )
 
 
+def span_verbs(carrier: TokenCarrier | None) -> frozenset[Verb]:
+    """What a block, a stage or the trunk offers: tokens only where something can carry them."""
+    verbs: set[Verb] = {"before", "after", "wrap", "tap", "unfreeze"}
     if carrier is not None:
         verbs.add("insert_tokens")
     return frozenset(verbs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..errors import nearest
+from .edits import Edit
 from .places import WHOLE, Block, Layout, MissingPlace, Norm, Place, Point, Projection, Site, Span, Stage
 
 
@@ -131,6 +132,17 @@ class Backbone:
     def has_norm(self) -> bool:
         return self._norm is not None
 
+    def at_end(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
+        """h -> layer(h, *reads) for the sequence or map as it leaves the trunk, before the final norm and the pooling.
+
+        It acts where the final norm is entered if that still sees the whole sequence (there nothing is computed again
+        under activation checkpointing), and behind the last block otherwise.
+        """
+        last, final = self.blocks[-1], self._norm
+        if final is not None and (final.layout, final.grid) == (last.layout, last.grid):
+            return final.before(layer, reads=reads)
+        return last.after(layer, reads=reads)
+
     @property
     def classifier(self) -> nn.Module:
         """The library's own last layer (an identity when the model was made without one)."""
@@ -182,7 +194,8 @@ class Backbone:
         facts = self.facts
         return (
             f"Backbone({facts.architecture}, {facts.family}: {facts.depth} blocks, width {facts.width},"
-            f" {facts.image_size[0]}x{facts.image_size[1]}, {facts.prefix_tokens} prefix tokens, {facts.pooling} pooling)"
+            f" {facts.image_size[0]}x{facts.image_size[1]}, {facts.prefix_tokens} prefix tokens,"
+            f" {facts.pooling} pooling)"
         )
 
 

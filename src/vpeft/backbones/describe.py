@@ -65,7 +65,9 @@ def describe(model: nn.Module) -> Backbone:
         for entry in known.values():
             if dotted in entry.classes:
                 return entry.describe(model)
-    listing = "; ".join(f"{entry.name} ({', '.join(c.rpartition('.')[2] for c in entry.classes)})" for entry in known.values())
+    listing = "; ".join(
+        f"{entry.name} ({', '.join(c.rpartition('.')[2] for c in entry.classes)})" for entry in known.values()
+    )
     raise UnknownBackbone(
         f"No description knows {type(model).__module__}.{type(model).__qualname__}. Known families: {listing}."
         " To add one, write one file in vpeft/backbones/ (see CONTRIBUTING)."

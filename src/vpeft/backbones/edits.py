@@ -39,8 +39,9 @@ class Edit:
         place: where.
         verb: how the layer joins the computation there.
         layer: the small trainable module; None for `unfreeze`.
-        reads: other places whose outputs the layer receives. For `parallel` they replace the place's own input; for
-            every other verb they follow it.
+        reads: what else the layer receives: outputs of other places, or what an earlier edit made (the result of a
+            `tap`, the tokens of an `insert_tokens` as they leave). For `parallel` they replace the place's own input;
+            for every other verb they follow it.
         lifetime: for `insert_tokens`: "span" takes the tokens out where the span ends, "pooled" lets a mean over the
             sequence see them first.
         parameters: for `unfreeze`: which of the place's own parameters train.
@@ -50,7 +51,7 @@ class Edit:
     place: Place
     verb: Verb
     layer: nn.Module | None = None
-    reads: tuple[Place, ...] = ()
+    reads: tuple[Place | Edit, ...] = ()
     lifetime: Lifetime = "span"
     parameters: tuple[str, ...] = ()
     keep_original: bool = True

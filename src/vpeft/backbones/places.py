@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ..errors import VpeftError, nearest
 from .edits import Edit, Lifetime, Verb
 
-
 WHOLE = "backbone"
 SHORT = ("attn.", "mlp.", "")  # where a projection's short name is looked for
 
@@ -211,7 +210,7 @@ class Place:
         return self._edit("insert_tokens", layer=layer, lifetime=lifetime)
 
     def tap(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
-        """layer(h, *reads) is called with what leaves this place; h goes on as it is, later edits can read the result."""
+        """layer(h, *reads) is called with what leaves this place; h goes on as it is, later edits may read the result."""
         return self._edit("tap", layer=layer, reads=reads)
 
     def reparametrize(self, layer: nn.Module) -> Edit:
@@ -243,9 +242,8 @@ PlaceT = TypeVar("PlaceT", bound=Place)
 
 
 def _own_names(top: Place, part: Place) -> list[str]:
-    if part is top:
-        inner = ""
-    else:
+    inner = ""
+    if part is not top:
         inner = part.name if top.name == WHOLE else part.name[len(top.name) + 1 :]
     return [f"{inner}.{name}" if inner else name for name in part.own]
 

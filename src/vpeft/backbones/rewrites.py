@@ -21,7 +21,8 @@ class EditedConv2d(nn.Conv2d):
     """y = conv(x, edits(W)) + b, with the layer's own stride, padding, dilation and groups."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.vpeft_weight(self.weight), self.bias)  # type: ignore[operator]
+        out: Tensor = self._conv_forward(input, self.vpeft_weight(self.weight), self.bias)  # type: ignore[operator]
+        return out
 
 
 EDITED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: EditedLinear, nn.Conv2d: EditedConv2d}

@@ -6,9 +6,9 @@ branch and its shortcut are `mlp_branch` and `skip2`.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
-from timm.models.convnext import ConvNeXt, ConvNeXtBlock
+from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from .anatomy import Where, branch, norm, own_parameters, projection, skip, span_verbs, stream
@@ -19,19 +19,20 @@ from .timm_vit import architecture, mlp_places
 
 
 def _pooled(model: nn.Module, images: Tensor) -> Tensor:
-    net = cast(ConvNeXt, model)
-    return net.forward_head(net.forward_features(images), pre_logits=True)
+    net: Any = model
+    pooled: Tensor = net.forward_head(net.forward_features(images), pre_logits=True)
+    return pooled
 
 
 def _classifier(model: nn.Module) -> nn.Module:
-    found: nn.Module = cast(ConvNeXt, model).head.fc
+    found: nn.Module = model.head.fc  # type: ignore[union-attr, assignment]
     return found
 
 
 @family("timm_convnext", "timm.models.convnext.ConvNeXt")
 def describe_timm_convnext(model: nn.Module) -> Backbone:
     """timm ConvNeXt and ConvNeXt V2, with the MLP as linears or as 1x1 convolutions."""
-    net = cast(ConvNeXt, model)
+    net: Any = model
     config = getattr(net, "pretrained_cfg", None) or {}
     size = tuple(config.get("input_size", (3, 224, 224))[1:])
     stem_convs = [layer for layer in net.stem if isinstance(layer, nn.Conv2d)]
@@ -118,7 +119,7 @@ def _grid(size: tuple[int, ...], stride: int) -> tuple[int, int]:
     return size[0] // stride, size[1] // stride
 
 
-def _stage(number: int, layer: nn.Module, start: int, stride: int, grid: tuple[int, int]) -> Stage:
+def _stage(number: int, layer: Any, start: int, stride: int, grid: tuple[int, int]) -> Stage:
     """One stage; the downsampling before it belongs to it."""
     blocks = [_block(start + offset, number, module, stride, grid) for offset, module in enumerate(layer.blocks)]
     parts: dict[str, Place] = {}
@@ -141,12 +142,13 @@ def _stage(number: int, layer: nn.Module, start: int, stride: int, grid: tuple[i
         nesting=1,
         parts=parts,
         index=number,
+        downsample=None if isinstance(layer.downsample, nn.Identity) else layer.downsample,
         blocks=blocks,
         **Where(start, Layout.CHANNELS_FIRST, grid, 0, stride).shared(),
     )
 
 
-def _block(index: int, stage: int, module: nn.Module, stride: int, grid: tuple[int, int]) -> Block:
+def _block(index: int, stage: int, module: Any, stride: int, grid: tuple[int, int]) -> Block:
     if type(module) is not ConvNeXtBlock:
         raise UnknownBackbone(f"blocks.{index} is a {type(module).__name__}; timm_convnext describes ConvNeXtBlock.")
     if module.shortcut is not None and not isinstance(module.shortcut, nn.Identity):
@@ -175,8 +177,8 @@ def _block(index: int, stage: int, module: nn.Module, stride: int, grid: tuple[i
             "mlp": mlp,
             "mlp_branch": mlp_branch,
             "skip2": skip(f"{name}.skip2", mlp_branch, outer),
-        },
             "stream2": stream(f"{name}.stream2", mlp_branch, outer),
+        },
         index=index,
         stage=stage,
         drop_path=float(getattr(module.drop_path, "drop_prob", 0.0) or 0.0),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.models.swin_transformer import (
     PatchMerging,
-    SwinTransformer,
     SwinTransformerBlock,
     SwinTransformerStage,
     WindowAttention,
@@ -54,6 +53,10 @@ class BesideTokens(TokenCarrier):
     def enter(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         self.tokens = tokens if self.tokens is None else torch.cat([tokens, self.tokens], dim=1)
         return hidden
+
+    def carried(self, hidden: Tensor, count: int) -> Tensor:
+        assert self.tokens is not None
+        return self.tokens[:, :count]
 
     def leave(self, hidden: Tensor, count: int, pooled: bool) -> Tensor:
         assert self.tokens is not None
@@ -120,7 +123,8 @@ class PromptedSwinBlock(SwinTransformerBlock):
         sequence = torch.cat([tokens, x.reshape(batch, -1, channels)], dim=1)
         sequence = sequence + self.drop_path2(self.mlp(self.norm2(sequence)))
         carrier.tokens = sequence[:, :count]
-        return sequence[:, count:].reshape(batch, height, width, channels)
+        mapped_again: Tensor = sequence[:, count:].reshape(batch, height, width, channels)
+        return mapped_again
 
     def _attend(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, W, D) and (B, n, D) -> the same shapes, through shifted windows."""
@@ -156,10 +160,6 @@ class PromptedPatchMerging(PatchMerging):
         return out
 
 
-def _pooled(model: nn.Module, images: Tensor) -> Tensor:
-    swin = cast(SwinTransformer, model)
-    return swin.forward_head(swin.forward_features(images), pre_logits=True)
-
 class PromptedSwinStage(SwinTransformerStage):
     """A stage whose activation checkpoints take the carrier's tokens in and out with the map."""
 
@@ -184,30 +184,39 @@ def _beside(block: nn.Module, carrier: BesideTokens, x: Tensor, tokens: Tensor |
         carrier.tokens = found
 
 
+def _pooled(model: nn.Module, images: Tensor) -> Tensor:
+    swin: Any = model
+    pooled: Tensor = swin.forward_head(swin.forward_features(images), pre_logits=True)
+    return pooled
+
 
 def _classifier(model: nn.Module) -> nn.Module:
-    return cast(SwinTransformer, model).get_classifier()
+    swin: Any = model
+    classifier: nn.Module = swin.get_classifier()
+    return classifier
 
 
 @family("timm_swin", "timm.models.swin_transformer.SwinTransformer")
 def describe_timm_swin(model: nn.Module) -> Backbone:
     """timm SwinTransformer (version 1): shifted windows, relative-position bias, four (or fewer) stages."""
-    swin = cast(SwinTransformer, model)
+    swin: Any = model
     carrier = BesideTokens(swin.norm)
     mean = Point(swin.norm, "output") if swin.global_pool == "avg" else None
     patch_stride = int(swin.patch_embed.patch_size[0])
     grid = tuple(swin.patch_embed.grid_size)
-    merging = [(layer.downsample, PromptedPatchMerging) for layer in swin.layers if isinstance(layer.downsample, PatchMerging)]
+    merging = [
+        (layer.downsample, PromptedPatchMerging) for layer in swin.layers if isinstance(layer.downsample, PatchMerging)
+    ]
     stages: list[Stage] = []
     for number, layer in enumerate(swin.layers):
         stages.append(_stage(number, layer, sum(len(s.blocks) for s in stages), patch_stride * 2**number, carrier))
     depth = sum(len(stage.blocks) for stage in stages)
     pairs = tuple(pair for stage in stages for pair in stage.rewrites.get("insert_tokens", ())) + tuple(merging)
+    stages[-1].pooled = stages[-1].blocks[-1].pooled = mean
     width0, first, last = int(swin.patch_embed.proj.weight.shape[0]), stages[0], stages[-1]
     mapped = Where(-1, Layout.MAP, grid, 0, patch_stride)
     others: list[Place] = [projection("patch", swin.patch_embed.proj, mapped.but(Layout.CHANNELS_FIRST))]
     if not isinstance(swin.patch_embed.norm, nn.Identity):
-    stages[-1].pooled = stages[-1].blocks[-1].pooled = mean
         others.append(norm("patch_norm", swin.patch_embed.norm, mapped, width0))
     others.append(
         Site(
@@ -228,11 +237,11 @@ def describe_timm_swin(model: nn.Module) -> Backbone:
         verbs=span_verbs(carrier) - {"unfreeze"},
         nesting=0,
         carrier=carrier,
+        pooled=mean,
         rewrites=token_rewrites(pairs),
         layout=Layout.MAP,
         depth=0,
         grid=first.grid,
-        pooled=mean,
         stride=patch_stride,
     )
     return Backbone(
@@ -265,7 +274,7 @@ def describe_timm_swin(model: nn.Module) -> Backbone:
     )
 
 
-def _stage(number: int, layer: nn.Module, start: int, stride: int, carrier: BesideTokens) -> Stage:
+def _stage(number: int, layer: Any, start: int, stride: int, carrier: BesideTokens) -> Stage:
     """One stage; the merging of patches before it belongs to it."""
     blocks = [_block(start + offset, number, module, stride, carrier) for offset, module in enumerate(layer.blocks)]
     where = Where(start, Layout.MAP, blocks[0].grid, 0, stride)
@@ -293,18 +302,21 @@ def _stage(number: int, layer: nn.Module, start: int, stride: int, carrier: Besi
         rewrites=token_rewrites(pairs),
         parts=parts,
         index=number,
+        downsample=layer.downsample if isinstance(layer.downsample, PatchMerging) else None,
         blocks=blocks,
         **where.shared(),
     )
 
 
-def _block(index: int, stage: int, module: nn.Module, stride: int, carrier: BesideTokens) -> Block:
+def _block(index: int, stage: int, module: Any, stride: int, carrier: BesideTokens) -> Block:
     if type(module) is not SwinTransformerBlock:
         raise UnknownBackbone(f"blocks.{index} is a {type(module).__name__}; timm_swin describes SwinTransformerBlock.")
-    name, width, grid = f"blocks.{index}", module.dim, tuple(module.input_resolution)
+    name, width = f"blocks.{index}", module.dim
+    grid = (int(module.input_resolution[0]), int(module.input_resolution[1]))
+    window = (int(module.window_size[0]), int(module.window_size[1]))  # type: ignore[index]
     mapped = Where(index, Layout.MAP, grid, 0, stride)
     sequence = Where(index, Layout.TOKENS, grid, 0, stride)
-    windowed = Where(index, Layout.TOKENS, tuple(module.window_size), 0, stride)
+    windowed = Where(index, Layout.TOKENS, window, 0, stride)
     attn = _attention(f"{name}.attn", module.attn, windowed, width)
     mlp = mlp_places(f"{name}.mlp", module.mlp, sequence, width)
     # padded windows carry zeros that the norm's edits never see, so then nothing merges into qkv
@@ -329,21 +341,21 @@ def _block(index: int, stage: int, module: nn.Module, stride: int, carrier: Besi
             "attn": attn,
             "attn_branch": attn_branch,
             "skip1": skip(f"{name}.skip1", attn_branch, mapped),
+            "stream1": stream(f"{name}.stream1", attn_branch, mapped),
             "norm2": norm(f"{name}.norm2", module.norm2, sequence, width, mlp.consumers),
             "mlp": mlp,
             "mlp_branch": mlp_branch,
             "skip2": skip(f"{name}.skip2", mlp_branch, sequence),
+            "stream2": stream(f"{name}.stream2", mlp_branch, sequence),
         },
-            "stream1": stream(f"{name}.stream1", attn_branch, mapped),
         index=index,
         stage=stage,
         drop_path=float(getattr(module.drop_path1, "drop_prob", 0.0) or 0.0),
         **mapped.shared(),
-            "stream2": stream(f"{name}.stream2", mlp_branch, sequence),
     )
 
 
-def _attention(name: str, module: nn.Module, where: Where, width: int) -> AttentionSite:
+def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSite:
     qkv = projection(f"{name}.qkv", module.qkv, where)
     third = qkv.width // 3
     parts: dict[str, Place] = {"qkv": qkv}

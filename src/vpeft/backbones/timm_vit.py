@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
-from timm.layers import Attention as TimmAttention
+from timm.layers.attention import Attention as TimmAttention
 from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,18 +52,21 @@ class EditedAttention(TimmAttention):
 
 
 def _pooled(model: nn.Module, images: Tensor) -> Tensor:
-    vit = cast(VisionTransformer, model)
-    return vit.forward_head(vit.forward_features(images), pre_logits=True)
+    vit: Any = model
+    pooled: Tensor = vit.forward_head(vit.forward_features(images), pre_logits=True)
+    return pooled
 
 
 def _classifier(model: nn.Module) -> nn.Module:
-    return cast(VisionTransformer, model).get_classifier()
+    vit: Any = model
+    classifier: nn.Module = vit.get_classifier()
+    return classifier
 
 
 @family("timm_vit", "timm.models.vision_transformer.VisionTransformer")
 def describe_timm_vit(model: nn.Module) -> Backbone:
     """timm VisionTransformer and its relatives in that class (DeiT, MAE, CLIP, SigLIP, DINOv2 towers)."""
-    vit = cast(VisionTransformer, model)
+    vit: Any = model
     width, prefix = vit.embed_dim, vit.num_prefix_tokens
     grid = tuple(vit.patch_embed.grid_size)
     stride = int(vit.patch_embed.patch_size[0])
@@ -78,7 +81,11 @@ def describe_timm_vit(model: nn.Module) -> Backbone:
         enter=None,
         exit=Point(vit.norm_pre, "output"),
         verbs=frozenset({"after", "tap", "unfreeze"}),
-        own={name: (vit, name) for name in ("cls_token", "reg_token", "pos_embed") if vit._parameters.get(name) is not None},
+        own={
+            name: (vit, name)
+            for name in ("cls_token", "reg_token", "pos_embed")
+            if vit._parameters.get(name) is not None
+        },
         **tokens.shared(),
     )
     others: list[Place] = [projection("patch", vit.patch_embed.proj, stem), embedding]
@@ -157,12 +164,11 @@ def architecture(model: nn.Module) -> str:
     return f"{name}.{tag}" if tag else str(name)
 
 
-def _block(
-    index: int, module: nn.Module, grid: tuple[int, int], prefix: int, stride: int, carrier: TokenCarrier
-) -> Block:
+def _block(index: int, module: Any, grid: tuple[int, int], prefix: int, stride: int, carrier: TokenCarrier) -> Block:
     if type(module) not in (TimmBlock, ResPostBlock):
         raise UnknownBackbone(
-            f"blocks.{index} is a {type(module).__name__}; timm_vit describes blocks of the classes Block and ResPostBlock."
+            f"blocks.{index} is a {type(module).__name__}; timm_vit describes blocks of the classes Block and"
+            " ResPostBlock."
         )
     post = isinstance(module, ResPostBlock)
     name, where = f"blocks.{index}", Where(index, Layout.TOKENS, grid, prefix, stride)
@@ -177,6 +183,9 @@ def _block(
         Point(module.drop_path1, "output"),
         where,
         width,
+        (module.attn, module.norm1, module.drop_path1)
+        if post
+        else (module.norm1, module.attn, module.ls1, module.drop_path1),
     )
     mlp_branch = branch(
         f"{name}.mlp_branch",
@@ -184,8 +193,19 @@ def _block(
         Point(module.drop_path2, "output"),
         where,
         width,
+        (module.mlp, module.norm2, module.drop_path2)
+        if post
+        else (module.norm2, module.mlp, module.ls2, module.drop_path2),
     )
-    scales = {} if post else {f"{ls}.gamma": (getattr(module, ls), "gamma") for ls in ("ls1", "ls2") if hasattr(getattr(module, ls), "gamma")}
+    scales = (
+        {}
+        if post
+        else {
+            f"{ls}.gamma": (getattr(module, ls), "gamma")
+            for ls in ("ls1", "ls2")
+            if hasattr(getattr(module, ls), "gamma")
+        }
+    )
     drop = module.drop_path1
     return Block(
         name=name,
@@ -201,20 +221,20 @@ def _block(
             "attn": attn,
             "attn_branch": attn_branch,
             "skip1": skip(f"{name}.skip1", attn_branch, where),
+            "stream1": stream(f"{name}.stream1", attn_branch, where),
             "norm2": norm(f"{name}.norm2", module.norm2, where, width, reads_mlp),
             "mlp": mlp,
             "mlp_branch": mlp_branch,
             "skip2": skip(f"{name}.skip2", mlp_branch, where),
+            "stream2": stream(f"{name}.stream2", mlp_branch, where),
         },
         index=index,
-            "stream1": stream(f"{name}.stream1", attn_branch, where),
         drop_path=float(getattr(drop, "drop_prob", 0.0) or 0.0),
         **where.shared(),
     )
 
-            "stream2": stream(f"{name}.stream2", mlp_branch, where),
 
-def attention_places(name: str, module: nn.Module, where: Where, width: int) -> AttentionSite:
+def attention_places(name: str, module: Any, where: Where, width: int) -> AttentionSite:
     """Places of a timm `Attention`: its fused qkv, the slices, the core and the output projection."""
     qkv = projection(f"{name}.qkv", module.qkv, where)
     third = qkv.width // 3
@@ -257,7 +277,7 @@ def attention_places(name: str, module: nn.Module, where: Where, width: int) -> 
     )
 
 
-def mlp_places(name: str, module: nn.Module, where: Where, width: int) -> MlpSite:
+def mlp_places(name: str, module: Any, where: Where, width: int) -> MlpSite:
     """Places of a timm MLP: its two projections, and a third one where it is gated (SwiGLU)."""
     first = [key for key in ("fc1", "fc1_g", "fc1_x") if hasattr(module, key)]
     parts: dict[str, Place] = {key: projection(f"{name}.{key}", getattr(module, key), where) for key in first}

@@ -41,7 +41,8 @@ class Unfrozen:
         assert original is not None
         if any(owner is module and known == attribute for owner, known, _ in self.targets):
             return  # a wider edit already trains it
-        trained = nn.Parameter(original.detach().clone()) if keep else original.requires_grad_(True)
+        original.requires_grad_(not keep)
+        trained = nn.Parameter(original.detach().clone()) if keep else original
         *path, leaf = name.split(".")
         node.reach(path).register_parameter(leaf, trained)
         self.targets.append((module, attribute, trained))

@@ -209,7 +209,9 @@ def read(path: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
     with safe_open(str(path), framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     if _tensors_digest(tensors) != manifest.tensors_digest:
-        raise BadAdapterFile(f"{path}: the tensors are not those that were saved (their checksum differs). Get the file again.")
+        raise BadAdapterFile(
+            f"{path}: the tensors are not those that were saved (their checksum differs). Get the file again."
+        )
     return manifest, tensors
 
 
@@ -230,7 +232,9 @@ def read_manifest(path: str | Path) -> Manifest:
     except (json.JSONDecodeError, AttributeError):
         raise BadAdapterFile(f"{path}: the manifest is damaged. Get the file again.") from None
     if version != FORMAT:
-        raise BadAdapterFile(f"{path} has format version {version}; this vpeft reads version {FORMAT}. Install a vpeft that reads it.")
+        raise BadAdapterFile(
+            f"{path} has format version {version}; this vpeft reads version {FORMAT}. Install a vpeft that reads it."
+        )
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
@@ -267,7 +271,11 @@ def load(
     from .tuned_model import TunedModel, new_head
 
     manifest, tensors = read(path)
-    tuned = model if isinstance(model, TunedModel) else TunedModel(model if isinstance(model, Backbone) else describe(model))
+    tuned = (
+        model
+        if isinstance(model, TunedModel)
+        else TunedModel(model if isinstance(model, Backbone) else describe(model))
+    )
     description = tuned.description
     found = weights_digest(description, tuned)
     if found != manifest.base_digest:
@@ -278,7 +286,9 @@ def load(
         )
     if head is None and manifest.head is not None:
         if manifest.head.kind != "linear" or manifest.head.classes is None:
-            raise BadAdapterFile(f"{path} holds a head of the class {manifest.head.kind}; pass such a module as `head`.")
+            raise BadAdapterFile(
+                f"{path} holds a head of the class {manifest.head.kind}; pass such a module as `head`."
+            )
         head = new_head(manifest.head.width or description.facts.width, manifest.head.classes)
     elif isinstance(head, nn.Linear) and manifest.head is not None and head.out_features != manifest.head.classes:
         raise BadAdapterFile(
@@ -305,5 +315,6 @@ def _check_probe(tuned: TunedModel, name: str, manifest: Manifest, path: str | P
     if not worst <= PROBE_TOLERANCE:
         raise BadAdapterFile(
             f"{path}: the outputs for the probe input differ from the saved ones by {worst:.1e} of their size"
-            f" (saved with torch {manifest.versions.get('torch')}, now {torch.__version__}). Pass check=False to load anyway."
+            f" (saved with torch {manifest.versions.get('torch')}, now {torch.__version__})."
+            " Pass check=False to load anyway."
         )

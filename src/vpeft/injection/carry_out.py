@@ -44,7 +44,7 @@ def _rows(place: Place) -> tuple[int, int] | None:
 
 
 def _read(edit: Edit, adapter: str, wiring: Wiring) -> list[Slot]:
-    """A slot for each thing the edit reads; the values are held where they come out, and reach the layer channels last."""
+    """A slot for each thing the edit reads: held where it comes out, handed to the layer channels last."""
     slots = []
     turn = not getattr(edit.layer, "channels_first", False)
     for source in edit.reads:
@@ -64,7 +64,9 @@ def _maker(edit: Edit, adapter: str, wiring: Wiring) -> Tap | TokensOut:
     for operation in wiring.operations(adapter):
         if isinstance(operation, (Tap, TokensOut)) and operation.layer is edit.layer:
             return operation
-    raise MissingPlace(f"An edit reads what `{edit.verb}` at {edit.place.name} makes, but that edit was not given before it.")
+    raise MissingPlace(
+        f"An edit reads what `{edit.verb}` at {edit.place.name} makes, but that edit was not given before it."
+    )
 
 
 def _layout_in(place: Place) -> Layout:
@@ -128,7 +130,8 @@ def _replace(edit: Edit, adapter: str, wiring: Wiring) -> None:
 
 
 def _insert_tokens(edit: Edit, adapter: str, wiring: Wiring) -> None:
-    assert edit.layer is not None and edit.place.carrier is not None
+    assert edit.layer is not None
+    assert edit.place.carrier is not None
     place, carrier = edit.place, edit.place.carrier
     for module, kind in place.rewrites.get("insert_tokens", ()):
         wiring.carry(module, kind, adapter, carrier)

@@ -114,7 +114,8 @@ def merge_edits(edits: Iterable[Edit]) -> Merged:
             # what acts nearest to the projection folds in first
             order = 0 if edit.verb == "before" else 1
             upstream += [(order, target, layer) for target in targets]
-    for _, target, layer in sorted(reversed(upstream), key=lambda entry: entry[0]):
+    upstream.reverse()
+    for _, target, layer in sorted(upstream, key=lambda entry: entry[0]):
         matrix, shift = layer.linear_map()  # type: ignore[operator]
         weight = _weight(target)
         flat = weight.flatten(1)

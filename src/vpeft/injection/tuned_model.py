@@ -81,7 +81,9 @@ class TunedModel(nn.Module):
         if self._compiled:
             raise AdapterError("This model is compiled, and hooks added afterwards would be ignored. Attach first.")
         if name in self.adapters or not name.replace("-", "").replace("_", "").isalnum():
-            raise AdapterError(f"{name!r} is taken or no usable name. There are: {', '.join(self.adapters) or 'none yet'}.")
+            raise AdapterError(
+                f"{name!r} is taken or no usable name. There are: {', '.join(self.adapters) or 'none yet'}."
+            )
         if not methods:
             raise AdapterError("No method was given. For a head alone, attach LinearProbe().")
         if num_classes is not None and head is not None:
@@ -91,12 +93,14 @@ class TunedModel(nn.Module):
             idle = " + ".join(type(method).__name__ for method in methods)
             raise AdapterError(f"{idle} changes nothing on {self.description.facts.architecture}.")
         width = feature_width(edits, self.description)
-        if head is None and num_classes is None and width != self.description.facts.width:
-            if not isinstance(self.description.classifier, nn.Identity):
-                raise AdapterError(
-                    f"With {' + '.join(type(m).__name__ for m in methods)} the features have {width} channels, but the"
-                    f" backbone's own classifier takes {self.description.facts.width}. Give num_classes or a head."
-                )
+        own_classifier = (
+            head is None and num_classes is None and not isinstance(self.description.classifier, nn.Identity)
+        )
+        if own_classifier and width != self.description.facts.width:
+            raise AdapterError(
+                f"With {' + '.join(type(method).__name__ for method in methods)} the features have {width} channels,"
+                f" but the backbone's own classifier takes {self.description.facts.width}. Give num_classes or a head."
+            )
         adapter = Adapter(name, head if num_classes is None else new_head(width, num_classes))
         previous = self._active
         self._activate(None)
@@ -420,7 +424,7 @@ class Enabled:
     ) -> None:
         name, route = self._previous
         self._tuned._route = route
-        self._tuned._activate(name if name in self._tuned.adapters else None)
+        self._tuned._activate(name if name is not None and name in self._tuned.adapters else None)
 
 
 def feature_width(edits: Sequence[Edit], description: Backbone) -> int:

@@ -131,7 +131,7 @@ def _look(
             problems.append("The output on a random image is not finite.")
             break
         if loss.requires_grad:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for key, p in parameters.items():
                 if p.grad is not None and bool(p.grad.any()):
@@ -140,7 +140,9 @@ def _look(
                     p.add_(p.grad / scale, alpha=-STEP * float(p.abs().mean().clamp(min=1.0)))
     dormant = _dormant(tuned, name)
     operations = tuned._wiring.operations(name)
-    asleep = sorted({_where(tuned, name, op) for op in operations if id(op) not in ran_once and name not in tuned._merged})
+    asleep = sorted(
+        {_where(tuned, name, op) for op in operations if id(op) not in ran_once and name not in tuned._merged}
+    )
     if asleep:
         problems.append(f"These places are never executed, so their edits do nothing: {', '.join(asleep[:6])}.")
     dead = [key for key in parameters if key not in live and key not in dormant]
@@ -148,7 +150,9 @@ def _look(
         problems.append(f"These tensors receive no gradient in two steps: {', '.join(dead[:6])} ({len(dead)} in all).")
     promised = first and all(method.starts_as_identity for method in tuned.methods(name))
     if promised and not identity:
-        problems.append("The features at step 0 differ from the frozen backbone's, although the method promises equality.")
+        problems.append(
+            "The features at step 0 differ from the frozen backbone's, although the method promises equality."
+        )
     return Report(len(ran_once), sorted(live), dormant, identity, problems)
 
 

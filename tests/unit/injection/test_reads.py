@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -70,9 +71,18 @@ class Reading(Method):
             yield block.tap(Count(), reads=(backbone.blocks[0].tap(Count()),))
 
 
-def _noted(model: nn.Module, which: str) -> tuple[list[Tensor], vpeft.TunedModel]:
+def _twins(make: Callable[[], nn.Module] = tiny_vit) -> tuple[nn.Module, nn.Module]:
+    model = make()
+    return model, copy.deepcopy(model)
+
+
+def _noted(model: nn.Module, which: str, prompt: Tensor | None = None) -> tuple[list[Tensor], vpeft.TunedModel]:
+    images = images_for(model)
     tuned = vpeft.tune(model, Reading(which=which), verify=False, show=False)
-    tuned.features(images_for(model))
+    if prompt is not None:
+        with torch.no_grad():
+            next(m for m in tuned.adapter().modules() if isinstance(m, Prompt)).tokens.copy_(prompt)
+    tuned.features(images)
     return next(m for m in tuned.adapter().modules() if isinstance(m, Note)).seen, tuned
 
 
@@ -85,10 +95,10 @@ def _seen(module: nn.Module, side: str, model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("make", [tiny_vit, tiny_convnext])
-def test_reads_arrive_channels_last(make: type) -> None:
-    model = make()
+def test_reads_arrive_channels_last(make: Callable[[], nn.Module]) -> None:
+    model, plain = _twins(make)
     (_, pixels, before, after, hidden), tuned = _noted(model, "places")
-    plain, block = make(), tuned.description.blocks[1]
+    block = tuned.description.blocks[1]
     twin = vpeft.describe(plain).blocks[1]
     assert torch.equal(pixels, images_for(plain).permute(0, 2, 3, 1))
     wanted = [_seen(twin.exit.module, side, plain) for side in ("input", "output")]
@@ -100,16 +110,16 @@ def test_reads_arrive_channels_last(make: type) -> None:
 
 
 def test_a_slice_of_a_fused_projection_is_read_as_a_slice() -> None:
-    (_, k, v), _ = _noted(tiny_vit(), "slices")
-    plain = tiny_vit()
+    model, plain = _twins()
+    (_, k, v), _ = _noted(model, "slices")
     fused = _seen(plain.blocks[1].attn.qkv, "output", plain)
     assert torch.equal(k, fused[..., 48:96])
     assert torch.equal(v, fused[..., 96:])
 
 
 def test_what_a_tap_gives_reaches_several_readers() -> None:
-    (h, first, second), tuned = _noted(tiny_vit(), "taps")
-    plain = tiny_vit()
+    model, plain = _twins()
+    (h, first, second), tuned = _noted(model, "taps")
     x0, x2 = _seen(plain.blocks[0], "input", plain), _seen(plain.blocks[1], "output", plain)
     assert torch.allclose(first, 2 * x0.mean(1), atol=1e-6)
     assert torch.allclose(second, 2 * x0.mean(1) + 2 * x2.mean(1), atol=1e-5)
@@ -118,24 +128,12 @@ def test_what_a_tap_gives_reaches_several_readers() -> None:
 
 
 def test_inserted_tokens_are_read_as_they_leave() -> None:
-    (_, left), _ = _noted(tiny_vit(), "tokens")
-    plain = tiny_vit()
-    tokens = vpeft.tune(tiny_vit(), Reading(which="tokens"), verify=False, show=False)
-    assert left.shape == (2, 2, 48)
-    prompt = next(m for m in tokens.adapter().modules() if isinstance(m, Prompt)).tokens
+    prompt = torch.randn(2, 48)
+    model, plain = _twins()
+    (_, left), _ = _noted(model, "tokens", prompt)
     x = _seen(plain.blocks[1], "input", plain)
-    torch.manual_seed(0)
     joined = torch.cat([x[:, :1], prompt.expand(2, -1, -1), x[:, 1:]], dim=1)
-    (_, left), _ = _noted_with(prompt)
     assert torch.allclose(left, plain.blocks[1](joined)[:, 1:3], atol=1e-5)
-
-
-def _noted_with(prompt: Tensor) -> tuple[list[Tensor], vpeft.TunedModel]:
-    tuned = vpeft.tune(tiny_vit(), Reading(which="tokens"), verify=False, show=False)
-    with torch.no_grad():
-        next(m for m in tuned.adapter().modules() if isinstance(m, Prompt)).tokens.copy_(prompt)
-    tuned.features(images_for(tuned.backbone))
-    return next(m for m in tuned.adapter().modules() if isinstance(m, Note)).seen, tuned
 
 
 def test_tokens_beside_a_map_are_read_too() -> None:
@@ -149,7 +147,7 @@ def test_reading_an_edit_that_was_not_given_is_refused() -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_swin, tiny_convnext])
-def test_a_stage_knows_its_downsampling(make: type) -> None:
+def test_a_stage_knows_its_downsampling(make: Callable[[], nn.Module]) -> None:
     model = make()
     stages = vpeft.describe(model).stages
     assert stages[0].downsample is None
@@ -162,10 +160,10 @@ def test_the_steps_of_a_branch_are_the_branch(options: dict[str, float]) -> None
     model = tiny_vit(**options)
     block = vpeft.describe(model).blocks[0]
     x = torch.randn(2, 17, 48)
-    h = x
-    for step in block.attn_branch.steps:
-        h = step(h)
-    s = x + h
-    for step in block.mlp_branch.steps:
-        s_in = step(s if step is block.mlp_branch.steps[0] else s_in)  # noqa: F821 - set in the first round
-    assert torch.allclose(s + s_in, model.blocks[0](x), atol=1e-6)
+    out = x
+    for branch in (block.attn_branch, block.mlp_branch):
+        change = out
+        for step in branch.steps:
+            change = step(change)
+        out = out + change
+    assert torch.allclose(out, model.blocks[0](x), atol=1e-6)
