@@ -1,0 +1,311 @@
+"""The loop: it learns, repeats, divides batches, stops, keeps, and goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vpeft
+from tests.models import tiny_vit
+from tests.unit.training.material import Patches, same, tuned_vit, weights
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.training.checkpoint import BadCheckpoint, read_checkpoint
+from vpeft.training.evaluate import UnsuitableData, evaluate
+from vpeft.training.fit import UnsuitableSettings, fit
+from vpeft.training.modes import to_training_mode
+from vpeft.training.optimisation import Optimisation
+from vpeft.training.result import EpochRecord, Result
+
+SHORT = Optimisation(epochs=2, batch=8, lr=3e-3)
+
+
+def quickly(tuned: TunedModel, settings: Optimisation = SHORT, **more: Any) -> Result:
+    return fit(tuned, Patches(24, noise=0.2), optimisation=settings, progress=False, **more)
+
+
+def test_it_learns() -> None:
+    tuned = tuned_vit()
+    frozen = {name: value.clone() for name, value in tuned.backbone.state_dict().items()}
+    before = evaluate(tuned, Patches(30, seed=9))
+    result = fit(
+        tuned, Patches(48), Patches(30, seed=9), epochs=12, optimisation=Optimisation(lr=5e-3, batch=8), progress=False
+    )
+    assert result.state == "done"
+    assert result.val is not None
+    assert result.val.top1 >= 0.9 > before.top1
+    assert result.val == evaluate(tuned, Patches(30, seed=9))
+    assert [record.epoch for record in result.history] == list(range(1, 13))
+    assert result.steps == result.history[-1].step == 12 * 6
+    assert result.history[-1].train_loss < result.history[0].train_loss
+    assert result.history[-1].val_top1 == result.val.top1
+    assert result.kept_epoch == 12
+    assert result.images_per_second > 0
+    assert all(torch.equal(value, frozen[name]) for name, value in tuned.backbone.state_dict().items())
+    assert not tuned.training
+
+
+def test_the_seed_decides_and_the_process_does_not() -> None:
+    finals = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        tuned = tuned_vit()
+        torch.manual_seed(noise)
+        random.seed(noise)
+        quickly(tuned, SHORT.model_copy(update={"seed": seed, "mixup": 0.4}))
+        finals.append(weights(tuned))
+    assert same(finals[0], finals[1])
+    assert not same(finals[0], finals[2])
+
+
+def test_the_random_numbers_of_the_process_go_on_as_if_nothing_was() -> None:
+    torch.manual_seed(5)
+    random.seed(5)
+    expected = torch.rand(2), random.random()
+    tuned = tuned_vit()
+    torch.manual_seed(5)
+    random.seed(5)
+    quickly(tuned, SHORT.model_copy(update={"epochs": 1}))
+    assert torch.equal(torch.rand(2), expected[0])
+    assert random.random() == expected[1]
+
+
+def test_validating_does_not_change_the_training() -> None:
+    alone, watched = tuned_vit(), tuned_vit()
+    quickly(alone)
+    seen: list[EpochRecord] = []
+
+    def look(tuned: TunedModel, record: EpochRecord) -> None:
+        torch.rand(10)
+        seen.append(record)
+
+    quickly(watched, val=Patches(9, noise=1.0), after_epoch=look)
+    assert same(weights(alone), weights(watched))
+    assert [record.epoch for record in seen] == [1, 2]
+
+
+def test_the_first_step_is_adamw_by_hand() -> None:
+    # No noise, no dropout, one batch: AdamW's first step moves each weight by rate * sign(gradient), up to eps.
+    tuned = vpeft.tune(tiny_vit(), vpeft.methods.LoRA(rank=2), num_classes=3, show=False, verify=False)
+    data = Patches(6)
+    images = torch.stack([image for image, _ in data])
+    start = weights(tuned)
+    smoothed = nn.functional.cross_entropy(tuned(images), torch.tensor(data.targets), label_smoothing=0.1)
+    smoothed.backward()
+    slope = tuned.head.weight.grad.clone()  # type: ignore[union-attr]
+    tuned.zero_grad()
+    settings = Optimisation(
+        epochs=1, batch=6, lr=1e-3, head_lr=1e-2, weight_decay=0.5, warmup=0, label_smoothing=0.1
+    )
+    result = fit(tuned, data, optimisation=settings, progress=False)
+    assert result.history[0].train_loss == pytest.approx(smoothed.item(), rel=1e-5)
+    expected = start["head.weight"] * (1 - 1e-2 * 0.5) - 1e-2 * slope / (slope.abs() + 1e-8)
+    torch.testing.assert_close(weights(tuned)["head.weight"], expected, rtol=1e-4, atol=1e-6)
+    # The bias is not decayed; it started at zero, so only its sign shows.
+    assert weights(tuned)["head.bias"].abs().max() == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_parts_make_the_same_step() -> None:
+    def plain() -> TunedModel:
+        torch.manual_seed(0)
+        return vpeft.tune(tiny_vit(), vpeft.methods.LoRA(rank=2), num_classes=3, show=False, verify=False)
+
+    whole, divided = plain(), plain()
+    # 22 images: the last batch of an epoch has 6, in parts of 2, 2, 1 and 1.
+    for tuned, accumulate in ((whole, 1), (divided, 4)):
+        settings = Optimisation(epochs=2, batch=8, accumulate=accumulate)
+        fit(tuned, Patches(22), optimisation=settings, progress=False)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(divided)[name], value, rtol=1e-3, atol=2e-5)
+
+
+def test_clipping_bounds_the_gradient() -> None:
+    tuned = tuned_vit()
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *given: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return step(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", watched)
+        result = quickly(tuned, Optimisation(epochs=1, batch=8, clip=0.01))
+    assert len(norms) == 3
+    assert max(norms) <= 0.01 * 1.001
+    assert result.history[0].gradient_norm > 0.02  # recorded before clipping
+
+
+def test_bf16_trains_with_weights_in_fp32_and_fp32_works_after_it() -> None:
+    tuned = tuned_vit()
+    result = quickly(tuned, SHORT.model_copy(update={"precision": "bf16"}))
+    assert result.state == "done"
+    assert {parameter.dtype for _, parameter in tuned.trainable()} == {torch.float32}
+    exact = tuned_vit()
+    quickly(exact)
+    assert not same(weights(tuned), weights(exact))
+
+
+def test_early_stopping_keeps_the_last_epoch_unless_the_best_is_asked_for() -> None:
+    def run(keep: str) -> tuple[TunedModel, Result, list[dict[str, Tensor]]]:
+        tuned = tuned_vit()
+        after: list[dict[str, Tensor]] = []
+        settings = Optimisation.model_validate(
+            {"epochs": 12, "batch": 8, "lr": 0.05, "early_stopping": 2, "keep": keep}
+        )
+        result = fit(
+            tuned,
+            Patches(24),
+            Patches(12, seed=8, noise=3.0),
+            optimisation=settings,
+            progress=False,
+            after_epoch=lambda now, record: after.append(weights(now)),
+        )
+        return tuned, result, after
+
+    tuned, result, after = run("last")
+    tops = [record.val_top1 or 0.0 for record in result.history]
+    assert result.best_epoch == 1 + tops.index(max(tops))
+    assert len(tops) == result.best_epoch + 2 < 12
+    assert result.reason is not None
+    assert "has not risen in 2 validations" in result.reason
+    assert same(weights(tuned), after[-1])
+    assert result.kept_epoch == len(tops)
+
+    tuned, result, after = run("best")
+    assert result.kept_epoch == result.best_epoch
+    assert same(weights(tuned), after[result.kept_epoch - 1])  # type: ignore[operator]
+    assert result.val is not None
+    assert result.val.top1 == max(tops)
+
+
+def test_methods_prepare_once_advance_each_step_and_add_their_penalty() -> None:
+    calls: dict[str, Any] = {"prepared": [], "progress": []}
+
+    class Watching(vpeft.methods.LoRA):  # type: ignore[misc, name-defined]
+        def prepare(self, tuned: TunedModel, batches: Any) -> None:
+            torch.rand(100)
+            calls["prepared"].append([(tuple(images.shape), labels.dtype) for images, labels in batches])
+
+        def penalty(self, tuned: TunedModel) -> Tensor:
+            return 1000.0 + 0.0 * sum(parameter.sum() for _, parameter in tuned.trainable())
+
+        def advance(self, tuned: TunedModel, progress: float) -> None:
+            calls["progress"].append(progress)
+
+    tuned = vpeft.tune(tiny_vit(), Watching(rank=2), num_classes=3, show=False, verify=False)
+    result = fit(tuned, Patches(24), optimisation=SHORT, progress=False)
+    assert calls["prepared"] == [[((8, 3, 32, 32), torch.int64)] * 3]
+    assert calls["progress"] == pytest.approx([step / 6 for step in range(7)])
+    assert 1000 < result.history[0].train_loss < 1010
+
+
+def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
+    tuned = tuned_vit()
+    first = quickly(tuned, out=tmp_path)
+    again = tuned_vit(seed=5)
+    second = quickly(again, out=tmp_path)
+    assert same(weights(tuned), weights(again))
+    assert second.resumed_at == second.steps == first.steps
+    assert second.history == first.history
+    assert Result.model_validate_json((tmp_path / "result.json").read_text()) == second
+    assert not list(tmp_path.glob("*.partial"))
+    anew = tuned_vit(seed=5)
+    assert quickly(anew, out=tmp_path, resume=False).resumed_at is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_next_call_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    class Interrupting(Patches):
+        left = 12
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), number)
+            return super().__getitem__(index)
+
+    settings = SHORT.model_copy(update={"mixup": 0.3, "checkpoint_every": 0})
+    whole = tuned_vit()
+    fit(whole, Patches(24, noise=0.2), Patches(6), optimisation=settings, progress=False)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    tuned = tuned_vit()
+    data = Interrupting(24, noise=0.2)
+    stopped = fit(tuned, data, Patches(6), optimisation=settings, out=tmp_path, progress=False)
+    assert (stopped.state, stopped.steps, stopped.history) == ("stopped", 2, [])
+    assert stopped.reason is not None
+    assert number.name in stopped.reason
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    later = tuned_vit(seed=7)
+    result = fit(later, Patches(24, noise=0.2), Patches(6), optimisation=settings, out=tmp_path, progress=False)
+    assert (result.state, result.resumed_at) == ("done", 2)
+    assert same(weights(whole), weights(later))
+
+
+def test_without_a_folder_ctrl_c_is_what_it_always_was() -> None:
+    class Interrupting(Patches):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().__getitem__(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tuned_vit(), Interrupting(8), epochs=1, progress=False)
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
+    quickly(tuned_vit(), out=tmp_path)
+    with pytest.raises(BadCheckpoint, match=r"optimisation\.lr was 0\.003 and is 0\.5.*resume=False"):
+        quickly(tuned_vit(), SHORT.model_copy(update={"lr": 0.5}), out=tmp_path)
+    with pytest.raises(BadCheckpoint, match="images was 24 and is 20"):
+        fit(tuned_vit(), Patches(20), optimisation=SHORT, out=tmp_path, progress=False)
+    other = tuned_vit()
+    with torch.no_grad():
+        other.backbone.blocks[0].norm1.weight.add_(1e-3)
+    with pytest.raises(BadCheckpoint, match="frozen_weights was"):
+        quickly(other, out=tmp_path)
+    with pytest.raises(BadCheckpoint, match="identity|data was 'a' and is 'b'|data was None and is 'b'"):
+        quickly(tuned_vit(), out=tmp_path, identity={"data": "b"})
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    quickly(tuned_vit(), out=tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadCheckpoint, match="Delete it to start afresh"):
+        quickly(tuned_vit(), out=tmp_path)
+    tuned_vit().save(path)
+    with pytest.raises(BadCheckpoint, match="no training checkpoint"):
+        read_checkpoint(path)
+
+
+def test_what_contradicts_itself_is_refused() -> None:
+    with pytest.raises(UnsuitableSettings, match="early_stopping needs validation images"):
+        quickly(tuned_vit(), SHORT.model_copy(update={"early_stopping": 1}))
+    with pytest.raises(UnsuitableSettings, match='keep = "best"'):
+        quickly(tuned_vit(), SHORT.model_copy(update={"keep": "best"}))
+    with pytest.raises(UnsuitableData, match="no images to train on"):
+        fit(tuned_vit(), Patches(0), progress=False)
+    with pytest.raises(UnsuitableData, match="A label is 4, but the model has 3 classes"):
+        fit(tuned_vit(), Patches(10, classes=5), progress=False)
+
+
+def test_batch_norm_follows_the_policy() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+            self.backbone[0].requires_grad_(False)
+            self.added = nn.BatchNorm2d(3)
+
+    model = Normed()
+    to_training_mode(model, "with_weights")
+    assert [model.backbone[0].training, model.backbone[1].training, model.added.training] == [False, True, True]
+    to_training_mode(model, "frozen")
+    assert [model.backbone[0].training, model.backbone[1].training, model.added.training] == [False, False, True]

@@ -1,0 +1,85 @@
+"""Optimisation, schedule and parameter groups."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from tests.unit.training.material import tuned_vit
+from vpeft.training.groups import NothingToTrain, adamw, is_decayed
+from vpeft.training.optimisation import Optimisation
+from vpeft.training.schedule import rate_at, warmup_steps
+
+
+def test_every_field_explains_itself() -> None:
+    assert not [name for name, field in Optimisation.model_fields.items() if not field.description]
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(ValidationError, match="does not fit in 5 epochs"):
+        Optimisation(epochs=5, warmup=10)
+    with pytest.raises(ValidationError, match="cannot be computed in 8 parts"):
+        Optimisation(batch=4, accumulate=8)
+
+
+def test_numerics_leave_out_only_what_changes_no_bit() -> None:
+    plain = Optimisation().numerics()
+    assert Optimisation(checkpoint_every=7, checkpoint_steps=3).numerics() == plain
+    for name in set(Optimisation.model_fields) - {"checkpoint_every", "checkpoint_steps"}:
+        assert name in plain
+
+
+def test_the_schedule_equals_its_formula() -> None:
+    settings = Optimisation(epochs=10, warmup=0.2, min_lr=1e-4)
+    rates = [rate_at(step, 1e-2, settings, 5) for step in range(50)]
+    assert warmup_steps(settings, 5) == 10
+    assert rates[:10] == pytest.approx([1e-2 * (step + 1) / 10 for step in range(10)])
+    assert rates[10] == pytest.approx(1e-2)
+    assert rates[30] == pytest.approx((1e-2 + 1e-4) / 2)  # half of the way
+    assert rates[49] == pytest.approx(1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * 39 / 40)) / 2)
+    assert all(after < before for before, after in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_warm_up_in_epochs_and_the_other_schedules() -> None:
+    assert warmup_steps(Optimisation(epochs=10, warmup=2), 7) == 14
+    assert warmup_steps(Optimisation(epochs=10, warmup=0), 7) == 0
+    constant = Optimisation(epochs=4, warmup=0, schedule="constant")
+    assert {rate_at(step, 0.5, constant, 3) for step in range(12)} == {0.5}
+    line = Optimisation(epochs=4, warmup=0, schedule="linear", min_lr=0)
+    assert [rate_at(step, 1.0, line, 1) for step in range(4)] == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+def test_a_peak_below_the_floor_stays_where_it_is() -> None:
+    settings = Optimisation(epochs=2, warmup=0, min_lr=1e-5)
+    assert [rate_at(step, 1e-6, settings, 4) for step in range(8)] == [1e-6] * 8
+
+
+def test_biases_and_one_dimensional_tensors_are_not_decayed() -> None:
+    assert is_decayed("blocks.0.attn.q.parallel.down.weight", nn.Parameter(torch.zeros(2, 3)))
+    assert not is_decayed("norm.weight", nn.Parameter(torch.zeros(3)))
+    assert not is_decayed("head.bias", nn.Parameter(torch.zeros(3)))
+    assert not is_decayed("relative.bias", nn.Parameter(torch.zeros(3, 3)))
+    assert not is_decayed("gate", nn.Parameter(torch.zeros(())))
+
+
+def test_groups_hold_each_parameter_once_with_its_rate_and_decay() -> None:
+    tuned = tuned_vit()
+    optimiser = adamw(tuned.trainable(), Optimisation(lr=1e-3, head_lr=1e-2, weight_decay=0.3))
+    seen = {
+        name: (group["peak_lr"], group["weight_decay"]) for group in optimiser.param_groups for name in group["names"]
+    }
+    assert seen.keys() == dict(tuned.trainable()).keys()
+    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(seen)
+    assert seen["head.weight"] == (1e-2, 0.3)
+    assert seen["head.bias"] == (1e-2, 0.0)
+    adapter = {value for name, value in seen.items() if not name.startswith("head.")}
+    assert adapter == {(1e-3, 0.3)}
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    with pytest.raises(NothingToTrain, match="Attach a method"):
+        adamw([], Optimisation())
