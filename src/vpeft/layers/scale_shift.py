@@ -1,0 +1,44 @@
+"""Affine maps of each channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ScaleShift(nn.Module):
+    """y -> scale * y + shift, for each channel of (..., D).
+
+    Args:
+        width: D.
+        std: both start at N(1 or 0, std), so step 0 is near the frozen model and not equal to it (SSF).
+    """
+
+    def __init__(self, width: int, std: float = 0.02) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(width))
+        self.shift = nn.Parameter(torch.empty(width))
+        nn.init.normal_(self.scale, mean=1.0, std=std)
+        nn.init.normal_(self.shift, std=std)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y * self.scale + self.shift
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift, each (D,)."""
+        return self.scale, self.shift
+
+
+class Shift(nn.Module):
+    """y -> y + shift, for each channel of (..., D); starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(width))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y + self.shift
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale (ones) and shift, each (D,)."""
+        return torch.ones_like(self.shift), self.shift
