@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,9 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
-def _steady() -> Iterator[None]:
+def _steady() -> None:
     import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    yield

@@ -1,7 +1,7 @@
 """The contract as a table: every method on every family, passed or refused with the reason.
 
-    python -m tests.contract.matrix --write docs/coverage.md      runs every check and writes the page
-    python -m tests.contract.matrix --check docs/coverage.md      only asks whether every method is on the page
+python -m tests.contract.matrix --write docs/coverage.md      runs every check and writes the page
+python -m tests.contract.matrix --check docs/coverage.md      only asks whether every method is on the page
 """
 
 from __future__ import annotations

@@ -313,7 +313,7 @@ def _block(index: int, stage: int, module: Any, stride: int, carrier: BesideToke
         raise UnknownBackbone(f"blocks.{index} is a {type(module).__name__}; timm_swin describes SwinTransformerBlock.")
     name, width = f"blocks.{index}", module.dim
     grid = (int(module.input_resolution[0]), int(module.input_resolution[1]))
-    window = (int(module.window_size[0]), int(module.window_size[1]))  # type: ignore[index]
+    window = (int(module.window_size[0]), int(module.window_size[1]))
     mapped = Where(index, Layout.MAP, grid, 0, stride)
     sequence = Where(index, Layout.TOKENS, grid, 0, stride)
     windowed = Where(index, Layout.TOKENS, window, 0, stride)

@@ -59,7 +59,9 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 def test_names_are_the_stored_ones() -> None:
     """Adapter files name places: a change here breaks every file that was saved before."""
     stored = Path(__file__).with_name("place_names.txt").read_text().splitlines()
-    found = [f"{family}: {place.name}" for family, make in FAMILIES.items() for place in vpeft.describe(make()).places()]
+    found = [
+        f"{family}: {place.name}" for family, make in FAMILIES.items() for place in vpeft.describe(make()).places()
+    ]
     assert found == stored
 
 

@@ -55,7 +55,8 @@ def _attend(fns: Fns, attn: nn.Module, x: Tensor, bias: Tensor | None = None) ->
 
 def _branch(fns: Fns, name: str, skip: str, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
     shortcut = _pass(fns, skip, "skip", x)
-    return shortcut + _pass(fns, name, "out", compute(_pass(fns, name, "in", x)))
+    x = shortcut + _pass(fns, name, "out", compute(_pass(fns, name, "in", x)))
+    return _pass(fns, skip.replace("skip", "stream"), "out", x)
 
 
 def vit(model: nn.Module, images: Tensor, index: int, fns: Fns) -> Tensor:
@@ -64,7 +65,9 @@ def vit(model: nn.Module, images: Tensor, index: int, fns: Fns) -> Tensor:
     for number, block in enumerate(model.blocks):
         use = fns if number == index else {}
         x = _pass(use, "block", "in", x)
-        x = _branch(use, "attn_branch", "skip1", x, lambda h: _attend(use, block.attn, _norm(use, "norm1", block.norm1, h)))
+        x = _branch(
+            use, "attn_branch", "skip1", x, lambda h: _attend(use, block.attn, _norm(use, "norm1", block.norm1, h))
+        )
         x = _branch(use, "mlp_branch", "skip2", x, lambda h: _mlp(use, block.mlp, _norm(use, "norm2", block.norm2, h)))
         x = _pass(use, "block", "out", x)
     return model.norm(x)[:, 0]
@@ -82,9 +85,13 @@ def swin(model: nn.Module, images: Tensor, index: int, fns: Fns) -> Tensor:
             use = fns if number == index else {}
             x = _pass(use, "block", "in", x)
             b, h, w, c = x.shape
-            x = _branch(use, "attn_branch", "skip1", x, lambda t: _windows(use, block, _norm(use, "norm1", block.norm1, t)))
+            x = _branch(
+                use, "attn_branch", "skip1", x, lambda t: _windows(use, block, _norm(use, "norm1", block.norm1, t))
+            )
             x = x.reshape(b, -1, c)
-            x = _branch(use, "mlp_branch", "skip2", x, lambda t: _mlp(use, block.mlp, _norm(use, "norm2", block.norm2, t)))
+            x = _branch(
+                use, "mlp_branch", "skip2", x, lambda t: _mlp(use, block.mlp, _norm(use, "norm2", block.norm2, t))
+            )
             x = _pass(use, "block", "out", x.reshape(b, h, w, c))
             number += 1
     return model.norm(x).mean((1, 2))

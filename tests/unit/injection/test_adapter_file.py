@@ -137,7 +137,9 @@ def test_another_number_of_classes_is_refused(saved: Path) -> None:
 def test_fields_that_do_not_fit_the_tensors_are_refused_and_leave_nothing(saved: Path) -> None:
     changed = _rewrite(saved, methods=[{"name": "lora", "fields": {"rank": 5}}])
     tuned = vpeft.tune(tiny_vit_again(), AdaptFormer(), name="b", show=False)
-    with pytest.raises(vpeft.VpeftError, match=r"Of another shape: blocks\.0\.attn\.q\.parallel\.A: \(2, 48\) in the file"):
+    with pytest.raises(
+        vpeft.VpeftError, match=r"Of another shape: blocks\.0\.attn\.q\.parallel\.A: \(2, 48\) in the file"
+    ):
         vpeft.load(tuned, changed)
     assert list(tuned.adapters) == ["b"] and tuned.active == "b"
 

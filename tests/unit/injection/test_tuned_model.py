@@ -205,8 +205,6 @@ def test_plan_shows_folded_rows_and_totals() -> None:
 
 
 def test_tokens_module_is_reused_by_batch_size() -> None:
-    tuned = vpeft.tune(
-        tiny_vit(), Plain(make=lambda b: [b.trunk.insert_tokens(Tokens(2, 48))]), show=False
-    ).eval()
+    tuned = vpeft.tune(tiny_vit(), Plain(make=lambda b: [b.trunk.insert_tokens(Tokens(2, 48))]), show=False).eval()
     images = images_for(tiny_vit(), 4)
     assert torch.allclose(tuned(images)[2:3], tuned(images[2:3]), atol=1e-5)

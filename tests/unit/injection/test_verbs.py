@@ -188,9 +188,7 @@ def test_reads_pass_other_places_on(family: str) -> None:
     images, norm = images_for(model), "norm2"
     width = vpeft.describe(model).blocks[INDEX].width
     layer, held = Dense(width, width), []
-    tuned = tuned_with(
-        model, lambda b: [b.blocks[INDEX].mlp_branch.parallel(layer, reads=(b.blocks[INDEX].norm2,))]
-    )
+    tuned = tuned_with(model, lambda b: [b.blocks[INDEX].mlp_branch.parallel(layer, reads=(b.blocks[INDEX].norm2,))])
 
     def hold(h: Tensor) -> Tensor:
         held.append(h)

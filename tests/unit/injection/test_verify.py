@@ -46,7 +46,9 @@ def test_a_tensor_without_gradient_is_refused_by_name() -> None:
             return super().forward(x) @ self.up
 
     with pytest.raises(vpeft.DeadPlace, match=r"no gradient in two steps: .*linear\.weight.*3 in all"):
-        vpeft.tune(tiny_vit(), Plain(make=lambda b: [b.blocks[0].mlp_branch.parallel(Dead(48))], identity=True), show=False)
+        vpeft.tune(
+            tiny_vit(), Plain(make=lambda b: [b.blocks[0].mlp_branch.parallel(Dead(48))], identity=True), show=False
+        )
 
 
 def test_a_declared_dormant_tensor_passes() -> None:
@@ -64,7 +66,9 @@ def test_a_declared_dormant_tensor_passes() -> None:
 def test_a_broken_promise_about_step_0_is_refused() -> None:
     with pytest.raises(vpeft.DeadPlace, match="step 0 differ"):
         vpeft.tune(
-            tiny_vit(), Plain(make=lambda b: [b.blocks[0].mlp_branch.parallel(Dense(48, 48))], identity=True), show=False
+            tiny_vit(),
+            Plain(make=lambda b: [b.blocks[0].mlp_branch.parallel(Dense(48, 48))], identity=True),
+            show=False,
         )
 
 
