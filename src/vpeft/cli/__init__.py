@@ -23,7 +23,8 @@ _LOOK = Group("Look things up", sort_key=3)
 _HELP = """Adapt a pre-trained vision model to your own images with few trained parameters.
 
 Start with `vpeft demo`, or with your own folder of images, one sub-folder per class:
-`vpeft train --data photos/ --method lora --out runs/a`, then `vpeft predict runs/a/adapter.safetensors photo.jpg`.
+`vpeft train --data photos/ --backbone pocket_vit --method lora --out runs/a`, then
+`vpeft predict runs/a/adapter.safetensors photo.jpg`.
 """
 
 # Command, where it lives, what it does in one line, and the panel of `vpeft --help` that shows it.
@@ -42,8 +43,11 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
 )
 
 
-def build() -> App:
-    """The application with all its commands, none of them imported yet."""
+def build(called: str | None = None) -> App:
+    """The application with all its commands, none of them imported yet.
+
+    The command that is `called` shows its own docstring as its help; the others only need their line in the list.
+    """
     app = App(
         name="vpeft",
         help=_HELP,
@@ -53,7 +57,7 @@ def build() -> App:
         suppress_keyboard_interrupt=False,
     )
     for order, (name, path, summary, group) in enumerate(_COMMANDS):
-        app.command(path, name=name, help=summary, group=group, sort_key=order)
+        app.command(path, name=name, help=None if name == called else summary, group=group, sort_key=order)
     return app
 
 
@@ -65,4 +69,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and not given[0].startswith("-") and given[0] not in names:
         say_error(f"There is no command {given[0]!r}. {nearest(given[0], names)}\nRun `vpeft --help` to see all.")
         return MISTAKE
-    return guarded(build(), given)
+    return guarded(build(given[0] if given else None), given)

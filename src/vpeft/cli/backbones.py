@@ -10,9 +10,10 @@ from rich.text import Text
 from vpeft.backbones import pocket_vit
 from vpeft.backbones.describe import Family, families
 from vpeft.cli import show
+from vpeft.cli.flags import Switch
 
 
-def backbones(pattern: str | None = None, /, *, weights: bool = False, json: bool = False) -> None:
+def backbones(pattern: str | None = None, /, *, weights: Switch = False, json: Switch = False) -> None:
     """List the backbones that can be adapted; with PATTERN, the models whose names match it.
 
     Parameters
@@ -47,7 +48,7 @@ def backbones(pattern: str | None = None, /, *, weights: bool = False, json: boo
     out.print(show.table(("backbone", "family"), rows_of_names))
 
 
-def model_names(entry: Family, pattern: str | None = None, weights: bool = False) -> list[str]:
+def model_names(entry: Family, pattern: str | None = None, weights: Switch = False) -> list[str]:
     """The names under which timm makes models of a family: those that timm defines in the family's own modules."""
     wanted = "" if pattern is None else pattern if "*" in pattern else f"*{pattern}*"
     modules = sorted({dotted.split(".")[-2] for dotted in entry.classes})

@@ -14,7 +14,7 @@ from vpeft.bench.record import State
 from vpeft.bench.runner import run_bench
 from vpeft.cli import show
 from vpeft.cli.failure import say_warning
-from vpeft.cli.flags import flags_of, nested, with_flags
+from vpeft.cli.flags import Switch, flags_of, nested, with_flags
 from vpeft.cli.validated import validated
 from vpeft.training.optimisation import Optimisation
 
@@ -32,7 +32,7 @@ _FLAGS = [
 ]
 
 
-def _bench(*, json: bool = False, given: dict[str, Any]) -> int:
+def _bench(*, json: Switch = False, given: dict[str, Any]) -> int:
     """Run methods x tasks x seeds of a suite; one record per run, resumable, never done twice.
 
     Exits with 1 when a run failed; its error is in its record, and the other runs are done all the same.
@@ -44,7 +44,7 @@ def _bench(*, json: bool = False, given: dict[str, Any]) -> int:
     """
     config = validated(BenchConfig, nested(_FLAGS, given), _FLAGS)
     ledger = run_bench(config, console=Console(stderr=True))
-    records = list(ledger.records())
+    records = list(ledger)
     failed = [record for record in records if record.state in (State.failed, State.out_of_memory)]
     if json:
         states = {state.value: sum(record.state is state for record in records) for state in State}

@@ -10,7 +10,7 @@ from cyclopts import App, Group
 from rich.text import Text
 
 from vpeft.cli import show
-from vpeft.cli.flags import flags_of, nested, with_flags
+from vpeft.cli.flags import Switch, flags_of, nested, with_flags
 from vpeft.cli.validated import validated
 from vpeft.data.augmentation import policies
 from vpeft.data.config import DataConfig
@@ -25,7 +25,7 @@ _FLAGS = flags_of(DataConfig, group=Group("The data", sort_key=1), skip=("source
 
 
 @app.command(name="list")
-def list_sources(*, json: bool = False) -> None:
+def list_sources(*, json: Switch = False) -> None:
     """List the layouts, the data sets known by name, and the augmentation policies.
 
     Parameters
@@ -44,7 +44,7 @@ def list_sources(*, json: bool = False) -> None:
     out.print(show.table(("augmentation", "what it does"), list(policies().items())))
 
 
-def _check(source: str, /, *, json: bool = False, given: dict[str, Any]) -> None:
+def _check(source: str, /, *, json: Switch = False, given: dict[str, Any]) -> None:
     """Open a data set, look at every image, and say what is in it and what is wrong with it.
 
     Parameters

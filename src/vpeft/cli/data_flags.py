@@ -12,6 +12,5 @@ DATA_PANEL = Group("The data", sort_key=20)
 
 def data_flags(path: tuple[str, ...] = ()) -> list[Flag]:
     """One flag per field of `DataConfig`; the values go under `path`."""
-    return flags_of(
-        DataConfig, group=DATA_PANEL, prefix="data.", path=path, renamed={"source": ("--data", "--data.source")}
-    )
+    names = {"source": ("--data", "--data.source"), "strict": ("--data.strict", "--strict")}
+    return flags_of(DataConfig, group=DATA_PANEL, prefix="data.", path=path, renamed=names)

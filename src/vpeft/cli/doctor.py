@@ -16,6 +16,7 @@ from rich.text import Text
 
 from vpeft.cli import show
 from vpeft.cli.failure import versions
+from vpeft.cli.flags import Switch
 from vpeft.errors import VpeftError
 
 _GIB = 2**30
@@ -29,7 +30,7 @@ class Finding(NamedTuple):
     said: str
 
 
-def doctor(*, json: bool = False) -> int:
+def doctor(*, json: Switch = False) -> int:
     """Check this installation: versions, devices, extras, and the main job on a small model. Exits with 1 on a problem.
 
     Parameters

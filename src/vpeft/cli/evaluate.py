@@ -10,7 +10,7 @@ from rich.text import Text
 
 from vpeft.cli import show
 from vpeft.cli.data_flags import data_flags
-from vpeft.cli.flags import nested, with_flags
+from vpeft.cli.flags import Switch, nested, with_flags
 from vpeft.cli.loaded import Device, open_adapter
 from vpeft.cli.validated import validated
 from vpeft.data.config import DataConfig
@@ -31,7 +31,7 @@ def _evaluate(
     *,
     batch: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 64,
     device: Device = "auto",
-    json: bool = False,
+    json: Switch = False,
     given: dict[str, Any],
 ) -> None:
     """Score a saved adapter on labelled images.

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from vpeft.backbones.create import create_backbone
 from vpeft.cli import show
-from vpeft.cli.flags import with_flags
+from vpeft.cli.flags import Switch, with_flags
 from vpeft.cli.method_flags import all_method_flags, chosen_fields
 from vpeft.injection.tune import tune
 from vpeft.methods import get
@@ -21,7 +21,7 @@ def _explain(
     *,
     backbone: Annotated[str, Parameter(alias="-b")] = "pocket_vit",
     classes: int = 1000,
-    json: bool = False,
+    json: Switch = False,
     given: dict[str, Any],
 ) -> None:
     """Show what a method does to a backbone: each place, layer, shape and parameter count, without weights.

@@ -21,6 +21,9 @@ from pydantic.fields import FieldInfo
 
 from vpeft.errors import VpeftError
 
+Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
+"""The type of a flag of a command's own that is off unless it is said."""
+
 _SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable)
 _SCALARS = (bool, int, float, str, Path)
 
@@ -192,15 +195,15 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _plain(annotation: Any) -> Any:
     """The annotation as far as the command line needs it; what it does not know is text, left to pydantic."""
-    members: list[Any] = []
+    kept: list[Any] = []
     for member in members(annotation):
         if member in (*_SCALARS, type(None)) or get_origin(member) is Literal:
-            members.append(member)
+            kept.append(member)
         elif isinstance(member, type) and issubclass(member, Enum):
-            members.append(Literal[tuple(str(item.value) for item in member)])
+            kept.append(Literal[tuple(str(item.value) for item in member)])
         else:
-            members.append(str)
-    return Union[tuple(dict.fromkeys(members))]  # noqa: UP007 - built at run time
+            kept.append(str)
+    return Union[tuple(dict.fromkeys(kept))]  # noqa: UP007 - built at run time
 
 
 def shown_default(field: FieldInfo) -> str | None:

@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args, get_origin
 from rich.text import Text
 
 from vpeft.cli import show
-from vpeft.cli.flags import members, shown_default
+from vpeft.cli.flags import Switch, members, shown_default
 from vpeft.methods import all_methods, get
 from vpeft.methods.method import Method
 
 
-def methods(name: str | None = None, /, *, json: bool = False) -> None:
+def methods(name: str | None = None, /, *, json: Switch = False) -> None:
     """List the methods with their settings; with NAME, all about one.
 
     Parameters

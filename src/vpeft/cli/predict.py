@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vpeft.cli import show
 from vpeft.cli.failure import say_warning
+from vpeft.cli.flags import Switch
 from vpeft.cli.loaded import Device, Loaded, open_adapter
 from vpeft.data.images import UnreadableImage, find_images, read_image
 from vpeft.errors import VpeftError
@@ -39,7 +40,7 @@ def predict(
     format: Literal["table", "json", "csv"] = "table",
     batch: Annotated[int, _POSITIVE] = 32,
     device: Device = "auto",
-    strict: bool = False,
+    strict: Switch = False,
 ) -> None:
     """Name what is on images, with a saved adapter.
 
@@ -71,7 +72,7 @@ def predict(
 
 
 def predictions_for(
-    loaded: Loaded, files: Iterable[Path], *, top: int = 5, batch: int = 32, strict: bool = False
+    loaded: Loaded, files: Iterable[Path], *, top: int = 5, batch: int = 32, strict: Switch = False
 ) -> Iterator[Prediction]:
     """Predict image files in order; one that cannot be read is skipped with a warning, or raised when `strict`."""
     transform = loaded.preprocessing.transform()
