@@ -52,12 +52,14 @@ def look(item: Item, depth: Depth, *, keep: bool = False) -> Seen:
 
 
 def look_at_all(items: Sequence[Item], depth: Depth, *, keep: bool = False) -> Iterable[Seen]:
-    """`look` at all items, in their order, in threads."""
+    """`look` at all items, in order; files in threads, other people's data sets not, since few of them allow it."""
     image_suffixes()  # loads Pillow's plugins once, before the threads would
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:
         # In portions, so that decoded images do not pile up ahead of whoever takes them.
         for start in range(0, len(items), _PORTION):
-            yield from pool.map(lambda item: look(item, depth, keep=keep), items[start : start + _PORTION])
+            portion = items[start : start + _PORTION]
+            read = map if any(item.picture.file is None for item in portion) else pool.map
+            yield from read(lambda item: look(item, depth, keep=keep), portion)
 
 
 def too_many(problems: Problems, total: int, allowed: float, source: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from vpeft.data.datasets import Datasets
 from vpeft.data.items import Item
 from vpeft.data.problems import DataError
+from vpeft.data.sources.folder import NOT_CLASSES
 
 
 def export_folder(datasets: Datasets, out: Path) -> Path:
@@ -59,10 +60,10 @@ def folder_names(labels: list[str]) -> dict[str, str]:
     taken: set[str] = set()
     for label in labels:
         safe = "".join("_" if letter in '/\\:*?"<>|' or ord(letter) < 32 else letter for letter in label).strip(" .")
-        safe = f"_{safe}" if not safe or safe.startswith("__") else safe
+        safe = f"label{safe}" if not safe or safe in NOT_CLASSES else safe
         name, count = safe, 2
         while name.casefold() in taken:
-            name, count = f"{safe}_{count}", count + 1
+            name, count = f"{safe}-{count}", count + 1
         taken.add(name.casefold())
         names[label] = name
     return names

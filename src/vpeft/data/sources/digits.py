@@ -7,13 +7,14 @@ counts of ink from 0 to 16, drawn here as 64 x 64 grey images by bicubic interpo
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from vpeft.data.config import DataConfig
 from vpeft.data.items import ArrayPicture, Item, Listing
-from vpeft.data.sources.registry import source
+from vpeft.data.sources.registry import Claim, source
 from vpeft.errors import need_extra
 
 SIDE = 64
@@ -26,8 +27,11 @@ class Digits:
     name = "digits"
     title = "scikit-learn's handwritten digits, 1797 images of ten classes"
 
-    def claims(self, config: DataConfig) -> bool:
-        return config.source == self.name
+    def claims(self, config: DataConfig) -> Claim:
+        if config.source != self.name:
+            return Claim.NONE
+        # A folder of that name may be meant instead: then neither is taken without asking.
+        return Claim.LIKENESS if Path(config.source).exists() else Claim.MARK
 
     def names(self) -> Iterable[str]:
         return (self.name,)

@@ -13,7 +13,7 @@ from pathlib import Path
 from vpeft.data.config import DataConfig
 from vpeft.data.items import SPLITS, FilePicture, Item, Listing, is_whole_number
 from vpeft.data.problems import DataError
-from vpeft.data.sources.registry import source
+from vpeft.data.sources.registry import Claim, source
 
 # Where the five sets keep their images, relative to the lists.
 _IMAGE_FOLDERS = ("", "images", "Images")
@@ -26,8 +26,9 @@ class FGVC:
     name = "fgvc"
     title = "a folder with train.json, val.json and test.json, each {image path: class id}"
 
-    def claims(self, config: DataConfig) -> bool:
-        return (Path(config.source).expanduser() / "train.json").is_file()
+    def claims(self, config: DataConfig) -> Claim:
+        marked = (Path(config.source).expanduser() / "train.json").is_file()
+        return Claim.MARK if marked else Claim.NONE
 
     def names(self) -> Iterable[str]:
         return ()

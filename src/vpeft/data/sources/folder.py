@@ -9,7 +9,10 @@ from vpeft.data.config import DataConfig
 from vpeft.data.images import is_image_name
 from vpeft.data.items import FilePicture, Item, Listing, SplitName, split_of
 from vpeft.data.problems import DataError
-from vpeft.data.sources.registry import source
+from vpeft.data.sources.registry import Claim, source
+
+# Left behind by an archiver and by Python.
+NOT_CLASSES = frozenset({"__MACOSX", "__pycache__"})
 
 
 @source
@@ -19,9 +22,10 @@ class Folder:
     name = "folder"
     title = "a folder with one sub-folder of images per class, or train/, val/, test/ of such sub-folders"
 
-    def claims(self, config: DataConfig) -> bool:
+    def claims(self, config: DataConfig) -> Claim:
         root = Path(config.source).expanduser()
-        return root.is_dir() and any(_has_image(folder) for folder in _folders(root))
+        there = root.is_dir() and any(_has_image(folder) for folder in _folders(root))
+        return Claim.LIKENESS if there else Claim.NONE
 
     def names(self) -> Iterable[str]:
         return ()
@@ -60,7 +64,8 @@ class Folder:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    found = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in found if path.name not in NOT_CLASSES)
 
 
 def _has_image(folder: Path) -> bool:

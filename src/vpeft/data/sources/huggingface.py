@@ -12,7 +12,7 @@ from typing import Any
 from vpeft.data.config import DataConfig
 from vpeft.data.items import Item, Listing, SamplePicture, split_of
 from vpeft.data.problems import DataError
-from vpeft.data.sources.registry import source
+from vpeft.data.sources.registry import Claim, source
 from vpeft.errors import nearest, need_extra
 
 _PREFIX = "hf:"
@@ -28,8 +28,9 @@ class HuggingFace:
     name = "hf"
     title = "a data set of Hugging Face, 'hf:owner/name', or a folder that its save_to_disk made"
 
-    def claims(self, config: DataConfig) -> bool:
-        return config.source.startswith(_PREFIX) or _is_saved(Path(config.source).expanduser())
+    def claims(self, config: DataConfig) -> Claim:
+        marked = config.source.startswith(_PREFIX) or _is_saved(Path(config.source).expanduser())
+        return Claim.MARK if marked else Claim.NONE
 
     def names(self) -> Iterable[str]:
         return ()

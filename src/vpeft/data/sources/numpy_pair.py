@@ -13,7 +13,7 @@ from vpeft.data.config import DataConfig
 from vpeft.data.images import as_eight_bits
 from vpeft.data.items import SPLITS, ArrayPicture, Item, Listing, SplitName
 from vpeft.data.problems import DataError
-from vpeft.data.sources.registry import source
+from vpeft.data.sources.registry import Claim, source
 
 _PREFIXES: dict[str, SplitName | None] = {"": None, **{f"{split}_": split for split in SPLITS}}
 
@@ -25,12 +25,14 @@ class NumpyPair:
     name = "numpy"
     title = "an .npz with images and labels (or train_images, train_labels, ...), or 'images.npy,labels.npy'"
 
-    def claims(self, config: DataConfig) -> bool:
+    def claims(self, config: DataConfig) -> Claim:
         parts = config.source.split(",")
         if len(parts) == 2:
-            return all(Path(part).suffix == ".npy" and Path(part).expanduser().is_file() for part in parts)
+            both = all(Path(part).suffix == ".npy" and Path(part).expanduser().is_file() for part in parts)
+            return Claim.MARK if both else Claim.NONE
         path = Path(config.source).expanduser()
-        return (path.suffix == ".npz" and path.is_file()) or (path / "images.npy").is_file()
+        marked = (path.suffix == ".npz" and path.is_file()) or (path / "images.npy").is_file()
+        return Claim.MARK if marked else Claim.NONE
 
     def names(self) -> Iterable[str]:
         return ()

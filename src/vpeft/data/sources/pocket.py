@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vpeft.data.config import DataConfig
 from vpeft.data.items import SPLITS, ArrayPicture, Item, Listing
 from vpeft.data.problems import DataError
-from vpeft.data.sources.registry import source
+from vpeft.data.sources.registry import Claim, source
 from vpeft.errors import nearest
+
+if TYPE_CHECKING:
+    from vpeft.data.pocket import PocketTask
 
 _PREFIX = "pocket/"
 
 
-def _tasks() -> Mapping[str, Any]:
+def _tasks() -> Mapping[str, PocketTask]:
     # Late: the suite is only needed when one of its tasks is asked for.
-    tasks: Mapping[str, Any] = importlib.import_module("vpeft.data.pocket").pocket_tasks()
-    return tasks
+    from vpeft.data.pocket import pocket_tasks
+
+    return pocket_tasks()
 
 
 @source
@@ -28,8 +32,11 @@ class Pocket:
     name = "pocket"
     title = "a task of the offline suite, 'pocket/NAME'"
 
-    def claims(self, config: DataConfig) -> bool:
-        return config.source.startswith(_PREFIX)
+    def claims(self, config: DataConfig) -> Claim:
+        if not config.source.startswith(_PREFIX):
+            return Claim.NONE
+        # A folder of that name may be meant instead: then neither is taken without asking.
+        return Claim.LIKENESS if Path(config.source).exists() else Claim.MARK
 
     def names(self) -> Iterable[str]:
         return [_PREFIX + name for name in _tasks()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable
+from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -15,6 +16,14 @@ from vpeft.data.problems import DataError
 from vpeft.errors import nearest
 
 
+class Claim(IntEnum):
+    """How surely a source can read something: a mark of its own (a list, a name) outweighs a likeness."""
+
+    NONE = 0
+    LIKENESS = 1
+    MARK = 2
+
+
 class Source(Protocol):
     """One way of keeping labelled images."""
 
@@ -23,7 +32,7 @@ class Source(Protocol):
     title: str
     """One line: what it looks like on disk, or where it comes from."""
 
-    def claims(self, config: DataConfig) -> bool:
+    def claims(self, config: DataConfig) -> Claim:
         """Whether this source can read what `config.source` names, judged quickly and without decoding images."""
 
     def names(self) -> Iterable[str]:
@@ -65,13 +74,15 @@ def known_names() -> list[str]:
 
 
 def find_source(config: DataConfig) -> Source:
-    """The source for `config`: the stated layout, or the only one that claims it. Raises `DataError` otherwise."""
+    """The source for `config`: the stated layout, or the one with the strongest claim. Raises `DataError` otherwise."""
     known = sources()
     if config.layout is not None:
         if config.layout not in known:
             raise DataError(f"There is no layout {config.layout!r}. {nearest(config.layout, known)}")
         return known[config.layout]
-    claiming = [one for one in known.values() if one.claims(config)]
+    claims = {name: one.claims(config) for name, one in known.items()}
+    strongest = max(claims.values())
+    claiming = [known[name] for name, claim in claims.items() if claim and claim == strongest]
     if len(claiming) == 1:
         return claiming[0]
     if claiming:

@@ -11,7 +11,7 @@ from vpeft.data.config import DataConfig
 from vpeft.data.images import is_image_name
 from vpeft.data.items import FilePicture, Item, Listing, is_whole_number, split_of
 from vpeft.data.problems import DataError
-from vpeft.data.sources.registry import source
+from vpeft.data.sources.registry import Claim, source
 from vpeft.errors import nearest, need_extra
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -27,9 +27,10 @@ class Table:
     name = "table"
     title = "a csv, tsv or Parquet file with the columns path, label[, split]"
 
-    def claims(self, config: DataConfig) -> bool:
+    def claims(self, config: DataConfig) -> Claim:
         path = Path(config.source).expanduser()
-        return path.suffix.lower() in {*_DELIMITERS, ".parquet"} and path.is_file()
+        is_list = path.suffix.lower() in {*_DELIMITERS, ".parquet"} and path.is_file()
+        return Claim.MARK if is_list else Claim.NONE
 
     def names(self) -> Iterable[str]:
         return ()

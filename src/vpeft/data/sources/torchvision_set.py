@@ -12,7 +12,7 @@ import torchvision.datasets
 from vpeft.data.config import DataConfig
 from vpeft.data.items import FilePicture, Item, Listing, Picture, SamplePicture, SplitName
 from vpeft.data.problems import DataError
-from vpeft.data.sources.registry import source
+from vpeft.data.sources.registry import Claim, source
 from vpeft.errors import nearest
 
 _PREFIX = "torchvision:"
@@ -37,8 +37,8 @@ class TorchvisionSet:
     name = "torchvision"
     title = "a data set of torchvision, 'torchvision:CIFAR10'"
 
-    def claims(self, config: DataConfig) -> bool:
-        return config.source.startswith(_PREFIX)
+    def claims(self, config: DataConfig) -> Claim:
+        return Claim.MARK if config.source.startswith(_PREFIX) else Claim.NONE
 
     def names(self) -> Iterable[str]:
         return [_PREFIX + name for name in _classes()]

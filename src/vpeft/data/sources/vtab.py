@@ -8,7 +8,7 @@ from pathlib import Path
 from vpeft.data.config import DataConfig
 from vpeft.data.items import FilePicture, Item, Listing, SplitName, is_whole_number
 from vpeft.data.problems import DataError
-from vpeft.data.sources.registry import source
+from vpeft.data.sources.registry import Claim, source
 
 _LISTS: dict[SplitName, str] = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 _WHOLE = "train800val200.txt"
@@ -21,9 +21,10 @@ class VTAB1k:
     name = "vtab1k"
     title = "a folder with train800.txt, val200.txt and test.txt (or train800val200.txt and test.txt)"
 
-    def claims(self, config: DataConfig) -> bool:
+    def claims(self, config: DataConfig) -> Claim:
         root = Path(config.source).expanduser()
-        return (root / _LISTS["train"]).is_file() or (root / _WHOLE).is_file()
+        marked = (root / _LISTS["train"]).is_file() or (root / _WHOLE).is_file()
+        return Claim.MARK if marked else Claim.NONE
 
     def names(self) -> Iterable[str]:
         return ()
