@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from vpeft.errors import VpeftError
@@ -50,11 +50,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         BadCheckpoint: not such a file, damaged, or of another format version.
     """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        # Opened once: `safe_open` opens the file twice, and in between a running training may have replaced it.
+        data = path.read_bytes()
+        flat = load(data)
     except (SafetensorError, OSError) as error:
         raise BadCheckpoint(f"{path} cannot be read as a checkpoint ({error}). Delete it to start afresh.") from error
+    # The format: eight bytes of length (little endian), then a JSON header of that length.
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_HEADER)
     if header is None:
         raise BadCheckpoint(f"{path} is a safetensors file but no training checkpoint. Give another output folder.")
     facts = json.loads(header)

@@ -99,9 +99,7 @@ def test_the_first_step_is_adamw_by_hand() -> None:
     smoothed.backward()
     slope = tuned.head.weight.grad.clone()  # type: ignore[union-attr]
     tuned.zero_grad()
-    settings = Optimisation(
-        epochs=1, batch=6, lr=1e-3, head_lr=1e-2, weight_decay=0.5, warmup=0, label_smoothing=0.1
-    )
+    settings = Optimisation(epochs=1, batch=6, lr=1e-3, head_lr=1e-2, weight_decay=0.5, warmup=0, label_smoothing=0.1)
     result = fit(tuned, data, optimisation=settings, progress=False)
     assert result.history[0].train_loss == pytest.approx(smoothed.item(), rel=1e-5)
     expected = start["head.weight"] * (1 - 1e-2 * 0.5) - 1e-2 * slope / (slope.abs() + 1e-8)

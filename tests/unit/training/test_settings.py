@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -41,7 +42,7 @@ def test_the_schedule_equals_its_formula() -> None:
     assert rates[10] == pytest.approx(1e-2)
     assert rates[30] == pytest.approx((1e-2 + 1e-4) / 2)  # half of the way
     assert rates[49] == pytest.approx(1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * 39 / 40)) / 2)
-    assert all(after < before for before, after in zip(rates[10:], rates[11:], strict=False))
+    assert all(after < before for before, after in itertools.pairwise(rates[10:]))
 
 
 def test_warm_up_in_epochs_and_the_other_schedules() -> None:
