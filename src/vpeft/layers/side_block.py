@@ -1,0 +1,86 @@
+"""A small pre-norm transformer block, as side networks stack it beside a frozen trunk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SideBlock(nn.Module):
+    """x -> x + proj(MHSA(LN x)), then x + MLP(LN x), over all tokens of x (B, ..., s).
+
+    Args:
+        width: s.
+        heads: wanted number of heads; the nearest smaller one that divides s is used.
+        hidden: width of the MLP, 4 s by default.
+        eps: of both norms.
+
+    Weights start as timm's blocks do: normal with deviation 0.02, cut at two, biases at zero.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int | None = None, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.heads = math.gcd(width, heads)
+        hidden = hidden or 4 * width
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        for linear in (self.qkv, self.proj, self.fc1, self.fc2):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape, x = x.shape, x.flatten(1, -2)
+        batch, count, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).reshape(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, width)
+        x = x + self.proj(mixed)
+        x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x.reshape(shape)
+
+
+@torch.no_grad()
+def prune(sides: Sequence[nn.Module], weights: Sequence[Mapping[str, Tensor]], heads: Sequence[int]) -> None:
+    """Fill side blocks with the strongest channels, head dimensions and hidden units of wide ones.
+
+    Args:
+        sides: `SideBlock`s.
+        weights: for each, the wide block's q, k, v, proj, fc1, fc2 as (out, in).
+        heads: for each, the wide block's number of heads; the side's heads are the first of these.
+
+    Strength is the sum of squares. Residual channels are one set for all blocks of equal width, so that the stream
+    means the same in each; q and k keep the same rows, v and proj the same.
+    """
+    strength: dict[int, Tensor] = {}
+    for wide in weights:
+        reads = torch.stack([wide[name].square().sum(0) for name in ("q", "k", "v", "fc1")]).sum(0)
+        total = reads + wide["proj"].square().sum(1) + wide["fc2"].square().sum(1)
+        strength[len(total)] = strength.get(len(total), torch.zeros_like(total)) + total
+    for side, wide, count in zip(sides, weights, heads, strict=True):
+        assert isinstance(side, SideBlock)
+        if wide["q"].is_meta:
+            continue
+        width, hidden = side.norm1.weight.shape[0], side.fc1.weight.shape[0]
+        channels = _top(strength[wide["q"].shape[1]], width)
+        per_head, kept = len(wide["q"]) // count, width // side.heads
+
+        def rows(power: Tensor, per_head: int = per_head, kept: int = kept, used: int = side.heads) -> Tensor:
+            return torch.cat([i * per_head + _top(power[i * per_head : (i + 1) * per_head], kept) for i in range(used)])
+
+        keys = rows(wide["q"].square().sum(1) + wide["k"].square().sum(1))
+        values = rows(wide["v"].square().sum(1) + wide["proj"].square().sum(0))
+        units = _top(wide["fc1"].square().sum(1) + wide["fc2"].square().sum(0), hidden)
+        qkv = [wide[name][index][:, channels] for name, index in (("q", keys), ("k", keys), ("v", values))]
+        side.qkv.weight.copy_(torch.cat(qkv))
+        side.proj.weight.copy_(wide["proj"][channels][:, values])
+        side.fc1.weight.copy_(wide["fc1"][units][:, channels])
+        side.fc2.weight.copy_(wide["fc2"][channels][:, units])
+
+
+def _top(power: Tensor, count: int) -> Tensor:
+    """Indices of the largest entries, in their own order."""
+    return power.topk(count).indices.sort().values
