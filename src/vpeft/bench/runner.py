@@ -28,12 +28,11 @@ def run_bench(config: BenchConfig, *, engine: Engine | None = None, console: Con
     that another process is making are waited for. Raises a VpeftError for what does not exist (suite, method, field,
     backbone) before anything is run.
 
-    `engine` trains; it is vpeft's own unless another is given.
+    `engine` trains; it is vpeft's own unless another is given. Its device and precision may be among the settings that
+    `config.optimisation` changes: they are part of a run's key, but no departure from a protocol.
     """
     if engine is None:
-        from vpeft.bench.vpeft_engine import VpeftEngine
-
-        engine = VpeftEngine()
+        engine, config = _own_engine(config)
     jobs = make_plan(config, engine)
     ledger = Ledger(config.out)
     with Watch(jobs, console or Console(), config.show) as watch:
@@ -42,6 +41,19 @@ def run_bench(config: BenchConfig, *, engine: Engine | None = None, console: Con
             with _crew(config, ledger, engine, len(todo)) as crew:
                 _carry_out(jobs, todo, crew, ledger, config.retry_failed, watch)
     return ledger
+
+
+def _own_engine(config: BenchConfig) -> tuple[Engine, BenchConfig]:
+    """vpeft's engine with the device and precision that were asked for, and the settings that are left."""
+    # Late: reading a ledger and running a benchmark with another engine load neither torch nor timm.
+    from vpeft.bench.vpeft_engine import VpeftEngine
+    from vpeft.training.optimisation import Optimisation
+
+    settings = dict(config.optimisation)
+    machine = {name: settings.pop(name) for name in ("device", "precision") if name in settings}
+    checked = Optimisation.model_validate(machine)
+    engine = VpeftEngine(accelerated=checked.device != "cpu", precision=checked.precision)
+    return engine, config.model_copy(update={"optimisation": settings})
 
 
 def _take_stock(jobs: Sequence[Job], ledger: Ledger, retry_failed: bool, watch: Watch) -> list[Job]:

@@ -1,0 +1,271 @@
+"""Boards: the records of a ledger, put into tables that may be read across.
+
+Runs stand on one board if and only if they may be compared: same suite, protocol, backbone with the same weights, same
+numerics, same departures from the protocol. A board never adds up what is incomplete.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median, mode
+from typing import Any
+
+import numpy as np
+
+from vpeft.bench.key import MethodSpec, canonical
+from vpeft.bench.ppt import ppt
+from vpeft.bench.record import Costs, RunRecord, State
+from vpeft.bench.statistics import (
+    Array,
+    Interval,
+    mean_and_std,
+    mean_ranks,
+    paired_bootstrap,
+    std_of_total,
+    tie_groups,
+    total,
+)
+
+# A percentile bootstrap of fewer cells is far narrower than it says (three seeds of one task: an interval that covers
+# about three times in four instead of nineteen in twenty), so none is given.
+ENOUGH_CELLS = 8
+
+
+@dataclass(frozen=True)
+class Column:
+    """A task with its group and the digest of its data."""
+
+    name: str
+    group: str
+    data: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on one board. What needs all of its runs is None while some are missing.
+
+    `scores` is (tasks, seeds) as fractions, NaN where a run is missing. Costs are medians over the runs; the number
+    of trained parameters is without the head. `behind` is the paired difference to the best row, with its `interval`
+    and the group `tie` only where there are enough cells for them.
+    """
+
+    label: str
+    methods: tuple[MethodSpec, ...]
+    records: tuple[RunRecord, ...]
+    scores: Array
+    holes: tuple[str, ...]
+    costs: Costs
+    mean: float | None = None
+    std: float | None = None
+    group_means: dict[str, float] = field(default_factory=dict)
+    ppt: float | None = None
+    rank: float | None = None
+    tie: int | None = None
+    behind: float | None = None
+    interval: Interval | None = None
+
+    @property
+    def complete(self) -> bool:
+        return not self.holes
+
+    @property
+    def failures(self) -> list[RunRecord]:
+        return [record for record in self.records if record.state in (State.failed, State.out_of_memory)]
+
+    @property
+    def inflation(self) -> float | None:
+        """How much the best test score over epochs exceeds the honest one, on average; None where not recorded."""
+        gaps = [
+            record.scores.legacy_best_on_test - record.scores.top1
+            for record in self.records
+            if record.scores is not None and record.scores.legacy_best_on_test is not None
+        ]
+        return float(np.mean(gaps)) if gaps else None
+
+    def cell(self, task: int) -> tuple[float, float] | None:
+        """Mean and standard deviation over the seeds that are there; None if none is."""
+        there = self.scores[task][~np.isnan(self.scores[task])]
+        return mean_and_std(there) if there.size else None
+
+
+@dataclass(frozen=True)
+class Board:
+    """Runs that may be compared with each other."""
+
+    suite: str
+    protocol: str
+    rule: str
+    backbone: str
+    weights: str
+    numerics: str
+    departures: dict[str, Any]
+    minimum_seeds: int
+    tasks: tuple[Column, ...]
+    groups: dict[str, tuple[int, ...]]
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    records: tuple[RunRecord, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.suite} · {self.backbone}"
+
+    @property
+    def best(self) -> Row | None:
+        """The complete row with the highest mean."""
+        return next((row for row in self.rows if row.complete), None)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before reading a number."""
+        found = []
+        if self.departures:
+            settings = ", ".join(f"{name} = {value}" for name, value in self.departures.items())
+            found.append(f"Departs from {self.protocol}: {settings}. Not comparable with runs that do not.")
+        if len(self.seeds) < self.minimum_seeds:
+            found.append(f"{len(self.seeds)} of the {self.minimum_seeds} seeds that {self.protocol} demands.")
+        holes = {row.label: len(row.holes) for row in self.rows if row.holes}
+        if holes:
+            listed = ", ".join(f"{label} ({count})" for label, count in holes.items())
+            found.append(f"Runs are missing, and no mean is given without them: {listed}.")
+        return found
+
+
+def boards(records: Iterable[RunRecord]) -> list[Board]:
+    """The boards of all final runs, by suite and backbone."""
+    shelves: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.identity.purpose == "final":
+            shelves.setdefault(_shelf(record), []).append(record)
+    found = [_board(shelf) for shelf in shelves.values()]
+    return sorted(found, key=lambda board: (board.suite, board.backbone, bool(board.departures), board.protocol))
+
+
+def _shelf(record: RunRecord) -> str:
+    identity = record.identity
+    return canonical(
+        {
+            "suite": record.suite,
+            "protocol": identity.protocol,
+            "backbone": identity.backbone,
+            "weights": identity.weights,
+            "numerics": identity.numerics.model_dump(),
+            "departures": record.departures,
+        }
+    )
+
+
+def _board(records: Sequence[RunRecord]) -> Board:
+    tasks = _tasks(records)
+    seeds = tuple(sorted({record.identity.seed for record in records}))
+    groups: dict[str, list[int]] = {}
+    for index, task in enumerate(tasks):
+        groups.setdefault(task.group, []).append(index)
+    by_contender: dict[str, list[RunRecord]] = {}
+    for record in records:
+        methods = [method.model_dump() for method in record.identity.methods]
+        by_contender.setdefault(canonical(methods), []).append(record)
+    rows = [_row(found, tasks, seeds, groups) for found in by_contender.values()]
+    first = records[0]
+    return Board(
+        suite=first.suite,
+        protocol=first.identity.protocol,
+        rule=first.rule,
+        backbone=first.identity.backbone,
+        weights=first.identity.weights,
+        numerics=f"{first.identity.numerics.precision} on {first.identity.numerics.device}",
+        departures=first.departures,
+        minimum_seeds=max(record.minimum_seeds for record in records),
+        tasks=tasks,
+        groups={group: tuple(indices) for group, indices in groups.items()},
+        seeds=seeds,
+        rows=_compared(_told_apart(rows)),
+        records=tuple(records),
+    )
+
+
+def _tasks(records: Sequence[RunRecord]) -> tuple[Column, ...]:
+    """The columns in the order of their groups. A task whose data changed is two columns, never one."""
+    found = {(record.group, record.task.split("/", 1)[-1], record.identity.data) for record in records}
+    return tuple(Column(name, group, data) for group, name, data in sorted(found))
+
+
+def _row(
+    records: Sequence[RunRecord], tasks: Sequence[Column], seeds: Sequence[int], groups: Mapping[str, Sequence[int]]
+) -> Row:
+    scores = np.full((len(tasks), len(seeds)), np.nan)
+    at = {(task.name, task.data): index for index, task in enumerate(tasks)}
+    for record in records:
+        if record.scores is not None:
+            task = at[record.task.split("/", 1)[-1], record.identity.data]
+            scores[task, seeds.index(record.identity.seed)] = record.scores.top1
+    names = [task.name for task in tasks]
+    costs = _costs(records)
+    row = Row(
+        label=records[0].label,
+        methods=records[0].identity.methods,
+        records=tuple(records),
+        scores=scores,
+        holes=tuple(f"{names[int(task)]} seed {seeds[int(seed)]}" for task, seed in np.argwhere(np.isnan(scores))),
+        costs=costs,
+    )
+    if not row.complete:
+        return row
+    mean = total(scores, names, row.label)
+    return replace(
+        row,
+        mean=mean,
+        std=std_of_total(scores),
+        group_means={group: float(scores[list(members)].mean()) for group, members in groups.items()},
+        ppt=None if costs.trainable is None else ppt(mean, costs.trainable),
+    )
+
+
+def _costs(records: Sequence[RunRecord]) -> Costs:
+    """The median of each cost over the runs that have it; of words the most frequent."""
+    found = [record.costs for record in records if record.costs is not None]
+    values: dict[str, Any] = {}
+    for name in Costs.model_fields:
+        seen = [value for costs in found if (value := getattr(costs, name)) is not None]
+        if not seen:
+            continue
+        if isinstance(seen[0], str):
+            values[name] = mode(seen)
+        else:
+            middle = median(seen)
+            values[name] = round(middle) if isinstance(seen[0], int) else middle
+    return Costs(**values)
+
+
+def _told_apart(rows: Sequence[Row]) -> list[Row]:
+    """Rows under different labels: two with the same one differ in fields that nobody typed (a default changed)."""
+    count = Counter(row.label for row in rows)
+    return [
+        replace(row, label=f"{row.label} [{row.records[0].key[:4]}]") if count[row.label] > 1 else row for row in rows
+    ]
+
+
+def _compared(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Rows from best to worst, incomplete ones last; the complete ones ranked and compared with the best."""
+    complete = sorted((row for row in rows if row.complete), key=lambda row: -float(row.mean or 0.0))
+    rest = sorted((row for row in rows if not row.complete), key=lambda row: row.label)
+    if len(complete) < 2:
+        return (*complete, *rest)
+    table = {row.label: row.scores for row in complete}
+    ranks = mean_ranks(table)
+    best = complete[0]
+    enough = best.scores.size >= ENOUGH_CELLS
+    ties = tie_groups(table) if enough else {}
+    compared = [
+        replace(
+            row,
+            rank=ranks[row.label],
+            tie=ties.get(row.label),
+            behind=float((row.scores - best.scores).mean()) if row is not best else None,
+            interval=paired_bootstrap(row.scores, best.scores) if enough and row is not best else None,
+        )
+        for row in complete
+    ]
+    return (*compared, *rest)

@@ -1,0 +1,168 @@
+"""The report as one HTML page that needs nothing else: no network, no other file but the records it links to."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vpeft.bench.record import RunRecord, State
+from vpeft.report import words
+from vpeft.report.board import Board, Row
+from vpeft.report.figure import as_svg, points
+from vpeft.report.published import PublishedTable
+from vpeft.report.tables import state_of, to_best
+
+
+@dataclass(frozen=True)
+class Place:
+    """One combination of machine and versions, and what was made there."""
+
+    hardware: str
+    system: str
+    versions: str
+    runs: int
+    seconds: float
+    first: str
+    last: str
+
+
+def as_html(
+    boards: Sequence[Board], records: Sequence[RunRecord], reported: Sequence[PublishedTable], runs: Path, page: Path
+) -> str:
+    """The page. `runs` is the folder of the records, `page` where the page will lie; links go from one to the other."""
+    environment = Environment(
+        loader=PackageLoader("vpeft.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=words.percent,
+        spread=words.spread,
+        count=words.count,
+        size=words.size,
+        seconds=words.seconds,
+        signed=words.signed,
+    )
+    base = os.path.relpath(runs, page.parent)
+    return environment.get_template("page.html").render(
+        boards=[_shown(board, number) for number, board in enumerate(boards)],
+        summary=_summary(boards, records),
+        places=_places(records),
+        failures=[record for record in records if record.state in (State.failed, State.out_of_memory)],
+        records=sorted(
+            records, key=lambda one: (one.suite, one.task, one.label, one.identity.purpose, one.identity.seed)
+        ),
+        reported=reported,
+        link=lambda record: quote(f"{base}/{record.key}.json".replace(os.sep, "/")),
+        state_of=state_of,
+    )
+
+
+def _shown(board: Board, number: int) -> dict[str, Any]:
+    """A board with what the template cannot work out."""
+    drawn = points(board)
+    lows, highs = _ranges(board)
+    return {
+        "it": board,
+        "number": number,
+        "svg": Markup(as_svg(board, number)) if drawn else None,
+        "tips": {f"point-{number}-{point.row}": _tip(board, board.rows[point.row]) for point in drawn},
+        "grouped": len(board.groups) > 1,
+        "to_best": {row.label: to_best(board, row) for row in board.rows},
+        "inflated": any(row.inflation is not None for row in board.rows),
+        "tied": any(row.tie is not None for row in board.rows),
+        "shade": {row.label: _shades(row, lows, highs) for row in board.rows},
+        "chosen": [(row, _choices(board, row)) for row in board.rows],
+    }
+
+
+def _tip(board: Board, row: Row) -> dict[str, Any]:
+    lines = [
+        ("top-1", f"{words.percent(row.mean, 2)} {words.spread(row.std, 2)}".rstrip()),
+        ("trained", f"{row.costs.trainable:,}" if row.costs.trainable is not None else words.DASH),
+        ("PPT", words.DASH if row.ppt is None else f"{row.ppt:.4f}"),
+        ("stored", words.size(row.costs.stored_bytes)),
+        ("kept for backward", words.size(row.costs.saved_bytes)),
+        ("step", words.seconds(row.costs.step_seconds)),
+    ]
+    if len(board.groups) > 1:
+        lines[1:1] = [(group or "other", words.percent(mean)) for group, mean in row.group_means.items()]
+    return {"title": row.label, "lines": lines}
+
+
+def _ranges(board: Board) -> tuple[list[float], list[float]]:
+    """The lowest and the highest mean of each task."""
+    lows, highs = [], []
+    for task in range(len(board.tasks)):
+        means = [found[0] for row in board.rows if (found := row.cell(task)) is not None]
+        lows.append(min(means, default=0.0))
+        highs.append(max(means, default=0.0))
+    return lows, highs
+
+
+def _shades(row: Row, lows: Sequence[float], highs: Sequence[float]) -> list[int]:
+    """Per task how deep its cell is tinted, 0 to 100: from the worst to the best method of that task."""
+    shades = []
+    for task, (low, high) in enumerate(zip(lows, highs, strict=True)):
+        found = row.cell(task)
+        shades.append(round(100 * (found[0] - low) / (high - low)) if found is not None and high > low else 0)
+    return shades
+
+
+def _choices(board: Board, row: Row) -> list[str]:
+    """Per task the learning rate and decay that the final runs used."""
+    shown = []
+    for task in board.tasks:
+        found = {
+            f"{record.chosen.lr:g} · {record.chosen.weight_decay:g}"
+            for record in row.records
+            if record.chosen is not None
+            and (record.task.split("/", 1)[-1], record.identity.data) == (task.name, task.data)
+        }
+        shown.append(", ".join(sorted(found)) or words.DASH)
+    return shown
+
+
+def _summary(boards: Sequence[Board], records: Sequence[RunRecord]) -> dict[str, Any]:
+    states = Counter(record.state for record in records)
+    spent = sum(record.costs.wall_seconds or 0.0 for record in records if record.costs is not None)
+    instants = sorted(record.finished for record in records if record.finished)
+    return {
+        "runs": len(records),
+        "done": states[State.done],
+        "failed": states[State.failed] + states[State.out_of_memory],
+        "open": states[State.planned] + states[State.running],
+        "searched": sum(record.identity.purpose == "search" for record in records),
+        "spent": words.seconds(spent),
+        "methods": len({row.label for board in boards for row in board.rows}),
+        "tasks": len({(board.suite, task.name) for board in boards for task in board.tasks}),
+        "last": instants[-1][:10] if instants else None,
+    }
+
+
+def _places(records: Sequence[RunRecord]) -> list[Place]:
+    """Where the runs were made, most runs first."""
+    found: dict[tuple[str, str, str], list[RunRecord]] = {}
+    for record in records:
+        if record.provenance is not None and record.state.finished:
+            made = record.provenance
+            threads = f", {made.threads} thread{'s' if made.threads > 1 else ''} a run" if made.threads else ""
+            versions = " · ".join(f"{name} {version}" for name, version in made.versions.items())
+            found.setdefault((made.hardware + threads, made.system, versions), []).append(record)
+    places = []
+    for (hardware, system, versions), made_there in found.items():
+        instants = sorted(record.finished for record in made_there if record.finished)
+        spent = sum(record.costs.wall_seconds or 0.0 for record in made_there if record.costs is not None)
+        first, last = (instants[0], instants[-1]) if instants else ("", "")
+        places.append(Place(hardware, system, versions, len(made_there), spent, first, last))
+    return sorted(places, key=lambda place: -place.runs)

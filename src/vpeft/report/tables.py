@@ -1,0 +1,156 @@
+"""The boards as tables: for the terminal, as markdown, and every run as one line of CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vpeft.bench.record import Costs, RunRecord, Scores, State
+from vpeft.report import words
+from vpeft.report.board import Board, Row
+
+# (heading, value of a row) for what every table of methods shows after the score.
+_COSTS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("trained", lambda row: words.count(row.costs.trainable)),
+    ("with head", lambda row: words.count(row.costs.trainable_with_head)),
+    ("stored", lambda row: words.size(row.costs.stored_bytes)),
+    ("kept/step", lambda row: words.size(row.costs.saved_bytes)),
+    ("step", lambda row: words.seconds(row.costs.step_seconds)),
+    ("run", lambda row: words.seconds(row.costs.wall_seconds)),
+)
+
+
+def headings(board: Board) -> list[str]:
+    """The columns of a board's table of methods."""
+    groups = list(board.groups) if len(board.groups) > 1 else []
+    return ["method", "top-1", "± std", *groups, "PPT", "rank", "to best", *(name for name, _ in _COSTS)]
+
+
+def line(board: Board, row: Row) -> list[str]:
+    """A row's cells, under `headings`."""
+    groups = [words.percent(row.group_means.get(group)) for group in board.groups] if len(board.groups) > 1 else []
+    return [
+        row.label,
+        words.percent(row.mean) if row.complete else state_of(row),
+        words.spread(row.std).removeprefix("± "),
+        *groups,
+        words.DASH if row.ppt is None else f"{row.ppt:.4f}",
+        words.DASH if row.rank is None else f"{row.rank:.2f}",
+        to_best(board, row),
+        *(show(row) for _, show in _COSTS),
+    ]
+
+
+def state_of(row: Row) -> str:
+    """Why a row has no mean."""
+    failures = row.failures
+    if len(failures) == len(row.records) and failures:
+        return "out of memory" if all(one.state is State.out_of_memory for one in failures) else "failed"
+    return f"{len(row.holes)} missing"
+
+
+def to_best(board: Board, row: Row) -> str:
+    """The paired difference to the best row with its 95 % interval where that means something."""
+    if row is board.best:
+        return "best"
+    if row.behind is None:
+        return words.DASH
+    difference = words.signed(row.behind)
+    if row.interval is None:
+        return difference
+    return f"{difference} [{words.signed(row.interval.low)}, {words.signed(row.interval.high)}]"
+
+
+def cell(row: Row, task: int) -> str:
+    """A row's score on one task."""
+    found = row.cell(task)
+    return words.DASH if found is None else f"{words.percent(found[0])} {words.spread(found[1])}".rstrip()
+
+
+def on_terminal(boards: Sequence[Board]) -> RenderableType:
+    """All boards for a rich console."""
+    parts: list[RenderableType] = []
+    for board in boards:
+        seeds = f"{len(board.seeds)} seed{'s' if len(board.seeds) > 1 else ''}"
+        table = Table(
+            title=f"{board.title}   {board.protocol}, {len(board.tasks)} tasks x {seeds}",
+            title_justify="left",
+            title_style="bold",
+        )
+        for heading in headings(board):
+            table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=heading == "method")
+        for row in board.rows:
+            table.add_row(*(Text(text) for text in line(board, row)), style="bold" if row is board.best else "")
+        parts.append(table)
+        if len(board.tasks) > 1:
+            parts.append(_tasks_on_terminal(board))
+        parts += [Text(f"! {note}", style="yellow") for note in board.notes]
+    return Group(*parts)
+
+
+def _tasks_on_terminal(board: Board) -> Table:
+    table = Table(title="top-1 by task", title_justify="left", title_style="dim")
+    table.add_column("method", no_wrap=True)
+    for task in board.tasks:
+        table.add_column(task.name, justify="right")
+    for row in board.rows:
+        table.add_row(row.label, *(cell(row, task) for task in range(len(board.tasks))))
+    return table
+
+
+def as_markdown(boards: Sequence[Board]) -> str:
+    """All boards as markdown."""
+    parts = []
+    for board in boards:
+        parts.append(f"## {board.title} ({board.protocol})\n\n{board.rule}")
+        parts += [f"> {note}" for note in board.notes]
+        parts.append(_markdown(headings(board), [line(board, row) for row in board.rows]))
+        if len(board.tasks) > 1:
+            cells = [[row.label, *(cell(row, task) for task in range(len(board.tasks)))] for row in board.rows]
+            parts.append(_markdown(["method", *(task.name for task in board.tasks)], cells))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def joined(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+
+    rule = "|" + "|".join("---" if index == 0 else "---:" for index in range(len(heads))) + "|"
+    return "\n".join([joined(heads), rule, *(joined(row) for row in rows)])
+
+
+def as_csv(records: Iterable[RunRecord]) -> str:
+    """Every run, final and search, as one line; scores are fractions, sizes bytes, times seconds."""
+    scores = [name for name in Scores.model_fields if name != "split"]
+    costs = list(Costs.model_fields)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    heads = ["key", "purpose", "suite", "task", "group", "label", "seed", "state", "protocol", "departures"]
+    heads += ["backbone", "weights", "device", "precision", "lr", "weight_decay", "split", *scores, *costs]
+    writer.writerow([*heads, "finished", "hardware", "error"])
+    for record in records:
+        identity = record.identity
+        first = [record.key, identity.purpose, record.suite, record.task, record.group, record.label, identity.seed]
+        first += [record.state.value, identity.protocol, _settings(record), identity.backbone, identity.weights[:12]]
+        first += [identity.numerics.device, identity.numerics.precision]
+        chosen = [record.chosen.lr, record.chosen.weight_decay] if record.chosen else ["", ""]
+        split = record.scores.split if record.scores else ""
+        numbers = [_value(record.scores, name) for name in scores] + [_value(record.costs, name) for name in costs]
+        hardware = record.provenance.hardware if record.provenance else ""
+        error = record.error.message if record.error else ""
+        writer.writerow([*first, *chosen, split, *numbers, record.finished or "", hardware, error])
+    return text.getvalue()
+
+
+def _settings(record: RunRecord) -> str:
+    return " ".join(f"{name}={value}" for name, value in record.departures.items())
+
+
+def _value(part: Scores | Costs | None, name: str) -> object:
+    value = getattr(part, name) if part is not None else None
+    return "" if value is None else value
