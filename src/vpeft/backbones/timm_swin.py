@@ -79,7 +79,7 @@ class EditedWindowAttention(WindowAttention):
         rows, count, _ = x.shape
         qkv = self.qkv(x).reshape(rows, count, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        core = self.__dict__.get("vpeft_core")
+        core: Any = self.__dict__.get("vpeft_core")
         if core is not None:
             q, k, v = core(q, k, v)
         tokens, extra = count - self.window_area, k.shape[2] - count
@@ -91,12 +91,14 @@ class EditedWindowAttention(WindowAttention):
             bias = bias + open_.reshape(-1, self.num_heads, area, area)
         if tokens or extra:
             bias = F.pad(bias, (tokens + extra, 0, tokens, 0))
-        if self.fused_attn:
+        mapped = core is not None and core.needs_map
+        if self.fused_attn and not mapped:
             dropout = self.attn_drop.p if self.training else 0.0
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         else:
-            scores = (q * self.scale) @ k.transpose(-2, -1) + bias
-            x = self.attn_drop(self.softmax(scores)) @ v
+            scores = (q * self.scale) @ k.transpose(-2, -1)
+            weights = self.softmax((core.scores(scores) if mapped else scores) + bias)
+            x = self.attn_drop(core.weights(weights) if mapped else weights) @ v
         x = x.transpose(1, 2).reshape(rows, count, -1)
         out: Tensor = self.proj_drop(self.proj(x))
         return out

@@ -26,24 +26,25 @@ class EditedAttention(TimmAttention):
         qkv = self.qkv(x).reshape(batch, count, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = self.vpeft_core(q, k, v)  # type: ignore[operator]
+        core: Any = self.vpeft_core
+        q, k, v = core(q, k, v)
         extra = k.shape[2] - count
         if is_causal:
             ones = torch.ones(count, count, dtype=torch.bool, device=x.device)
             attn_mask = torch.zeros(count, count, dtype=q.dtype, device=x.device).masked_fill(ones.triu(1), -torch.inf)
         if extra and attn_mask is not None:  # further keys come first and are open to every query
             attn_mask = F.pad(attn_mask, (extra, 0), value=True if attn_mask.dtype == torch.bool else 0.0)
-        if self.fused_attn:
+        if self.fused_attn and not core.needs_map:
             dropout = self.attn_drop.p if self.training else 0.0
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
         else:
-            scores = (q * self.scale) @ k.transpose(-2, -1)
+            scores = core.scores((q * self.scale) @ k.transpose(-2, -1))
             if attn_mask is not None:
                 if attn_mask.dtype == torch.bool:
                     scores = scores.masked_fill(~attn_mask, -torch.inf)
                 else:
                     scores = scores + attn_mask
-            x = self.attn_drop(scores.softmax(dim=-1)) @ v
+            x = self.attn_drop(core.weights(scores.softmax(dim=-1))) @ v
         x = self.norm(x.transpose(1, 2).reshape(batch, count, self.attn_dim))
         if gate is not None:
             x = x * gate

@@ -107,6 +107,28 @@ class CoreEdits:
                 q, k, v = operation.act(q, k, v)
         return q, k, v
 
+    @property
+    def needs_map(self) -> bool:
+        """Whether an edit that is on wants the attention map itself, which a fused kernel never shows."""
+        return any(
+            operation.adapter == self.switch.on and (operation.edits("scores") or operation.edits("weights"))
+            for operation in self.operations
+        )
+
+    def scores(self, scores: Tensor) -> Tensor:
+        """Scaled products of queries and keys, before bias and mask."""
+        return self._mapped("scores", scores)
+
+    def weights(self, weights: Tensor) -> Tensor:
+        """The softmax of the scores, before dropout."""
+        return self._mapped("weights", weights)
+
+    def _mapped(self, step: str, values: Tensor) -> Tensor:
+        for operation in self.operations:
+            if operation.adapter == self.switch.on and operation.edits(step):
+                values = getattr(operation.layer, step)(values)
+        return values
+
 
 class Wiring:
     """All that is installed on the live model, and the way to take any of it off again."""

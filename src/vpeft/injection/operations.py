@@ -245,10 +245,14 @@ class EditWeight(Operation):
 
 
 class EditCore:
-    """q, k, v -> layer(q, k, v) inside a re-expressed attention."""
+    """q, k, v -> layer(q, k, v) inside a re-expressed attention, and the attention map where the layer edits that."""
 
     def __init__(self, adapter: str, layer: nn.Module) -> None:
         self.adapter, self.layer = adapter, layer
+
+    def edits(self, step: str) -> bool:
+        """Whether the layer has a say in this step, "scores" or "weights"."""
+        return callable(getattr(self.layer, step, None))
 
     def act(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.layer(q, k, v)
