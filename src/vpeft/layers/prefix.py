@@ -1,0 +1,82 @@
+"""Learnable keys and values in front of those of an attention."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Start = Literal["vpt", "uniform", "lae"]
+
+
+class Prefix(nn.Module):
+    """k, v (B, h, N, d) -> [K_p; k], [V_p; v] with n rows more; q passes.
+
+    Args:
+        heads, head_width: h and d; D = h d.
+        count: n.
+        bound: of the uniform start.
+        start: "vpt" in (-bound, bound), "uniform" in (-1, 1), "lae" in (0, 0.01) with a learned factor that is 1 first.
+        compensate: after the softmax, whether the prefix columns of each row are divided by their sum (LAE).
+    """
+
+    def __init__(
+        self, heads: int, head_width: int, count: int, *, bound: float = 1.0, start: Start = "vpt", compensate: bool
+    ) -> None:
+        super().__init__()
+        self.heads, self.count = heads, count
+        low, high = {"vpt": (-bound, bound), "uniform": (-1.0, 1.0), "lae": (0.0, 0.01)}[start]
+        self._make(heads * head_width, low, high)
+        self.factor = nn.Parameter(torch.ones(1)) if start == "lae" else None
+        self.behind = 0  # keys behind ours in this forward pass
+        if compensate:
+            self.weights = self._compensate
+
+    def _make(self, width: int, low: float, high: float) -> None:
+        self.keys = nn.Parameter(torch.empty(self.count, width).uniform_(low, high))
+        self.values = nn.Parameter(torch.empty(self.count, width).uniform_(low, high))
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The keys and values that join, each (n, D)."""
+        if self.factor is None:
+            return self.keys, self.values
+        return self.keys * self.factor, self.values * self.factor
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.behind = k.shape[2]
+        keys, values = (self._split(rows, k) for rows in self.rows())
+        return q, torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
+
+    def _split(self, rows: Tensor, like: Tensor) -> Tensor:
+        """(n, D) -> (B, h, n, d)."""
+        split = rows.reshape(self.count, self.heads, -1).transpose(0, 1)
+        return split.to(like.dtype).expand(like.shape[0], -1, -1, -1)
+
+    def _compensate(self, weights: Tensor) -> Tensor:
+        """Each row's prefix columns sum to one; the other columns keep their values."""
+        start = weights.shape[-1] - self.behind - self.count
+        before, ours, after = torch.split(weights, [start, self.count, self.behind], dim=-1)
+        return torch.cat([before, ours / ours.sum(dim=-1, keepdim=True), after], dim=-1)
+
+
+class MadePrefix(Prefix):
+    """A prefix made by a small network while it trains: [K_p, V_p] = W_2 tanh(W_1 T + b_1) + b_2, T (n, D).
+
+    Args:
+        hidden: m, the rows of W_1.
+    """
+
+    def __init__(self, heads: int, head_width: int, count: int, hidden: int, *, compensate: bool) -> None:
+        super().__init__(heads, head_width, count, compensate=compensate)
+        width = heads * head_width
+        self.table = nn.Parameter(torch.randn(count, width))
+        self.first = nn.Linear(width, hidden)
+        self.second = nn.Linear(hidden, 2 * width)
+
+    def _make(self, width: int, low: float, high: float) -> None:
+        """Keys and values are made, not stored."""
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        keys, values = self.second(torch.tanh(self.first(self.table))).chunk(2, dim=-1)
+        return keys, values
