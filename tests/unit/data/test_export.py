@@ -42,6 +42,13 @@ def test_files_are_copied_as_they_are(tmp_path: Path) -> None:
     assert torch.equal(again.train[0][0], data.train[0][0])
 
 
+def test_a_split_without_one_of_the_classes(tmp_path: Path) -> None:
+    write_classes(tmp_path / "in" / "train", cat=6, dog=6)
+    write_classes(tmp_path / "in" / "val", cat=2)
+    out = export_folder(open_data(DataConfig(source=str(tmp_path / "in"))), tmp_path / "out")
+    assert [path.name for path in (out / "val").iterdir()] == ["cat"]
+
+
 def test_an_occupied_folder_is_refused(tmp_path: Path) -> None:
     data = open_data(DataConfig(source=str(write_classes(tmp_path / "in", cat=10, dog=10))))
     (tmp_path / "out").mkdir()

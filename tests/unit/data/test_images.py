@@ -118,6 +118,8 @@ def test_sixteen_bit_grey_is_scaled_and_not_cut_off() -> None:
 def test_dark_sixteen_bit_image_stays_dark() -> None:
     """Twelve-bit cameras store small values in sixteen bits: stretching each image would lose what brightness says."""
     assert _read(Image.fromarray(np.full((2, 2), 4095, np.uint16))).max() == 16
+    # Even where all of it would fit into eight bits: the type says the range, not the values.
+    assert _read(Image.fromarray(np.full((2, 2), 255, np.uint16))).max() == 1
 
 
 def test_big_endian_sixteen_bit_tiff() -> None:

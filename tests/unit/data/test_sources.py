@@ -265,6 +265,16 @@ def test_vtab(tmp_path: Path) -> None:
     assert _names(both)["train"] == [f"images/a {index}.png" for index in range(22)]
 
 
+def test_vtab_labels_written_with_zeros_in_front(tmp_path: Path) -> None:
+    (_vtab(tmp_path) / "test.txt").write_text(
+        "".join(f"images/a {index}.png 0{index % 3}\n" for index in range(22, 34))
+    )
+    data = _open(tmp_path)
+    assert data.labels == ["0", "1", "2"]
+    assert data.test is not None
+    assert data.test.targets == [index % 3 for index in range(22, 34)]
+
+
 def test_vtab_of_the_thousand_only(tmp_path: Path) -> None:
     _vtab(tmp_path)
     for name in ("train800", "val200", "test"):

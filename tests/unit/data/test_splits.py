@@ -70,6 +70,8 @@ def test_copies_under_two_labels_stay_together() -> None:
     groups = {item.name: item.name.split("/")[1] for item in items}  # each of a has a copy in b
     kept, out = hold_out(items, 0.3, seed=0, groups=groups)
     assert out
+    again = hold_out(items[::-1], 0.3, seed=0, groups=groups)[1]
+    assert {item.name for item in again} == {item.name for item in out}
     assert not {groups[item.name] for item in kept} & {groups[item.name] for item in out}
 
 
