@@ -51,7 +51,7 @@ class Means:
 
 @dataclass(frozen=True)
 class StandIn:
-    """Methods differ in how much noise spoils the means; the learning rate 5e-3 is made worse than 1e-3."""
+    """Methods differ in how much noise spoils the means; learning rates above 2e-3 are made worse."""
 
     log: Path
     seconds: float = 0.0

@@ -1,0 +1,44 @@
+"""pocket: nine tasks of 64 x 64 pixels that the package draws or that install with it; a benchmark without a network.
+
+The tasks, their groups and how they are made are in `vpeft.data.pocket`, which also keeps the digests of all splits.
+"""
+
+from __future__ import annotations
+
+from vpeft.bench.sealed import Images
+from vpeft.bench.suite import BenchTask, Suite, Tier, make_task
+from vpeft.data.pocket import TIERS, digest, pocket_tasks
+from vpeft.data.pocket.task import stored_digests
+from vpeft.errors import VpeftError
+
+
+class OtherPictures(VpeftError):
+    """A split is not the one that the suite's results were made with."""
+
+
+def _open(name: str) -> BenchTask:
+    task = pocket_tasks()[name]
+    splits = {split: Images(*pair) for split, pair in task.splits().items()}
+    for split, images in splits.items():
+        stored, found = stored_digests().get(name, {}).get(split), digest(*images)
+        if stored is not None and found != stored:
+            raise OtherPictures(
+                f"The split {split!r} of pocket/{name} is {found[:12]} (sha256), but the suite states {stored[:12]}: "
+                "a package that it is made from has another version. Its results would not be comparable."
+            )
+    return make_task("pocket", name, task.group, task.labels, splits["train"], splits["val"], splits["test"])
+
+
+SUITE = Suite(
+    name="pocket",
+    title="pocket",
+    about="Nine offline tasks in three groups: natural, specialised, structured; 800 + 200 + 1,200 images each.",
+    groups={name: task.group for name, task in pocket_tasks().items()},
+    tiers={
+        "smoke": Tier(protocol="pocket-smoke@1", seeds=TIERS["smoke"].seeds, tasks=TIERS["smoke"].tasks or ()),
+        "quick": Tier(protocol="pocket-quick@1", seeds=TIERS["quick"].seeds, tasks=TIERS["quick"].tasks or ()),
+        "full": Tier(protocol="pocket@1", seeds=TIERS["full"].seeds, tasks=TIERS["full"].tasks or ()),
+    },
+    default_tier="quick",
+    open=_open,
+)
