@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Activation = Literal["relu", "gelu", "quick_gelu", "none"]
+LayerNormAt = Literal["none", "in", "out"]
+Start = Literal["identity", "trunc_normal", "normal", "small", "zero"]
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -35,9 +38,13 @@ class Bottleneck(nn.Module):
         dropout: after the activation.
         activation: f.
         residual: whether x itself is added, for use in series.
-
-    W_down starts Kaiming-uniform (a = sqrt(5)), everything else at zero: the branch starts at zero and still learns,
-    as W_up sees f(W_down x) != 0.
+        layer_norm: a trained LayerNorm on what enters W_down ("in") or on the scaled result ("out").
+        learn_scale: train the scale, from this value.
+        start: of the weights; biases start at zero.
+            identity: W_down Kaiming-uniform (a = sqrt(5)), W_up zero. It still learns, as W_up sees f(W_down x) != 0.
+            trunc_normal: both N(0, 0.02). normal: the same, not cut.
+            small: both N(0, 0.001), cut at two deviations (Houlsby).
+            zero: both zero. Only b_up can ever learn then.
     """
 
     def __init__(
@@ -49,17 +56,44 @@ class Bottleneck(nn.Module):
         dropout: float = 0.0,
         activation: Activation = "relu",
         residual: bool = False,
+        layer_norm: LayerNormAt = "none",
+        learn_scale: bool = False,
+        start: Start = "identity",
     ) -> None:
         super().__init__()
         self.down = nn.Linear(width, bottleneck)
         self.up = nn.Linear(bottleneck, width)
         self.dropout = nn.Dropout(dropout)
-        self.activation, self.scale, self.residual = activation, scale, residual
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        self.activation, self.residual, self.layer_norm = activation, residual, layer_norm
+        self.scale: float | nn.Parameter = nn.Parameter(torch.full((1,), scale)) if learn_scale else scale
+        if layer_norm != "none":
+            self.norm = nn.LayerNorm(width)
+        _start(self.down.weight, self.up.weight, start)
         nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
+        if start == "zero":
+            why = "both maps start at zero, so the gradient of either is zero for ever; b_up alone learns"
+            self.dormant = dict.fromkeys(("down.weight", "down.bias", "up.weight"), why)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.up(self.dropout(ACTIVATIONS[self.activation](self.down(x)))) * self.scale
+        came = self.norm(x) if self.layer_norm == "in" else x
+        out: Tensor = self.up(self.dropout(ACTIVATIONS[self.activation](self.down(came)))) * self.scale
+        if self.layer_norm == "out":
+            out = self.norm(out)
         return x + out if self.residual else out
+
+
+def _start(down: Tensor, up: Tensor, start: Start) -> None:
+    if start == "identity":
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        nn.init.zeros_(up)
+        return
+    for weight in (down, up):
+        if start == "trunc_normal":
+            nn.init.trunc_normal_(weight, std=0.02)
+        elif start == "normal":
+            nn.init.normal_(weight, std=0.02)
+        elif start == "small":
+            nn.init.trunc_normal_(weight, std=1e-3, a=-2e-3, b=2e-3)
+        else:
+            nn.init.zeros_(weight)

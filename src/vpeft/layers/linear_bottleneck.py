@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..errors import VpeftError
+
 Start = Literal["xavier", "normal", "kaiming"]
 
 
@@ -40,7 +42,7 @@ class LinearBottleneck(nn.Module):
     ) -> None:
         super().__init__()
         if bottleneck % groups or width % groups:
-            raise ValueError(f"{groups} groups divide neither a bottleneck of {bottleneck} nor a width of {width}.")
+            raise VpeftError(f"{groups} groups must divide the bottleneck ({bottleneck}) and the width ({width}).")
         self.down = nn.Linear(width_in, bottleneck)
         self.up = nn.Parameter(torch.zeros(width, bottleneck // groups))
         self.bias = nn.Parameter(torch.zeros(width))
