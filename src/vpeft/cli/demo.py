@@ -1,0 +1,213 @@
+"""`vpeft demo`: the whole way once, offline: train several methods, compare, save the best, load it, predict, report.
+
+Nothing here is made for show: the comparison is a `vpeft bench` on the digits of scikit-learn, the page a `vpeft
+report`, and the predictions come from the adapter file as `vpeft predict` reads it. Which method is best is decided on
+validation images; the test images are read once per method, by the final evaluator, and once more for the reloaded
+adapter.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+from PIL import Image
+from rich.console import Console
+from rich.text import Text
+
+from vpeft.bench.config import BenchConfig
+from vpeft.bench.engine import Assignment
+from vpeft.bench.key import Identity
+from vpeft.bench.ledger import Ledger
+from vpeft.bench.record import RunRecord, State
+from vpeft.bench.runner import run_bench
+from vpeft.bench.sealed import FinalEvaluator, Images, Trained
+from vpeft.bench.suites import open_task
+from vpeft.bench.vpeft_engine import TrainedModel, VpeftEngine
+from vpeft.cli import show
+from vpeft.cli.demo_picture import Shown, write_picture
+from vpeft.cli.loaded import open_adapter
+from vpeft.cli.onlooker import Onlooker
+from vpeft.errors import VpeftError
+from vpeft.report import make_report
+
+METHODS = ("linear_probe", "lora", "adaptformer", "ssf")
+TASK = ("digits", "classes")
+BACKBONE = "pocket_vit"
+# How many of the test images are written out and drawn: the first ones, not picked ones.
+DRAWN = 24
+# Rounding differs with the number of images in a batch, and may turn a toss-up the other way.
+MAY_DIFFER = 2
+
+
+class DemoCannotGoOn(VpeftError):
+    """The demo found something in its folder that it cannot use, or no method could be trained."""
+
+
+@dataclass(frozen=True)
+class KeepingEngine(VpeftEngine):
+    """vpeft's engine, which besides keeps the adapter of every final run in `folder`."""
+
+    folder: Path = Path("adapters")
+
+    def train(
+        self, assignment: Assignment, train: Images, val: Images | None, after_epoch: Callable[[Trained], None] | None
+    ) -> TrainedModel:
+        trained = super().train(assignment, train, val, after_epoch)
+        if assignment.identity.purpose == "final":
+            trained.tuned.save(
+                adapter_of(self.folder, assignment.identity),
+                labels=trained.labels,
+                preprocessing=trained.preprocessing.model_dump(mode="json"),
+            )
+        return trained
+
+
+def adapter_of(folder: Path, identity: Identity) -> Path:
+    """Where the adapter of a final run is kept."""
+    return folder / f"{'+'.join(method.name for method in identity.methods)}-{identity.key()[:12]}.safetensors"
+
+
+def demo(
+    *,
+    out: Path = Path("runs/demo"),
+    epochs: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 5,
+    workers: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+) -> None:
+    """Adapt the shipped backbone to handwritten digits with several methods, compare them, use the best one.
+
+    Works offline and takes a few minutes on two cores. Called again, it goes on where it was.
+
+    Parameters
+    ----------
+    out:
+        Folder for the records, the adapters, the page and the pictures.
+    epochs:
+        Passes over the training images in each run.
+    workers:
+        Processes that train side by side; by default one for each core, at most four.
+    """
+    start = time.perf_counter()
+    screen = show.console()
+    beside = workers or min(os.cpu_count() or 1, 4)
+    _say(screen, f"1. Train {', '.join(METHODS)} on digits with {BACKBONE}; learning rates are chosen on validation.")
+    config = BenchConfig(
+        suite=TASK[0],
+        tier="full",
+        tasks=(TASK[1],),
+        methods=METHODS,
+        backbone=BACKBONE,
+        seeds=1,
+        out=out / "ledger",
+        workers=beside,
+        optimisation={"epochs": epochs},
+    )
+    ledger = run_bench(config, engine=KeepingEngine(folder=out / "adapters"), console=screen)
+
+    _say(screen, "2. Compare.")
+    report = make_report(out / "ledger", html=out / "report.html", png=out / "comparison.png")
+    screen.print(report)
+
+    _say(screen, "3. Save the method that was best on validation images, and load it again from its file.")
+    best = best_on_validation(ledger, epochs)
+    adapter = save_with_scores(best, out)
+    assert best.chosen is not None and best.scores is not None
+    screen.print(
+        Text(
+            f"{best.label}: {best.chosen.validation_top1:.1%} on validation, {best.scores.top1:.1%} on test; "
+            f"{adapter} is {adapter.stat().st_size / 1000:.0f} kB"
+        )
+    )
+
+    _say(screen, "4. Predict the test images, which no training and no choice has seen.")
+    shown, right, count = predict_unseen(best, adapter, out / "unseen")
+    screen.print(Text(f"the reloaded adapter names {right} of {count} images right ({right / count:.1%})"))
+    screen.print(show.table(("image", "says", "sure", "is"), [_row(one) for one in shown[:8]]))
+    picture = write_picture(
+        shown, out / "predictions.png", f"{best.label}: the first {len(shown)} of {count} test images"
+    )
+
+    _say(screen, f"Done in {show.duration(time.perf_counter() - start)}. Look at:")
+    for file, what in (
+        (out / "report.html", "the comparison as a page"),
+        (out / "comparison.png", "accuracy against trained parameters"),
+        (picture, "images that were never seen, with what the adapter says"),
+    ):
+        screen.print(Text(f"  {file}   {what}"))
+    screen.print(Text(f"Try: vpeft predict {adapter} {out / 'unseen'} --top 3"))
+
+
+def best_on_validation(ledger: Ledger, epochs: int) -> RunRecord:
+    """The final run whose settings scored best on validation; with a tie the one that trains fewer parameters."""
+    finals = [
+        record
+        for record in ledger
+        if record.identity.purpose == "final" and record.identity.optimisation.get("epochs") == epochs
+    ]
+    done = [record for record in finals if record.state is State.done and record.chosen and record.costs]
+    if not done:
+        errors = "; ".join(f"{record.label}: {record.error.message}" for record in finals if record.error)
+        raise DemoCannotGoOn(f"No method could be trained. {errors}")
+
+    def rank(record: RunRecord) -> tuple[float, int]:
+        assert record.chosen is not None and record.costs is not None
+        return record.chosen.validation_top1 or 0.0, -(record.costs.trainable or 0)
+
+    return max(done, key=rank)
+
+
+def save_with_scores(record: RunRecord, out: Path) -> Path:
+    """The adapter of a final run with its scores in its manifest, as `adapter.safetensors` in `out`."""
+    kept = adapter_of(out / "adapters", record.identity)
+    if not kept.is_file():
+        raise DemoCannotGoOn(
+            f"{out / 'ledger'} has the records of an earlier demo, but its adapter {kept} is gone. "
+            f"Remove {out}, or name another folder with --out."
+        )
+    loaded = open_adapter(kept, device="cpu")
+    scores = {}
+    if record.chosen is not None and record.chosen.validation_top1 is not None:
+        scores["val_top1"] = record.chosen.validation_top1
+    if record.scores is not None:
+        scores["test_top1"] = record.scores.top1
+    path: Path = loaded.model.save(
+        out / "adapter.safetensors",
+        labels=loaded.labels,
+        preprocessing=loaded.preprocessing.model_dump(mode="json"),
+        scores=scores,
+    )
+    return path
+
+
+def predict_unseen(record: RunRecord, adapter: Path, folder: Path) -> tuple[list[Shown], int, int]:
+    """Score the reloaded adapter on the sealed test images; the first few as files in `folder` with their prediction.
+
+    Raises RuntimeError when the reloaded adapter does not score what was recorded before it was saved.
+    """
+    onlooker = Onlooker(open_adapter(adapter))
+    scores = FinalEvaluator(record.identity, open_task(*TASK).test).score(onlooker)
+    assert record.scores is not None and scores.count is not None
+    right, before = round(scores.top1 * scores.count), round(record.scores.top1 * scores.count)
+    if abs(right - before) > MAY_DIFFER:
+        raise RuntimeError(f"the reloaded adapter is right on {right} of {scores.count} images, but was on {before}")
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = []
+    for index, seen in enumerate(onlooker.seen[:DRAWN]):
+        file = folder / f"{index:02d}_is_{seen.label}.png"
+        Image.fromarray(seen.pixels).save(file)
+        shown.append(Shown(file, seen.pixels, seen.label, seen.said, seen.probability))
+    return shown, right, scores.count
+
+
+def _row(one: Shown) -> tuple[str, str, str, str]:
+    return one.file.name, one.said, f"{one.probability:.1%}", one.label
+
+
+def _say(screen: Console, text: str) -> None:
+    screen.print()
+    screen.print(Text(text, style="bold"))

@@ -1,0 +1,50 @@
+"""`vpeft report`: tables, a picture and a page from a ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.text import Text
+
+from vpeft.cli import show
+from vpeft.cli.flags import Switch
+from vpeft.report import make_report
+
+
+def report(
+    ledger: Path,
+    /,
+    *,
+    html: Path | None = None,
+    png: Path | None = None,
+    csv: Path | None = None,
+    markdown: Path | None = None,
+    reported: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    quiet: Switch = False,
+) -> None:
+    """Turn the run records of a ledger into tables, a picture and a page that needs no network.
+
+    Parameters
+    ----------
+    ledger:
+        The folder that `vpeft bench --out` wrote.
+    html:
+        Write the page here.
+    png:
+        Write the picture of accuracy against trained parameters here.
+    csv:
+        Write every run as one line here.
+    markdown:
+        Write the tables here.
+    reported:
+        Published tables (`vtab1k`, or a CSV file) that the page shows in sections of their own, marked as reported.
+    quiet:
+        Print no tables.
+    """
+    made = make_report(ledger, html=html, csv=csv, markdown=markdown, png=png, reported=reported)
+    if not quiet:
+        show.console().print(made)
+    for file in made.files:
+        show.console().print(Text(f"written: {file}"))

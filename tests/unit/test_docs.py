@@ -1,0 +1,103 @@
+"""The docs: generated parts are fresh, every snippet is a file, every example runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").iterdir())
+# Needs a network, or makes an environment: run by hand, by `make demo` and by `make test` instead.
+NOT_RUN = {"install.sh"}
+
+
+def _docs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tools_docs", ROOT / "tools" / "docs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_stale_part_is_made_anew_and_hand_written_text_is_kept() -> None:
+    docs = _docs()
+    text = "before\n<!-- generated: file examples/first_adapter.py save -->\nold\n<!-- end -->\nafter\n"
+    fresh = docs.rendered(text)
+    assert fresh.startswith("before\n<!-- generated: file examples/first_adapter.py save -->\n```python\ntuned.save(")
+    assert fresh.endswith("```\n<!-- end -->\nafter\n")
+    assert docs.rendered(fresh) == fresh
+
+
+@pytest.mark.parametrize("what", ["nonsense", "file examples/first_adapter.py nonsense"])
+def test_a_part_that_cannot_be_made_is_named(what: str) -> None:
+    with pytest.raises(SystemExit, match="nonsense"):
+        _docs().rendered(f"<!-- generated: {what} -->\n<!-- end -->")
+
+
+def test_code_on_the_pages_comes_from_files() -> None:
+    docs = _docs()
+    for page in docs.pages():
+        text = page.read_text(encoding="utf-8")
+        outside = re.sub(r"<!-- generated: .+? -->.*?<!-- end -->", "", text, flags=re.DOTALL)
+        assert not re.search(r"^```(python|bash|sh|toml)", outside, re.MULTILINE), f"{page.name} has code of its own"
+
+
+def test_pages_link_to_what_exists() -> None:
+    for page in _docs().pages():
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_example_is_on_a_page() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in _docs().pages())
+    for example in EXAMPLES:
+        assert f"examples/{example.name}" in text, f"{example.name} is shown nowhere"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to run in, with the recipe that examples read, and the registry of methods as it was after."""
+    from vpeft.methods import all_methods, registry
+
+    shutil.copy(ROOT / "examples" / "recipe.toml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    known = dict(all_methods())
+    yield tmp_path
+    registry._METHODS.clear()
+    registry._METHODS.update(known)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [p for p in EXAMPLES if p.suffix == ".py"], ids=lambda p: p.name)
+def test_python_example_runs(example: Path, elsewhere: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runpy.run_path(str(example), run_name="__main__")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "example", [p for p in EXAMPLES if p.suffix == ".sh" and p.name not in NOT_RUN], ids=lambda p: p.name
+)
+def test_shell_example_runs(example: Path, elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    shims = tmp_path_factory.mktemp("bin")
+    shim = shims / "vpeft"
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vpeft.cli "$@"\n', encoding="utf-8")
+    shim.chmod(0o755)
+    path = {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        ["bash", str(example)], env={**os.environ, **path}, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
