@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vpeft.training.randomness import derived_seed, sample_randomness
+from vpeft.training.randomness import batch_randomness, derived_seed
 
 Batch = tuple[Tensor, Tensor]
-_Address = tuple[int, int]  # (epoch, index)
+_Address = tuple[int, int, int]  # (epoch, number of the batch, index of the image)
 
 
 @runtime_checkable
@@ -26,16 +26,18 @@ class LabelledImages(Protocol):
 
 
 class _Seeded(Dataset[tuple[Tensor, int]]):
-    """Items addressed by (epoch, index), each drawn under a seed of its own."""
+    """Items addressed by `_Address`, each batch drawn under a seed of its own."""
 
     def __init__(self, images: LabelledImages, seed: int) -> None:
         self.images = images
         self.seed = seed
 
-    def __getitem__(self, address: _Address) -> tuple[Tensor, int]:
-        epoch, index = address
-        with sample_randomness(derived_seed(self.seed, "sample", epoch, index)):
-            return self.images[index]
+    def __getitems__(self, addresses: list[_Address]) -> list[tuple[Tensor, int]]:
+        """One batch; the loader prefers this to item by item."""
+        epoch, number, _ = addresses[0]
+        # Per batch and not per image: seeding the three generators takes longer than reading a small image.
+        with batch_randomness(derived_seed(self.seed, "batch", epoch, number)):
+            return [self.images[index] for _, _, index in addresses]
 
 
 class _Order(Sampler[list[_Address]]):
@@ -56,7 +58,7 @@ class _Order(Sampler[list[_Address]]):
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
             indices = torch.randperm(self.count, generator=generator).tolist()
         for number in range(self.first, self.per_epoch):
-            yield [(self.epoch, index) for index in indices[number * self.batch : (number + 1) * self.batch]]
+            yield [(self.epoch, number, index) for index in indices[number * self.batch : (number + 1) * self.batch]]
 
     def __len__(self) -> int:
         return self.per_epoch - self.first

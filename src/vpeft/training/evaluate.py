@@ -39,7 +39,7 @@ def evaluate(
     Args:
         tuned: images (B, 3, H, W) -> logits (B, K); used where it is, in evaluation mode, and left as it was found.
         dataset: `len(dataset)` and `dataset[i]` -> (image (3, H, W), label); its `labels`, if any, go into the scores.
-        batch: images at a time; no influence on the scores but for rounding.
+        batch: images at a time; no influence on the scores but for rounding, and for transforms that draw at random.
         workers: processes that load images; no influence on the scores.
         precision: arithmetic of the forward pass.
 

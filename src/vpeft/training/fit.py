@@ -49,7 +49,7 @@ def fit(
     """Train what `tuned` declares trainable; the model then holds the weights of the last epoch, or those asked for.
 
     The random numbers of the process are afterwards as they were before: the run depends on `optimisation.seed` alone.
-    Data order is a function of (seed, epoch), and each sample's augmentation of (seed, epoch, index).
+    Data order is a function of (seed, epoch), random transforms one of (seed, epoch, number of the batch).
 
     Args:
         tuned: the model; it is moved to the device and stays there.

@@ -80,10 +80,10 @@ def untouched_randomness() -> Iterator[None]:
 
 
 @contextmanager
-def sample_randomness(seed: int) -> Iterator[None]:
+def batch_randomness(seed: int) -> Iterator[None]:
     """Draws on the processor come from `seed` inside the block, and the generators are afterwards as before.
 
-    For one sample's augmentation: cheap, and the accelerator's generators, which no data set uses, are not touched.
+    For the transforms of one batch: the accelerator's generators, which no data set uses, are not touched.
     """
     generator = torch.default_generator
     torch_state, python_state, numpy_state = generator.get_state(), random.getstate(), np.random.get_state()
