@@ -46,6 +46,13 @@ def projection(width_in: int, width: int) -> nn.Linear:
     return made
 
 
+def per_width(made: dict[int, nn.Linear], width_in: int, width: int) -> nn.Linear:
+    """The one projection onto this width; it is made and remembered where it is not there yet."""
+    if width not in made:
+        made[width] = projection(width_in, width)
+    return made[width]
+
+
 def xavier_bound(backbone: Backbone, width: int) -> float:
     """sqrt(6 / (values in one patch + width)), VPT's bound for its uniform start."""
     patch = backbone.patch.module.weight

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from ..layers.prompt import PromptTokens, projection, xavier_bound
+from ..layers.prompt import PromptTokens, per_width, xavier_bound
 from .method import Method
 from .registry import register
 
@@ -46,14 +46,6 @@ class VPTDeep(Method):
         for block in backbone.blocks:
             if self.blocks is not None and block.index not in self.blocks:
                 continue
-            project = None
-            if self.project is not None:
-                if block.dim not in shared:
-                    shared[block.dim] = projection(self.project, block.dim)
-                project = shared[block.dim]
-            layer = self.layer(block.index, self.project or block.dim, bound, project)
+            project = None if self.project is None else per_width(shared, self.project, block.dim)
+            layer = PromptTokens(self.tokens, self.project or block.dim, bound, self.dropout, project)
             yield block.insert_tokens(layer, lifetime="pooled" if self.pooled else "span")
-
-    def layer(self, block: int, width: int, bound: float, project: nn.Linear | None) -> PromptTokens:
-        """The tokens of one block."""
-        return PromptTokens(self.tokens, width, bound, self.dropout, project)
