@@ -1,0 +1,93 @@
+"""Published tables: read with their source, checked against themselves."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import vpeft.report
+from vpeft.bench.statistics import rank_correlation
+from vpeft.report.published import BadTable, names, published
+
+SHIPPED = Path(vpeft.report.__file__).parent / "published"
+
+
+def test_vtab_is_read_whole() -> None:
+    table = published("vtab1k")
+    assert len(table.tasks) == 19
+    assert len(table.rows) == 20
+    lora = next(row for row in table.rows if row.method == "LoRA")
+    assert lora.scores["Clevr/count"] == pytest.approx(0.829)
+    assert lora.parameters == 290_000
+    assert lora.mean == pytest.approx(0.7225, abs=5e-5)
+    assert lora.ppt == pytest.approx(0.7136, abs=5e-5)
+    groups = table.group_means(lora)
+    # The mean of the three group means, as most papers print it; from the survey's check of the table.
+    assert sum(groups.values()) / 3 == pytest.approx(0.7460, abs=5e-5)
+
+
+def test_the_slips_of_the_print_are_found_and_no_others() -> None:
+    slips = {row.method: row.slips() for row in published("vtab1k").rows if row.slips()}
+    assert set(slips) == {"BitFit", "RepAdapter", "DTL"}
+    assert slips["DTL"] == ["PPT printed 0.75, computed 0.7445"]
+
+
+def test_full_finetuning_has_no_printed_ppt() -> None:
+    row = published("vtab1k").rows[0]
+    assert (row.method, row.printed_ppt) == ("Full fine-tuning", None)
+    assert row.ppt == pytest.approx(0.246, abs=5e-4)
+
+
+def test_reported_means_can_be_correlated_by_our_names() -> None:
+    means = published("vtab1k").means()
+    assert means["lora"] == pytest.approx(0.7225, abs=5e-5)
+    assert rank_correlation(means, means).spearman.value == pytest.approx(1.0)
+
+
+def test_every_shipped_table_states_its_source() -> None:
+    assert names() == ["vtab1k"]
+    for name in names():
+        about = published(name).about
+        assert about.source
+        assert about.protocol
+
+
+def copy(tmp_path: Path) -> Path:
+    for suffix in (".csv", ".json"):
+        shutil.copy(SHIPPED / f"vtab1k{suffix}", tmp_path / f"mine{suffix}")
+    return tmp_path / "mine.csv"
+
+
+def test_a_table_of_ones_own(tmp_path: Path) -> None:
+    assert published(copy(tmp_path)).rows == published("vtab1k").rows
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("0.29M", "many", "'many' is not a number of parameters"),
+        (",85.3,", ",853,", "not a score from 0 to 100"),
+        (",85.3,", ",-,", "not a score from 0 to 100"),
+        (",85.3,", ",x,", "'x' is not a number"),
+        ("LoRA", "Lora", "speaks of LoRA"),
+        ("Method,", "Model,", "no rows with a column Method"),
+    ],
+)
+def test_a_table_with_a_mistake_is_refused(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    path = copy(tmp_path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(BadTable, match=complaint):
+        published(path)
+
+
+def test_a_table_without_its_source_is_refused(tmp_path: Path) -> None:
+    path = copy(tmp_path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(BadTable, match=r"no mine\.json beside it"):
+        published(path)
+    with pytest.raises(BadTable, match="Did you mean 'vtab1k'"):
+        published("vtab")

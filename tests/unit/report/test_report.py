@@ -1,0 +1,279 @@
+"""What is written from a ledger: tables, picture, page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from vpeft.bench.ledger import LedgerError
+from vpeft.bench.record import RunRecord, Scores
+from vpeft.report import make_report
+from vpeft.report.board import boards
+from vpeft.report.figure import COLOURS, as_png, as_svg, points
+from vpeft.report.tables import as_csv, as_markdown
+from vpeft.report.words import count, percent, seconds, signed, size, spread
+
+from .ledgers import a_failure, a_run, grid, keep
+
+FULL = grid({"linear_probe": -0.1, "lora": 0.1, "ssf": 0.05, "full_finetuning": 0.02})
+
+
+class Reader(HTMLParser):
+    """The text, links and loaded files of a page, and whether its tags close."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "use", "path", "input", "hr"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.text: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if tag == "a" and name == "href":
+                self.links.append(value or "")
+            elif name in ("src", "href", "srcset", "xlink:href") and value and not value.startswith("#"):
+                self.loads.append(value)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def page_of(tmp_path: Path, records: list[RunRecord], **rest: object) -> tuple[str, Reader]:
+    keep(tmp_path / "ledger", records)
+    path = tmp_path / "pages" / "page.html"
+    make_report(tmp_path / "ledger", html=path, **rest)  # type: ignore[arg-type]
+    text = path.read_text(encoding="utf-8")
+    return text, Reader(text)
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
+    text, page = page_of(tmp_path, FULL)
+    assert page.open == []
+    assert page.loads == []
+    # Only names of XML vocabularies look like addresses.
+    assert set(re.findall(r"https?://([\w.]+)", text)) <= {"www.w3.org"}
+    assert "@import" not in text
+    assert "url(http" not in text
+    assert page.tags.count("svg") == 1
+
+
+def test_every_record_is_linked_and_the_links_lead_there(tmp_path: Path) -> None:
+    _, page = page_of(tmp_path, FULL)
+    targets = {(tmp_path / "pages" / link).resolve() for link in page.links}
+    assert targets == {path.resolve() for path in (tmp_path / "ledger" / "runs").glob("*.json")}
+
+
+def test_the_page_says_the_numbers_and_where_they_were_made(tmp_path: Path) -> None:
+    _, page = page_of(tmp_path, FULL)
+    text = " ".join(" ".join(page.text).split())
+    assert "lora 66.0 ± 1.0" in text
+    assert "2 cores of a Test, 1 thread a run" in text
+    assert "Chosen on validation, tested once." in text
+    assert "36 of 36 runs done" in text
+    assert "best" in text
+
+
+def test_tips_and_points_fit_together(tmp_path: Path) -> None:
+    text, _ = page_of(tmp_path, FULL)
+    found = re.search(r'<script type="application/json" id="tips">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    tips = json.loads(found[1])
+    assert {tip["title"] for tip in tips.values()} == {"linear_probe", "lora", "ssf", "full_finetuning"}
+    for name in tips:
+        assert f'id="{name}"' in text
+
+
+def test_failures_are_shown_with_their_error_and_escaped(tmp_path: Path) -> None:
+    records = [*FULL, a_failure("<script>alert(1)</script>", "flags", 0)]
+    text, page = page_of(tmp_path, records)
+    assert "<script>alert" not in text
+    assert "Traceback &lt;b&gt;" in text
+    assert any("The loss is NaN at step 12." in part for part in page.text)
+    assert page.tags.count("script") == 2
+
+
+def test_inflation_has_a_column_only_where_it_was_recorded(tmp_path: Path) -> None:
+    text, _ = page_of(tmp_path, FULL)
+    assert ">inflation<" not in text
+    scores = Scores(split="test", top1=0.5, legacy_best_on_test=0.531)
+    text, _ = page_of(tmp_path / "other", [a_run("lora", scores=scores)])
+    assert ">inflation<" in text
+    assert "+3.10" in text
+
+
+def test_reported_tables_stand_apart(tmp_path: Path) -> None:
+    text, _ = page_of(tmp_path, FULL, reported=["vtab1k"])
+    measured, _, reported = text.partition('<section class="reported">')
+    assert "RepAdapter" in reported
+    assert "not measured here" in reported
+    assert "RepAdapter" not in measured
+    assert "PPT printed 0.75, computed 0.7445" in reported
+
+
+def test_a_ledger_without_results_gives_a_page_that_says_so(tmp_path: Path) -> None:
+    text, page = page_of(tmp_path, [a_run("lora", "flags", 0, None), a_failure("ssf", "flags", 0)])
+    assert page.open == []
+    assert "<svg" not in text
+    assert "1 missing" in text
+
+
+def test_all_files_and_the_terminal(tmp_path: Path) -> None:
+    keep(tmp_path / "ledger", FULL)
+    names = {kind: tmp_path / f"out.{kind}" for kind in ("html", "csv", "markdown", "png")}
+    report = make_report(tmp_path / "ledger", **names)
+    assert set(report.files) == set(names.values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "ledger",
+        "out.csv",
+        "out.html",
+        "out.markdown",
+        "out.png",
+    ]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report)
+    text = console.export_text()
+    assert "pocket · pocket_vit" in text
+    assert "66.0" in text
+    assert "−5.0 [−5.0, −5.0]" in text
+
+
+def test_no_ledger_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="There is no ledger"):
+        make_report(tmp_path / "nowhere", html=tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_csv_has_every_run_with_plain_numbers() -> None:
+    rows = list(csv.DictReader(io.StringIO(as_csv([*FULL, a_failure("ssf", "new", 0, departures={"epochs": 3})]))))
+    assert len(rows) == len(FULL) + 1
+    first = rows[0]
+    assert (first["task"], first["label"], first["seed"], first["split"]) == (
+        "pocket/flags",
+        "linear_probe",
+        "0",
+        "test",
+    )
+    assert float(first["top1"]) == pytest.approx(0.4)
+    assert (first["trainable"], first["peak_memory_bytes"]) == ("0", "")
+    assert rows[-1]["error"].startswith("The loss is NaN")
+    assert rows[-1]["departures"] == "epochs=3"
+
+
+def test_markdown_has_a_table_per_board_and_one_of_tasks() -> None:
+    text = as_markdown(boards(FULL))
+    lines = text.splitlines()
+    assert lines[0] == "## pocket · pocket_vit (pocket@1)"
+    tables = [line for line in lines if line.startswith("|---")]
+    assert len(tables) == 2
+    for line in lines:
+        if line.startswith("| lora "):
+            assert line.count("|") in (lines[4].count("|"), 5)
+    assert "| lora | 61.0 ± 1.0 | 66.0 ± 1.0 | 71.0 ± 1.0 |" in text
+
+
+def test_the_front_is_what_nothing_smaller_beats() -> None:
+    (board,) = boards(FULL)
+    found = {point.label: point for point in points(board)}
+    assert list(found) == ["linear_probe", "ssf", "lora", "full_finetuning"]
+    assert [point.on_front for point in found.values()] == [True, True, True, False]
+    assert [label for label, point in found.items() if point.is_best] == ["lora"]
+
+
+def test_the_picture_is_one_and_always_the_same() -> None:
+    first = as_png(boards(FULL))
+    assert first == as_png(boards(FULL))
+    with Image.open(io.BytesIO(first)) as image:
+        assert image.width > 1200
+        colours = {colour for _, colour in image.convert("RGB").getcolors(10**7)}
+    for name in ("--front", "--accent", "--ink"):
+        value = COLOURS[name].lstrip("#")
+        assert tuple(int(value[i : i + 2], 16) for i in (0, 2, 4)) in colours
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [a_run("linear_probe")],
+        [a_run("lora")],
+        [a_run("lora", "flags", 0, 0.0), a_run("ssf", "flags", 0, 1.0)],
+        [a_run("lora", "flags", 0, None)],
+        [a_run(f"lora(rank={rank})", "flags", 0, 0.5) for rank in range(20)],
+        [],
+    ],
+    ids=["only zero", "one", "extremes", "nothing done", "twenty alike", "empty"],
+)
+def test_odd_ledgers_can_be_drawn(records: list[RunRecord]) -> None:
+    with Image.open(io.BytesIO(as_png(boards(records)))) as image:
+        assert image.height > 500
+
+
+def test_the_picture_in_a_page_follows_the_page() -> None:
+    (board,) = boards(FULL)
+    svg = as_svg(board, 3)
+    assert svg == as_svg(board, 3)
+    assert svg.startswith('<svg role="img"')
+    head = svg[: svg.index(">")]
+    assert " width=" not in head
+    assert "viewBox=" in head
+    assert not re.findall(
+        r"#[0-9a-fA-F]{6}\b(?![^<]*url)", re.sub(r"(?:url\(|href=\")#\w+", "", svg).replace("#000000", "")
+    )
+    assert "var(--front)" in svg
+    assert "date" not in svg.lower()
+    for index in range(4):
+        assert f'id="point-3-{index}"' in svg
+    for label in ("lora", "ssf", "linear_probe", "full_finetuning"):
+        assert f">{label}</text>" in svg
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (percent(0.8714), "87.1"),
+        (percent(None), "–"),
+        (spread(0.012), "± 1.2"),
+        (spread(float("nan")), ""),
+        (signed(-0.0124), "−1.2"),
+        (signed(0.0124, 2), "+1.24"),
+        (count(0), "0"),
+        (count(999), "999"),
+        (count(294_912), "295 k"),
+        (count(1_234_567), "1.23 M"),
+        (count(85_800_000), "85.8 M"),
+        (size(512), "512 B"),
+        (size(51_752), "51.8 kB"),
+        (size(None), "–"),
+        (seconds(0.0123), "12.3 ms"),
+        (seconds(75), "75.0 s"),
+        (seconds(600), "10 min"),
+        (seconds(7_320), "2 h 2 min"),
+    ],
+)
+def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
+    assert shown == expected
