@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .backbones.backbone import Backbone
     from .backbones.create import create_backbone
     from .backbones.describe import describe
-    from .backbones.places import MissingPlace
+    from .backbones.points import MissingPlace
     from .errors import VpeftError
     from .injection.adapter_file import load
     from .injection.tune import tune
@@ -33,7 +33,7 @@ _HOMES = {
     "Backbone": ".backbones.backbone",
     "create_backbone": ".backbones.create",
     "describe": ".backbones.describe",
-    "MissingPlace": ".backbones.places",
+    "MissingPlace": ".backbones.points",
     "VpeftError": ".errors",
     "load": ".injection.adapter_file",
     "tune": ".injection.tune",

@@ -13,8 +13,10 @@ from typing import TypedDict
 from torch import nn
 
 from .edits import Verb
-from .places import Layout, Norm, Place, Point, Projection, Rewrites, Site, Span, Stream, TokenCarrier
+from .places import Norm, Place, Projection, Rewrites, Site, Span, Stream
+from .points import Layout, Point
 from .rewrites import weight_rewrite
+from .tokens import TokenCarrier
 
 HIDDEN: frozenset[Verb] = frozenset({"before", "after", "parallel", "tap"})
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..errors import nearest
+from .blocks import Block, Stage
 from .edits import Edit
-from .places import WHOLE, Block, Layout, MissingPlace, Norm, Place, Point, Projection, Site, Span, Stage
+from .places import WHOLE, Norm, Place, Projection, Site, Span
+from .points import Layout, MissingPlace, Point
 
 
 @dataclass(frozen=True)

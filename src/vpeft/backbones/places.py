@@ -9,83 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import VpeftError, nearest
+from ..errors import nearest
 from .edits import Edit, Lifetime, Verb
+from .points import Layout, MissingPlace, Point
+from .tokens import TokenCarrier
 
 WHOLE = "backbone"
-SHORT = ("attn.", "mlp.", "")  # where a projection's short name is looked for
-
-
-class MissingPlace(VpeftError):
-    """A method asked for a place, or for a verb at a place, that this backbone does not have."""
-
-
-class Layout(Enum):
-    """How a tensor at a place is laid out. Layers see channels last unless they declare `channels_first = True`."""
-
-    TOKENS = "B,N,D"
-    MAP = "B,H,W,D"
-    CHANNELS_FIRST = "B,D,H,W"
-    VECTOR = "B,D"
-
-
-@dataclass(frozen=True, eq=False)
-class Point:
-    """One end of a module's execution, where a tensor can be read or replaced.
-
-    Attributes:
-        module: the live module.
-        side: "input" or "output".
-        item: position or keyword of the tensor among the inputs, or its position in a tuple of outputs.
-    """
-
-    module: nn.Module
-    side: Literal["input", "output"]
-    item: int | str = 0
-
-
-class TokenCarrier:
-    """How extra tokens travel through a span. This one is for plain sequences (B, N, D): they join after the prefix."""
-
-    def __init__(self, prefix: int) -> None:
-        self.prefix = prefix
-
-    def enter(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """(B, P + N, D) and (B, n, D) -> (B, P + n + N, D)."""
-        return torch.cat([hidden[:, : self.prefix], tokens, hidden[:, self.prefix :]], dim=1)
-
-    def reset(self) -> None:
-        """Forget what an interrupted forward pass left behind."""
-
-    def carried(self, hidden: Tensor, count: int) -> Tensor:
-        """The tokens that travel with the sequence, (B, P + n + N, D) -> (B, n, D)."""
-        return hidden[:, self.prefix : self.prefix + count]
-
-    def leave(self, hidden: Tensor, count: int, pooled: bool) -> Tensor:
-        """(B, P + n + N, D) -> (B, P + N, D); with `pooled` a later mean over the N tokens equals one over n + N."""
-        start, stop = self.prefix, self.prefix + count
-        kept = hidden[:, stop:]
-        if pooled:
-            kept = spread_mean(kept, hidden[:, start:stop])
-        return torch.cat([hidden[:, :start], kept], dim=1)
-
-
-def spread_mean(kept: Tensor, leaving: Tensor) -> Tensor:
-    """Change `kept` so that its mean over the tokens is the mean over `kept` and `leaving` together.
-
-    kept: (B, ..., D) with N tokens in between, leaving: (B, n, D). Exact for any linear pooling by average.
-    """
-    between = kept.shape[1:-1].numel()
-    total = between + leaving.shape[1]
-    share = leaving.sum(dim=1) / total
-    return kept * (between / total) + share.reshape(share.shape[0], *([1] * (kept.dim() - 2)), share.shape[-1])
-
 
 Rewrites = Mapping[Verb, tuple[tuple[nn.Module, type[nn.Module]], ...]]
 
@@ -210,7 +143,7 @@ class Place:
         return self._edit("insert_tokens", layer=layer, lifetime=lifetime)
 
     def tap(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
-        """layer(h, *reads) is called with what leaves this place; h goes on as it is, later edits may read the result."""
+        """layer(h, *reads) is called with what leaves this place; h goes on unchanged, later edits may read that."""
         return self._edit("tap", layer=layer, reads=reads)
 
     def reparametrize(self, layer: nn.Module) -> Edit:
@@ -218,7 +151,12 @@ class Place:
         return self._edit("reparametrize", layer=layer)
 
     def extend(self, layer: nn.Module) -> Edit:
-        """q, k, v -> layer(q, k, v), each (B, heads, N, head width); further keys and values go in front."""
+        """q, k, v -> layer(q, k, v), each (B, heads, N, head width); further keys and values go in front.
+
+        A layer that has `scores` or `weights` also sees the attention map, (B, heads, N, keys), and the attention is
+        then computed step by step: `scores(q k^T / sqrt(head width))` before bias and mask, `weights(softmax(...))`
+        before dropout; each returns the same shape.
+        """
         return self._edit("extend", layer=layer)
 
     def unfreeze(self, *parameters: str, keep_original: bool = True) -> Edit:
@@ -312,142 +250,5 @@ class Attention(Place):
     per_window: bool = False
 
 
-class AttentionSite(Site):
-    """Attention as a whole: its input and output inside LayerScale and drop path, and its projections."""
-
-    @property
-    def qkv(self) -> Projection:
-        """The fused projection, where the model has one."""
-        return self._part("qkv", Projection)
-
-    @property
-    def q(self) -> Projection:
-        return self._part("q", Projection)
-
-    @property
-    def k(self) -> Projection:
-        return self._part("k", Projection)
-
-    @property
-    def v(self) -> Projection:
-        return self._part("v", Projection)
-
-    @property
-    def proj(self) -> Projection:
-        return self._part("proj", Projection)
-
-    @property
-    def core(self) -> Attention:
-        return self._part("core", Attention)
-
-    @property
-    def inputs(self) -> tuple[Projection, ...]:
-        """The projections that make q, k and v as the model stores them: one fused, or three."""
-        if "qkv" in self.parts:
-            return (self._part("qkv", Projection),)
-        return (self.q, self.k, self.v)
-
-
-class MlpSite(Site):
-    """The MLP as a whole, inside LayerScale and drop path, and its projections."""
-
-    @property
-    def fc1(self) -> Projection:
-        return self._part("fc1", Projection)
-
-    @property
-    def fc2(self) -> Projection:
-        return self._part("fc2", Projection)
-
-
-@dataclass(eq=False)
-class Block(Span):
-    """A residual block. `index` counts through the whole backbone, `stage` says where it belongs."""
-
-    index: int = 0
-    stage: int = 0
-    drop_path: float = 0.0
-
-    @property
-    def dim(self) -> int:
-        return self.width
-
-    @property
-    def attn_branch(self) -> Span:
-        return self._part("attn_branch", Span)
-
-    @property
-    def mlp_branch(self) -> Span:
-        return self._part("mlp_branch", Span)
-
-    @property
-    def attn(self) -> AttentionSite:
-        return self._part("attn", AttentionSite)
-
-    @property
-    def mlp(self) -> MlpSite:
-        return self._part("mlp", MlpSite)
-
-    @property
-    def norm1(self) -> Site:
-        return self._part("norm1", Site)
-
-    @property
-    def norm2(self) -> Site:
-        return self._part("norm2", Site)
-
-    @property
-    def skip1(self) -> Site:
-        return self._part("skip1", Site)
-
-    @property
-    def skip2(self) -> Site:
-        return self._part("skip2", Site)
-
-    @property
-    def stream1(self) -> Stream:
-        return self._part("stream1", Stream)
-
-    @property
-    def stream2(self) -> Stream:
-        return self._part("stream2", Stream)
-
-    @property
-    def norms(self) -> list[Site]:
-        """The normalisations of this block, in the order of execution."""
-        return [part for part in self.walk() if isinstance(part, Norm)]
-
-    def projection(self, target: str) -> Projection:
-        """The projection that papers call by this short name: q, k, v, qkv, proj, fc1, fc2 or conv.
-
-        Raises:
-            MissingPlace: this block has no such projection; the message lists those that it has.
-        """
-        for part in self.walk():
-            if isinstance(part, Projection) and part.name in (f"{self.name}.{inner}{target}" for inner in SHORT):
-                return part
-        have = [part.name.rpartition(".")[2] for part in self.walk() if isinstance(part, Projection)]
-        raise MissingPlace(f"{self.name} has no projection {target!r}. It has: {', '.join(have) or 'none'}.")
-
-    @property
-    def projections(self) -> list[Projection]:
-        """The linears and convolutions of this block as the model stores them (a fused qkv counts once)."""
-        found = [part for part in self.walk() if isinstance(part, Projection)]
-        return [part for part in found if part.rows is None]
-
-
 class Norm(Site):
     """A normalisation layer with its own scale and shift."""
-
-
-@dataclass(eq=False)
-class Stage(Span):
-    """Blocks of one resolution, with the downsampling before them, if there is one.
-
-    Attributes:
-        downsample: the module that takes the previous stage's output, in its layout, to this stage's input.
-    """
-
-    index: int = 0
-    downsample: nn.Module | None = None
-    blocks: list[Block] = field(default_factory=list)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from .anatomy import Where, branch, norm, own_parameters, projection, skip, span_verbs, stream
 from .backbone import Backbone, Facts
+from .blocks import Block, Stage
 from .describe import UnknownBackbone, family
-from .places import Block, Layout, Place, Point, Site, Span, Stage
+from .places import Place, Site, Span
+from .points import Layout, Point
 from .timm_vit import architecture, mlp_places
 
 

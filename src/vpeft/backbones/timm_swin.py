@@ -19,21 +19,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream, token_rewrites
 from .backbone import Backbone, Facts
+from .blocks import AttentionSite, Block, Stage
 from .describe import UnknownBackbone, family
-from .places import (
-    Attention,
-    AttentionSite,
-    Block,
-    Layout,
-    Place,
-    Point,
-    Site,
-    Span,
-    Stage,
-    TokenCarrier,
-    spread_mean,
-)
+from .places import Attention, Place, Site, Span
+from .points import Layout, Point
 from .timm_vit import architecture, mlp_places
+from .tokens import TokenCarrier, spread_mean
 
 
 class BesideTokens(TokenCarrier):
@@ -311,8 +302,9 @@ def _stage(number: int, layer: Any, start: int, stride: int, carrier: BesideToke
 
 
 def _block(index: int, stage: int, module: Any, stride: int, carrier: BesideTokens) -> Block:
-    if type(module) is not SwinTransformerBlock:
-        raise UnknownBackbone(f"blocks.{index} is a {type(module).__name__}; timm_swin describes SwinTransformerBlock.")
+    kind: type = type(module)
+    if kind is not SwinTransformerBlock:
+        raise UnknownBackbone(f"blocks.{index} is a {kind.__name__}; timm_swin describes SwinTransformerBlock.")
     name, width = f"blocks.{index}", module.dim
     grid = (int(module.input_resolution[0]), int(module.input_resolution[1]))
     window = (int(module.window_size[0]), int(module.window_size[1]))

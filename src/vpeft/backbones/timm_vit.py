@@ -13,8 +13,11 @@ from torch.nn import functional as F
 
 from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream
 from .backbone import Backbone, Facts
+from .blocks import AttentionSite, Block, MlpSite, Stage
 from .describe import UnknownBackbone, family
-from .places import Attention, AttentionSite, Block, Layout, MlpSite, Place, Point, Site, Span, Stage, TokenCarrier
+from .places import Attention, Place, Site, Span
+from .points import Layout, Point
+from .tokens import TokenCarrier
 
 
 class EditedAttention(TimmAttention):

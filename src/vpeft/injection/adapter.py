@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from ..backbones.edits import Edit
+from ..errors import VpeftError
+
+
+class AdapterError(VpeftError):
+    """An adapter's name, state or use does not fit."""
 
 
 class Node(nn.Module):
@@ -104,3 +109,24 @@ class Adapter(Node):
         state = self.state_dict()
         once = {name for name, _ in self.named_parameters()} | {name for name, _ in self.named_buffers()}
         return {name: value.detach() for name, value in state.items() if name in once}
+
+
+def require_equal_shapes(given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Raise `AdapterError` unless both have the same names and shapes; the message says what differs."""
+    shapes = [
+        f"{key}: {tuple(given[key].shape)} in the file, {tuple(own[key].shape)} here"
+        for key in own
+        if key in given and own[key].shape != given[key].shape
+    ]
+    differences = {
+        "Missing": (sorted(own.keys() - given.keys()), ", "),
+        "Unknown": (sorted(given.keys() - own.keys()), ", "),
+        "Of another shape": (shapes, "; "),
+    }
+    told = [
+        f"{what}: {joint.join(found[:5])}{' ...' if len(found) > 5 else ''}."
+        for what, (found, joint) in differences.items()
+        if found
+    ]
+    if told:
+        raise AdapterError(f"The tensors do not fit this adapter. {' '.join(told)}")

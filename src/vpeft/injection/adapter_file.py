@@ -268,7 +268,8 @@ def load(
     Raises:
         BadAdapterFile: damaged, or made for other weights; the message names both sides.
     """
-    from .tuned_model import TunedModel, new_head
+    from .heads import new_head
+    from .tuned_model import TunedModel
 
     manifest, tensors = read(path)
     tuned = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..backbones.edits import Edit
-from ..backbones.places import Layout, MissingPlace, Place, Point, Projection, Stream
+from ..backbones.places import Place, Projection, Stream
+from ..backbones.points import Layout, MissingPlace, Point
 from .hooks import Wiring
 from .operations import (
     Add,

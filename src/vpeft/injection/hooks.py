@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..backbones.places import Point
+from ..backbones.points import Point
 from .operations import EditCore, EditWeight, Operation
 
 

@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones.places import Layout, TokenCarrier
+from ..backbones.points import Layout
+from ..backbones.tokens import TokenCarrier
 
 
 class Slot:

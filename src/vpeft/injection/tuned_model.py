@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -13,10 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from ..errors import VpeftError, nearest
+from ..errors import nearest
 from ..methods.method import Method
-from .adapter import Adapter
+from .adapter import Adapter, AdapterError, require_equal_shapes
 from .carry_out import carry_out
+from .enabled import Enabled
+from .heads import feature_width, new_head
 from .hooks import Wiring
 from .merge import Merged, merge_edits
 
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from .adapter_file import Manifest
     from .plan import Plan
     from .verify import Report
-
-
-class AdapterError(VpeftError):
-    """An adapter's name, state or use does not fit."""
 
 
 class TunedModel(nn.Module):
@@ -304,19 +301,7 @@ class TunedModel(nn.Module):
             AdapterError: names or shapes differ; both sides are named.
         """
         own = self.adapter_state(name)
-        missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        shapes = [
-            f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} here"
-            for key in own
-            if key in state and own[key].shape != state[key].shape
-        ]
-        if missing or surplus or shapes:
-            raise AdapterError(
-                "The tensors do not fit this adapter."
-                + (f" Missing: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}." if missing else "")
-                + (f" Unknown: {', '.join(surplus[:5])}{' ...' if len(surplus) > 5 else ''}." if surplus else "")
-                + (f" Of another shape: {'; '.join(shapes[:5])}." if shapes else "")
-            )
+        require_equal_shapes(state, own)
         for key, tensor in own.items():
             tensor.copy_(state[key])
 
@@ -408,42 +393,6 @@ class TunedModel(nn.Module):
 
     def __repr__(self) -> str:
         return f"TunedModel of {self.description!r}\n" + "\n".join(str(self.plan(name)) for name in self.adapters)
-
-
-class Enabled:
-    """What `enable` returns: leaving its `with` restores the adapter that was on before."""
-
-    def __init__(self, tuned: TunedModel, previous: tuple[str | None, tuple[str, ...] | None]) -> None:
-        self._tuned, self._previous = tuned, previous
-
-    def __enter__(self) -> TunedModel:
-        return self._tuned
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        name, route = self._previous
-        self._tuned._route = route
-        self._tuned._activate(name if name is not None and name in self._tuned.adapters else None)
-
-
-def feature_width(edits: Sequence[Edit], description: Backbone) -> int:
-    """Channels of the pooled feature: the backbone's, unless a layer at the outlet states its own `feature_width`."""
-    width = description.facts.width
-    for edit in edits:
-        if edit.place is description.outlet:
-            width = int(getattr(edit.layer, "feature_width", width))
-    return width
-
-
-def new_head(width: int, classes: int) -> nn.Linear:
-    """A linear head, weights N(0, 0.02) cut at two deviations, bias 0, as timm starts its classifiers."""
-    if classes < 1:
-        raise AdapterError(f"A head needs at least one class; {classes} were asked for.")
-    head = nn.Linear(width, classes)
-    nn.init.trunc_normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
-    return head
 
 
 def _anchor(model: nn.Module) -> nn.Parameter:

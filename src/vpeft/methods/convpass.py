@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from ..backbones.places import MissingPlace
+from ..backbones.points import MissingPlace
 from ..layers.convolution import ConvolutionalBypass
 from .method import Method
 from .registry import register

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from ..backbones.places import MissingPlace, Projection
+from ..backbones.places import Projection
+from ..backbones.points import MissingPlace
 from ..layers.factored import Factors, TensorTrain
 from .method import Method
 from .registry import register

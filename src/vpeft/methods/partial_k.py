@@ -8,7 +8,8 @@ from pydantic import Field
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from ..backbones.places import Block, MissingPlace
+from ..backbones.blocks import Block
+from ..backbones.points import MissingPlace
 from .method import Method
 from .registry import register
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from ..backbones.places import Block, Norm, Projection
+from ..backbones.blocks import Block
+from ..backbones.places import Norm, Projection
 from ..layers.scale_shift import ScaleShift
 from .method import Method
 from .registry import register

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import vpeft
 from tests.models import FAMILIES, images_for, tiny_convnext, tiny_swin, tiny_vit
-from vpeft.backbones.places import Layout, Norm, Place, Projection
+from vpeft.backbones.places import Norm, Place, Projection
+from vpeft.backbones.points import Layout
 from vpeft.injection.hooks import CoreEdits, Switch, WeightEdits
 
 VARIANTS: dict[str, Callable[[], nn.Module]] = {

@@ -14,7 +14,8 @@ from tests.models import FAMILIES, images_for, tiny_swin, tiny_vit
 from tests.unit.injection.restated import RESTATED, Fns
 from vpeft.backbones.backbone import Backbone
 from vpeft.backbones.edits import VERBS, Edit
-from vpeft.backbones.places import Layout, Place, Projection
+from vpeft.backbones.places import Place, Projection
+from vpeft.backbones.points import Layout
 from vpeft.methods import Method
 
 INDEX = 1
