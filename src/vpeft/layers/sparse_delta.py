@@ -1,0 +1,40 @@
+"""A change of a few entries of a weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SparseDelta(nn.Module):
+    """W -> W + values at k places of each output row, for a weight (out, ...) seen as (out, in).
+
+    Args:
+        rows, columns: out and in.
+        k: changed entries in each row, at most `columns`.
+
+    The values start at zero. They are all that the optimiser sees: no moment and no weight decay touches another entry,
+    and decay pulls a chosen one to its pre-trained value. The places are k in the middle until `choose` is called; they
+    are saved with the adapter.
+    """
+
+    index: Tensor
+    chosen: Tensor
+
+    def __init__(self, rows: int, columns: int, k: int) -> None:
+        super().__init__()
+        self.k = min(k, columns)
+        self.values = nn.Parameter(torch.zeros(rows, self.k))
+        # the middle of a row is the centre of a depthwise kernel, which meets pixels on the smallest of maps
+        middle = (columns - self.k) // 2 + torch.arange(self.k, dtype=torch.int32)
+        self.register_buffer("index", middle.expand(rows, -1).clone())
+        self.register_buffer("chosen", torch.zeros((), dtype=torch.bool))
+
+    def choose(self, score: Tensor) -> None:
+        """Take the k entries of each row with the largest |score|, (out, ...)."""
+        self.index.copy_(score.flatten(1).abs().topk(self.k, dim=1).indices)
+        self.chosen.fill_(True)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        change = self.values.to(weight.dtype)
+        return weight.flatten(1).scatter_add(1, self.index.long(), change).reshape(weight.shape)
