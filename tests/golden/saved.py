@@ -36,6 +36,7 @@ def saved_by(tuned: TunedModel, images: Tensor) -> Saved:
     trunk: dict[int, Tensor] = {}  # kept alive, so that no address is used twice
     read: dict[int, Tensor] = {}
     running: list[int] = []
+    finished: list[bool] = []  # what follows the last block (final norm, pooling, head) is no longer the trunk
     packed: list[Tensor] = []
     handles = []
 
@@ -51,14 +52,15 @@ def saved_by(tuned: TunedModel, images: Tensor) -> Saved:
             if isinstance(item, Tensor):
                 store[_storage(item)] = item
 
-    def passes(_module: nn.Module, args: Any, out: Any) -> None:
-        keep(trunk, args)
-        keep(trunk, out)
+    def passes(module: nn.Module, args: Any, out: Any) -> None:
+        if not finished:
+            keep(trunk, args)
+            keep(trunk, out)
 
     for module in tuned.backbone.modules():
         handles.append(module.register_forward_hook(passes))
     for edit in tuned.adapter().edits:
-        for source in edit.reads:
+        for source in (*edit.reads, *([edit.place] if edit.verb == "tap" else [])):
             if isinstance(source, Place):
                 handles.append(_watch(source, read, keep))
     for block in blocks:
@@ -66,6 +68,9 @@ def saved_by(tuned: TunedModel, images: Tensor) -> Saved:
         module, index = block.exit.module, block.index
         handles.append(module.register_forward_pre_hook(lambda _m, _a, index=index: running.append(index)))
         handles.append(module.register_forward_hook(lambda _m, _a, _o: running.clear()))
+    last = blocks[-1].exit
+    assert last is not None
+    handles.append(last.module.register_forward_hook(lambda _m, _a, _o: finished.append(True)))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = tuned(images)
     for handle in handles:

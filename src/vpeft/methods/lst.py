@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
+from ..backbones.blocks import Block
 from ..backbones.edits import Edit
-from ..backbones.places import Block
 from ..layers.pooling import pool, side_pooling
 from ..layers.side_block import SideBlock, prune
 from .method import Method

@@ -1,0 +1,75 @@
+"""The pieces of a compact side network: a running low-rank sum, its write-back, and pooling over patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .low_rank import LowRank
+
+
+class SideSum(LowRank):
+    """(x, h) -> h + x A^T B^T; without h, the first of its sum. x and h are (..., D), A (R, D), B (D, R)."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__(width, width, rank)
+
+    def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
+        change = super().forward(x)
+        return change if before is None else before + change
+
+
+class SwishWrite(nn.Module):
+    """(z, h) -> z + F(theta(h)), theta(h) = h sigmoid(beta h), F nothing or a convolution over the grid's tokens.
+
+    Args:
+        beta: sharpness; at 100 almost a ReLU.
+        fusion: a depthwise convolution (D channels), shared among writes; tokens before the grid do not pass it.
+        grid: height and width of the grid, for tokens in a row.
+    """
+
+    def __init__(self, beta: float, fusion: nn.Module | None = None, grid: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.beta, self.fusion, self.grid = beta, fusion, grid
+
+    def forward(self, z: Tensor, h: Tensor) -> Tensor:
+        change = h * torch.sigmoid(self.beta * h)
+        return z + (change if self.fusion is None else self._fuse(self.fusion, change))
+
+    def _fuse(self, fusion: nn.Module, change: Tensor) -> Tensor:
+        if change.dim() == 4:
+            mapped: Tensor = fusion(change.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            return mapped
+        assert self.grid is not None
+        batch, count, width = change.shape
+        first = count - self.grid[0] * self.grid[1]
+        patches = fusion(change[:, first:].transpose(1, 2).reshape(batch, width, *self.grid))
+        return torch.cat([change[:, :first], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def same_depthwise(width: int, kernel: int) -> nn.Conv2d:
+    """A k x k depthwise convolution without bias that keeps the grid; even k pad one more at the right and bottom."""
+    conv = SameConv2d if kernel % 2 == 0 else nn.Conv2d
+    return conv(width, width, kernel, padding=(kernel - 1) // 2, groups=width, bias=False)
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution of even size; torch's own "same" padding copies with a warning."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, (0, 1, 0, 1)))
+
+
+class PatchMean(nn.Module):
+    """(B, P + N, D) -> the same shape, every token the mean of the N patches.
+
+    In front of the final norm it makes any pooling (class token or mean) give LN(mean of the patches).
+    """
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.prefix :].mean(dim=1, keepdim=True).expand_as(x)
