@@ -31,7 +31,8 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(self.dropout(x), self.A), self.B) * self.scale
+        out = F.linear(F.linear(self.dropout(x), self.A), self.B)
+        return out if self.scale == 1.0 else out * self.scale  # a factor of one would still cost a pass over memory
 
     def weight_delta(self) -> tuple[Tensor, None]:
         """(D_out, D_in): what to add to the weight."""
