@@ -28,5 +28,9 @@ class BenchConfig(BaseModel):
         default={},
         description="Settings that depart from the protocol (epochs and so on); such runs are marked in every table.",
     )
+    legacy_best_on_test: bool = Field(
+        default=False,
+        description="Also note the best test score over the epochs, as many papers report it, in a field of its own.",
+    )
     retry_failed: bool = Field(default=False, description="Make failed runs again.")
     show: bool = Field(default=True, description="Show progress.")

@@ -64,6 +64,8 @@ def make_plan(config: BenchConfig, engine: Engine) -> list[Job]:
     tier = chosen.tier(config.tier)
     names = [name.removeprefix(f"{chosen.name}/") for name in config.tasks] or list(tier.tasks or chosen.tasks)
     rules = protocol(tier.protocol)
+    if config.legacy_best_on_test:
+        rules = rules.model_copy(update={"legacy_best_on_test": True})
     departures = _departures(config.optimisation, rules)
     contenders = [
         (asked.label, Contender(asked.label, tuple(engine.resolve(method) for method in asked.methods)))
