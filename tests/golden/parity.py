@@ -55,6 +55,7 @@ def reproduce(
     method: Method | tuple[Method, ...],
     mapping: Mapping[str, Take],
     silent: Collection[str] = (),
+    batches: Collection[tuple[Tensor, Tensor]] = (),
 ) -> TunedModel:
     """Put the reference's tensors into our adapter and compare output and gradients with the reference's.
 
@@ -65,11 +66,13 @@ def reproduce(
         mapping: for every one of our trained tensors, how to take it from the reference's tensors. The same function
             is applied to the reference's gradients, so it must be a rearrangement (slice, transpose, reshape).
         silent: our tensors whose gradient is zero in exact arithmetic (a bias of keys): only its size is checked.
+        batches: images and labels for methods that look at data before they train.
     """
     stored = vectors(name)
     model = base_vit() if base == "vit" else base_swin()
     methods = method if isinstance(method, tuple) else (method,)
     tuned = vpeft.tune(model, *methods, verify=False, show=False).eval()
+    tuned.prepare(batches)
     ours = dict(tuned.trainable())
     assert set(ours) == set(mapping), f"unmapped {set(ours) - set(mapping)}, unknown {set(mapping) - set(ours)}"
     values = {key.removeprefix("param/"): value for key, value in stored.items() if key.startswith("param/")}
