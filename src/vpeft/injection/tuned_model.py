@@ -82,7 +82,7 @@ class TunedModel(nn.Module):
                 f"{name!r} is taken or no usable name. There are: {', '.join(self.adapters) or 'none yet'}."
             )
         if not methods:
-            raise AdapterError("No method was given. For a head alone, attach LinearProbe().")
+            raise AdapterError("No method was given. For a head alone, attach the linear probe.")
         if num_classes is not None and head is not None:
             raise AdapterError("Give num_classes or a head, not both.")
         edits = [edit for method in methods for edit in method.edits(self.description)]
