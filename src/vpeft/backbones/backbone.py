@@ -64,8 +64,14 @@ class Backbone:
         others: list[Place],
         pooled: Callable[[nn.Module, Tensor], Tensor],
         classifier: Callable[[nn.Module], nn.Module],
+        end: Point | None = None,
     ) -> None:
-        """`others` are the places outside the stages: the patch projection, the embedding, pooling norms ..."""
+        """`others` are the places outside the stages: the patch projection, the embedding, pooling norms ...
+
+        `end` is where the sequence or map enters what follows the trunk, for models whose final norm comes after the
+        pooling.
+        """
+        self._end = end
         self.module = module
         self.facts = facts
         self.pixels = pixels
@@ -137,13 +143,28 @@ class Backbone:
     def at_end(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
         """h -> layer(h, *reads) for the sequence or map as it leaves the trunk, before the final norm and the pooling.
 
-        It acts where the final norm is entered if that still sees the whole sequence (there nothing is computed again
-        under activation checkpointing), and behind the last block otherwise.
+        It acts where the final norm is entered if that still sees the whole sequence, or where else the family says
+        that the trunk has ended (there nothing is computed again under activation checkpointing); behind the last
+        block only where neither is known.
         """
         last, final = self.blocks[-1], self._norm
         if final is not None and (final.layout, final.grid) == (last.layout, last.grid):
             return final.before(layer, reads=reads)
-        return last.after(layer, reads=reads)
+        if self._end is None:
+            return last.after(layer, reads=reads)
+        end = Site(
+            name="end",
+            width=last.width,
+            layout=last.layout,
+            enter=self._end,
+            exit=None,
+            verbs=frozenset({"before"}),
+            depth=len(self.blocks),
+            grid=last.grid,
+            prefix=last.prefix,
+            stride=last.stride,
+        )
+        return end.before(layer, reads=reads)
 
     @property
     def classifier(self) -> nn.Module:

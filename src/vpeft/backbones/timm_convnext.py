@@ -114,6 +114,7 @@ def describe_timm_convnext(model: nn.Module) -> Backbone:
         others=others,
         pooled=_pooled,
         classifier=_classifier,
+        end=Point(net.norm_pre, "input"),
     )
 
 
@@ -165,6 +166,7 @@ def _block(index: int, stage: int, module: Any, stride: int, grid: tuple[int, in
     mlp_branch = branch(
         f"{name}.mlp_branch", Point(module.conv_dw, "input"), Point(module.drop_path, "output"), outer, width
     )
+    mlp_branch.writer, mlp_branch.gain = mlp.fc2, (module, "gamma") if module.gamma is not None else None
     return Block(
         name=name,
         width=width,

@@ -157,6 +157,7 @@ def describe_timm_vit(model: nn.Module) -> Backbone:
         others=others,
         pooled=_pooled,
         classifier=_classifier,
+        end=Point(vit.norm, "input"),
     )
 
 
@@ -201,6 +202,9 @@ def _block(index: int, module: Any, grid: tuple[int, int], prefix: int, stride: 
         if post
         else (module.norm2, module.mlp, module.ls2, module.drop_path2),
     )
+    if not post:  # in a post-norm block the norm writes the branch
+        for around, writer, scale in ((attn_branch, attn.proj, module.ls1), (mlp_branch, mlp.fc2, module.ls2)):
+            around.writer, around.gain = writer, (scale, "gamma") if hasattr(scale, "gamma") else None
     scales = (
         {}
         if post

@@ -63,6 +63,8 @@ class Reading(Method):
             second = block.tap(Count(), reads=(first,))
             yield from (first, second)
             yield backbone.at_end(Note(), reads=(first, second))
+        if self.which == "end":
+            yield backbone.at_end(Note(), reads=(block,))
         if self.which == "tokens":
             inserted = block.insert_tokens(Prompt(block.dim))
             yield inserted
@@ -167,3 +169,14 @@ def test_the_steps_of_a_branch_are_the_branch(options: dict[str, float]) -> None
             change = step(change)
         out = out + change
     assert torch.allclose(out, model.blocks[0](x), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [tiny_vit, lambda: tiny_vit(global_pool="avg"), tiny_swin, tiny_convnext])
+def test_the_end_of_the_trunk_is_before_norm_and_pooling(make: Callable[[], nn.Module]) -> None:
+    model, plain = _twins(make)
+    (h, *_), tuned = _noted(model, "end")
+    wanted = _seen(vpeft.describe(plain).blocks[-1].exit.module, "output", plain)
+    if h.shape != wanted.shape:  # a layer sees channels last
+        wanted = wanted.permute(0, 2, 3, 1)
+    assert torch.equal(h, wanted)
+    assert tuned.plan().reach == "none"
