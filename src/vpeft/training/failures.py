@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,7 +73,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, said: str) -> str:
-    """What a step needs, measured with one and two images, and what to change.
+    """What a step needs, measured with two and three images, and what to change.
 
     Args:
         tuned: in training mode, its gradients already given back.
@@ -93,16 +94,16 @@ def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, sai
         "a smaller image size or backbone" if part > 1 else "a smaller image size or backbone: one image is the least"
     )
     try:
-        with untouched_randomness():
-            one = saved_bytes(tuned, sample[:1])
-            two = saved_bytes(tuned, sample[:1].expand(2, *sample.shape[1:]).contiguous())
+        with untouched_randomness(), _buffers_as_they_were(tuned):
+            # Not one: BatchNorm in training mode refuses it.
+            two, three = (saved_bytes(tuned, sample[:1].expand(n, *sample.shape[1:]).contiguous()) for n in (2, 3))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        measured = "Not even two images fit, so the need could not be measured. "
+        measured = "Not even three images fit, so the need could not be measured. "
     else:
-        each = max(two - one, 0)
-        need = one + each * (part - 1)
+        each = max(three - two, 0)
+        need = two + each * (part - 2)
         trained = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
         measured = (
             f"Measured: {readable(each)} per image are kept for the backward pass in fp32, hence {readable(need)} for "
@@ -112,6 +113,17 @@ def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, sai
         # The largest part that would have fitted is not known, so no number is promised beyond the halving.
     first_line = said.strip().splitlines()[0] if said.strip() else ""
     return f"{head}{measured}Change one of: {'; '.join(advice)}.\n({first_line})"
+
+
+@contextmanager
+def _buffers_as_they_were(module: nn.Module) -> Iterator[None]:
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 class _Watch:

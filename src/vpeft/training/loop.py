@@ -138,6 +138,9 @@ class Training:
         at, settings = self.at, self.settings
         number = at.epoch + 1
         scores: Scores | None = None
+        if number == settings.epochs:
+            # What a method settles at the end is settled before it is scored.
+            self.tuned.advance(1.0)
         if self.val is not None and (number % settings.validate_every == 0 or number == settings.epochs):
             scores = evaluate(
                 self.tuned, self.val, batch=settings.batch, workers=self.workers, precision=settings.precision
@@ -146,7 +149,7 @@ class Training:
             if at.is_best(number, scores.top1) and settings.keep == "best":
                 self.best = {name: tensor.clone() for name, tensor in self.tuned.adapter_state().items()}
         at.count_time(training=False)
-        record = at.record(number, self.take.rate, scores)
+        record = at.record(number, self.take.rate(at.step - 1), scores)
         self.shown.epoch(record)
         patience = settings.early_stopping
         if patience is not None and at.without_gain >= patience:
@@ -168,7 +171,6 @@ class Training:
             at.kept_epoch = at.best_epoch
         if self.val is not None and (self.val_scores is None or at.kept_epoch != at.validated_epoch):
             self.val_scores = self.score_kept()
-        self.tuned.advance(1.0)
         at.finished = True
         self.save()
 

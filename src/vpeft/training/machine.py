@@ -31,6 +31,9 @@ def accelerator(precision: Precision, device: str = "auto") -> Accelerator:
         made = Accelerator(mixed_precision=_NAMES[precision], cpu=device == "cpu")
     except ValueError as error:
         raise UnsuitableMachine(f"precision = {precision!r} does not work on this machine: {error}") from error
+    if precision == "fp16" and made.device.type == "cpu":
+        # accelerate would say nothing and compute in fp32.
+        raise UnsuitableMachine('precision = "fp16" needs an accelerator; on the processor take "bf16" or "fp32".')
     if made.num_processes > 1:
         raise UnsuitableMachine(
             f"vpeft trains in one process so far, and {made.num_processes} were launched. Start it without a launcher."

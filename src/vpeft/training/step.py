@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
+from vpeft.errors import VpeftError
 from vpeft.training.batches import Batch
 from vpeft.training.evaluate import check_labels
 from vpeft.training.failures import (
@@ -22,6 +23,7 @@ from vpeft.training.failures import (
     not_finite_gradients,
 )
 from vpeft.training.groups import adamw
+from vpeft.training.modes import evaluation_mode
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.randomness import untouched_randomness
 from vpeft.training.schedule import rate_at
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 # fp16 skips a step whose gradient overflows and halves its loss scale, which starts at 2^16: after 32 in a row nothing
 # is left of it.
 _SKIPS_IN_A_ROW = 32
+
+
+class LoneImage(VpeftError):
+    """A batch, or a part of one, of a single image where BatchNorm needs two."""
 
 
 class HasLoss(Protocol):
@@ -74,11 +80,11 @@ class Stepper:
         self._prepared = machine.prepare_optimizer(self.optimiser)
         self._skipped = 0
 
-    @property
-    def rate(self) -> float:
-        """The rate of the adapter's groups, or of the head's where there are no others."""
+    def rate(self, step: int) -> float:
+        """The rate of the adapter's groups at `step`, or of the head's where there are no others."""
         groups = self.optimiser.param_groups
-        return float(next((group["lr"] for group in groups if group["part"] == "adapter"), groups[0]["lr"]))
+        peak = next((group["peak_lr"] for group in groups if group["part"] == "adapter"), groups[0]["peak_lr"])
+        return rate_at(step, peak, self.settings, self.steps_per_epoch)
 
     def __call__(self, images: Tensor, labels: Tensor, at: Standing) -> None:
         """One step on one batch, images (B, 3, H, W) and labels (B,) on the processor.
@@ -86,11 +92,19 @@ class Stepper:
         Raises:
             NonFinite: loss or gradient is not finite; the weights are those from before the step.
             OutOfMemory: with the measured need.
+            LoneImage: BatchNorm was given one image.
         """
         said: str | None = None
         try:
             loss, right = self._gradients(images, labels, at)
             self._apply(images, loss, right, at)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise LoneImage(
+                f"BatchNorm cannot be trained on a single image, and step {at.step + 1} has {len(images)} in "
+                f"{self.settings.accumulate} part(s). Set drop_last = true, another batch, or a smaller accumulate."
+            ) from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -137,7 +151,7 @@ class Stepper:
         if not self.settings.mixup:
             return images, labels
         if at.classes is None:
-            with torch.no_grad(), untouched_randomness():
+            with torch.no_grad(), untouched_randomness(), evaluation_mode(self.tuned):
                 at.classes = int(self.tuned(images[:1].to(self.machine.device)).shape[1])
         check_labels(labels, at.classes)
         mixed: Batch = v2.MixUp(alpha=self.settings.mixup, num_classes=at.classes)(images, labels)

@@ -22,6 +22,7 @@ from vpeft.training.fit import fit
 from vpeft.training.loop import LAST_GOOD
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.result import Result
+from vpeft.training.step import LoneImage
 
 SHORT = Optimisation(epochs=2, batch=8)
 
@@ -129,7 +130,7 @@ def test_out_of_memory_states_the_measured_need_and_what_to_change() -> None:
         made = vpeft.tune(tiny_vit(), vpeft.methods.LoRA(rank=2), num_classes=3, show=False, verify=False)
 
         def watch(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if len(inputs[0]) > 2:
+            if len(inputs[0]) > 3:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB.")
 
         made.register_forward_pre_hook(watch)
@@ -147,13 +148,13 @@ def test_out_of_memory_states_the_measured_need_and_what_to_change() -> None:
     assert caught.value.result is not None
     assert caught.value.result.state == "failed"
     assert same(before, weights(model))
-    # The advice is right: the same batch in parts of two goes through.
+    # The advice is right: the same batch in smaller parts goes through.
     assert fit(tuned(), Patches(8), optimisation=SHORT.model_copy(update={"accumulate": 4}), progress=False).steps == 2
 
     from vpeft.training.memory import readable, saved_bytes
 
     model.train()
-    each = saved_bytes(model, torch.randn(2, 3, 32, 32)) - saved_bytes(model, torch.randn(1, 3, 32, 32))
+    each = saved_bytes(model, torch.randn(3, 3, 32, 32)) - saved_bytes(model, torch.randn(2, 3, 32, 32))
     assert f"Measured: {readable(each)} per image" in text
 
 
@@ -164,6 +165,15 @@ def test_another_error_is_not_taken_for_it() -> None:
 
     with pytest.raises(RuntimeError, match="something else"):
         fit(tuned_vit(), Patches(8), optimisation=SHORT, progress=False, task=Wrong())
+
+
+def test_batch_norm_with_a_lone_image_is_explained() -> None:
+    head = torch.nn.Sequential(torch.nn.BatchNorm1d(48), torch.nn.Linear(48, 3))
+    tuned = vpeft.tune(tiny_vit(), vpeft.methods.LoRA(rank=2), head=head, show=False, verify=False)
+    with pytest.raises(LoneImage, match="drop_last = true"):
+        fit(tuned, Patches(9), optimisation=SHORT, progress=False)
+    dropped = SHORT.model_copy(update={"drop_last": True, "mixup": 0.2})
+    assert fit(tuned, Patches(9), optimisation=dropped, progress=False).steps == 2
 
 
 LIMITED = """

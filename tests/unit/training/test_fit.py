@@ -19,9 +19,11 @@ from vpeft.injection.tuned_model import TunedModel
 from vpeft.training.checkpoint import BadCheckpoint, read_checkpoint
 from vpeft.training.evaluate import UnsuitableData, evaluate
 from vpeft.training.fit import UnsuitableSettings, fit
+from vpeft.training.machine import UnsuitableMachine
 from vpeft.training.modes import to_training_mode
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.result import EpochRecord, Result
+from vpeft.training.schedule import rate_at
 
 SHORT = Optimisation(epochs=2, batch=8, lr=3e-3)
 
@@ -307,3 +309,39 @@ def test_batch_norm_follows_the_policy() -> None:
     assert [model.backbone[0].training, model.backbone[1].training, model.added.training] == [False, True, True]
     to_training_mode(model, "frozen")
     assert [model.backbone[0].training, model.backbone[1].training, model.added.training] == [False, False, True]
+
+
+def test_taken_up_between_the_last_step_and_the_end_of_its_epoch(tmp_path: Path) -> None:
+    class Crash(Exception):
+        pass
+
+    class Broken(Patches):
+        """Cannot be validated on."""
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            raise Crash
+
+    settings = SHORT.model_copy(update={"checkpoint_steps": 3})
+    whole, later = tuned_vit(), tuned_vit(seed=4)
+    expected = quickly(whole, settings, val=Patches(6))
+    with pytest.raises(Crash):
+        quickly(tuned_vit(), settings, val=Broken(6), out=tmp_path)
+    result = quickly(later, settings, val=Patches(6), out=tmp_path)
+    assert result.resumed_at == 3
+    times = {"seconds", "images_per_second"}
+    assert [r.model_dump(exclude=times) for r in result.history] == [
+        r.model_dump(exclude=times) for r in expected.history
+    ]
+    assert same(weights(whole), weights(later))
+
+
+def test_the_rate_in_the_record_is_that_of_the_last_step() -> None:
+    rates = [record.lr for record in quickly(tuned_vit(), SHORT.model_copy(update={"warmup": 0.5})).history]
+    assert rates == pytest.approx([3e-3, rate_at(5, 3e-3, SHORT.model_copy(update={"warmup": 0.5}), 3)])
+
+
+def test_what_this_machine_cannot_do_is_said() -> None:
+    with pytest.raises(UnsuitableMachine, match='"fp16" needs an accelerator'):
+        quickly(tuned_vit(), SHORT.model_copy(update={"precision": "fp16", "device": "cpu"}))
+    assert quickly(tuned_vit(), SHORT.model_copy(update={"deterministic": True, "device": "cpu"})).device == "cpu"
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,61 @@
+"""Every method: a run that crashes and is taken up by a fresh model ends like one that did not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import vpeft
+from tests.models import tiny_vit
+from tests.unit.training.material import Patches, same, weights
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.methods import registry
+from vpeft.training.fit import fit
+from vpeft.training.optimisation import Optimisation
+
+SETTINGS = Optimisation(epochs=3, batch=8, lr=1e-3, mixup=0.3, checkpoint_steps=2)
+
+
+class Crash(Exception):
+    """Stands for a kill within this process."""
+
+
+class Crashing(Patches):
+    """Falls over in the middle of the fourth batch, after the checkpoint of the first epoch's end."""
+
+    left = 0
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.left -= 1
+        if self.left == 0:
+            raise Crash
+        return super().__getitem__(index)
+
+
+def tuned(name: str, seed: int) -> TunedModel:
+    torch.manual_seed(0)
+    model = tiny_vit(drop_path_rate=0.2)
+    torch.manual_seed(seed)
+    return vpeft.tune(model, registry.get(name)(), num_classes=3, show=False, verify=False)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_it_goes_on_bit_by_bit(name: str, tmp_path: Path) -> None:
+    whole = tuned(name, 0)
+    fit(whole, Patches(22, noise=0.3), optimisation=SETTINGS, progress=False)
+
+    broken = Crashing(22, noise=0.3)
+    # Methods that look at the data first use up one epoch of accesses before the first step.
+    prepares = registry.get(name).prepare is not registry.Method.prepare
+    broken.left = 22 + 4 + (22 if prepares else 0)
+    with pytest.raises(Crash):
+        fit(tuned(name, 0), broken, optimisation=SETTINGS, out=tmp_path, progress=False)
+
+    later = tuned(name, 0)
+    result = fit(later, Patches(22, noise=0.3), optimisation=SETTINGS, out=tmp_path, progress=False)
+    assert result.resumed_at == 3
+    assert same(weights(whole), weights(later))
+    assert result.steps == 9
