@@ -31,7 +31,6 @@ def test_bitfit_takes_the_tables_of_positions_where_asked() -> None:
 
 def test_bitfit_counts() -> None:
     assert trained(BitFit()) == 102_912
-    assert round(trained(BitFit(relative_position=True), model=SWIN_B) / 1e6, 1) == 0.2
     assert trained(BitFit(relative_position=True), model=SWIN_B) - trained(BitFit(), model=SWIN_B) == 63_544
     assert trained(BitFit(only="query_fc1")) == 12 * (768 + 3_072)
 
@@ -90,8 +89,6 @@ def test_ln_tune_trains_every_norm_and_nothing_else(make) -> None:  # type: igno
 
 def test_ln_tune_counts() -> None:
     assert trained(LNTune()) == 38_400
-    output_norms_of_a_detector = 2 * (128 + 256 + 512 + 1024) - 2 * 1024  # it has no final norm of its own
-    assert round((trained(LNTune(), model=SWIN_B) + output_norms_of_a_detector) / 1e6, 4) == 0.0594
 
 
 def test_ln_tune_changes_the_norms_output() -> None:

@@ -50,6 +50,19 @@ def test_equals_a_restatement_that_leaves_the_bias_alone(method: Method) -> None
     assert torch.allclose(tuned.merge().features(x), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_slices_of_a_fused_projection_are_scaled_alone_and_merge() -> None:
+    tuned = vpeft.tune(base_vit(), SSB(targets=("k", "fc1")), show=False)
+    randomise(tuned)
+    layer, plain = tuned.adapter().get_submodule("blocks.0.attn.k.reparametrize"), base_vit().blocks[0].attn.qkv
+    x = torch.randn(2, 17, 48)
+    q, _, v = F.linear(x, plain.weight, plain.bias).chunk(3, dim=-1)
+    k = layer.outputs * ((layer.inputs * x) @ plain.weight[48:96].T) + plain.bias[48:96]
+    assert torch.allclose(tuned.backbone.blocks[0].attn.qkv(x), torch.cat([q, k, v], dim=-1), atol=1e-5)
+    x = images_for(tuned.backbone)
+    before = tuned.features(x)
+    assert torch.allclose(tuned.merge().features(x), before, atol=1e-5)
+
+
 def test_counts() -> None:
     assert trained(SSL()) == 64_512
     assert trained(SSB()) == 147_456
