@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from ..backbones.backbone import Backbone
-from ..backbones.edits import Edit
 from ..backbones.blocks import Block
+from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
 from .method import Method
 from .registry import register

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..backbones.backbone import Backbone
-from ..backbones.edits import Edit
 from ..backbones.blocks import Block
+from ..backbones.edits import Edit
 from ..backbones.places import Norm, Projection
 from ..layers.scale_shift import ScaleShift
 from .method import Method
