@@ -207,9 +207,13 @@ class Span(Place):
 
     Attributes:
         steps: for a branch that is a plain chain, the modules that run one after the other; empty otherwise.
+        writer: for a branch, the projection whose output is the branch's, but for a gain of each channel.
+        gain: that gain (LayerScale), as module and attribute; None where there is none.
     """
 
     steps: tuple[nn.Module, ...] = ()
+    writer: Projection | None = None
+    gain: tuple[nn.Module, str] | None = None
 
 
 @dataclass(eq=False)

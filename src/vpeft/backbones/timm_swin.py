@@ -321,6 +321,7 @@ def _block(index: int, stage: int, module: Any, stride: int, carrier: BesideToke
     mlp_branch = branch(
         f"{name}.mlp_branch", Point(module.norm2, "input"), Point(module.drop_path2, "output"), sequence, width
     )
+    attn_branch.writer, mlp_branch.writer = attn.proj, mlp.fc2
     return Block(
         name=name,
         width=width,

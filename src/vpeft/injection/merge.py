@@ -2,7 +2,8 @@
 
 A layer states its form by a method of its own:
     weight_delta() -> (dW, db or None)     `parallel` on a projection: W + dW, b + db
-    affine() -> (scale, shift)             `after` on a projection or norm: scale * y + shift
+    affine() -> (scale, shift)             `after` on a projection or norm, or on a branch that a projection
+                                           writes: scale * y + shift
     linear_map() -> (M, m)                 `before` a projection, or between a norm and its only readers: x -> M x + m;
                                            `after` a projection: y -> M y + m
 `reparametrize` merges by construction, and `unfreeze` is in the weights already.
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.edits import Edit
-from ..backbones.places import Norm, Projection
+from ..backbones.places import Norm, Projection, Span
 from ..errors import VpeftError
 from .operations import pad_rows
 
@@ -72,6 +73,10 @@ def why_not(edit: Edit) -> str | None:
             absorbed = isinstance(place, Projection) or place.consumers
             return None if absorbed else f"what reads {place.name} cannot absorb a linear map"
         return f"{kind} is no affine map"
+    if edit.verb == "after" and isinstance(place, Span) and hasattr(layer, "affine"):
+        if place.writer is None:
+            return f"no projection alone writes {place.name}"
+        return None if bool((_gain(place) != 0).all()) else f"{place.name} is scaled by zero"
     if edit.verb == "before" and hasattr(layer, "linear_map"):
         if isinstance(place, Projection):
             return None if not place.is_conv else f"{place.name} is a convolution, whose padding a linear map changes"
@@ -93,6 +98,7 @@ def merge_edits(edits: Iterable[Edit]) -> Merged:
         raise CannotMerge(f"This adapter has no exact form in the weights: {'; '.join(refusals[:4])}{more}.")
     merged = Merged()
     upstream: list[tuple[int, Projection, nn.Module]] = []
+    behind: list[tuple[Span, nn.Module]] = []  # what acts on a branch follows what acts inside it
     for edit in edits:
         place, layer = edit.place, edit.layer
         if layer is None:
@@ -105,6 +111,8 @@ def merge_edits(edits: Iterable[Edit]) -> Merged:
             _add(merged, place, layer(place.weight) - place.weight, None) if place.rows else merged.change(
                 place.module, "weight", layer(weight)
             )
+        elif isinstance(place, Span):
+            behind.append((place, layer))
         elif edit.verb == "after" and hasattr(layer, "affine"):
             _scale(merged, place.own, place, layer)
         elif edit.verb == "after" and isinstance(place, Projection):
@@ -121,7 +129,19 @@ def merge_edits(edits: Iterable[Edit]) -> Merged:
         flat = weight.flatten(1)
         _add_bias(merged, target.module, flat @ shift)
         merged.change(target.module, "weight", (flat @ matrix).reshape(weight.shape))
+    for span, layer in behind:
+        assert span.writer is not None
+        scale, shift = layer.affine()  # type: ignore[operator]
+        _rescale(merged, span.writer, scale, shift / _gain(span))
     return merged
+
+
+def _gain(span: Span) -> Tensor:
+    """What stands between the projection that writes a branch and the branch's output: a factor for each channel."""
+    if span.gain is None:
+        return torch.ones(())
+    gain: Tensor = getattr(*span.gain)
+    return gain.detach().flatten()
 
 
 def _weight(place: Projection) -> Tensor:
@@ -157,8 +177,11 @@ def _compose(merged: Merged, place: Projection, layer: nn.Module) -> None:
 
 def _scale(merged: Merged, own: dict[str, tuple[nn.Module, str]], place: object, layer: nn.Module) -> None:
     """scale * y + shift, folded into the weight and bias of a projection or norm."""
-    scale, shift = layer.affine()  # type: ignore[operator]
-    module = place.module if isinstance(place, Projection) else own["weight"][0]
+    _rescale(merged, place if isinstance(place, Projection) else own["weight"][0], *layer.affine())  # type: ignore[operator]
+
+
+def _rescale(merged: Merged, place: Projection | nn.Module, scale: Tensor, shift: Tensor) -> None:
+    module = place.module if isinstance(place, Projection) else place
     weight, bias = module._parameters["weight"], module._parameters.get("bias")
     assert weight is not None
     rows = place.rows if isinstance(place, Projection) else None
