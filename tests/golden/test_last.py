@@ -12,6 +12,7 @@ import vpeft
 from tests.golden.saved import saved_by
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
 from vpeft.methods import LAST
+from vpeft.methods.method import BadField
 
 
 def _f(p: dict[str, Tensor], key: str, x: Tensor, heads: int, scale: float) -> Tensor:
@@ -78,3 +79,8 @@ def test_nothing_of_the_trunk_is_saved_but_the_states() -> None:
 def test_several_widths_are_refused(make: type) -> None:
     with pytest.raises(vpeft.MissingPlace, match="one width and one grid"):
         vpeft.tune(make(), LAST(), show=False)
+
+
+def test_heads_must_divide_the_rank() -> None:
+    with pytest.raises(BadField, match="3 heads do not divide 16"):
+        vpeft.tune(tiny_vit(), LAST(heads=3), show=False)

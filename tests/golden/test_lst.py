@@ -12,6 +12,7 @@ import vpeft
 from tests.golden.saved import saved_by
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
 from vpeft.methods import LST
+from vpeft.methods.method import BadField
 
 
 def _randomise(tuned: vpeft.TunedModel) -> dict[str, Tensor]:
@@ -135,3 +136,9 @@ def test_pruned_start_holds_rows_and_columns_of_the_frozen_block() -> None:
 def test_pruning_needs_attention() -> None:
     with pytest.raises(vpeft.MissingPlace, match="attn"):
         vpeft.tune(tiny_convnext(), LST(init="magnitude"), show=False)
+
+
+@pytest.mark.parametrize("keep", [(), (0, 3)])
+def test_blocks_that_do_not_exist_cannot_be_kept(keep: tuple[int, ...]) -> None:
+    with pytest.raises(BadField, match="blocks are 0 to 2"):
+        vpeft.tune(tiny_vit(), LST(keep=keep), show=False)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
-from .method import Method
+from .method import BadField, Method
 from .registry import register
 
 
@@ -50,6 +50,8 @@ class LAST(Method):
         return self.output == "residual"
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
+        if self.rank % self.heads:
+            raise BadField(f"LAST splits the rank over its heads, but {self.heads} heads do not divide {self.rank}.")
         first = backbone.blocks[0]
         for block in backbone.blocks:
             if (block.dim, block.grid) != (first.dim, first.grid):
@@ -71,8 +73,6 @@ class LowRankAttention(nn.Module):
 
     def __init__(self, width: int, rank: int, heads: int, scale: float) -> None:
         super().__init__()
-        if rank % heads:
-            raise ValueError(f"{heads} heads do not divide the rank {rank}")
         self.heads, self.scale = heads, scale
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.q, self.k, self.v = (nn.Linear(width, rank, bias=False) for _ in range(3))

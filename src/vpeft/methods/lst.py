@@ -16,8 +16,10 @@ from ..backbones.blocks import Block
 from ..backbones.edits import Edit
 from ..layers.pooling import pool, side_pooling
 from ..layers.side_block import SideBlock, prune
-from .method import Method
+from .method import BadField, Method
 from .registry import register
+
+PRUNED = ("q", "k", "v", "proj", "fc1", "fc2")
 
 
 @register("lst", family="side", paper="2206.06522")
@@ -60,11 +62,12 @@ class LST(Method):
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
         kept = [block for block in backbone.blocks if self.keep is None or block.index in self.keep]
+        if len(kept) != len(set(self.keep or kept)) or not kept:
+            raise BadField(f"LST.keep = {self.keep} does not fit: the blocks are 0 to {len(backbone.blocks) - 1}.")
         if self.init == "magnitude":
-            backbone.require("attn.q", "attn.k", "attn.v", "mlp.fc1", "mlp.fc2")
+            backbone.require("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")
         how = side_pooling(backbone.facts.pooling, backbone.facts.prefix_tokens)
-        ladder = Ladder(self, backbone, kept, how)
-        yield backbone.outlet.after(ladder, reads=(backbone.embedding, *kept))
+        yield backbone.outlet.after(Ladder(self, backbone, kept, how), reads=(backbone.embedding, *kept))
 
 
 class Ladder(nn.Module):
@@ -87,7 +90,8 @@ class Ladder(nn.Module):
         self.up = nn.Linear(widths[-1], backbone.facts.width)
         self.last = nn.Parameter(torch.full((1,), method.gate_start)) if method.merge_last else None
         if method.init == "magnitude":
-            prune(list(self.blocks), [_weights(block) for block in kept], [_heads(block) for block in kept])
+            weights = [{name: block.projection(name).weight for name in PRUNED} for block in kept]
+            prune(list(self.blocks), weights, [_heads(block) for block in kept])
 
     def forward(self, feature: Tensor, *values: Tensor) -> Tensor:
         h: Tensor = self.ladders[0](values[0])
@@ -112,7 +116,3 @@ class Ladder(nn.Module):
 
 def _heads(block: Block) -> int:
     return block.attn.core.heads if block.has("attn.core") else 1
-
-
-def _weights(block: Block) -> dict[str, Tensor]:
-    return {name: block.projection(name).weight for name in ("q", "k", "v", "proj", "fc1", "fc2")}
