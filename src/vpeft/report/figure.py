@@ -141,9 +141,8 @@ def _draw(axes: Axes, board: Board, *, titled: bool, number: int = 0) -> None:
     if titled:
         axes.set_title(f"{board.title}   ", loc="left", fontweight="bold", fontsize=12)
         seeds = f"{len(board.seeds)} seed{'s' if len(board.seeds) > 1 else ''}"
-        axes.set_title(
-            f"{board.protocol}, {len(board.tasks)} tasks, {seeds}", loc="right", fontsize=9, color=COLOURS["--faint"]
-        )
+        tasks = f"{len(board.tasks)} task{'s' if len(board.tasks) > 1 else ''}"
+        axes.set_title(f"{board.protocol}, {tasks}, {seeds}", loc="right", fontsize=9, color=COLOURS["--faint"])
     front = [point for point in shown if point.on_front]
     if len(front) > 1:
         across = [place[point.row] for point in front]
@@ -163,7 +162,7 @@ def _draw(axes: Axes, board: Board, *, titled: bool, number: int = 0) -> None:
             ecolor=colour,
             elinewidth=1.4,
             capsize=0,
-            zorder=4,
+            zorder=5 if point.on_front else 4,
         )[0].set_gid(f"point-{number}-{point.row}")
     axes.margins(y=0.16)
     _label(axes, shown, place)
@@ -229,7 +228,7 @@ def _label(axes: Axes, shown: Sequence[Point], place: dict[int, float]) -> None:
                 va="center",
                 fontsize=LABEL,
                 fontweight="bold" if point.is_best else "normal",
-                zorder=5,
+                zorder=6,
             )
             box = text.get_window_extent(renderer).padded(1)
             tried.append((_covered(box, taken, frame), len(tried), text, box))

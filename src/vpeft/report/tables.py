@@ -77,8 +77,9 @@ def on_terminal(boards: Sequence[Board]) -> RenderableType:
     parts: list[RenderableType] = []
     for board in boards:
         seeds = f"{len(board.seeds)} seed{'s' if len(board.seeds) > 1 else ''}"
+        tasks = f"{len(board.tasks)} task{'s' if len(board.tasks) > 1 else ''}"
         table = Table(
-            title=f"{board.title}   {board.protocol}, {len(board.tasks)} tasks x {seeds}",
+            title=f"{board.title}   {board.protocol}, {tasks} x {seeds}",
             title_justify="left",
             title_style="bold",
         )
