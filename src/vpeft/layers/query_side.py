@@ -7,6 +7,9 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..backbones.blocks import AttentionSite, Block
+from ..backbones.points import MissingPlace
+
 EPS = 1e-5  # all norms of SynQT's side path; the backbone's own have 1e-6
 
 
@@ -98,6 +101,31 @@ def _run(steps: tuple[nn.Module, ...], x: Tensor) -> Tensor:
     for step in steps:
         x = step.forward(x)  # past the step's own hooks: they belong to the image tokens
     return x
+
+
+def frozen_path(block: Block) -> FrozenPath:
+    """A block as its queries see it; MissingPlace where its attention is gated or normed inside."""
+    attn, steps = block.attn, block.attn_branch.steps
+    assert attn.exit is not None
+    if attn.has("gate") or attn.has("norm"):
+        raise MissingPlace(
+            f"The attention of {block.name} is gated or normed inside, which queries beside it do not know."
+        )
+    at = steps.index(attn.exit.module)
+    return FrozenPath(
+        before=steps[:at],
+        query=(attn.q.module, attn.q.rows),
+        norms=(_norm(attn, "q_norm"), _norm(attn, "k_norm")),
+        proj=attn.proj.module,
+        after=steps[at + 1 :],
+        mlp=block.mlp_branch.steps,
+        heads=attn.core.heads,
+    )
+
+
+def _norm(attn: AttentionSite, name: str) -> nn.Module | None:
+    end = attn.parts[name].exit if attn.has(name) else None
+    return None if end is None else end.module
 
 
 class QueryFusion(nn.Module):

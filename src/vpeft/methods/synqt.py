@@ -9,10 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
-from ..backbones.blocks import AttentionSite, Block
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
-from ..layers.query_side import FrozenPath, QueryFusion, QueryMixer, ResidualAdapter
+from ..layers.query_side import QueryFusion, QueryMixer, ResidualAdapter, frozen_path
 from .method import Method
 from .registry import register
 
@@ -80,7 +79,7 @@ class Queries(nn.Module):
             QueryMixer(width, method.bottleneck, method.inner, *scales, drop) for _ in range(depth)
         )
         self.fusion = QueryFusion(width, 3 * depth, method.bottleneck, drop, method.drop_path)
-        self.paths = tuple(_path(block) for block in backbone.blocks)
+        self.paths = tuple(frozen_path(block) for block in backbone.blocks)
         own = {name: getattr(*at) for name, at in backbone.norm.own.items()} if backbone.has_norm else {}
         with torch.no_grad():
             for name, start in own.items():
@@ -100,26 +99,3 @@ class Queries(nn.Module):
                 store.append(value.mean(dim=1, keepdim=True))
         out: Tensor = self.fusion(torch.cat([queries[-1], *queries, *attended, *changed], dim=1))
         return out
-
-
-def _path(block: Block) -> FrozenPath:
-    """The frozen block as its queries see it."""
-    attn, steps = block.attn, block.attn_branch.steps
-    assert attn.exit is not None
-    if attn.has("gate") or attn.has("norm"):
-        raise MissingPlace(f"SynQT does not know the gated or normed attention of {block.name}.")
-    at = steps.index(attn.exit.module)
-    return FrozenPath(
-        before=steps[:at],
-        query=(attn.q.module, attn.q.rows),
-        norms=(_norm(attn, "q_norm"), _norm(attn, "k_norm")),
-        proj=attn.proj.module,
-        after=steps[at + 1 :],
-        mlp=block.mlp_branch.steps,
-        heads=attn.core.heads,
-    )
-
-
-def _norm(attn: AttentionSite, name: str) -> nn.Module | None:
-    end = attn.parts[name].exit if attn.has(name) else None
-    return None if end is None else end.module
