@@ -38,4 +38,6 @@ def need_extra(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
-        raise MissingExtra(f'This needs {package}, which is not installed. Install it: pip install "vpeft[{extra}]"') from error
+        raise MissingExtra(
+            f'This needs {package}, which is not installed. Install it: pip install "vpeft[{extra}]"'
+        ) from error

@@ -22,7 +22,7 @@ def _code(path: Path) -> str:
 
 @pytest.mark.parametrize("folder", NAMELESS)
 def test_no_method_is_named_outside_its_file(folder: str) -> None:
-    words = {name for name in all_methods()} | {kind.__name__ for kind in all_methods().values()}
+    words = set(all_methods()) | {kind.__name__ for kind in all_methods().values()}
     words -= {"Adapter", "adapter", "last"}  # also the word for every attached thing, and a word
     pattern = re.compile(rf"\b({'|'.join(sorted(words))})\b")
     found = {

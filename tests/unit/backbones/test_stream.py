@@ -53,10 +53,7 @@ def test_stream1_is_between_the_branches(also_branch: bool) -> None:
     tuned = vpeft.tune(copy.deepcopy(plain), Scale(also_branch=also_branch), show=False)
     x = plain.blocks[0](plain._pos_embed(plain.patch_embed(images)))
     block = plain.blocks[1]
-    if also_branch:
-        x = x + 3 * block.attn(block.norm1(x * 0.5 + 1)) + 1
-    else:
-        x = x + block.attn(block.norm1(x))
+    x = x + (3 * block.attn(block.norm1(x * 0.5 + 1)) + 1 if also_branch else block.attn(block.norm1(x)))
     x = 2 * x + 1
     x = x + block.mlp(block.norm2(x))
     expected = plain.norm(plain.blocks[2](x))[:, 0]
