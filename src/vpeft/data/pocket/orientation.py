@@ -1,0 +1,90 @@
+"""pocket/orientation: which way does it point? Four kinds of vehicles seen from above, turned to one of 12 headings."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vpeft.data.pocket.drawing import (
+    Field,
+    backdrop,
+    between,
+    box,
+    colour,
+    contrasting,
+    cover,
+    disc,
+    ellipse,
+    noisy,
+    paint,
+    to_bytes,
+    turned,
+)
+from vpeft.data.pocket.task import SIDE, Images, Labels, PocketTask
+
+HEADINGS = 12
+
+
+def _car(u: Field, v: Field) -> tuple[Field, Field]:
+    body = box(u, v, 11, 5) - 2
+    return body, np.minimum(box(u - 3.5, v, 1.5, 4), box(u + 8, v, 0.8, 3.5))
+
+
+def _boat(u: Field, v: Field) -> tuple[Field, Field]:
+    hull = np.maximum(ellipse(u + 4, v, 18, 7), -u - 11)
+    return hull, box(u + 3, v, 3.5, 3)
+
+
+def _plane(u: Field, v: Field) -> tuple[Field, Field]:
+    body = ellipse(u, v, 14, 3)
+    wings = np.maximum(np.abs(u + np.abs(v) * 0.35 - 2) - 2.5, np.abs(v) - 13)
+    tail = np.maximum(np.abs(u + np.abs(v) * 0.4 + 11) - 1.6, np.abs(v) - 5)
+    return np.minimum(np.minimum(body, wings), tail), ellipse(u - 10, v, 2, 1.5)
+
+
+def _beetle(u: Field, v: Field) -> tuple[Field, Field]:
+    body = np.minimum(ellipse(u + 3, v, 10, 7.5), _knob(u - 9, v, 4.5))
+    feelers = np.maximum(np.abs(np.abs(v) - (u - 9) * 0.5) - 0.8, np.abs(u - 13) - 4)
+    return np.minimum(body, feelers), np.maximum(np.abs(v) - 0.8, np.abs(u + 4) - 8)
+
+
+def _knob(u: Field, v: Field, radius: float) -> Field:
+    return np.sqrt(u * u + v * v) - radius
+
+
+_KINDS = (_car, _boat, _plane, _beetle)
+
+
+def draw(split: str, count: int, rng: np.random.Generator) -> tuple[Images, Labels]:
+    labels = rng.permutation(np.arange(count) % HEADINGS)
+    images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
+    for i, label in enumerate(labels.tolist()):
+        angle = (label + between(rng, 0.1, 0.9)) / HEADINGS * 2 * np.pi
+        size = between(rng, 0.8, 1.35)
+        x, y = between(rng, 22, 42), between(rng, 22, 42)
+        base = colour(rng, 0.15, 0.85)
+        picture = backdrop(rng, base, 0.3)
+        for _ in range(int(rng.integers(0, 4))):  # litter
+            radius = between(rng, 1.5, 4)
+            at = between(rng, 0, SIDE), between(rng, 0, SIDE)
+            picture = paint(picture, cover(disc(*at, radius)), contrasting(rng, base, 0.1))
+        u, v = turned(x, y, angle)
+        u, v = u / size, v / size * between(rng, 0.85, 1.2)
+        body, marking = _KINDS[int(rng.integers(len(_KINDS)))](u, v)
+        ink = contrasting(rng, base, 0.18)
+        picture = picture * (1 - 0.35 * cover(np.roll(body, (2, 2), (0, 1)) * size)[..., None])  # its shadow
+        picture = paint(picture, cover(body * size), ink)
+        picture = paint(picture, cover(marking * size), contrasting(rng, ink, 0.25))
+        images[i] = to_bytes(noisy(picture, rng, between(rng, 0.01, 0.05)))
+    return images, labels.astype(np.int64)
+
+
+TASK = PocketTask(
+    name="orientation",
+    group="structured",
+    title="Which way does it point?",
+    description="A car, boat, plane or beetle from above, of any colour; the class is its heading in 30 degree steps.",
+    labels=tuple(f"{30 * k} to {30 * (k + 1)} degrees" for k in range(HEADINGS)),
+    source="drawn",
+    licence="Apache-2.0",
+    draw=draw,
+)
