@@ -34,7 +34,7 @@ VARIANTS = {
 }
 
 
-@register("adapter", family="adapter", paper="1902.00751")
+@register("adapter", category="addition", family="adapter", paper="1902.00751", year=2019, venue="ICML")
 class Adapter(Method):
     """A bottleneck with its own skip, in series on what a sub-layer gives.
 

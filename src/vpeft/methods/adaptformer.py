@@ -14,7 +14,7 @@ from .method import Method
 from .registry import register
 
 
-@register("adaptformer", family="adapter", paper="2205.13535")
+@register("adaptformer", category="addition", family="adapter", paper="2205.13535", year=2022, venue="NeurIPS")
 class AdaptFormer(Method):
     """A scaled bottleneck in parallel to the MLP branch of every block.
 

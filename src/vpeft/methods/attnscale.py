@@ -18,7 +18,7 @@ from .registry import register
 Position = Literal["probs", "logits"]
 
 
-@register("attnscale", family="reparameter", paper="2304.01917")
+@register("attnscale", category="partial", family="reparameter", paper="2304.01917", year=2024, venue="AAAI")
 class AttnScale(Method):
     """A . softmax(S) v in place of softmax(S) v, S = q k^T / sqrt(d), A (N, N) from ones, together with `dra`.
 

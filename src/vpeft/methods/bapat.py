@@ -13,7 +13,7 @@ from .patt import PATT
 from .registry import register
 
 
-@register("bapat", family="unified", paper="2210.00788")
+@register("bapat", category="unified", family="unified", paper="2210.00788", year=2022, venue="arXiv")
 class BAPAT(PATT):
     """PATT together with a parallel adapter that reads what the MLP reads (Swin-BAPAT; the same on ViT).
 

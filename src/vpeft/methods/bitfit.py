@@ -14,7 +14,7 @@ from .registry import register
 TABLE = "relative_position_bias_table"
 
 
-@register("bitfit", family="specification", paper="2106.10199")
+@register("bitfit", category="partial", family="specification", paper="2106.10199", year=2022, venue="ACL")
 class BitFit(Method):
     """Every bias of the backbone trains: y = W x + (b + db) in projections, beta + dbeta in norms.
 

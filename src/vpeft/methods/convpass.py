@@ -15,7 +15,7 @@ from .method import Method
 from .registry import register
 
 
-@register("convpass", family="adapter", paper="2207.07039")
+@register("convpass", category="addition", family="adapter", paper="2207.07039", year=2022, venue="arXiv")
 class Convpass(Method):
     """A 1x1, 3x3, 1x1 convolutional bottleneck beside attention and MLP gives the tokens their grid back.
 

@@ -11,7 +11,7 @@ from .method import Method
 from .registry import register
 
 
-@register("dra", family="adapter", paper="2301.02419")
+@register("dra", category="addition", family="adapter", paper="2301.02419", year=2023, venue="TMLR")
 class DRA(Method):
     """Domain residual adapter: x + [MSA(LN(x)) + d_a], then x + [MLP(LN(x)) + d_m], with d_a and d_m (D,) from zero.
 

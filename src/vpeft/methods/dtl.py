@@ -16,7 +16,7 @@ from .method import BadField, Method
 from .registry import register
 
 
-@register("dtl", family="side", paper="2312.07856")
+@register("dtl", category="addition", family="side", paper="2312.07856", year=2024, venue="AAAI")
 class DTL(Method):
     """A compact side network: h gathers low-rank maps of all block inputs, and late blocks add a sharp swish of it.
 

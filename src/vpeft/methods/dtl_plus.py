@@ -11,7 +11,7 @@ from .dtl import DTL
 from .registry import register
 
 
-@register("dtl_plus", family="side", paper="2312.07856")
+@register("dtl_plus", category="addition", family="side", paper="2312.07856", year=2024, venue="AAAI")
 class DTLPlus(DTL):
     """DTL whose write-back passes a k x k depthwise convolution over the patch tokens.
 

@@ -18,7 +18,7 @@ from .method import Method
 from .registry import register
 
 
-@register("e3va", family="side", paper="2306.09729")
+@register("e3va", category="addition", family="side", paper="2306.09729", year=2024, venue="ACM MM")
 class E3VA(Method):
     """Two adapters for each block read its attention and MLP branch and add to a side state that alone has gradients.
 

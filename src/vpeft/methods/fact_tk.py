@@ -14,7 +14,7 @@ from .method import Method
 from .registry import register
 
 
-@register("fact_tk", family="reparameter", paper="2212.03145")
+@register("fact_tk", category="partial", family="reparameter", paper="2212.03145", year=2023, venue="AAAI")
 class FacTTK(Method):
     """The changes of all D x D matrices share U, V and a core C; each has one mixing vector.
 

@@ -35,7 +35,7 @@ def pieces(place: Projection, width: int) -> tuple[int, int]:
     return pair
 
 
-@register("fact_tt", family="reparameter", paper="2212.03145")
+@register("fact_tt", category="partial", family="reparameter", paper="2212.03145", year=2023, venue="AAAI")
 class FacTTT(Method):
     """The changes of all D x D matrices share their outer factors; each has a small core.
 

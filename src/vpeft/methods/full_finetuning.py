@@ -10,7 +10,7 @@ from .method import Method
 from .registry import register
 
 
-@register("full_finetuning", family="baseline")
+@register("full_finetuning", category="baseline", family="baseline")
 class FullFinetuning(Method):
     """Every tensor of the backbone trains: patch embedding, class token, positions, blocks, final norm; and the head.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
 
 
-@register("gps", family="specification", paper="2312.10136")
+@register("gps", category="partial", family="specification", paper="2312.10136", year=2024, venue="CVPR")
 class GPS(Method):
     """For each output neuron of each weight only the k incoming weights with the largest gradient train.
 

@@ -17,7 +17,7 @@ from .method import BadField, Method
 from .registry import register
 
 
-@register("hst", family="side", paper="2310.05393")
+@register("hst", category="addition", family="side", paper="2310.05393", year=2023, venue="arXiv")
 class HST(Method):
     """A four-level side network with its own image stem reads, block by block, a meta token and the patch tokens.
 

@@ -14,7 +14,7 @@ from .method import Method
 from .registry import register
 
 
-@register("hydra", family="adapter", paper="2309.06922")
+@register("hydra", category="addition", family="adapter", paper="2309.06922", year=2024, venue="Neural Networks")
 class Hydra(Method):
     """On the output projection of the attention and on fc2: one branch reads the layer's input, one its output.
 

@@ -18,7 +18,7 @@ from .method import BadField, Method
 from .registry import register
 
 
-@register("last", family="side", paper="2402.04009")
+@register("last", category="addition", family="side", paper="2402.04009", year=2024, venue="arXiv")
 class LAST(Method):
     """A side stack of low-rank self-attention without MLPs reads the frozen block outputs and corrects the last one.
 

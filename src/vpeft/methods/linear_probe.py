@@ -12,7 +12,7 @@ from .method import Method
 from .registry import register
 
 
-@register("linear_probe", family="baseline")
+@register("linear_probe", category="baseline", family="baseline")
 class LinearProbe(Method):
     """Nothing but the head is trained: logits = W z + b on the pooled feature z (B, D) of the frozen backbone.
 

@@ -10,7 +10,7 @@ from .method import Method
 from .registry import register
 
 
-@register("ln_tune", family="specification", paper="2304.01917")
+@register("ln_tune", category="partial", family="specification", paper="2304.01917", year=2024, venue="AAAI")
 class LNTune(Method):
     """The affine parameters of every norm train: y = gamma (x - mean) / std + beta, gamma and beta (D,).
 

@@ -18,7 +18,7 @@ from .registry import register
 Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2", "conv"]
 
 
-@register("lora", family="reparameter", paper="2106.09685")
+@register("lora", category="partial", family="reparameter", paper="2106.09685", year=2022, venue="ICLR")
 class LoRA(Method):
     """A low-rank product beside chosen projections of every block; it can be folded into their weights.
 

@@ -16,7 +16,7 @@ from .method import Method
 from .registry import register
 
 
-@register("lorand", family="adapter", paper="CVPR 2023")
+@register("lorand", category="addition", family="adapter", paper="CVPR 2023", year=2023, venue="CVPR")
 class LoRand(Method):
     """A residual adapter behind each branch, x + GELU(x W_1 + b_1) W_2 + b_2, its matrices synthesised from factors.
 

@@ -22,7 +22,7 @@ from .registry import register
 PRUNED = ("q", "k", "v", "proj", "fc1", "fc2")
 
 
-@register("lst", family="side", paper="2206.06522")
+@register("lst", category="addition", family="side", paper="2206.06522", year=2022, venue="NeurIPS")
 class LST(Method):
     """A side transformer of width s = D / r reads every frozen block and alone makes the feature.
 

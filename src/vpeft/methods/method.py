@@ -25,7 +25,7 @@ class Method(BaseModel):
     """One published idea. Fields are hyper-parameters, and at once flags, recipe keys and the adapter file's header.
 
     Class attributes, set by `@register` or by the class:
-        name, family, paper: for lists and records.
+        name, family, category, paper, year, venue: for lists and records.
         trains_head_only: the method adds nothing but the head (linear probe).
         restorable: whether detaching gives the frozen backbone back bit by bit.
         variants: settings for backbones that lack the places of the defaults; the contract suite tries them in order.
@@ -36,7 +36,10 @@ class Method(BaseModel):
 
     name: ClassVar[str] = ""
     family: ClassVar[str] = ""
+    category: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    year: ClassVar[int | None] = None
+    venue: ClassVar[str] = ""
     trains_head_only: ClassVar[bool] = False
     restorable: ClassVar[bool] = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()

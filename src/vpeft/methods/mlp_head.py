@@ -20,7 +20,7 @@ def hidden_layer(width: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(linear, nn.ReLU(), nn.BatchNorm1d(width), nn.Dropout(dropout))
 
 
-@register("mlp_head", family="baseline", paper="2203.12119")
+@register("mlp_head", category="baseline", family="baseline", paper="2203.12119", year=2022, venue="ECCV")
 class MlpHead(Method):
     """Hidden layers of the feature's own width D between the frozen backbone and the linear head.
 

@@ -18,7 +18,7 @@ from .registry import register
 Outside = Literal["bottleneck", "skip"]
 
 
-@register("mona", family="adapter", paper="2408.08345")
+@register("mona", category="addition", family="adapter", paper="2408.08345", year=2025, venue="CVPR")
 class Mona(Method):
     """After each residual add, the stream passes a normed bottleneck with depthwise convolutions, and is kept.
 

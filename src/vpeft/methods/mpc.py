@@ -43,7 +43,7 @@ def low_rank_pairs(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
             yield a, b
 
 
-@register("mpc", family="reparameter", paper="2407.05417")
+@register("mpc", category="partial", family="reparameter", paper="2407.05417", year=2024, venue="arXiv")
 class MPC(Method):
     """A pattern is asked of the two factors of every low-rank update dW = B A, A (R, D_in), B (D_out, R).
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
 
 
-@register("noah", family="unified", paper="2206.04673")
+@register("noah", category="unified", family="unified", paper="2206.04673", year=2024, venue="TPAMI")
 class NOAH(Method):
     """VPT-Deep, LoRA on the fused qkv and an adapter behind each MLP, with a width of its own in every block.
 

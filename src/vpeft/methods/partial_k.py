@@ -14,7 +14,7 @@ from .method import Method
 from .registry import register
 
 
-@register("partial_k", family="specification", paper="2203.12119")
+@register("partial_k", category="partial", family="specification", paper="2203.12119", year=2022, venue="ECCV")
 class PartialK(Method):
     """The last k blocks and the norm after them train, with every weight, bias, norm and scale in them.
 

@@ -15,7 +15,7 @@ from .method import Method
 from .registry import register
 
 
-@register("patt", family="prefix", paper="2210.00788")
+@register("patt", category="addition", family="prefix", paper="2210.00788", year=2022, venue="arXiv")
 class PATT(Method):
     """What attention reads, seen through a tanh bottleneck, joins keys and values (the V-PETL paper's PATT).
 

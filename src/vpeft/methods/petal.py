@@ -15,7 +15,7 @@ from .method import Method
 from .registry import register
 
 
-@register("petal", family="reparameter", paper="2305.08381")
+@register("petal", category="partial", family="reparameter", paper="2305.08381", year=2023, venue="NeurIPS")
 class PETAL(Method):
     """The changes of all M matrices D x D are slices of one tensor: shared U and V, one vector p_m for each.
 

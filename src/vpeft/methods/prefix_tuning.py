@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
 
 
-@register("prefix_tuning", family="prefix", paper="2101.00190")
+@register("prefix_tuning", category="addition", family="prefix", paper="2101.00190", year=2021, venue="ACL")
 class PrefixTuning(Method):
     """n keys and values join each attention; queries and the sequence stay as they are.
 

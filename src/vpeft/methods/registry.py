@@ -10,22 +10,44 @@ from typing import Literal, TypeVar
 from ..errors import VpeftError, nearest
 from .method import Method
 
+Category = Literal["baseline", "addition", "partial", "unified", "multi-task"]
 Family = Literal["baseline", "adapter", "prompt", "prefix", "side", "specification", "reparameter", "unified"]
 MethodT = TypeVar("MethodT", bound=type[Method])
 _METHODS: dict[str, type[Method]] = {}
+_CATEGORIES: dict[Family, Category] = {
+    "baseline": "baseline",
+    "adapter": "addition",
+    "prompt": "addition",
+    "prefix": "addition",
+    "side": "addition",
+    "specification": "partial",
+    "reparameter": "partial",
+    "unified": "unified",
+}
 
 
 class UnknownMethod(VpeftError):
     """No method has this name."""
 
 
-def register(name: str, *, family: Family, paper: str = "") -> Callable[[MethodT], MethodT]:
+def register(
+    name: str,
+    *,
+    family: Family,
+    paper: str = "",
+    category: Category | None = None,
+    year: int | None = None,
+    venue: str = "",
+) -> Callable[[MethodT], MethodT]:
     """Enter the decorated class under `name`.
 
     Args:
         name: snake case, as the paper calls the method; the file has the same name.
         family: the survey's family.
         paper: arXiv number, or the venue where there is none.
+        category: the survey's category; that of the family where it is not given.
+        year: of the publication at `venue`; None for what has no paper of its own.
+        venue: conference or journal, "arXiv" for a preprint, empty where it is not known.
     """
 
     def add(kind: MethodT) -> MethodT:
@@ -33,6 +55,7 @@ def register(name: str, *, family: Family, paper: str = "") -> Callable[[MethodT
         if taken is not None and taken.__qualname__ != kind.__qualname__:
             raise ValueError(f"The name {name!r} is taken by {taken.__module__}.{taken.__qualname__}.")
         kind.name, kind.family, kind.paper = name, family, paper
+        kind.category, kind.year, kind.venue = category or _CATEGORIES[family], year, venue
         _METHODS[name] = kind
         return kind
 

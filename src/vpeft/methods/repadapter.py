@@ -14,7 +14,7 @@ from .method import Method
 from .registry import register
 
 
-@register("repadapter", family="adapter", paper="2302.08106")
+@register("repadapter", category="addition", family="adapter", paper="2302.08106", year=2023, venue="arXiv")
 class RepAdapter(Method):
     """A linear bottleneck with a grouped second map between each norm and the linear that reads it.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
 
 
-@register("sct", family="adapter", paper="2309.08513")
+@register("sct", category="addition", family="adapter", paper="2309.08513", year=2023, venue="IJCV")
 class SCT(Method):
     """The K most salient channels of each block pass a K x K map and are added back in place.
 

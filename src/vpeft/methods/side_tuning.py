@@ -15,7 +15,7 @@ from .method import Method
 from .registry import register
 
 
-@register("side_tuning", family="side", paper="1912.13503")
+@register("side_tuning", category="addition", family="side", paper="1912.13503", year=2020, venue="ECCV")
 class SideTuning(Method):
     """The feature is a learnt blend of the frozen one and that of a small network on the same image.
 

@@ -41,7 +41,7 @@ class Flow(nn.Module):
         return z
 
 
-@register("snf", family="adapter", paper="CVPR 2023")
+@register("snf", category="addition", family="adapter", paper="CVPR 2023", year=2023, venue="CVPR")
 class SNF(Method):
     """The identity shortcut of each residual add becomes a small invertible map; the branch stays as it is.
 

@@ -13,7 +13,7 @@ from .registry import register
 from .ssl import Target
 
 
-@register("ssb", family="reparameter", paper="2407.05417")
+@register("ssb", category="partial", family="reparameter", paper="2407.05417", year=2024, venue="arXiv")
 class SSB(Method):
     """Trained diagonals scale the input and the output features of each projection.
 

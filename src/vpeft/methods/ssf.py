@@ -13,7 +13,7 @@ from .method import Method
 from .registry import register
 
 
-@register("ssf", family="reparameter", paper="2210.08823")
+@register("ssf", category="partial", family="reparameter", paper="2210.08823", year=2022, venue="NeurIPS")
 class SSF(Method):
     """After every linear, convolution and norm an affine map of each channel: y = gamma * op(x) + beta, (C,) each.
 

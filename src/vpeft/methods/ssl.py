@@ -14,7 +14,7 @@ from .registry import register
 Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2", "conv"]
 
 
-@register("ssl", family="reparameter", paper="2407.05417")
+@register("ssl", category="partial", family="reparameter", paper="2407.05417", year=2024, venue="arXiv")
 class SSL(Method):
     """A trained diagonal scales the input features of each projection.
 

@@ -16,7 +16,7 @@ from .method import Method
 from .registry import register
 
 
-@register("synqt", family="side", paper="2407.06964")
+@register("synqt", category="addition", family="side", paper="2407.06964", year=2024, venue="ECCV")
 class SynQT(Method):
     """In each block a few synthesised queries attend, through the block's own frozen weights, to the image tokens.
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
 
 
-@register("vfpt", family="prompt", paper="2411.01327")
+@register("vfpt", category="addition", family="prompt", paper="2411.01327", year=2024, venue="NeurIPS")
 class VFPT(VPTDeep):
     """VPT-Deep with [F(P_i[:n_f]); P_i[n_f:]] in place of P_i, n_f = floor(fraction n).
 

@@ -17,7 +17,7 @@ from .method import Method
 from .registry import register
 
 
-@register("visual_prompting_pixel", family="prompt", paper="2203.17274")
+@register("visual_prompting_pixel", category="addition", family="prompt", paper="2203.17274", year=2022, venue="arXiv")
 class VisualPromptingPixel(Method):
     """x + M(p) enters the frozen model, x (C, S, S) the normalised image, M zero but on a border or a small patch.
 

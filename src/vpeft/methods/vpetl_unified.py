@@ -15,7 +15,7 @@ from .patt import PATT
 from .registry import register
 
 
-@register("vpetl_unified", family="unified", paper="2210.00788")
+@register("vpetl_unified", category="unified", family="unified", paper="2210.00788", year=2022, venue="arXiv")
 class VPETLUnified(Method):
     """`PATT` and `AdaptFormer` as one: attention and MLP each have a parallel bottleneck.
 

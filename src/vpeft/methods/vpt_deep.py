@@ -14,7 +14,7 @@ from .method import Method
 from .registry import register
 
 
-@register("vpt_deep", family="prompt", paper="2203.12119")
+@register("vpt_deep", category="addition", family="prompt", paper="2203.12119", year=2022, venue="ECCV")
 class VPTDeep(Method):
     """n tokens of their own join the sequence before each block and leave it after the block.
 

@@ -15,7 +15,7 @@ from .method import Method
 from .registry import register
 
 
-@register("vpt_shallow", family="prompt", paper="2203.12119")
+@register("vpt_shallow", category="addition", family="prompt", paper="2203.12119", year=2022, venue="ECCV")
 class VPTShallow(Method):
     """n tokens join the sequence before the first block and travel through all of them.
 

@@ -15,7 +15,7 @@ from .method import Method
 from .registry import register
 
 
-@register("vptsp_g", family="prompt", paper="2402.02340")
+@register("vptsp_g", category="addition", family="prompt", paper="2402.02340", year=2024, venue="ICLR")
 class VPTSPG(Method):
     """What is left of VPTSP-G at inference: prompts in the first blocks, removed behind each, and every bias trained.
 
