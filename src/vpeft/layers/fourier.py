@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -74,7 +75,8 @@ class FourierTokens(PromptTokens):
         if self.mixing is not None:
             return torch.as_tensor(self.mixing(tokens))
         # the FFT knows no bfloat16, and float16 only at powers of two
-        with torch.autocast(tokens.device.type, enabled=False):
+        known = torch.amp.is_autocast_available(tokens.device.type)  # not for the meta device
+        with torch.autocast(tokens.device.type, enabled=False) if known else nullcontext():
             mixed: Tensor = torch.fft.fftn(tokens.float(), dim=self.axes).real
             return mixed.to(tokens.dtype)
 
