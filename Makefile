@@ -54,12 +54,14 @@ spelling: $(VENV)/.dev
 
 docs-check: $(VENV)/.dev
 	$(BIN)/python tools/docs.py --check
+	$(TEST_ENV) $(BIN)/python tools/method_pages.py --check
 
 test-all: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "not gpu" -p no:cacheprovider
 
 docs: $(VENV)/.dev  ## write the generated tables and snippets of docs/ and README.md anew
 	$(BIN)/python tools/docs.py
+	$(TEST_ENV) $(BIN)/python tools/method_pages.py
 
 format: $(VENV)/.dev  ## format the code
 	$(BIN)/ruff format $(CODE)

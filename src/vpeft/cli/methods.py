@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import asdict
 from typing import Any, Literal, get_args, get_origin
 
 from rich.text import Text
@@ -13,22 +14,27 @@ from vpeft.methods import all_methods, get
 from vpeft.methods.method import Method
 
 
-def methods(name: str | None = None, /, *, json: Switch = False) -> None:
+def methods(name: str | None = None, /, *, where: str | None = None, json: Switch = False) -> None:
     """List the methods with their settings; with NAME, all about one.
 
     Parameters
     ----------
     name:
         One method, for all its settings.
+    where:
+        Only those with certain properties, for instance "mergeable and memory < 0.5". The names are those under
+        `properties` in the output of --json; default settings on ViT-B/16, memory as a share of full fine-tuning's.
     json:
         Print JSON instead of a table.
     """
     chosen = {name: get(name)} if name is not None else all_methods()
     described = [describe_method(kind) for kind in chosen.values()]
+    if where is not None or json:
+        described = with_properties(described, where)
     if json:
         show.as_json(described)
         return
-    if name is None:
+    if name is None or not described:
         rows = [(one["name"], one["family"], one["paper"], one["summary"]) for one in described]
         show.console().print(show.table(("method", "family", "paper", "idea"), rows))
         show.console().print(Text(f"\n{len(rows)} methods. `vpeft methods NAME` lists the settings of one."))
@@ -47,14 +53,29 @@ def methods(name: str | None = None, /, *, json: Switch = False) -> None:
         out.print(Text("It has no settings."))
 
 
+def with_properties(described: list[dict[str, Any]], where: str | None) -> list[dict[str, Any]]:
+    """The same with the properties of each, and of these only the ones that pass the filter."""
+    from vpeft.taxonomy.properties import default_properties
+    from vpeft.taxonomy.where import Filter
+
+    full = [{**one, "properties": asdict(default_properties(one["name"]))} for one in described]
+    if where is None or not full:
+        return full
+    passes = Filter(where, full[0]["properties"])
+    return [one for one in full if passes(one["properties"])]
+
+
 def describe_method(kind: type[Method]) -> dict[str, Any]:
     """All that lists show of a method: its names, its paper, its docstring, its fields with their defaults."""
     doc = inspect.getdoc(kind) or ""
     return {
         "name": kind.name,
         "class": kind.__name__,
+        "category": kind.category,
         "family": kind.family,
         "paper": kind.paper,
+        "year": kind.year,
+        "venue": kind.venue,
         "summary": doc.split("\n")[0],
         "doc": doc,
         "fields": {

@@ -61,6 +61,11 @@ class Plan:
         """Whether the whole adapter can be folded into the weights."""
         return all(row.unmergeable is None for row in self.rows)
 
+    @property
+    def folded(self) -> list[Row]:
+        """The rows, with those that differ in nothing but numbers in their place as one: `blocks.0-11.attn.q`."""
+        return _fold(self.rows)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for records."""
         return {**asdict(self), "share": self.share, "mergeable": self.mergeable}
@@ -80,7 +85,7 @@ class Plan:
         table.add_column("params", justify="right")
         table.add_column("merges")
         table.add_column("gradients")
-        for row in _fold(self.rows):
+        for row in self.folded:
             merges = "yes" if row.unmergeable is None else "no"
             table.add_row(row.place, row.verb, row.layer, row.shape, f"{row.parameters:,}", merges, row.reach)
         return table
@@ -93,7 +98,6 @@ class Plan:
 
 
 def _fold(rows: tuple[Row, ...]) -> list[Row]:
-    """Rows that differ in nothing but numbers in their place are shown as one: `blocks.0-11.attn.q`."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         part = ".".join("*" if step.isdigit() else step for step in row.place.split("."))

@@ -1,0 +1,172 @@
+"""What a method does to a backbone, computed from its edits, and what it keeps for backward, measured.
+
+Everything happens on the meta device, so that a ViT-B/16 costs a second and no memory, and the figures are exact.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vpeft.backbones.create import create_backbone
+from vpeft.backbones.edits import Edit
+from vpeft.injection.merge import why_not
+from vpeft.injection.tune import tune
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.methods import all_methods
+from vpeft.methods.method import Method
+from vpeft.training.memory import saved_bytes
+
+BACKBONE = "vit_base_patch16_224"
+BATCH = 32
+CLASSES = 100
+STORED = Path(__file__).with_name("properties.json")
+_CHANGES = ("before", "after", "parallel", "wrap", "replace")
+
+
+@dataclass(frozen=True)
+class Properties:
+    """One method with its default settings on ViT-B/16; each field is a name that `vpeft methods --where` knows.
+
+    Attributes:
+        name, family, category, year, venue, paper: as registered; a year that is not known is 0.
+        places: where it acts, without the numbers of blocks: `blocks.*.attn.q`.
+        reads: places whose output it reads without changing it.
+        verbs: what it does there.
+        parameters: trained, without the head.
+        share: the same as a fraction of the backbone.
+        adds_modules: some edit has a layer of its own.
+        keeps_structure: once merged where that is possible, nothing new stands inside the blocks; further tokens, keys
+            and values, readers on the side and changed weights are not counted as new.
+        mergeable: all of it folds into the backbone's weights.
+        latency: it still adds work at inference.
+        reach: how far gradients travel back: "none", "from block k", "full".
+        identity: before training the features are those of the frozen backbone.
+        memory: bytes kept for backward at a batch of 32, relative to full fine-tuning; 1 is as much.
+    """
+
+    name: str
+    family: str
+    category: str
+    year: int
+    venue: str
+    paper: str
+    places: tuple[str, ...]
+    reads: tuple[str, ...]
+    verbs: tuple[str, ...]
+    parameters: int
+    share: float
+    adds_modules: bool
+    keeps_structure: bool
+    mergeable: bool
+    latency: bool
+    reach: str
+    identity: bool
+    memory: float
+
+
+@cache
+def _frozen() -> nn.Module:
+    with torch.device("meta"):
+        return create_backbone(BACKBONE, pretrained=False)
+
+
+def on_meta(method: Method) -> TunedModel:
+    """ViT-B/16 with `method`, without weights."""
+    with torch.device("meta"):
+        return tune(copy.deepcopy(_frozen()), method, num_classes=CLASSES, verify=False, show=False)
+
+
+def bytes_for_backward(tuned: TunedModel) -> int:
+    """What one forward pass at a batch of `BATCH` keeps for backward, in training mode; shapes decide, not values."""
+    tuned.train()
+    return saved_bytes(tuned, torch.empty(BATCH, 3, *tuned.description.facts.image_size, device="meta"))
+
+
+@cache
+def _full() -> int:
+    return bytes_for_backward(on_meta(all_methods()["full_finetuning"]()))
+
+
+def relative_memory(tuned: TunedModel) -> float:
+    """`bytes_for_backward` relative to full fine-tuning, to three decimals."""
+    return round(bytes_for_backward(tuned) / _full(), 3)
+
+
+def kind_of_place(name: str) -> str:
+    """`blocks.*.attn.q` for `blocks.3.attn.q`."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def changes_the_inside(edit: Edit, depth: int) -> bool:
+    """Whether this edit leaves something new in the way of the tokens inside the blocks, even after a merge."""
+    if why_not(edit) is None or not 0 <= edit.place.depth < depth:
+        return False
+    sees_the_map = hasattr(edit.layer, "scores") or hasattr(edit.layer, "weights")
+    return edit.verb in _CHANGES or (edit.verb == "extend" and sees_the_map)
+
+
+def properties_of(method: Method, memory: float | None = None, tuned: TunedModel | None = None) -> Properties:
+    """All properties of `method` as it is set; `memory` is measured unless it is given.
+
+    Args:
+        tuned: what `on_meta(method)` has made, if that is at hand.
+    """
+    tuned = on_meta(method) if tuned is None else tuned
+    plan, edits, depth = tuned.plan(), tuned.adapter("default").edits, len(tuned.description.blocks)
+    read = [other.place if isinstance(other, Edit) else other for edit in edits for other in edit.reads]
+    read += [edit.place for edit in edits if edit.verb == "tap"]
+    return Properties(
+        name=method.name,
+        family=method.family,
+        category=method.category,
+        year=method.year or 0,
+        venue=method.venue,
+        paper=method.paper,
+        places=_distinct(kind_of_place(edit.place.name) for edit in edits if edit.verb != "tap"),
+        reads=_distinct(kind_of_place(place.name) for place in read),
+        verbs=_distinct(edit.verb for edit in edits),
+        parameters=plan.trainable,
+        share=round(plan.share, 6),
+        adds_modules=any(edit.layer is not None for edit in edits),
+        keeps_structure=not any(changes_the_inside(edit, depth) for edit in edits),
+        mergeable=plan.mergeable,
+        latency=not plan.mergeable,
+        reach=plan.reach,
+        identity=method.starts_as_identity,
+        memory=relative_memory(tuned) if memory is None else memory,
+    )
+
+
+def _distinct(names: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(name) for name in names))
+
+
+@cache
+def stored() -> dict[str, dict[str, Any]]:
+    """What `tools/method_pages.py` has written for the methods of this package."""
+    found: dict[str, dict[str, Any]] = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else {}
+    return found
+
+
+def default_properties(name: str) -> Properties:
+    """The properties of a registered method with default settings; measured now where none are stored.
+
+    Raises:
+        UnknownMethod: with the nearest names.
+    """
+    from vpeft.methods import get
+
+    kind, kept = get(name), stored().get(name)
+    if kept is None:
+        return properties_of(kind())
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
+    return Properties(**fields)

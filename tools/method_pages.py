@@ -1,0 +1,213 @@
+"""Write docs/methods/: a page and a picture for each method, an index, and the properties that the package carries.
+
+python tools/method_pages.py              write; memory is measured where a method's other properties have changed
+python tools/method_pages.py --measure    write; memory is measured for all methods (about a minute)
+python tools/method_pages.py --check      say what is stale, and exit with 1 if anything is; nothing is measured
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT / "docs" / "methods"
+_NOTE = "<!-- Written by tools/method_pages.py. -->"
+
+
+def made(measure: bool, keep_memory: bool) -> dict[Path, str]:
+    """Every generated file with its fresh text.
+
+    Args:
+        measure: measure the memory of all methods.
+        keep_memory: measure nothing that is stored, even if the method has changed since.
+    """
+    from vpeft.methods import all_methods
+    from vpeft.taxonomy.picture import picture
+    from vpeft.taxonomy.properties import STORED, on_meta, properties_of, stored
+
+    found: list[Any] = []
+    files: dict[Path, str] = {}
+    for name, kind in all_methods().items():
+        if not kind.__module__.startswith("vpeft."):
+            continue
+        old = {} if measure else stored().get(name, {})
+        tuned = on_meta(kind())
+        one = properties_of(kind(), memory=old.get("memory"), tuned=tuned)
+        if old and not keep_memory and _plain(one) != old:
+            one = properties_of(kind(), tuned=tuned)
+        plan = tuned.plan()
+        files[PAGES / f"{name}.svg"] = picture(plan, one.reads, f"Where {name} acts in a vision transformer")
+        files[PAGES / f"{name}.md"] = _page(kind, one, plan)
+        found.append(one)
+    files[PAGES / "README.md"] = _index(found)
+    files[STORED] = json.dumps({one.name: _plain(one) for one in found}, indent=1, sort_keys=True) + "\n"
+    return files
+
+
+def _plain(one: Any) -> dict[str, Any]:
+    """As JSON gives it back."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(one)))
+    return plain
+
+
+def _page(kind: Any, one: Any, plan: Any) -> str:
+    from vpeft.cli.methods import describe_method
+    from vpeft.taxonomy.properties import BATCH
+
+    described = describe_method(kind)
+    published = ", ".join(part for part in (_paper(one.paper), _venue(one)) if part) or "no paper of its own"
+    reasons = sorted({row.unmergeable for row in plan.rows if row.unmergeable})
+    figures = [
+        ("trained parameters, without the head", f"{plan.trainable:,} ({plan.share:.3%} of the backbone's)"),
+        ("adapter's tensors on disk, with a head of 100 classes", f"{plan.bytes_on_disk / 1e6:.2f} MB"),
+        ("kept for backward, relative to full fine-tuning", f"{one.memory:.3f} (batch {BATCH}, float32)"),
+        ("gradients reach", one.reach),
+        ("merges into the weights", "yes" if one.mergeable else f"no: {'; '.join(reasons)}"),
+        ("further work at inference", _yes(one.latency)),
+        ("adds modules", _yes(one.adds_modules)),
+        ("keeps the way through the blocks as it is", _yes(one.keeps_structure)),
+        ("starts as the frozen backbone", _yes(one.identity)),
+    ]
+    settings = [
+        (f"`{key}`", f"`{field['type']}`", f"`{field['default']}`", field["description"])
+        for key, field in described["fields"].items()
+    ]
+    rows = [
+        (f"`{row.place}`", row.verb, f"`{row.layer}`", row.shape, f"{row.parameters:,}", _yes(not row.unmergeable))
+        for row in plan.folded
+    ]
+    return (
+        "\n\n".join(
+            [
+                f"# {one.name}\n{_NOTE}",
+                f"`vpeft.methods.{kind.__name__}`; {_family(one)}; {published}.",
+                described["doc"],
+                f"![Where {one.name} acts]({one.name}.svg)",
+                "## Settings",
+                _table(("setting", "type", "default", "meaning"), settings) if settings else "It has no settings.",
+                "## On ViT-B/16 with these defaults",
+                _table(("property", "value"), figures),
+                _table(("place", "verb", "layer", "largest tensor", "trained", "merges"), rows)
+                if rows
+                else "Nothing inside the backbone is changed.",
+                f"`vpeft explain {one.name} --backbone vit_base_patch16_224` prints this, also for other settings and"
+                " backbones. [All methods](README.md)",
+            ]
+        )
+        + "\n"
+    )
+
+
+def _index(found: list[Any]) -> str:
+    from vpeft.taxonomy.properties import BATCH
+    from vpeft.taxonomy.survey import ASPECTS, SURVEY, computed, disagreements
+
+    parts = [
+        f"# All methods by their properties\n{_NOTE}",
+        f"Default settings on ViT-B/16 at 224 pixels. Memory is what one forward pass keeps for backward at a batch of"
+        f" {BATCH}, relative to full fine-tuning; parameters are those that train, without the head. The same figures"
+        ' answer `vpeft methods --where "mergeable and memory < 0.5"`.',
+    ]
+    for category in dict.fromkeys(sorted((one.category for one in found), key=_CATEGORIES.index)):
+        rows = [
+            (
+                f"[{one.name}]({one.name}.md)",
+                one.family,
+                _venue(one),
+                f"{one.parameters:,}",
+                f"{one.memory:.2f}",
+                _yes(one.mergeable),
+                _yes(one.keeps_structure),
+                one.reach,
+            )
+            for one in sorted(found, key=lambda one: (one.family, one.year, one.name))
+            if one.category == category
+        ]
+        columns = ("method", "family", "published", "parameters", "memory", "merges", "keeps structure", "gradients")
+        parts += [f"## {category.capitalize()}", _table(columns, rows)]
+    table = computed(found)
+    parts += [
+        "## The survey's table, computed",
+        "The survey (arXiv 2402.02242, version 2) answers four questions for each family: "
+        + ", ".join(f"{short}: {meaning}" for short, meaning in ASPECTS.items())
+        + ". Before the bar is its answer, behind it how many of the methods here say yes. Memory counts as saved when"
+        " less than half of full fine-tuning's is kept. The survey's column SP was read in translation.",
+        _table(
+            ("family", *ASPECTS),
+            [
+                (
+                    family,
+                    *(
+                        f"{_yes(SURVEY[family][aspect]) if family in SURVEY else 'not asked'} / {yes} of {count}"
+                        for aspect, (yes, count) in table[family].items()
+                    ),
+                )
+                for family in [*SURVEY, *sorted(set(table) - set(SURVEY))]
+                if family in table
+            ],
+        ),
+        "## Where computation and survey disagree",
+        _table(
+            ("method", "family", "question", "survey", "computed because"),
+            [
+                (f"[{d.method}]({d.method}.md)", d.family, ASPECTS[d.aspect], _yes(d.survey), d.because)
+                for d in disagreements(found)
+            ],
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_CATEGORIES = ["baseline", "addition", "partial", "unified", "multi-task"]
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _family(one: Any) -> str:
+    return one.category if one.category == one.family else f"{one.category}, {one.family}"
+
+
+def _venue(one: Any) -> str:
+    return f"{one.venue} {one.year}" if one.year else ""
+
+
+def _paper(paper: str) -> str:
+    return f"[arXiv {paper}](https://arxiv.org/abs/{paper})" if re.fullmatch(r"\d{4}\.\d{4,5}", paper) else ""
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ("---",) * len(columns), *cells))
+
+
+def run(arguments: list[str]) -> int:
+    """Write or check; the number of stale files when checking."""
+    check = "--check" in arguments
+    files = made(measure="--measure" in arguments, keep_memory=check)
+    left_over = [path for path in PAGES.glob("*") if path not in files]
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    PAGES.mkdir(parents=True, exist_ok=True)
+    for path in [*stale, *left_over]:
+        print(f"{'stale' if check else 'written' if path in files else 'removed'}: {path.relative_to(ROOT)}")
+        if check:
+            continue
+        if path in files:
+            path.write_text(files[path], encoding="utf-8")
+        else:
+            path.unlink()
+    if check and (stale or left_over):
+        print(f"\n{len(stale) + len(left_over)} stale; run `make docs` and commit.")
+    return len(stale) + len(left_over) if check else 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "src"))
+    sys.exit(1 if run(sys.argv[1:]) else 0)
