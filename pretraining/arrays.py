@@ -12,11 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from corpus import Pictures, fetch
+from corpus import SEED, Pictures, fetch
 from PIL import Image
 from scenes import NAMES, Glyphs, floor, scattered
-
-SEED = 41  # of the pre-training corpus; the `pocket` tasks draw from another key space (see vpeft.data.pocket)
 
 _pictures: Pictures
 _glyphs: Glyphs

@@ -10,6 +10,7 @@ None of these packages, and no generator in this folder, is a source of a `pocke
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
+SEED = 41  # of the whole pre-training corpus; the `pocket` tasks have another
 SIDE = 128  # the teacher's view; the student sees the same crop at 64
 CUTOUT_SIDE = 160  # cut-outs are kept no larger than this
 
@@ -64,6 +66,14 @@ def _files(folder: Path, packages: tuple[str, ...]) -> list[Path]:
         # resolved: wallpaper packages link several names to one file
         found += sorted({p.resolve() for p in root.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()})
     return found
+
+
+def digests(folder: Path) -> list[str]:
+    """The first 16 hex digits of the sha256 of every file that the corpus may read, sorted."""
+    paths = _files(folder, tuple(p for p in PACKAGES if p not in FONT_PACKAGES))
+    for package in FONT_PACKAGES:
+        paths += sorted((folder / "packages" / package).rglob("*.ttf"))
+    return sorted({hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths})
 
 
 def _read_wallpaper(path: Path) -> Image.Image | None:

@@ -22,10 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import arrays
+import corpus
 import numpy as np
 import teacher
 import torch
 import torch.nn.functional as F
+from muon import Muon
 from safetensors.torch import save_file
 from scenes import FACTORS, NAMES
 from timm.models.vision_transformer import VisionTransformer
@@ -44,7 +46,7 @@ class Scale:
     glyphs: int
     steps: int
     batch: tuple[int, int, int] = (64, 40, 24)  # pictures, scenes, glyphs
-    rate: float = 1.2e-3
+    rate: float = 2e-3
     decay: float = 0.05
     warmup: int = 200
 
@@ -82,9 +84,10 @@ def _jitter(x: Tensor, strength: float) -> Tensor:
 
 @torch.no_grad()
 def _start_from_components(student: Student, pictures: Tensor) -> None:
-    """Patch embedding = first principal components of the corpus' patches, half whitened.
+    """Patch embedding = first principal components of the corpus' patches, half whitened; positions = sines.
 
-    From a random start a short training spends most of its steps on finding filters of this kind.
+    From a random start a short training spends most of its steps on finding filters of this kind, and positions of
+    timm's 0.02 would not be seen beside patches of variance one.
     """
     size, embed = ARCHITECTURE["patch_size"], student.backbone.patch_embed.proj
     some = pictures[:: max(1, len(pictures) // 4000)].permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -93,6 +96,11 @@ def _start_from_components(student: Student, pictures: Tensor) -> None:
     values, vectors = values.flip(0)[: embed.out_channels], vectors.flip(1)[:, : embed.out_channels]
     weight = (vectors * values.clamp_min(1e-9) ** -0.25).T.float()
     embed.weight.copy_((weight / (patches @ weight.T).std()).view_as(embed.weight))
+    grid = ARCHITECTURE["img_size"] // size
+    across = (torch.arange(grid) + 0.5) / grid
+    waves = torch.arange(1, ARCHITECTURE["embed_dim"] // 4 + 1) * (math.pi / 8)
+    row, column = (t.flatten()[:, None] * waves for t in torch.meshgrid(across, across, indexing="ij"))
+    student.backbone.pos_embed[0, 1:] = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], 1) * 0.7
 
 
 class Batches:
@@ -162,21 +170,30 @@ def losses(student: Student, x: Tensor, targets: dict[str, Tensor]) -> dict[str,
     return parts
 
 
+def _optimisers(student: Student, scale: Scale) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for all else; weight decay on matrices only."""
+    inner = [p for p in student.backbone.blocks.parameters() if p.ndim == 2]
+    rest = [(n, p) for n, p in student.named_parameters() if all(p is not q for q in inner)]
+    decayed = [p for n, p in rest if p.ndim >= 2 and not n.endswith(("pos_embed", "cls_token"))]
+    plain = [p for n, p in rest if p.ndim < 2 or n.endswith(("pos_embed", "cls_token"))]
+    groups = [{"params": decayed, "weight_decay": scale.decay}, {"params": plain, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=scale.rate, betas=(0.9, 0.98))
+    return [Muon(inner, lr=scale.rate, weight_decay=scale.decay), adamw]
+
+
 def train(work: Path, scale: Scale, seed: int, limit_minutes: float | None) -> tuple[Student, list[dict[str, float]]]:
     """Train from scratch or from DIR/checkpoint.pt; returns the student and the log (means over 100 steps)."""
     torch.manual_seed(seed)
     student = Student(int(np.load(work / "glyphs_labels.npy").max()) + 1)
-    plain = [p for n, p in student.named_parameters() if p.ndim < 2 or n.endswith(("pos_embed", "cls_token"))]
-    decayed = [p for n, p in student.named_parameters() if p.ndim >= 2 and not n.endswith(("pos_embed", "cls_token"))]
-    groups = [{"params": decayed, "weight_decay": scale.decay}, {"params": plain, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=scale.rate, betas=(0.9, 0.98))
+    optimisers = _optimisers(student, scale)
     batches, log, step, checkpoint = Batches(work, scale), [], 0, work / "checkpoint.pt"
     _start_from_components(student, batches.pictures)
     spent = 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         student.load_state_dict(state["student"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, held in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(held)
         log, step, spent = state["log"], state["step"], state["spent"]
         torch.set_rng_state(state["random"])
     began, sums = time.perf_counter() - spent, {}
@@ -185,24 +202,31 @@ def train(work: Path, scale: Scale, seed: int, limit_minutes: float | None) -> t
         progress = step / scale.steps
         if limit_minutes is not None:
             progress = max(progress, min((time.perf_counter() - began) / 60 / limit_minutes, 1.0))
-        rate = scale.rate * min(1.0, (step + 1) / scale.warmup, 3 * (1 - progress) + 1e-3)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        share = min(1.0, (step + 1) / scale.warmup, 3 * (1 - progress) + 1e-3)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = scale.rate * share
         parts = losses(student, *batches.draw())
         torch.stack(list(parts.values())).sum().backward()
         nn.utils.clip_grad_norm_(student.parameters(), 3.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         step += 1
         for name, value in parts.items():
             total, times = sums.get(name, (0.0, 0))
             sums[name] = (total + value.item(), times + 1)
         if step % 100 == 0 or step == scale.steps or progress >= 1:
-            entry = {"step": float(step), "seconds": round(time.perf_counter() - began, 1), "rate": rate}
+            entry = {
+                "step": float(step),
+                "seconds": round(time.perf_counter() - began, 1),
+                "rate": round(scale.rate * share, 7),
+            }
             log.append(entry | {name: round(total / times, 4) for name, (total, times) in sums.items()})
             sums = {}
             print(json.dumps(log[-1]), flush=True)
-            state = {"student": student.state_dict(), "optimiser": optimiser.state_dict(), "log": log, "step": step}
+            state = {"student": student.state_dict(), "log": log, "step": step}
+            state["optimisers"] = [optimiser.state_dict() for optimiser in optimisers]
             state |= {"spent": time.perf_counter() - began, "random": torch.get_rng_state()}
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
@@ -242,6 +266,7 @@ def main() -> None:
     teacher.write_targets(given.work, given.teacher)
     student, log = train(given.work, scale, given.seed, given.limit_minutes)
     export(student, log, scale, given.out, given.log)
+    given.log.with_name("pocket_vit.files.txt").write_text("\n".join(corpus.digests(given.work)) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -12,6 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +63,9 @@ class PocketTask:
         path = _cache_folder() / "pocket" / f"{self.name}-{split}-v{VERSION}-{stored[:16]}.npz"
         if path.exists():
             try:
-                with np.load(path) as held:
+                with np.load(io.BytesIO(path.read_bytes())) as held:
                     return held["images"], held["labels"]
-            except (OSError, ValueError, KeyError, EOFError):
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile):
                 path.unlink(missing_ok=True)  # truncated or not ours: make it again
         images, labels = self.generate(split)
         if digest(images, labels) == stored:
