@@ -29,7 +29,7 @@ def made(measure: bool, keep_memory: bool) -> dict[Path, str]:
     """
     from vpeft.methods import all_methods
     from vpeft.taxonomy.picture import picture
-    from vpeft.taxonomy.properties import STORED, on_meta, properties_of, stored
+    from vpeft.taxonomy.properties import BACKBONES, STORED, on_meta, properties_of, stored
 
     found: list[Any] = []
     files: dict[Path, str] = {}
@@ -42,7 +42,8 @@ def made(measure: bool, keep_memory: bool) -> dict[Path, str]:
         if old and not keep_memory and _plain(one) != old:
             one = properties_of(kind(), tuned=tuned)
         plan = tuned.plan()
-        files[PAGES / f"{name}.svg"] = picture(plan, one.reads, f"Where {name} acts in a vision transformer")
+        if one.backbone == BACKBONES[0]:
+            files[PAGES / f"{name}.svg"] = picture(plan, one.reads, f"Where {name} acts in a vision transformer")
         files[PAGES / f"{name}.md"] = _page(kind, one, plan)
         found.append(one)
     files[PAGES / "README.md"] = _index(found)
@@ -58,7 +59,7 @@ def _plain(one: Any) -> dict[str, Any]:
 
 def _page(kind: Any, one: Any, plan: Any) -> str:
     from vpeft.cli.methods import describe_method
-    from vpeft.taxonomy.properties import BATCH
+    from vpeft.taxonomy.properties import BACKBONES, BATCH
 
     described = describe_method(kind)
     published = ", ".join(part for part in (_paper(one.paper), _venue(one)) if part) or "no paper of its own"
@@ -88,15 +89,17 @@ def _page(kind: Any, one: Any, plan: Any) -> str:
                 f"# {one.name}\n{_NOTE}",
                 f"`vpeft.methods.{kind.__name__}`; {_family(one)}; {published}.",
                 described["doc"],
-                f"![Where {one.name} acts]({one.name}.svg)",
+                f"![Where {one.name} acts]({one.name}.svg)"
+                if one.backbone == BACKBONES[0]
+                else "It does not run on a plain vision transformer, so there is no picture.",
                 "## Settings",
                 _table(("setting", "type", "default", "meaning"), settings) if settings else "It has no settings.",
-                "## On ViT-B/16 with these defaults",
+                f"## On {one.backbone} with these defaults",
                 _table(("property", "value"), figures),
                 _table(("place", "verb", "layer", "largest tensor", "trained", "merges"), rows)
                 if rows
                 else "Nothing inside the backbone is changed.",
-                f"`vpeft explain {one.name} --backbone vit_base_patch16_224` prints this, also for other settings and"
+                f"`vpeft explain {one.name} --backbone {one.backbone}` prints this, also for other settings and"
                 " backbones. [All methods](README.md)",
             ]
         )
@@ -110,7 +113,8 @@ def _index(found: list[Any]) -> str:
 
     parts = [
         f"# All methods by their properties\n{_NOTE}",
-        f"Default settings on ViT-B/16 at 224 pixels. Memory is what one forward pass keeps for backward at a batch of"
+        f"Default settings on ViT-B/16 at 224 pixels, or on the backbone that a method's page"
+        f" names. Memory is what one forward pass keeps for backward at a batch of"
         f" {BATCH}, relative to full fine-tuning; parameters are those that train, without the head. The same figures"
         ' answer `vpeft methods --where "mergeable and memory < 0.5"`.',
     ]

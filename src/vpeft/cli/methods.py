@@ -34,7 +34,24 @@ def methods(name: str | None = None, /, *, where: str | None = None, json: Switc
     if json:
         show.as_json(described)
         return
-    if name is None or not described:
+    if where is not None:
+        columns = ("method", "family", "parameters", "memory", "merges", "gradients")
+        had = [one["properties"] for one in described]
+        cells = [
+            (
+                p["name"],
+                p["family"],
+                f"{p['parameters']:,}",
+                f"{p['memory']:.2f}",
+                str(p["mergeable"]).lower(),
+                p["reach"],
+            )
+            for p in had
+        ]
+        show.console().print(show.table(columns, cells))
+        show.console().print(Text(f"\n{len(had)} of {len(chosen)} methods. Properties hold for default settings."))
+        return
+    if name is None:
         rows = [(one["name"], one["family"], one["paper"], one["summary"]) for one in described]
         show.console().print(show.table(("method", "family", "paper", "idea"), rows))
         show.console().print(Text(f"\n{len(rows)} methods. `vpeft methods NAME` lists the settings of one."))

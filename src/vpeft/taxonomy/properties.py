@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.edits import Edit
+from vpeft.backbones.points import MissingPlace
 from vpeft.injection.merge import why_not
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
@@ -25,7 +26,7 @@ from vpeft.methods import all_methods
 from vpeft.methods.method import Method
 from vpeft.training.memory import saved_bytes
 
-BACKBONE = "vit_base_patch16_224"
+BACKBONES = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")
 BATCH = 32
 CLASSES = 100
 STORED = Path(__file__).with_name("properties.json")
@@ -34,10 +35,11 @@ _CHANGES = ("before", "after", "parallel", "wrap", "replace")
 
 @dataclass(frozen=True)
 class Properties:
-    """One method with its default settings on ViT-B/16; each field is a name that `vpeft methods --where` knows.
+    """One method with its default settings; each field is a name that `vpeft methods --where` knows.
 
     Attributes:
         name, family, category, year, venue, paper: as registered; a year that is not known is 0.
+        backbone: what all the rest is about: ViT-B/16, or the first of `BACKBONES` that has the method's places.
         places: where it acts, without the numbers of blocks: `blocks.*.attn.q`.
         reads: places whose output it reads without changing it.
         verbs: what it does there.
@@ -59,6 +61,7 @@ class Properties:
     year: int
     venue: str
     paper: str
+    backbone: str
     places: tuple[str, ...]
     reads: tuple[str, ...]
     verbs: tuple[str, ...]
@@ -74,15 +77,29 @@ class Properties:
 
 
 @cache
-def _frozen() -> nn.Module:
+def _frozen(backbone: str) -> nn.Module:
     with torch.device("meta"):
-        return create_backbone(BACKBONE, pretrained=False)
+        return create_backbone(backbone, pretrained=False)
 
 
 def on_meta(method: Method) -> TunedModel:
-    """ViT-B/16 with `method`, without weights."""
+    """`method` on the first of `BACKBONES` that has its places, without weights.
+
+    Raises:
+        MissingPlace: none of them has; the message is about the first.
+    """
+    refused: list[MissingPlace] = []
+    for backbone in BACKBONES:
+        try:
+            return _tuned(method, backbone)
+        except MissingPlace as error:
+            refused.append(error)
+    raise refused[0]
+
+
+def _tuned(method: Method, backbone: str) -> TunedModel:
     with torch.device("meta"):
-        return tune(copy.deepcopy(_frozen()), method, num_classes=CLASSES, verify=False, show=False)
+        return tune(copy.deepcopy(_frozen(backbone)), method, num_classes=CLASSES, verify=False, show=False)
 
 
 def bytes_for_backward(tuned: TunedModel) -> int:
@@ -92,13 +109,13 @@ def bytes_for_backward(tuned: TunedModel) -> int:
 
 
 @cache
-def _full() -> int:
-    return bytes_for_backward(on_meta(all_methods()["full_finetuning"]()))
+def _full(backbone: str) -> int:
+    return bytes_for_backward(_tuned(all_methods()["full_finetuning"](), backbone))
 
 
 def relative_memory(tuned: TunedModel) -> float:
-    """`bytes_for_backward` relative to full fine-tuning, to three decimals."""
-    return round(bytes_for_backward(tuned) / _full(), 3)
+    """`bytes_for_backward` relative to full fine-tuning of the same backbone, to three decimals."""
+    return round(bytes_for_backward(tuned) / _full(_name(tuned)), 3)
 
 
 def kind_of_place(name: str) -> str:
@@ -131,6 +148,7 @@ def properties_of(method: Method, memory: float | None = None, tuned: TunedModel
         year=method.year or 0,
         venue=method.venue,
         paper=method.paper,
+        backbone=_name(tuned),
         places=_distinct(kind_of_place(edit.place.name) for edit in edits if edit.verb != "tap"),
         reads=_distinct(kind_of_place(place.name) for place in read),
         verbs=_distinct(edit.verb for edit in edits),
@@ -144,6 +162,11 @@ def properties_of(method: Method, memory: float | None = None, tuned: TunedModel
         identity=method.starts_as_identity,
         memory=relative_memory(tuned) if memory is None else memory,
     )
+
+
+def _name(tuned: TunedModel) -> str:
+    """The backbone as it is asked for: the model without the tag of its weights."""
+    return tuned.description.facts.architecture.split(".")[0]
 
 
 def _distinct(names: Any) -> tuple[str, ...]:
@@ -166,7 +189,7 @@ def default_properties(name: str) -> Properties:
     from vpeft.methods import get
 
     kind, kept = get(name), stored().get(name)
-    if kept is None:
+    if kept is None or set(kept) != {field.name for field in fields(Properties)}:
         return properties_of(kind())
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
-    return Properties(**fields)
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
+    return Properties(**given)

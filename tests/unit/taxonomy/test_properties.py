@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
 from tests.models import images_for, tiny_vit
 
 import vpeft
+from vpeft.backbones.backbone import Backbone
+from vpeft.backbones.edits import Edit
+from vpeft.backbones.points import MissingPlace
 from vpeft.methods import all_methods
-from vpeft.taxonomy.properties import Properties, kind_of_place, on_meta, properties_of, relative_memory, stored
+from vpeft.taxonomy.properties import (
+    BACKBONES,
+    Properties,
+    default_properties,
+    kind_of_place,
+    on_meta,
+    properties_of,
+    relative_memory,
+    stored,
+)
 from vpeft.taxonomy.survey import SURVEY, answers, computed, disagreements
 from vpeft.training.memory import saved_bytes
 
@@ -107,3 +120,32 @@ def test_random_state_is_untouched() -> None:
     before = torch.random.get_rng_state()
     of("bitfit")
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_method_for_other_families_is_shown_on_the_first_backbone_that_has_its_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class OnlyInWindows(M["lora"]):  # type: ignore[misc, valid-type]
+        """A stand-in that refuses what has no stages of different width."""
+
+        def edits(self, backbone: Backbone) -> Iterator[Edit]:
+            if len(backbone.stages) < 2:
+                raise MissingPlace("There are no stages.")
+            yield from super().edits(backbone)
+
+    class Nowhere(M["lora"]):  # type: ignore[misc, valid-type]
+        """A stand-in that refuses everything."""
+
+        def edits(self, backbone: Backbone) -> Iterator[Edit]:
+            raise MissingPlace(f"{backbone.facts.family} will not do.")
+
+    assert of("lora").backbone == BACKBONES[0]
+    assert properties_of(OnlyInWindows(), memory=0.6).backbone == BACKBONES[1]
+    with pytest.raises(MissingPlace, match="timm_vit will not do"):
+        properties_of(Nowhere())
+
+
+def test_what_is_stored_in_an_older_form_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = {"name": "lora", "memory": 0.123}
+    monkeypatch.setattr("vpeft.taxonomy.properties.stored", lambda: {"lora": old})
+    assert default_properties("lora").memory == pytest.approx(0.69, abs=0.05)
