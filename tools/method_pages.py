@@ -27,17 +27,24 @@ def made(measure: bool, keep_memory: bool) -> dict[Path, str]:
         measure: measure the memory of all methods.
         keep_memory: measure nothing that is stored, even if the method has changed since.
     """
+    from vpeft.errors import VpeftError
     from vpeft.methods import all_methods
     from vpeft.taxonomy.picture import picture
     from vpeft.taxonomy.properties import BACKBONES, STORED, on_meta, properties_of, stored
 
     found: list[Any] = []
+    refused: list[Any] = []
     files: dict[Path, str] = {}
     for name, kind in all_methods().items():
         if not kind.__module__.startswith("vpeft."):
             continue
         old = {} if measure else stored().get(name, {})
-        tuned = on_meta(kind())
+        try:
+            tuned = on_meta(kind())
+        except VpeftError as error:  # no such place on any of these backbones, or a setting without a default
+            files[PAGES / f"{name}.md"] = _page_without_figures(kind, str(error))
+            refused.append(kind)
+            continue
         one = properties_of(kind(), memory=old.get("memory"), tuned=tuned)
         if old and not keep_memory and _plain(one) != old:
             one = properties_of(kind(), tuned=tuned)
@@ -46,7 +53,7 @@ def made(measure: bool, keep_memory: bool) -> dict[Path, str]:
             files[PAGES / f"{name}.svg"] = picture(plan, one.reads, f"Where {name} acts in a vision transformer")
         files[PAGES / f"{name}.md"] = _page(kind, one, plan)
         found.append(one)
-    files[PAGES / "README.md"] = _index(found)
+    files[PAGES / "README.md"] = _index(found, refused)
     files[STORED] = json.dumps({one.name: _plain(one) for one in found}, indent=1, sort_keys=True) + "\n"
     return files
 
@@ -58,11 +65,8 @@ def _plain(one: Any) -> dict[str, Any]:
 
 
 def _page(kind: Any, one: Any, plan: Any) -> str:
-    from vpeft.cli.methods import describe_method
     from vpeft.taxonomy.properties import BACKBONES, BATCH
 
-    described = describe_method(kind)
-    published = ", ".join(part for part in (_paper(one.paper), _venue(one)) if part) or "no paper of its own"
     reasons = sorted({row.unmergeable for row in plan.rows if row.unmergeable})
     figures = [
         ("trained parameters, without the head", f"{plan.trainable:,} ({plan.share:.3%} of the backbone's)"),
@@ -75,10 +79,6 @@ def _page(kind: Any, one: Any, plan: Any) -> str:
         ("keeps the way through the blocks as it is", _yes(one.keeps_structure)),
         ("starts as the frozen backbone", _yes(one.identity)),
     ]
-    settings = [
-        (f"`{key}`", f"`{field['type']}`", f"`{field['default']}`", field["description"])
-        for key, field in described["fields"].items()
-    ]
     rows = [
         (f"`{row.place}`", row.verb, f"`{row.layer}`", row.shape, f"{row.parameters:,}", _yes(not row.unmergeable))
         for row in plan.folded
@@ -86,14 +86,11 @@ def _page(kind: Any, one: Any, plan: Any) -> str:
     return (
         "\n\n".join(
             [
-                f"# {one.name}\n{_NOTE}",
-                f"`vpeft.methods.{kind.__name__}`; {_family(one)}; {published}.",
-                described["doc"],
+                *_about(kind),
                 f"![Where {one.name} acts]({one.name}.svg)"
                 if one.backbone == BACKBONES[0]
                 else "It does not run on a plain vision transformer, so there is no picture.",
-                "## Settings",
-                _table(("setting", "type", "default", "meaning"), settings) if settings else "It has no settings.",
+                *_settings(kind),
                 f"## On {one.backbone} with these defaults",
                 _table(("property", "value"), figures),
                 _table(("place", "verb", "layer", "largest tensor", "trained", "merges"), rows)
@@ -107,7 +104,34 @@ def _page(kind: Any, one: Any, plan: Any) -> str:
     )
 
 
-def _index(found: list[Any]) -> str:
+def _page_without_figures(kind: Any, why: str) -> str:
+    parts = [*_about(kind), *_settings(kind), "## Figures", f"There are none here: {why}", "[All methods](README.md)"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(kind: Any) -> list[str]:
+    """The title, where it stands in the literature, and the docstring."""
+    from vpeft.cli.methods import describe_method
+
+    published = ", ".join(part for part in (_paper(kind.paper), _venue(kind)) if part) or "no paper of its own"
+    return [
+        f"# {kind.name}\n{_NOTE}",
+        f"`vpeft.methods.{kind.__name__}`; {_family(kind)}; {published}.",
+        describe_method(kind)["doc"],
+    ]
+
+
+def _settings(kind: Any) -> list[str]:
+    from vpeft.cli.methods import describe_method
+
+    rows = [
+        (f"`{key}`", f"`{field['type']}`", f"`{field['default']}`", field["description"])
+        for key, field in describe_method(kind)["fields"].items()
+    ]
+    return ["## Settings", _table(("setting", "type", "default", "meaning"), rows) if rows else "It has no settings."]
+
+
+def _index(found: list[Any], refused: list[Any]) -> str:
     from vpeft.taxonomy.properties import BATCH
     from vpeft.taxonomy.survey import ASPECTS, SURVEY, computed, disagreements
 
@@ -135,6 +159,9 @@ def _index(found: list[Any]) -> str:
         ]
         columns = ("method", "family", "published", "parameters", "memory", "merges", "keeps structure", "gradients")
         parts += [f"## {category.capitalize()}", _table(columns, rows)]
+    if refused:
+        links = ", ".join(f"[{kind.name}]({kind.name}.md)" for kind in refused)
+        parts += ["## Without figures", f"These do not run on the backbones here with default settings: {links}."]
     table = computed(found)
     parts += [
         "## The survey's table, computed",

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from vpeft.cli import show
 from vpeft.cli.flags import Switch, members, shown_default
+from vpeft.errors import VpeftError
 from vpeft.methods import all_methods, get
 from vpeft.methods.method import Method
 
@@ -43,7 +44,7 @@ def methods(name: str | None = None, /, *, where: str | None = None, json: Switc
                 p["family"],
                 f"{p['parameters']:,}",
                 f"{p['memory']:.2f}",
-                str(p["mergeable"]).lower(),
+                "yes" if p["mergeable"] else "no",
                 p["reach"],
             )
             for p in had
@@ -71,15 +72,21 @@ def methods(name: str | None = None, /, *, where: str | None = None, json: Switc
 
 
 def with_properties(described: list[dict[str, Any]], where: str | None) -> list[dict[str, Any]]:
-    """The same with the properties of each, and of these only the ones that pass the filter."""
+    """The same with the properties of each (None where it does not run), and of these only what passes the filter."""
     from vpeft.taxonomy.properties import default_properties
     from vpeft.taxonomy.where import Filter
 
-    full = [{**one, "properties": asdict(default_properties(one["name"]))} for one in described]
-    if where is None or not full:
+    full = []
+    for one in described:
+        try:
+            found = asdict(default_properties(one["name"]))
+        except VpeftError:  # no place for it on the backbones that are tried, or a setting without a default
+            found = None
+        full.append({**one, "properties": found})
+    if where is None:
         return full
-    passes = Filter(where, full[0]["properties"])
-    return [one for one in full if passes(one["properties"])]
+    passes = Filter(where, asdict(default_properties("linear_probe")))
+    return [one for one in full if one["properties"] is not None and passes(one["properties"])]
 
 
 def describe_method(kind: type[Method]) -> dict[str, Any]:

@@ -77,3 +77,27 @@ def test_only_writing_measures_what_has_changed(tool: ModuleType, monkeypatch: p
     assert memory(keep=True) == {"ln_tune": "0.123", "bitfit": "0.456"}
     assert memory(keep=False) == {"ln_tune": "0.123", "bitfit": "0.789"}
     assert memory(keep=False, measure=True) == {"ln_tune": "0.789", "bitfit": "0.789"}
+
+
+def test_a_method_that_runs_nowhere_has_a_page_without_figures(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vpeft.backbones.points import MissingPlace
+    from vpeft.methods import all_methods
+    from vpeft.taxonomy import properties
+
+    here = {name: all_methods()[name] for name in ("bitfit", "lora")}
+    real = properties.on_meta
+
+    def refusing(method: object) -> object:
+        if isinstance(method, here["lora"]):
+            raise MissingPlace("It wants a text tower.")
+        return real(method)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("vpeft.methods.all_methods", lambda: here)
+    monkeypatch.setattr(properties, "on_meta", refusing)
+    files = tool.made(measure=False, keep_memory=True)
+    assert "It wants a text tower." in files[tool.PAGES / "lora.md"] and "`rank`" in files[tool.PAGES / "lora.md"]
+    assert tool.PAGES / "lora.svg" not in files and tool.PAGES / "bitfit.svg" in files
+    assert "## Without figures" in files[tool.PAGES / "README.md"]
+    assert '"lora"' not in files[properties.STORED] and '"bitfit"' in files[properties.STORED]

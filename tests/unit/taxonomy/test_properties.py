@@ -122,9 +122,7 @@ def test_random_state_is_untouched() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_a_method_for_other_families_is_shown_on_the_first_backbone_that_has_its_places(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_method_for_other_families_is_shown_on_the_first_backbone_that_has_its_places() -> None:
     class OnlyInWindows(M["lora"]):  # type: ignore[misc, valid-type]
         """A stand-in that refuses what has no stages of different width."""
 
