@@ -69,8 +69,8 @@ SHAPES: dict[str, _Shape] = {
     "patch": _Shape(124, 36, 80, 34, "patch"),
     "embedding": _Shape(224, 36, 90, 34, "embedding"),
     "norm": _Shape(532, 36, 70, 34, "norm"),
-    "outlet": _Shape(622, 36, 96, 34, "feature"),
-    "logits": _Shape(738, 36, 90, 34, "head"),
+    "outlet": _Shape(622, 36, 96, 34, "outlet"),
+    "logits": _Shape(738, 36, 90, 34, "logits"),
     f"{_B}.norm1": _Shape(76, 224, 64, 36, "norm1"),
     f"{_B}.attn.q": _Shape(182, 202, 56, 28, "q"),
     f"{_B}.attn.k": _Shape(182, 238, 56, 28, "k"),
@@ -209,9 +209,10 @@ def _line_of_key(number: int, group: _Group) -> str:
         said += f"; in {len(group.blocks)} block{'s' * (len(group.blocks) != 1)}"
     if group.parameters:
         said += f"; {group.parameters:,} trained"
-    if len(said) > 118:
-        said = said[:115].rsplit(" ", 1)[0] + " ..."
+    size = 13 if len(said) <= 118 else 11
+    if len(said) > 140:
+        said = said[:136].rsplit(" ", 1)[0] + " ..."
     return (
         _badge(34, y, number, _COLOURS[group.verb])
-        + f'<text x="54" y="{y + 4.5:g}" fill="#1d2733">{escape(said)}</text>'
+        + f'<text x="54" y="{y + 4.5:g}" font-size="{size}" fill="#1d2733">{escape(said)}</text>'
     )
