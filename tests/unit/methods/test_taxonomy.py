@@ -12,7 +12,8 @@ from vpeft.methods import all_methods
 from vpeft.methods.method import Method
 from vpeft.methods.registry import _METHODS, Category, Family, register
 
-METHODS = all_methods()
+# Only the package's own: other tests and the examples register methods too.
+METHODS = {name: kind for name, kind in all_methods().items() if kind.__module__.startswith("vpeft.")}
 FAMILIES_OF = {
     "baseline": {"baseline"},
     "addition": {"adapter", "prompt", "prefix", "side"},
