@@ -41,9 +41,9 @@ def test_it_lets_through(text: str, passing: set[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("memroy < 0.5", "knows no 'memroy'. Did you mean 'memory'"),
-        ("mergeable and memroy < 0.5", "memroy"),
-        ("mergeable or memroy < 0.5", "memroy"),
+        ("memoryy < 0.5", "knows no 'memoryy'. Did you mean 'memory'"),
+        ("mergeable and memoryy < 0.5", "memoryy"),
+        ("mergeable or memoryy < 0.5", "memoryy"),
         ("memory <", "cannot be read"),
         ("", "cannot be read"),
         ("memory = 1", "cannot be read"),
