@@ -10,7 +10,7 @@ CODE   := src tests tools examples
 # One thread per process: the tests run in $(JOBS) processes and the models are tiny.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help demo test check format lint types imports docs docs-check spelling test-all clean
+.PHONY: help demo test check format lint types imports docs docs-check spelling slow matrix clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -37,7 +37,7 @@ demo: $(VENV)/.demo  ## train a linear probe and three methods on digits, compar
 test: $(VENV)/.test  ## the fast tests
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "not slow and not gpu" -p no:cacheprovider
 
-check: $(VENV)/.dev lint imports types spelling docs-check test-all  ## everything CI runs after the demo
+check: $(VENV)/.dev lint imports types spelling docs-check test  ## everything CI runs after the demo
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(CODE)
@@ -55,9 +55,13 @@ spelling: $(VENV)/.dev
 docs-check: $(VENV)/.dev
 	$(BIN)/python tools/docs.py --check
 	$(TEST_ENV) $(BIN)/python tools/method_pages.py --check
+	PYTHONPATH=src:. $(BIN)/python -m tests.contract.matrix --check docs/coverage.md
 
-test-all: $(VENV)/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "not gpu" -p no:cacheprovider
+slow: $(VENV)/.dev  ## the slow tests: examples, killed processes, two processes, whole-graph compilation
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "slow and not gpu" -p no:cacheprovider
+
+matrix: $(VENV)/.dev  ## run the contract on every method and family and write docs/coverage.md
+	$(TEST_ENV) PYTHONPATH=src:. $(BIN)/python -m tests.contract.matrix --write docs/coverage.md --workers $(JOBS)
 
 docs: $(VENV)/.dev  ## write the generated tables and snippets of docs/ and README.md anew
 	$(BIN)/python tools/docs.py

@@ -182,6 +182,8 @@ def _protocol(
 
 _SEARCHED = Grid(lr=(5e-4, 2e-3, 8e-3), weight_decay=(1e-4,))
 _SEARCHED_OWN = Grid(lr=(5e-5, 2e-4, 8e-4), weight_decay=(1e-4,))
+_BRIEF = Grid(lr=(2e-3, 1e-2), weight_decay=(1e-4,))
+_BRIEF_OWN = Grid(lr=(2e-4, 1e-3), weight_decay=(1e-4,))
 _STATED = Grid(lr=(2e-3,), weight_decay=(1e-4,))
 _STATED_OWN = Grid(lr=(2e-4,), weight_decay=(1e-4,))
 
@@ -191,6 +193,7 @@ PROTOCOLS: dict[str, Protocol] = {
         _protocol("digits", "Digits", epochs=20, grid=_SEARCHED, own_weights=_SEARCHED_OWN, seeds=3),
         _protocol("digits-quick", "Digits, no search", epochs=15, grid=_STATED, own_weights=_STATED_OWN, seeds=3),
         _protocol("digits-smoke", "Digits, one look", epochs=3, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
+        _protocol("digits-demo", "Digits, the demo", epochs=8, grid=_BRIEF, own_weights=_BRIEF_OWN, seeds=1),
         _protocol("pocket", "pocket", epochs=20, grid=_SEARCHED, own_weights=_SEARCHED_OWN, seeds=3),
         _protocol("pocket-quick", "pocket, no search", epochs=15, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
         _protocol("pocket-smoke", "pocket, one look", epochs=3, grid=_STATED, own_weights=_STATED_OWN, seeds=1),

@@ -24,10 +24,11 @@ from vpeft.bench.config import BenchConfig
 from vpeft.bench.engine import Assignment
 from vpeft.bench.key import Identity
 from vpeft.bench.ledger import Ledger
+from vpeft.bench.protocol import protocol
 from vpeft.bench.record import RunRecord, State
 from vpeft.bench.runner import run_bench
 from vpeft.bench.sealed import FinalEvaluator, Images, Trained
-from vpeft.bench.suites import open_task
+from vpeft.bench.suites import open_task, suite
 from vpeft.bench.vpeft_engine import TrainedModel, VpeftEngine
 from vpeft.cli import show
 from vpeft.cli.demo_picture import Shown, write_picture
@@ -38,6 +39,7 @@ from vpeft.report import make_report
 
 METHODS = ("linear_probe", "lora", "adaptformer", "ssf")
 TASK = ("digits", "classes")
+TIER = "demo"
 BACKBONE = "pocket_vit"
 # How many of the test images are written out and drawn: the first ones, not picked ones.
 DRAWN = 24
@@ -76,7 +78,7 @@ def adapter_of(folder: Path, identity: Identity) -> Path:
 def demo(
     *,
     out: Path = Path("runs/demo"),
-    epochs: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 5,
+    epochs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     workers: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
 ) -> None:
     """Adapt the shipped backbone to handwritten digits with several methods, compare them, use the best one.
@@ -88,7 +90,7 @@ def demo(
     out:
         Folder for the records, the adapters, the page and the pictures.
     epochs:
-        Passes over the training images in each run.
+        Passes over the training images in each run, where the protocol's number is not wanted.
     workers:
         Processes that train side by side; by default one for each core, at most four.
     """
@@ -98,14 +100,14 @@ def demo(
     _say(screen, f"1. Train {', '.join(METHODS)} on digits with {BACKBONE}; learning rates are chosen on validation.")
     config = BenchConfig(
         suite=TASK[0],
-        tier="full",
+        tier=TIER,
         tasks=(TASK[1],),
         methods=METHODS,
         backbone=BACKBONE,
         seeds=1,
         out=out / "ledger",
         workers=beside,
-        optimisation={"epochs": epochs},
+        optimisation={} if epochs is None else {"epochs": epochs},
     )
     ledger = run_bench(config, engine=KeepingEngine(folder=out / "adapters"), console=screen)
 
@@ -114,7 +116,7 @@ def demo(
     screen.print(report)
 
     _say(screen, "3. Save the method that was best on validation images, and load it again from its file.")
-    best = best_on_validation(ledger, epochs)
+    best = best_on_validation(ledger, epochs or epochs_of_the_protocol())
     adapter = save_with_scores(best, out)
     assert best.chosen is not None and best.scores is not None
     screen.print(
@@ -140,6 +142,13 @@ def demo(
     ):
         screen.print(Text(f"  {file}   {what}"))
     screen.print(Text(f"Try: vpeft predict {adapter} {out / 'unseen'} --top 3"))
+
+
+def epochs_of_the_protocol() -> int:
+    """The number of passes that the demo's protocol states."""
+    stated = protocol(suite(TASK[0]).tiers[TIER].protocol).optimisation["epochs"]
+    assert isinstance(stated, int)
+    return stated
 
 
 def best_on_validation(ledger: Ledger, epochs: int) -> RunRecord:

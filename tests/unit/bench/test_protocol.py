@@ -16,6 +16,7 @@ DIGESTS = {
     "digits@1": "c545347870c4",
     "digits-quick@1": "dc169f55c34e",
     "digits-smoke@1": "3d73866a0bb2",
+    "digits-demo@1": "6aea12cc7111",
     "pocket@1": "f389daad81c1",
     "pocket-quick@1": "b6cf009ee4c6",
     "pocket-smoke@1": "abd865634306",

@@ -48,6 +48,7 @@ SUITE = Suite(
     tiers={
         "smoke": Tier(protocol="digits-smoke@1", seeds=1),
         "quick": Tier(protocol="digits-quick@1", seeds=3),
+        "demo": Tier(protocol="digits-demo@1", seeds=1),
         "full": Tier(protocol="digits@1", seeds=3),
     },
     default_tier="quick",
