@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -78,20 +78,47 @@ def on_terminal(boards: Sequence[Board]) -> RenderableType:
     for board in boards:
         seeds = f"{len(board.seeds)} seed{'s' if len(board.seeds) > 1 else ''}"
         tasks = f"{len(board.tasks)} task{'s' if len(board.tasks) > 1 else ''}"
-        table = Table(
-            title=f"{board.title}   {board.protocol}, {tasks} x {seeds}",
-            title_justify="left",
-            title_style="bold",
-        )
-        for heading in headings(board):
-            table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=heading == "method")
-        for row in board.rows:
-            table.add_row(*(Text(text) for text in line(board, row)), style="bold" if row is board.best else "")
-        parts.append(table)
+        parts.append(MethodTable(board, f"{board.title}   {board.protocol}, {tasks} x {seeds}"))
         if len(board.tasks) > 1:
             parts.append(_tasks_on_terminal(board))
         parts += [Text(f"! {note}", style="yellow") for note in board.notes]
     return Group(*parts)
+
+
+# What a narrow terminal goes without, first to last; the page and the CSV have everything.
+_DISPENSABLE = ("with head", "rank", "run", "step", "kept/step", "stored", "PPT", "± std", "to best")
+
+
+class MethodTable:
+    """A board's table of methods with as many columns as the terminal has room for; what is left out is named."""
+
+    def __init__(self, board: Board, title: str) -> None:
+        self.board, self.title = board, title
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        heads = headings(self.board)
+        rows = [line(self.board, row) for row in self.board.rows]
+        widths = {head: max(len(head), *(len(row[i]) for row in rows)) + 3 for i, head in enumerate(heads)}
+        left_out = [head for head in heads if all(row[heads.index(head)] in ("", words.DASH) for row in rows)]
+        for head in _DISPENSABLE:
+            if sum(width for name, width in widths.items() if name not in left_out) + 1 <= options.max_width:
+                break
+            if head in heads and head not in left_out:
+                left_out.append(head)
+        shown = [i for i, head in enumerate(heads) if head not in left_out]
+        dropped = [head for head in _DISPENSABLE if head in left_out]
+        table = Table(
+            title=self.title,
+            title_justify="left",
+            title_style="bold",
+            caption=f"not shown here: {', '.join(dropped)}" if dropped else None,
+            caption_justify="left",
+        )
+        for i in shown:
+            table.add_column(heads[i], justify="left" if i == 0 else "right", no_wrap=True)
+        for row, cells in zip(self.board.rows, rows, strict=True):
+            table.add_row(*(Text(cells[i]) for i in shown), style="bold" if row is self.board.best else "")
+        yield table
 
 
 def _tasks_on_terminal(board: Board) -> Table:
