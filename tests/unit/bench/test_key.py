@@ -58,7 +58,11 @@ def test_what_was_read_back_has_the_same_key() -> None:
     assert Identity.model_validate_json(IDENTITY.model_dump_json()).key() == IDENTITY.key()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1: 2}, b"bytes"], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), object(), {1: 2}, b"bytes"],
+    ids=["nan", "infinity", "object", "mapping", "bytes"],
+)
 def test_what_has_no_canonical_text_is_refused(value: object) -> None:
     with pytest.raises(NotHashable, match="identity"):
         canonical({"field": value})
