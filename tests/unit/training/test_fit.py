@@ -254,8 +254,13 @@ def test_without_a_folder_ctrl_c_is_what_it_always_was() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             return super().__getitem__(index)
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(tuned_vit(), Interrupting(8), epochs=1, progress=False)
+    # a process started in the background is born with Ctrl-C ignored; this test is about one that is not
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(tuned_vit(), Interrupting(8), epochs=1, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
