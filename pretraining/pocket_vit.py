@@ -53,7 +53,7 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(600, 600, 300, 30),  # only to see that every stage runs
-    "small": Scale(24_000, 40_000, 20_000, 6_000, batch=(32, 20, 12)),
+    "small": Scale(24_000, 40_000, 20_000, 9_000, batch=(32, 20, 12)),
     "medium": Scale(24_000, 40_000, 20_000, 10_000),
     "large": Scale(200_000, 400_000, 200_000, 60_000, batch=(256, 160, 96)),
 }
