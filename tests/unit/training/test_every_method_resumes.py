@@ -37,11 +37,11 @@ class Crashing(Patches):
 
 
 def tuned(name: str, seed: int) -> TunedModel:
+    cell, refusal = cell_or_refusal(name, "timm_vit")  # with the fields that suit a tiny model
+    assert cell is not None, refusal
     torch.manual_seed(0)
     model = tiny_vit(drop_path_rate=0.2)
     torch.manual_seed(seed)
-    cell, refusal = cell_or_refusal(name, "timm_vit")  # with the fields that suit a tiny model
-    assert cell is not None, refusal
     return vpeft.tune(model, cell.method, num_classes=3, show=False, verify=False)
 
 
