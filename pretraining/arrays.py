@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from corpus import SEED, Pictures, fetch
 from PIL import Image
-from scenes import NAMES, Glyphs, floor, scattered
+from scenes import NAMES, Glyphs, floor, relief, scattered
 
 _pictures: Pictures
 _glyphs: Glyphs
@@ -29,10 +29,12 @@ def _picture(index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scene(index: int) -> tuple[np.ndarray, np.ndarray]:
-    if index % 5 < 3:
+    if index % 10 < 5:
         picture, labels = scattered(SEED, index, _small(_pictures.draw(SEED + 1, index)))
-    else:
+    elif index % 10 < 8:
         picture, labels = floor(SEED, index)
+    else:
+        picture, labels = relief(SEED, index)
     return picture, np.array([labels[name] for name in NAMES], np.int16)
 
 

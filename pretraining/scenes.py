@@ -1,6 +1,6 @@
-"""Generated pictures with known factors: scattered figures, a floor in perspective, and glyphs of many scripts.
+"""Generated pictures with known factors: scattered figures, a floor in perspective, lit relief, glyphs of many scripts.
 
-They teach what a classifier's features lack: how many, where, how turned, how far. Everything here (figures, renderer,
+They teach what a classifier's features lack: how many, where, how turned, how far, how rough. Everything here (figures, renderer,
 seeds) is separate from the generators of the `pocket` tasks, which are in `vpeft.data.pocket`.
 
 Each function is pure in its seed and gives a (64, 64, 3) uint8 picture with integer labels; -1 means "not defined for
@@ -30,6 +30,9 @@ FACTORS: dict[str, int] = {
     "horizon": 6,  # height of the horizon in a perspective scene
     "depth": 8,  # log distance of the nearest pillar
     "side": 5,  # where across the picture that pillar stands
+    "relief": 6,  # log steepness of a lit height field
+    "grain": 6,  # exponent of its power spectrum
+    "sun": 8,  # where the light comes from
 }
 NAMES = tuple(FACTORS)
 
@@ -145,10 +148,37 @@ def floor(seed: int, index: int) -> tuple[np.ndarray, dict[str, int]]:
     return _finish(canvas, rng), labels
 
 
+def relief(seed: int, index: int) -> tuple[np.ndarray, dict[str, int]]:
+    """A fractal height field under slanting light, coloured by height; labels: steepness, spectrum, light."""
+    rng = np.random.Generator(np.random.PCG64([seed, index, 4]))
+    exponent, steep = float(rng.uniform(1.6, 4.0)), float(rng.uniform(np.log(0.02), np.log(0.35)))
+    light = float(rng.uniform(0, 2 * np.pi))
+    rows, columns = np.meshgrid(np.fft.fftfreq(SIDE), np.fft.rfftfreq(SIDE), indexing="ij")
+    radius = np.hypot(rows, columns)
+    radius[0, 0] = np.inf
+    waves = rng.standard_normal((2, SIDE, SIDE // 2 + 1))
+    height = np.fft.irfft2((waves[0] + 1j * waves[1]) * radius ** (-exponent / 2), (SIDE, SIDE))
+    down, across = np.gradient(height)
+    shade = down * np.sin(light) + across * np.cos(light)
+    shade *= np.exp(steep) / shade.std()
+    rank = (height - height.min()) / np.ptp(height)
+    at = np.linspace(0, 1, 4)
+    tones = np.stack([_hsv(float(rng.random()), float(rng.uniform(0, 0.6)), float(rng.uniform(0.25, 0.9))) for _ in at])
+    # neighbouring heights of one landscape are of like colours
+    tones = tones.mean(0) + (tones - tones.mean(0)) * rng.uniform(0.1, 0.6)
+    ground = np.stack([np.interp(rank, at, tones[:, channel]) for channel in range(3)], -1)
+    labels = dict.fromkeys(NAMES, -1)
+    labels["relief"] = int((steep - np.log(0.02)) / (np.log(0.35) - np.log(0.02)) * 5.999)
+    labels["grain"] = int((exponent - 1.6) / 2.4 * 5.999)
+    labels["sun"] = int(light / (2 * np.pi) * FACTORS["sun"]) if labels["relief"] > 0 else -1
+    picture = ground * (1 + shade[..., None]) + rng.standard_normal((SIDE, SIDE, 1)) * rng.uniform(0, 6)
+    return np.clip(picture, 0, 255).astype(np.uint8), labels
+
+
 class Glyphs:
     """Letters of scripts other than Latin, Greek and Cyrillic, no digits; the label is the letter."""
 
-    def __init__(self, fonts: Path, most_classes: int = 600) -> None:
+    def __init__(self, fonts: Path, most_classes: int = 160) -> None:
         barred = ("LATIN", "GREEK", "CYRILLIC", "COPTIC", "DIGIT", "NUMBER", "CJK")
         self.letters: list[tuple[ImageFont.FreeTypeFont, str]] = []
         files = [p for p in sorted(fonts.rglob("Noto*-Regular.ttf")) if "Symbols" not in p.name]
@@ -164,7 +194,7 @@ class Glyphs:
                     continue
                 drawn.add(image)
                 self.letters.append((font, chr(code)))
-                if len(drawn) >= 12:
+                if len(drawn) >= 4:
                     break
         self.letters = self.letters[:most_classes]
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import vpeft
-from tests.models import FAMILIES, images_for
+from tests.families import EVERY
+from tests.models import images_for
 from vpeft.injection.merge import CannotMerge
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import LoRA, Method
@@ -36,7 +37,7 @@ class Cell:
     def model(self) -> nn.Module:
         """The tiny backbone, with the same weights at each call."""
         torch.manual_seed(0)
-        return FAMILIES[self.family]()
+        return EVERY[self.family]()
 
     def tuned(self, model: nn.Module | None = None, *more: Method, verify: bool = False) -> TunedModel:
         """The method on the tiny model, with a head for five classes, in eval mode."""
@@ -296,3 +297,14 @@ FAST: tuple[Callable[[Cell], None], ...] = (
     plan_tells_the_truth,
 )
 SLOW: tuple[Callable[[Cell], None], ...] = (traces_whole, exports)
+# What depends on the backbone as much as on the method: run in the fast tests on every family
+OF_FAMILIES: tuple[Callable[[Cell], None], ...] = (
+    starts_as_promised,
+    every_tensor_learns,
+    backbone_is_untouched,
+    detach_is_exact,
+    reloads_exactly,
+    merges_or_says_why,
+    survives_checkpointing,
+    plan_tells_the_truth,
+)

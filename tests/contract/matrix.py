@@ -1,7 +1,7 @@
 """The contract as a table: every method on every family, passed or refused with the reason.
 
 python -m tests.contract.matrix --write docs/coverage.md      runs every check and writes the page
-python -m tests.contract.matrix --check docs/coverage.md      only asks whether every method is on the page
+python -m tests.contract.matrix --check docs/coverage.md      only asks whether every method and family is on the page
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 import vpeft
 from tests.contract.checks import FAST, SLOW, Cell
-from tests.models import FAMILIES
+from tests.families import EVERY
 from vpeft.methods import all_methods
 
 
@@ -34,7 +34,7 @@ def cell_or_refusal(name: str, family: str) -> tuple[Cell | None, str | None]:
     for fields in ({}, *kind.variants):
         method = kind(**fields)
         try:
-            vpeft.tune(FAMILIES[family](), method, num_classes=2, verify=False, show=False)
+            vpeft.tune(EVERY[family](), method, num_classes=2, verify=False, show=False)
         except vpeft.MissingPlace as error:
             refusal = refusal or str(error)
             continue
@@ -69,10 +69,10 @@ def page(workers: int, slow: bool) -> tuple[str, bool]:
     """The page in Markdown, and whether no cell failed."""
     rows, notes, good = [], [], True
     pool = ProcessPoolExecutor(workers)
-    waiting = {(n, f): pool.submit(_cell, n, f, slow) for n in all_methods() for f in FAMILIES}
+    waiting = {(n, f): pool.submit(_cell, n, f, slow) for n in all_methods() for f in EVERY}
     for name in all_methods():
         shown = []
-        for family in FAMILIES:
+        for family in EVERY:
             text, note = waiting[name, family].result()
             good &= not text.startswith("FAILED")
             if note:
@@ -81,7 +81,7 @@ def page(workers: int, slow: bool) -> tuple[str, bool]:
             shown.append(text)
             print(f"{name:24} {family:16} {text}", file=sys.stderr, flush=True)
         rows.append(f"| `{name}` | " + " | ".join(shown) + " |")
-    head = ["| method | " + " | ".join(FAMILIES) + " |", "|---|" + "---|" * len(FAMILIES)]
+    head = ["| method | " + " | ".join(EVERY) + " |", "|---|" + "---|" * len(EVERY)]
     run = (*FAST, *SLOW) if slow else FAST
     checks = ", ".join(check.__name__.replace("_", " ") for check in run)
     passed, refused = (sum(row.count(word) for row in rows) for word in ("passed", "refused"))
@@ -92,7 +92,7 @@ def page(workers: int, slow: bool) -> tuple[str, bool]:
         f" passes these checks: {checks}. Or it is refused, with the sentence that a user sees. A number in brackets"
         " points to a note below.",
         "",
-        f"{len(rows)} methods on {len(FAMILIES)} families: {passed} cells pass, {refused} are refused.",
+        f"{len(rows)} methods on {len(EVERY)} families: {passed} cells pass, {refused} are refused.",
         "",
         *head,
         *rows,
@@ -113,8 +113,11 @@ def main() -> int:
     parser.add_argument("--slow", action="store_true")
     options = parser.parse_args()
     if options.check is not None:
-        listed = set(re.findall(r"^\| `(\w+)` \|", options.check.read_text(), flags=re.MULTILINE))
-        lacking = sorted(set(all_methods()) ^ listed)
+        written = options.check.read_text()
+        listed = set(re.findall(r"^\| `(\w+)` \|", written, flags=re.MULTILINE))
+        head = re.search(r"^\| method \| (.*) \|$", written, flags=re.MULTILINE)
+        columns = set(head.group(1).split(" | ")) if head else set()
+        lacking = sorted((set(all_methods()) ^ listed) | (set(EVERY) ^ columns))
         if lacking:
             print(f"{options.check} is stale ({', '.join(lacking)}). Run: make matrix")
         return 1 if lacking else 0

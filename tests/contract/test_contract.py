@@ -1,4 +1,5 @@
-"""Every registered method on every tiny backbone: each promise of `checks`, or a refusal that says what is missing."""
+"""Each promise of `checks`, or a refusal that says what is missing: every method on three unlike families, five unlike
+methods on every family. `make matrix` runs every method on every family."""
 
 from __future__ import annotations
 
@@ -7,12 +8,16 @@ from collections.abc import Callable
 import pytest
 
 import vpeft
-from tests.contract.checks import FAST, SLOW, Cell
+from tests.contract.checks import FAST, OF_FAMILIES, SLOW, Cell
 from tests.contract.matrix import cell_or_refusal
+from tests.families import EVERY
 from tests.models import FAMILIES
 from vpeft.methods import all_methods
 
 CELLS = [pytest.param(name, family, id=f"{name}-{family}") for name in all_methods() for family in FAMILIES]
+# inside a projection, on its output, beside the MLP, as tokens, and beside the whole trunk
+FIVE = ("lora", "ssf", "adaptformer", "vpt_deep", "lst")
+OTHERS = [pytest.param(name, f, id=f"{name}-{f}") for f in EVERY if f not in FAMILIES for name in FIVE]
 
 
 def _run(check: Callable[[Cell], None], name: str, family: str) -> None:
@@ -32,6 +37,12 @@ def _run(check: Callable[[Cell], None], name: str, family: str) -> None:
 @pytest.mark.parametrize("check", FAST, ids=lambda check: check.__name__)
 @pytest.mark.parametrize(("name", "family"), CELLS)
 def test_promise(name: str, family: str, check: Callable[[Cell], None]) -> None:
+    _run(check, name, family)
+
+
+@pytest.mark.parametrize("check", OF_FAMILIES, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("name", "family"), OTHERS)
+def test_promise_on_every_family(name: str, family: str, check: Callable[[Cell], None]) -> None:
     _run(check, name, family)
 
 

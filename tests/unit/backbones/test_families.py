@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import vpeft
-from tests.models import FAMILIES, images_for, tiny_convnext, tiny_swin, tiny_vit
+from tests.families import EVERY
+from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
 from vpeft.backbones.places import Norm, Place, Projection
 from vpeft.backbones.points import Layout
 from vpeft.injection.hooks import CoreEdits, Switch, WeightEdits
 
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
-    **FAMILIES,
+    **EVERY,
     "vit registers": lambda: tiny_vit(reg_tokens=4, no_embed_class=True),
     "vit average pool": lambda: tiny_vit(class_token=False, global_pool="avg"),
     "vit average pool with class token": lambda: tiny_vit(global_pool="avg"),
@@ -57,13 +58,12 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return VARIANTS[request.param]()
 
 
-def test_names_are_the_stored_ones() -> None:
+@pytest.mark.parametrize("family", EVERY)
+def test_names_are_the_stored_ones(family: str) -> None:
     """Adapter files name places: a change here breaks every file that was saved before."""
-    stored = Path(__file__).with_name("place_names.txt").read_text().splitlines()
-    found = [
-        f"{family}: {place.name}" for family, make in FAMILIES.items() for place in vpeft.describe(make()).places()
-    ]
-    assert found == stored
+    stored = Path(__file__).parent / "place_names" / f"{family}.txt"
+    assert stored.exists(), "a new family: python -m tests.unit.backbones.store_place_names, and read what it wrote"
+    assert [place.name for place in vpeft.describe(EVERY[family]()).places()] == stored.read_text().splitlines()
 
 
 def test_each_place_is_executed_once_with_its_width_and_layout(model: nn.Module) -> None:

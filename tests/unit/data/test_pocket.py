@@ -115,3 +115,15 @@ def test_tiers_name_tasks_that_exist() -> None:
     assert len(TIERS["smoke"].tasks or ()) == 2
     for tier in TIERS.values():
         assert set(tier.tasks or ()) <= set(NAMES)
+
+
+def test_the_bench_extra_installs_what_the_tasks_are_made_of() -> None:
+    """A fresh environment with the extra that the error names must be able to make every task."""
+    import re
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    extra = {re.split(r"[<>=]", line)[0] for line in project["optional-dependencies"]["bench"]}
+    packages = {"skimage": "scikit-image", "sklearn": "scikit-learn", "mpl_toolkits.basemap_data": "basemap-data"}
+    needed = {packages.get(module, module) for task in pocket_tasks().values() for module in task.needs}
+    assert needed and needed <= extra
