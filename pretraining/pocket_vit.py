@@ -54,7 +54,7 @@ class Scale:
 SCALES = {
     "tiny": Scale(600, 600, 300, 30),  # only to see that every stage runs
     "small": Scale(24_000, 40_000, 20_000, 9_000, batch=(32, 20, 12)),
-    "medium": Scale(24_000, 40_000, 20_000, 10_000),
+    "medium": Scale(24_000, 40_000, 20_000, 12_000, rate=3e-3),
     "large": Scale(200_000, 400_000, 200_000, 60_000, batch=(256, 160, 96)),
 }
 
@@ -181,14 +181,25 @@ def _optimisers(student: Student, scale: Scale) -> list[torch.optim.Optimizer]:
     return [Muon(inner, lr=scale.rate, weight_decay=scale.decay), adamw]
 
 
-def train(work: Path, scale: Scale, seed: int, limit_minutes: float | None) -> tuple[Student, list[dict[str, float]]]:
-    """Train from scratch or from DIR/checkpoint.pt; returns the student and the log (means over 100 steps)."""
+def train(
+    work: Path, scale: Scale, seed: int, limit_minutes: float | None, start: Path | None
+) -> tuple[Student, list[dict[str, float]]]:
+    """Train from DIR/checkpoint.pt, else from `start`, else from nothing; returns the student and the log.
+
+    Of `start` (a checkpoint of an earlier run) every tensor of the same name and shape is taken; its log comes first.
+    """
     torch.manual_seed(seed)
     student = Student(int(np.load(work / "glyphs_labels.npy").max()) + 1)
     optimisers = _optimisers(student, scale)
     batches, log, step, checkpoint = Batches(work, scale), [], 0, work / "checkpoint.pt"
     _start_from_components(student, batches.pictures)
     spent = 0.0
+    if start is not None:
+        earlier = torch.load(start, weights_only=True)
+        own = student.state_dict()
+        fitting = {k: t for k, t in earlier["student"].items() if k in own and own[k].shape == t.shape}
+        student.load_state_dict(fitting, strict=False)
+        log = [entry | {"run": 0.0} for entry in earlier["log"]]
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         student.load_state_dict(state["student"])
@@ -255,6 +266,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit-minutes", type=float, help="end the schedule after this much training time")
+    parser.add_argument("--start", type=Path, help="checkpoint of an earlier run; tensors that fit are taken")
     parser.add_argument("--teacher", type=Path, help="the teacher's checkpoint, if its package is not installed")
     parser.add_argument("--out", type=Path, default=ROOT / "src/vpeft/assets/pocket_vit.safetensors")
     parser.add_argument("--log", type=Path, default=ROOT / "pretraining/pocket_vit.log.json")
@@ -264,7 +276,7 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     arrays.build(given.work, scale.pictures, scale.scenes, scale.glyphs)
     teacher.write_targets(given.work, given.teacher)
-    student, log = train(given.work, scale, given.seed, given.limit_minutes)
+    student, log = train(given.work, scale, given.seed, given.limit_minutes, given.start)
     export(student, log, scale, given.out, given.log)
     given.log.with_name("pocket_vit.files.txt").write_text("\n".join(corpus.digests(given.work)) + "\n")
 

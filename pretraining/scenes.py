@@ -1,7 +1,7 @@
-"""Generated pictures with known factors: scattered figures, a floor in perspective, lit relief, glyphs of many scripts.
+"""Generated pictures with known factors: scattered figures, a floor in perspective, lit relief, letters.
 
-They teach what a classifier's features lack: how many, where, how turned, how far, how rough. Everything here (figures, renderer,
-seeds) is separate from the generators of the `pocket` tasks, which are in `vpeft.data.pocket`.
+They teach what a classifier's features lack: how many, where, how turned, how far, how rough. Everything here (figures,
+renderer, seeds) is separate from the generators of the `pocket` tasks, which are in `vpeft.data.pocket`.
 
 Each function is pure in its seed and gives a (64, 64, 3) uint8 picture with integer labels; -1 means "not defined for
 this picture" and is skipped by the loss.
