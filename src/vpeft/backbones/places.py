@@ -223,10 +223,13 @@ class Projection(Place):
     Attributes:
         module: the live layer that holds `weight` and perhaps `bias`.
         rows: the output rows that belong to this place; None for all.
+        biases: where the bias of all rows of `module` lives, in pieces, if it is not the module's own `bias`:
+            parameters or buffers, as module and attribute.
     """
 
     module: nn.Module = field(default_factory=nn.Identity)
     rows: tuple[int, int] | None = None
+    biases: tuple[tuple[nn.Module, str], ...] = ()
 
     @property
     def is_conv(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
@@ -25,6 +26,22 @@ class Layout(Enum):
 
 
 @dataclass(frozen=True, eq=False)
+class StandIn:
+    """A class that takes a module's place while an edit needs a point that the plain forward never passes.
+
+    Attributes:
+        module: the live module; its tensors, keys and `isinstance` stay as they are.
+        kind: a subclass of its class that computes the same bits and passes the point.
+        anchors: identities that `kind` finds in the module's `__dict__` under these names and calls. They are no
+            children of the module, so that no key appears. Names start with `vpeft_`.
+    """
+
+    module: nn.Module
+    kind: type[nn.Module]
+    anchors: Mapping[str, nn.Module] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Point:
     """One end of a module's execution, where a tensor can be read or replaced.
 
@@ -32,8 +49,11 @@ class Point:
         module: the live module.
         side: "input" or "output".
         item: position or keyword of the tensor among the inputs, or its position in a tuple of outputs.
+        needs: what must stand in for the modules around, or this point is never passed: where a weight is used without
+            calling its module, or where no module begins or ends.
     """
 
     module: nn.Module
     side: Literal["input", "output"]
     item: int | str = 0
+    needs: tuple[StandIn, ...] = ()

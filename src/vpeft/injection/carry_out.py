@@ -151,6 +151,7 @@ def _tap(edit: Edit, adapter: str, wiring: Wiring) -> None:
 
 def _reparametrize(edit: Edit, adapter: str, wiring: Wiring) -> None:
     assert edit.layer is not None
+    wiring.express(_enter(edit.place).needs, adapter)
     for module, kind in edit.place.rewrites["reparametrize"]:
         wiring.weight(module, kind, EditWeight(adapter, edit.place.nesting, edit.layer, _rows(edit.place)))
 

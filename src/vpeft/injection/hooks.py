@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..backbones.points import Point
+from ..backbones.points import Point, StandIn
 from .operations import EditCore, EditWeight, Operation
 
 
@@ -145,7 +145,8 @@ class Wiring:
         return [operation for name, _, operation in self._attached if name == adapter]
 
     def at(self, point: Point, operation: Operation) -> None:
-        """Install an operation at a point."""
+        """Install an operation at a point, with what must stand in for the point to be passed."""
+        self.express(point.needs, operation.adapter)
         key = (id(point.module), point.side, point.item)
         if key not in self._hooks:
             self._modules.append(point.module)
@@ -172,6 +173,12 @@ class Wiring:
         edits.operations.append(operation)
         self._attached.append((operation.adapter, edits.operations, operation))
 
+    def express(self, needs: tuple[StandIn, ...], adapter: str) -> None:
+        """Let classes stand in for those of modules, together with the anchors that they call."""
+        for need in needs:
+            self._use(need.module, need.kind, adapter)
+            need.module.__dict__.update(need.anchors)
+
     def carry(self, module: nn.Module, kind: type[nn.Module], adapter: str, carrier: Any) -> None:
         """Let a module carry inserted tokens."""
         self._use(module, kind, adapter)
@@ -185,6 +192,7 @@ class Wiring:
 
     def _use(self, module: nn.Module, kind: type[nn.Module], adapter: str) -> None:
         if id(module) in self._classes:
+            assert type(module) is kind, f"{type(module).__name__} already stands in where {kind.__name__} should"
             self._classes[id(module)][2].append(adapter)
             return
         self._classes[id(module)] = (module, type(module), [adapter])
@@ -204,8 +212,8 @@ class Wiring:
             users[:] = [user for user in users if user != adapter]
             if not users:
                 module.__class__ = plain
-                for name in ("vpeft_weight", "vpeft_core", "vpeft_carrier"):
-                    module.__dict__.pop(name, None)
+                for name in [name for name in module.__dict__ if name.startswith("vpeft_")]:
+                    del module.__dict__[name]
                 del self._classes[identity]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Wiring:

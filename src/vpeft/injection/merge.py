@@ -31,10 +31,19 @@ class Merged:
 
     def __init__(self) -> None:
         self._before: dict[tuple[int, str], tuple[nn.Module, str, Tensor | None]] = {}
+        self._saved: list[tuple[nn.Module, str]] = []  # buffers that the state dict holds while merged
 
     def change(self, module: nn.Module, attribute: str, value: Tensor) -> None:
-        """Give a parameter a new value; one that was None (a missing bias) is made."""
-        current = module._parameters[attribute]
+        """Give a parameter or buffer a new value; one that was None (a missing bias) is made.
+
+        A buffer that no state dict holds (the zeros that stand for a key's bias) is held by it while merged.
+        """
+        current = module._buffers[attribute] if attribute in module._buffers else module._parameters[attribute]
+        if attribute in module._non_persistent_buffers_set:
+            if current is not None and current.equal(value.to(current.dtype)):
+                return
+            module._non_persistent_buffers_set.discard(attribute)
+            self._saved.append((module, attribute))
         key = (id(module), attribute)
         if key not in self._before:
             self._before[key] = (module, attribute, None if current is None else current.detach().clone())
@@ -46,14 +55,17 @@ class Merged:
 
     def restore(self) -> None:
         """Put every tensor back, bit by bit."""
+        for module, attribute in self._saved:
+            module._non_persistent_buffers_set.add(attribute)
         for module, attribute, value in self._before.values():
-            current = module._parameters[attribute]
+            current = getattr(module, attribute)
             if value is None:
                 module._parameters[attribute] = None
             elif current is not None:
                 with torch.no_grad():
                     current.copy_(value)
         self._before.clear()
+        self._saved.clear()
 
 
 def why_not(edit: Edit) -> str | None:
@@ -127,7 +139,7 @@ def merge_edits(edits: Iterable[Edit]) -> Merged:
         matrix, shift = layer.linear_map()  # type: ignore[operator]
         weight = _weight(target)
         flat = weight.flatten(1)
-        _add_bias(merged, target.module, flat @ shift)
+        _add_bias(merged, target, flat @ shift)
         merged.change(target.module, "weight", (flat @ matrix).reshape(weight.shape))
     for span, layer in behind:
         assert span.writer is not None
@@ -154,25 +166,42 @@ def _add(merged: Merged, place: Projection, delta: Tensor, shift: Tensor | None)
     whole = _weight(place)
     merged.change(place.module, "weight", whole + pad_rows(delta.reshape(-1, *whole.shape[1:]), place.rows, len(whole)))
     if shift is not None:
-        _add_bias(merged, place.module, pad_rows(shift, place.rows, len(whole)))
+        _add_bias(merged, place, pad_rows(shift, place.rows, len(whole)))
 
 
-def _add_bias(merged: Merged, module: nn.Module, shift: Tensor) -> None:
-    bias = module._parameters.get("bias")
-    merged.change(module, "bias", shift if bias is None else bias + shift)
+def _bias(place: Projection) -> Tensor | None:
+    """The bias of all rows of the place's module, in one piece."""
+    if place.biases:
+        return torch.cat([getattr(module, attribute) for module, attribute in place.biases])
+    return place.module._parameters.get("bias")
+
+
+def _set_bias(merged: Merged, place: Projection, value: Tensor) -> None:
+    """Write the bias of all rows, in the pieces in which the model keeps it."""
+    if not place.biases:
+        merged.change(place.module, "bias", value)
+        return
+    sizes = [getattr(module, attribute).numel() for module, attribute in place.biases]
+    for (module, attribute), piece in zip(place.biases, torch.split(value, sizes), strict=True):
+        merged.change(module, attribute, piece)
+
+
+def _add_bias(merged: Merged, place: Projection, shift: Tensor) -> None:
+    bias = _bias(place)
+    _set_bias(merged, place, shift if bias is None else bias + shift)
 
 
 def _compose(merged: Merged, place: Projection, layer: nn.Module) -> None:
     """y -> M y + m behind a projection: M W and M b + m, on its rows."""
     matrix, shift = layer.linear_map()  # type: ignore[operator]
     start, stop = place.rows or (0, len(_weight(place)))
-    whole, bias = _weight(place), place.module._parameters.get("bias")
+    whole, bias = _weight(place), _bias(place)
     rows = whole[start:stop]
     mapped = (matrix @ rows.flatten(1)).reshape(rows.shape)
     offset = shift if bias is None else matrix @ bias[start:stop] + shift
     base = whole.new_zeros(len(whole)) if bias is None else bias
     merged.change(place.module, "weight", whole.slice_scatter(mapped, 0, start, stop))
-    merged.change(place.module, "bias", base.slice_scatter(offset, 0, start, stop))
+    _set_bias(merged, place, base.slice_scatter(offset, 0, start, stop))
 
 
 def _scale(merged: Merged, own: dict[str, tuple[nn.Module, str]], place: object, layer: nn.Module) -> None:
@@ -182,7 +211,8 @@ def _scale(merged: Merged, own: dict[str, tuple[nn.Module, str]], place: object,
 
 def _rescale(merged: Merged, place: Projection | nn.Module, scale: Tensor, shift: Tensor) -> None:
     module = place.module if isinstance(place, Projection) else place
-    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    weight = module._parameters["weight"]
+    bias = _bias(place) if isinstance(place, Projection) else module._parameters.get("bias")
     assert weight is not None
     rows = place.rows if isinstance(place, Projection) else None
     if rows is not None:
@@ -190,4 +220,8 @@ def _rescale(merged: Merged, place: Projection | nn.Module, scale: Tensor, shift
         full_scale[rows[0] : rows[1]] = scale
         scale, shift = full_scale, pad_rows(shift, rows, len(weight))
     merged.change(module, "weight", weight * scale.reshape(-1, *([1] * (weight.dim() - 1))))
-    merged.change(module, "bias", shift if bias is None else bias * scale + shift)
+    value = shift if bias is None else bias * scale + shift
+    if isinstance(place, Projection):
+        _set_bias(merged, place, value)
+    else:
+        merged.change(module, "bias", value)

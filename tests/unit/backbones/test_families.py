@@ -15,7 +15,7 @@ from tests.families import EVERY
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
 from vpeft.backbones.places import Norm, Place, Projection
 from vpeft.backbones.points import Layout
-from vpeft.injection.hooks import CoreEdits, Switch, WeightEdits
+from vpeft.injection.hooks import CoreEdits, Switch, WeightEdits, Wiring
 
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
     **EVERY,
@@ -91,6 +91,10 @@ def test_each_place_is_executed_once_with_its_width_and_layout(model: nn.Module)
 
         return look
 
+    wiring = Wiring()
+    for place in backbone.places():
+        for point in (place.enter, place.exit):
+            wiring.express(point.needs if point is not None else (), "watch")
     for place in backbone.places():
         if place.enter is not None:
             place.enter.module.register_forward_pre_hook(watch(place, "in"))
@@ -117,8 +121,10 @@ def test_re_expressions_are_bit_equal_without_edits(model: nn.Module) -> None:
     """Attention, linear and convolution classes that stand in during edits compute the same bits when nothing edits."""
     images = images_for(model)
     before = model(images)
-    switch, swapped = Switch(), 0
+    switch, swapped, wiring = Switch(), 0, Wiring()
     for place in vpeft.describe(model).places():
+        for point in (place.enter, place.exit):
+            wiring.express(point.needs if point is not None else (), "none")
         for verb, pairs in place.rewrites.items():
             for module, kind in pairs:
                 if verb == "insert_tokens":
