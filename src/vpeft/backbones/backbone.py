@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ class Backbone:
         facts: see `Facts`.
         pixels, patch, embedding, trunk, stages, blocks, norm, outlet, logits: the places.
         whole: every parameter of the model that takes part in the pooled feature.
+        unused: the parameters that do not, besides the classifier's.
         outlet_anchor, logits_anchor: identities that `TunedModel` runs, so that `outlet` and `logits` are places too.
     """
 
@@ -65,13 +66,15 @@ class Backbone:
         pooled: Callable[[nn.Module, Tensor], Tensor],
         classifier: Callable[[nn.Module], nn.Module],
         end: Point | None = None,
+        unused: Iterable[nn.Parameter] = (),
     ) -> None:
         """`others` are the places outside the stages: the patch projection, the embedding, pooling norms ...
 
         `end` is where the sequence or map enters what follows the trunk, for models whose final norm comes after the
-        pooling.
+        pooling. `unused` are parameters that take no part in the pooled feature (a mask token, a decoder).
         """
         self._end = end
+        self.unused = tuple(unused)
         self.module = module
         self.facts = facts
         self.pixels = pixels
@@ -97,7 +100,7 @@ class Backbone:
     def _describe_whole(self, top: list[Place]) -> Site:
         """All parameters, each under its place; what no place owns stays under the model's own name."""
         known = {id(m._parameters[a]) for head in top for place in head.walk() for m, a in place.own.values()}
-        unused = {id(p) for p in self.classifier.parameters()}
+        unused = {id(p) for p in (*self.classifier.parameters(), *self.unused)}
         rest: dict[str, tuple[nn.Module, str]] = {}
         for prefix, owner in self.module.named_modules():
             for attribute, parameter in owner._parameters.items():

@@ -51,9 +51,14 @@ class Point:
         item: position or keyword of the tensor among the inputs, or its position in a tuple of outputs.
         needs: what must stand in for the modules around, or this point is never passed: where a weight is used without
             calling its module, or where no module begins or ends.
+        calls: for a module that runs several times in one forward pass (a dropout that two branches share): the
+            modules of which one runs before each of its calls, in order; empty for a module that runs once.
+        call: which of these calls is meant.
     """
 
     module: nn.Module
     side: Literal["input", "output"]
     item: int | str = 0
     needs: tuple[StandIn, ...] = ()
+    calls: tuple[nn.Module, ...] = ()
+    call: int = 0

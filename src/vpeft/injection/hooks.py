@@ -35,11 +35,29 @@ class Switch:
         return True
 
 
+class Turn:
+    """Which call of a module that runs several times is under way: told by the module that ran before it."""
+
+    def __init__(self) -> None:
+        self.now = -1
+
+
+class Mark:
+    """A forward pre-hook on what runs before the `call`-th call of another module."""
+
+    def __init__(self, turn: Turn, call: int) -> None:
+        self.turn, self.call = turn, call
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.turn.now = self.call
+
+
 class PointHook:
     """Runs the operations at one point, outer spans first on the way in and last on the way out."""
 
-    def __init__(self, switch: Switch, point: Point) -> None:
+    def __init__(self, switch: Switch, point: Point, turn: Turn | None = None) -> None:
         self.switch, self.item, self.side = switch, point.item, point.side
+        self.turn, self.call = turn, point.call
         self.operations: list[Operation] = []
 
     def add(self, operation: Operation) -> None:
@@ -51,6 +69,11 @@ class PointHook:
         else:
             at = next((i for i, key in enumerate(keys) if key > rank), len(keys))
         self.operations.insert(at, operation)
+
+    @property
+    def waits(self) -> bool:
+        """Whether this is another call of the module than the one that is meant."""
+        return self.turn is not None and self.turn.now != self.call
 
     def run(self, hidden: Tensor) -> Tensor:
         for operation in self.operations:
@@ -65,6 +88,8 @@ class InputHook(PointHook):
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.waits:
+            return args, kwargs
         if isinstance(self.item, str) and self.item in kwargs:
             return args, {**kwargs, self.item: self.run(kwargs[self.item])}
         at = self.item if isinstance(self.item, int) else 0
@@ -75,6 +100,8 @@ class OutputHook(PointHook):
     """A forward hook."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.waits:
+            return output
         if isinstance(output, tuple) and isinstance(self.item, int):
             return (*output[: self.item], self.run(output[self.item]), *output[self.item + 1 :])
         return self.run(output)
@@ -135,7 +162,7 @@ class Wiring:
 
     def __init__(self) -> None:
         self.switch = Switch()
-        self._hooks: dict[tuple[int, str, int | str], tuple[PointHook, RemovableHandle]] = {}
+        self._hooks: dict[tuple[int, str, int | str, int], tuple[PointHook, list[RemovableHandle]]] = {}
         self._modules: list[nn.Module] = []
         self._classes: dict[int, tuple[nn.Module, type[nn.Module], list[str]]] = {}
         self._attached: list[tuple[str, list[Any], Any]] = []  # adapter, where it is listed, operation
@@ -147,16 +174,24 @@ class Wiring:
     def at(self, point: Point, operation: Operation) -> None:
         """Install an operation at a point, with what must stand in for the point to be passed."""
         self.express(point.needs, operation.adapter)
-        key = (id(point.module), point.side, point.item)
+        key = (id(point.module), point.side, point.item, point.call)
         if key not in self._hooks:
             self._modules.append(point.module)
+            turn = Turn() if point.calls else None
+            handles = [
+                module.register_forward_pre_hook(Mark(turn, number))
+                for number, module in enumerate(point.calls)
+                if turn is not None
+            ]
+            made: PointHook
             if point.side == "input":
-                entering = InputHook(self.switch, point)
-                handle = point.module.register_forward_pre_hook(entering, with_kwargs=True)
-                self._hooks[key] = (entering, handle)
+                made = entering = InputHook(self.switch, point, turn)
+                handles.append(point.module.register_forward_pre_hook(entering, with_kwargs=True))
             else:
-                leaving = OutputHook(self.switch, point)
-                self._hooks[key] = (leaving, point.module.register_forward_hook(leaving))
+                made = leaving = OutputHook(self.switch, point, turn)
+                # before the hooks of others: a library that collects its hidden states shall collect edited ones
+                handles.append(point.module.register_forward_hook(leaving, prepend=True))
+            self._hooks[key] = (made, handles)
         hook = self._hooks[key][0]
         hook.add(operation)
         self._attached.append((operation.adapter, hook.operations, operation))
@@ -204,9 +239,10 @@ class Wiring:
             if name == adapter:
                 listed.remove(operation)
         self._attached = [entry for entry in self._attached if entry[0] != adapter]
-        for key, (hook, handle) in list(self._hooks.items()):
+        for key, (hook, handles) in list(self._hooks.items()):
             if not hook.operations:
-                handle.remove()
+                for handle in handles:
+                    handle.remove()
                 del self._hooks[key]
         for identity, (module, plain, users) in list(self._classes.items()):
             users[:] = [user for user in users if user != adapter]
@@ -227,11 +263,10 @@ class Wiring:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        points = [(hook, handle, key) for key, (hook, handle) in self._hooks.items()]
         modules = {id(m): m for m in self._modules}
         return {
             "switch": self.switch,
-            "hooks": [(modules[key[0]], key[1], key[2], hook, handle) for hook, handle, key in points],
+            "hooks": [(modules[key[0]], key[1:], *held) for key, held in self._hooks.items()],
             "classes": list(self._classes.values()),
             "attached": self._attached,
         }
@@ -239,6 +274,6 @@ class Wiring:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.switch = state["switch"]
         self._modules = [module for module, *_ in state["hooks"]]
-        self._hooks = {(id(module), side, item): (hook, handle) for module, side, item, hook, handle in state["hooks"]}
+        self._hooks = {(id(module), *rest): (hook, handles) for module, rest, hook, handles in state["hooks"]}
         self._classes = {id(module): (module, plain, users) for module, plain, users in state["classes"]}
         self._attached = state["attached"]
