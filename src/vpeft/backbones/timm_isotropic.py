@@ -1,0 +1,236 @@
+"""What timm's isotropic transformers share: equal residual blocks over one sequence, and everything around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .anatomy import Where, branch, norm, projection, skip, span_verbs, stream
+from .backbone import Backbone, Facts
+from .blocks import AttentionSite, Block, MlpSite, Stage
+from .places import Place, Rewrites, Site, Span
+from .points import Layout, Point
+from .tokens import TokenCarrier
+
+Gain = tuple[nn.Module, str] | None
+
+
+def pooled_by_head(model: nn.Module, images: Tensor) -> Tensor:
+    """What enters the last layer of a timm model, (B, D)."""
+    net: Any = model
+    pooled: Tensor = net.forward_head(net.forward_features(images), pre_logits=True)
+    return pooled
+
+
+def own_classifier(model: nn.Module) -> nn.Module:
+    """The last layer of a timm model."""
+    net: Any = model
+    classifier: nn.Module = net.get_classifier()
+    return classifier
+
+
+def architecture(model: nn.Module) -> str:
+    """timm's name of the model with its pre-training tag, or the class name of a model made by hand."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    name = config.get("architecture") or type(model).__name__
+    tag = config.get("tag")
+    return f"{name}.{tag}" if tag else str(name)
+
+
+def residual_block(
+    index: int,
+    module: Any,
+    attn: AttentionSite,
+    mlp: MlpSite,
+    where: Where,
+    carrier: TokenCarrier | None,
+    *,
+    post: bool = False,
+    gains: tuple[Gain, Gain] = (None, None),
+    steps: bool = False,
+    rewrites: Rewrites | None = None,
+) -> Block:
+    """A block of two branches whose norms and drop paths have timm's names.
+
+    Args:
+        post: whether the norm closes the branch, in place of opening it.
+        gains: LayerScale of the two branches, where there is one.
+        steps: whether both branches are plain chains: norm, attention or MLP, `ls1` or `ls2`, drop path.
+        rewrites: what carrying tokens needs.
+    """
+    name, width = f"blocks.{index}", int(module.norm1.weight.shape[0])
+    ends = [
+        (Point(inner if post else norm_, "input"), Point(drop, "output"))
+        for inner, norm_, drop in (
+            (module.attn, module.norm1, module.drop_path1),
+            (module.mlp, module.norm2, module.drop_path2),
+        )
+    ]
+    attn_steps: tuple[nn.Module, ...] = ()
+    mlp_steps: tuple[nn.Module, ...] = ()
+    if steps and post:
+        attn_steps = (module.attn, module.norm1, module.drop_path1)
+        mlp_steps = (module.mlp, module.norm2, module.drop_path2)
+    elif steps:
+        attn_steps = (module.norm1, module.attn, module.ls1, module.drop_path1)
+        mlp_steps = (module.norm2, module.mlp, module.ls2, module.drop_path2)
+    attn_branch = branch(f"{name}.attn_branch", *ends[0], where, width, attn_steps)
+    mlp_branch = branch(f"{name}.mlp_branch", *ends[1], where, width, mlp_steps)
+    # in a post-norm block the norm closes the branch: nothing reads it alone, and it writes the branch
+    reads_attn, reads_mlp = ((), ()) if post else (attn.consumers, mlp.consumers)
+    if not post:
+        for around, writer, gain in ((attn_branch, attn.proj, gains[0]), (mlp_branch, mlp.fc2, gains[1])):
+            around.writer, around.gain = writer, gain
+    return Block(
+        name=name,
+        width=width,
+        enter=Point(module, "input"),
+        exit=Point(module, "output"),
+        verbs=span_verbs(carrier),
+        nesting=2,
+        carrier=carrier,
+        rewrites=rewrites or {},
+        own={f"ls{number}.gamma": gain for number, gain in enumerate(gains, start=1) if gain is not None},
+        parts={
+            "norm1": norm(f"{name}.norm1", module.norm1, where, width, reads_attn),
+            "attn": attn,
+            "attn_branch": attn_branch,
+            "skip1": skip(f"{name}.skip1", attn_branch, where),
+            "stream1": stream(f"{name}.stream1", attn_branch, where),
+            "norm2": norm(f"{name}.norm2", module.norm2, where, width, reads_mlp),
+            "mlp": mlp,
+            "mlp_branch": mlp_branch,
+            "skip2": skip(f"{name}.skip2", mlp_branch, where),
+            "stream2": stream(f"{name}.stream2", mlp_branch, where),
+        },
+        index=index,
+        drop_path=float(getattr(module.drop_path1, "drop_prob", 0.0) or 0.0),
+        **where.shared(),
+    )
+
+
+def layer_scales(module: Any) -> tuple[Gain, Gain]:
+    """The gains of a block with timm's `LayerScale` modules."""
+    first, second = getattr(module, "ls1", None), getattr(module, "ls2", None)
+    return (
+        (first, "gamma") if isinstance(first, nn.Module) and hasattr(first, "gamma") else None,
+        (second, "gamma") if isinstance(second, nn.Module) and hasattr(second, "gamma") else None,
+    )
+
+
+def isotropic(
+    family: str,
+    model: nn.Module,
+    blocks: list[Block],
+    carrier: TokenCarrier | None,
+    embedded: Point,
+    *,
+    layout: Layout = Layout.TOKENS,
+    dynamic: bool = False,
+    more: tuple[Place, ...] = (),
+) -> Backbone:
+    """The description of a model whose equal `blocks` run one after the other.
+
+    Args:
+        family: its name.
+        model: with timm's `patch_embed`, `norm`, `fc_norm`, `global_pool`, `num_prefix_tokens`, `embed_dim`.
+        carrier: how inserted tokens travel.
+        embedded: where the sequence can be reached before the first block.
+        layout: of the residual stream.
+        dynamic: whether other image sizes are accepted.
+        more: further places outside the blocks.
+    """
+    net: Any = model
+    width, first, depth = int(net.embed_dim), blocks[0], len(blocks)
+    prefix, grid, stride = first.prefix, first.grid, first.stride
+    stem = Where(-1, Layout.CHANNELS_FIRST, grid, 0, stride)
+    start = Where(-1, layout, grid, prefix, stride)
+    embedding = Site(
+        name="embedding",
+        width=width,
+        enter=None,
+        exit=embedded,
+        verbs=frozenset({"after", "tap", "unfreeze"}),
+        own={
+            name: (model, name)
+            for name in ("cls_token", "dist_token", "reg_token", "pos_embed")
+            if model._parameters.get(name) is not None
+        },
+        **start.shared(),
+    )
+    others: list[Place] = [projection("patch", net.patch_embed.proj, stem), embedding]
+    patch_norm, norm_pre = getattr(net.patch_embed, "norm", None), getattr(net, "norm_pre", None)
+    if patch_norm is not None and not isinstance(patch_norm, nn.Identity):
+        others.insert(1, norm("patch_norm", patch_norm, start.but(layout, prefix=0), width))
+    if norm_pre is not None and not isinstance(norm_pre, nn.Identity):
+        others.append(norm("norm_pre", norm_pre, start, width))
+    pool = getattr(net, "attn_pool", None)
+    mean = Point(net.norm, "output") if net.global_pool == "avg" and pool is None and carrier is not None else None
+    blocks[-1].pooled = mean
+    rewrites: Rewrites = {}
+    pairs = tuple(pair for block in blocks for pair in block.rewrites.get("insert_tokens", ()))
+    if pairs:
+        rewrites = {"insert_tokens": pairs}
+    shared = Where(0, layout, grid, prefix, stride).shared()
+    trunk = Span(
+        name="trunk",
+        width=width,
+        enter=first.enter,
+        exit=blocks[-1].exit,
+        verbs=span_verbs(carrier) - {"unfreeze"},
+        nesting=0,
+        carrier=carrier,
+        pooled=mean,
+        rewrites=rewrites,
+        **shared,
+    )
+    stage = Stage(
+        name="stages.0",
+        width=width,
+        enter=trunk.enter,
+        exit=trunk.exit,
+        verbs=span_verbs(carrier) - {"unfreeze"},
+        nesting=1,
+        carrier=carrier,
+        pooled=mean,
+        rewrites=rewrites,
+        parts={block.name: block for block in blocks},
+        blocks=blocks,
+        **shared,
+    )
+    after, final = Where(depth, layout, grid, prefix, stride), None
+    if not isinstance(net.norm, nn.Identity):
+        final = norm("norm", net.norm, after, width)
+    elif not isinstance(net.fc_norm, nn.Identity):
+        final = norm("norm", net.fc_norm, after.but(Layout.VECTOR), width)
+    return Backbone(
+        module=model,
+        facts=Facts(
+            family=family,
+            library="timm",
+            architecture=architecture(model),
+            image_size=tuple(net.patch_embed.img_size),
+            depth=depth,
+            width=width,
+            prefix_tokens=prefix,
+            pooling=net.global_pool,
+            dynamic_size=dynamic,
+        ),
+        pixels=Site(
+            name="pixels",
+            width=int(net.patch_embed.proj.weight.shape[1]),
+            enter=Point(net.patch_embed, "input"),
+            exit=None,
+            verbs=frozenset({"before", "tap"}),
+            layout=Layout.CHANNELS_FIRST,
+            depth=-1,
+        ),
+        trunk=trunk,
+        stages=[stage],
+        norm=final,
+        others=[*others, *more],
+        pooled=pooled_by_head,
+        classifier=own_classifier,
+        end=Point(net.norm, "input"),
+    )
