@@ -58,7 +58,7 @@ def _hsv(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
 
 
 def _background(rng: np.random.Generator, cloth: np.ndarray | None) -> Image.Image:
-    if cloth is not None and rng.random() < 0.6:
+    if cloth is not None and rng.random() < 0.3:
         return Image.fromarray(cloth).resize((DRAWN, DRAWN), Image.Resampling.BILINEAR)
     base = rng.uniform(0, 255, 3)
     slope = rng.uniform(-60, 60, (2, 3))
@@ -78,8 +78,9 @@ def scattered(seed: int, index: int, cloth: np.ndarray | None = None) -> tuple[n
     rng = np.random.Generator(np.random.PCG64([seed, index, 1]))
     canvas = _background(rng, cloth)
     pen = ImageDraw.Draw(canvas)
-    count = int(rng.integers(1, 9))
-    largest = float(rng.uniform(0.1, 0.24)) * DRAWN
+    # mostly few and large: among eight small ones a short training finds no outline at all
+    count = int(rng.integers(1, 3)) if rng.random() < 0.5 else int(rng.integers(1, 9))
+    largest = float(rng.uniform(0.12, 0.34 if count < 3 else 0.24)) * DRAWN
     placed: list[tuple[float, float, float]] = []
     labels = dict.fromkeys(NAMES, -1)
     first_kind, same = int(rng.integers(len(_OUTLINES))), 0
@@ -103,7 +104,7 @@ def scattered(seed: int, index: int, cloth: np.ndarray | None = None) -> tuple[n
         if number == 0:
             labels["kind"], labels["turn"] = kind, int(angle / (2 * np.pi) * FACTORS["turn"])
             labels["cell"] = int(y * 6 / DRAWN) * 6 + int(x * 6 / DRAWN)
-            labels["size"], labels["hue"] = int((radius / DRAWN - 0.1) / 0.14 * 5.999), int(hue * 7.999)
+            labels["size"], labels["hue"] = int((radius / DRAWN - 0.12) / 0.22 * 5.999), int(hue * 7.999)
     labels["figures"], labels["same"] = len(placed) - 1, min(same, FACTORS["same"] - 1)
     return _finish(canvas, rng), labels
 
