@@ -22,6 +22,7 @@ from vpeft.errors import VpeftError, nearest
 
 _COUNT = re.compile(r"([\d.]+)\s*([KMB]?)", re.IGNORECASE)
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
+_FEW = 5  # tasks of a table whose scores are named one by one
 _OTHER_COLUMNS = ("Method", "Mean", "Params.", "PPT")
 
 
@@ -93,6 +94,40 @@ class PublishedTable:
         return {
             group: sum(row.scores[task] for task in tasks) / len(tasks) for group, tasks in self.about.groups.items()
         }
+
+
+@dataclass(frozen=True)
+class ReportedFigure:
+    """What one published table says of one method; scores are fractions.
+
+    Attributes:
+        table: its title.
+        scores: each task's score where there are few, otherwise the mean over all and over each group of tasks.
+        parameters: as printed, None where the table has none.
+        source, protocol, caveats: the table's.
+    """
+
+    table: str
+    scores: Mapping[str, float]
+    parameters: int | None
+    source: str
+    protocol: str
+    caveats: tuple[str, ...]
+
+
+def figures_of(method: str) -> list[ReportedFigure]:
+    """What the shipped tables say of the method that is called so here, in the order of the tables' names."""
+    found = []
+    for table in map(published, names()):
+        row = next((row for row in table.rows if row.method == table.about.names.get(method)), None)
+        if row is not None:
+            groups = table.group_means(row)
+            scores = {f"mean of {len(row.scores)}": row.mean, **groups} if len(row.scores) > _FEW else dict(row.scores)
+            about = table.about
+            found.append(
+                ReportedFigure(about.title, scores, row.parameters, about.source, about.protocol, about.caveats)
+            )
+    return found
 
 
 def names() -> list[str]:

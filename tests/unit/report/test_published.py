@@ -9,7 +9,7 @@ import pytest
 
 import vpeft.report
 from vpeft.bench.statistics import rank_correlation
-from vpeft.report.published import BadTable, names, published
+from vpeft.report.published import BadTable, figures_of, names, published
 
 SHIPPED = Path(vpeft.report.__file__).parent / "published"
 
@@ -47,7 +47,7 @@ def test_reported_means_can_be_correlated_by_our_names() -> None:
 
 
 def test_every_shipped_table_states_its_source() -> None:
-    assert names() == ["vtab1k", "vtab1k_osu"]
+    assert names() == ["coco", "fgvc", "video_swin", "video_vit", "voc_ade20k", "vtab1k", "vtab1k_osu"]
     for name in names():
         about = published(name).about
         assert about.source
@@ -61,6 +61,37 @@ def test_the_clean_re_run_is_read_whole() -> None:
     means = table.means()
     for method, mean in {"adapter": 74.03, "lora": 72.91, "bitfit": 72.18, "linear_probe": 55.86}.items():
         assert 100 * means[method] == pytest.approx(mean, abs=0.03)
+
+
+def test_a_method_s_figures_come_with_their_source() -> None:
+    figures = {figure.table.split(",")[0]: figure for figure in figures_of("lora")}
+    assert set(figures) == {
+        "COCO",
+        "FGVC",
+        "SSv2 and HMDB51",
+        "Pascal VOC (RetinaNet) and ADE20K (UperNet) on Swin-L",
+        "VTAB-1k",
+    }
+    assert len(figures_of("lora")) == 6  # VTAB-1k twice
+    assert figures["COCO"].scores == {"box AP": pytest.approx(0.512), "mask AP": pytest.approx(0.443)}
+    assert figures["COCO"].parameters == 3_030_000 and "c188fad" in figures["COCO"].source
+    vtab = figures_of("dtl")
+    assert [list(figure.scores) for figure in vtab] == [["mean of 19", "natural", "specialised", "structured"]]
+    assert vtab[0].scores["mean of 19"] == pytest.approx(0.7458, abs=5e-5)
+    assert sum(list(vtab[0].scores.values())[1:]) / 3 == pytest.approx(0.767, abs=1e-3)  # the paper prints 76.7
+    assert figures_of("attnscale") == []
+
+
+def test_every_name_of_ours_is_a_method() -> None:
+    from vpeft.methods import all_methods
+
+    for name in names():
+        assert set(published(name).about.names) <= set(all_methods()), name
+
+
+def test_the_row_fact_is_the_tucker_form() -> None:
+    """FacT's 0.07 M is the average of FacT-TK; the tensor train of the same paper has 0.037 M."""
+    assert published("vtab1k").about.names["fact_tk"] == "FacT"
 
 
 def copy(tmp_path: Path) -> Path:
