@@ -62,11 +62,16 @@ class MlpSite(Site):
 
 @dataclass(eq=False)
 class Block(Span):
-    """A residual block. `index` counts through the whole backbone, `stage` says where it belongs."""
+    """A residual block. `index` counts through the whole backbone, `stage` says where it belongs.
+
+    `leading` are re-expressions under which the block works for the first tokens alone, as many as its attention
+    answers; empty where a family has none.
+    """
 
     index: int = 0
     stage: int = 0
     drop_path: float = 0.0
+    leading: tuple[tuple[nn.Module, type[nn.Module]], ...] = ()
 
     @property
     def dim(self) -> int:

@@ -50,10 +50,23 @@ class EditedAttention(TimmAttention):
                 else:
                     scores = scores + attn_mask
             x = self.attn_drop(core.weights(scores.softmax(dim=-1))) @ v
-        x = self.norm(x.transpose(1, 2).reshape(batch, count, self.attn_dim))
+        # fewer queries than tokens where an edit keeps only some of them
+        x = self.norm(x.transpose(1, 2).reshape(batch, q.shape[2], self.attn_dim))
         if gate is not None:
             x = x * gate
         out: Tensor = self.proj_drop(self.proj(x))
+        return out
+
+
+class LeadingBlock(TimmBlock):
+    """timm's block for as many leading tokens as its attention answers; bit-equal to it where that is all of them."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        mixed = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+        if mixed.shape[1] < x.shape[1]:
+            x = x[:, : mixed.shape[1]]
+        x = x + self.drop_path1(self.ls1(mixed))
+        out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
         return out
 
 
@@ -78,7 +91,7 @@ def _block(index: int, module: Any, where: Where, carrier: TokenCarrier) -> Bloc
             " ResPostBlock."
         )
     name, width = f"blocks.{index}", int(module.norm1.weight.shape[0])
-    return residual_block(
+    block = residual_block(
         index,
         module,
         attention_places(f"{name}.attn", module.attn, where, width),
@@ -89,6 +102,9 @@ def _block(index: int, module: Any, where: Where, carrier: TokenCarrier) -> Bloc
         gains=layer_scales(module),
         steps=True,
     )
+    if type(module) is TimmBlock:
+        block.leading = ((module, LeadingBlock),)
+    return block
 
 
 def attention_places(name: str, module: Any, where: Where, width: int) -> AttentionSite:
