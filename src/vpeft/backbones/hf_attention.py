@@ -1,0 +1,145 @@
+"""Attention of transformers models with edits between q, k, v and their use, and with inserted tokens.
+
+Every attention here asks its config which implementation to call with q, k, v and a mask. While an edit needs it, the
+module's class is a subclass that names an implementation of ours, so the library's own forward stays the one that runs
+(rotary positions, scaling, projections). That implementation edits q, k, v and then calls the one that the config
+names: bit-equal to it without edits. transformers is imported when a model of it is described, not before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import VpeftError
+
+NAME = "vpeft"
+EXACT = ("eager", "sdpa")
+PREFIX = "Edited"
+PLAIN = {
+    "BeitAttention": "beit",
+    "CLIPAttention": "clip",
+    "DINOv3ViTAttention": "dinov3_vit",
+    "DeiTAttention": "deit",
+    "Dinov2Attention": "dinov2",
+    "Dinov2WithRegistersAttention": "dinov2_with_registers",
+    "SegformerAttention": "segformer",
+    "Siglip2Attention": "siglip2",
+    "SiglipAttention": "siglip",
+    "SwinAttention": "swin",
+    "ViTAttention": "vit",
+    "ViTMAEAttention": "vit_mae",
+    "VideoMAESelfAttention": "videomae",
+}
+
+
+class UneditableAttention(VpeftError):
+    """The model runs an attention kernel that shows neither keys nor values to an edit."""
+
+
+class Routed:
+    """A model's config, but with our attention implementation."""
+
+    _attn_implementation = NAME
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+
+class EditedAttention(nn.Module):
+    """Mixed into a transformers attention: what it reads as its config routes its call through `edited_attention`."""
+
+    plain: type[nn.Module]
+
+    @property
+    def config(self) -> Routed:
+        return Routed(self.__dict__["config"])
+
+
+def edited_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """q, k, v (B, heads, N, head width) -> (B, N, heads, head width), edited; and the weights where they are computed.
+
+    Inserted tokens, and further keys, have no relative position (bias 0) and are open to every query.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    implementation = module.__dict__["config"]._attn_implementation
+    if implementation not in EXACT:
+        raise UneditableAttention(
+            f"An edit acts between q, k and v, but the model runs the attention {implementation!r}. Use one of"
+            f" {', '.join(EXACT)}: model.set_attn_implementation('sdpa')."
+        )
+    core: Any = module.__dict__.get("vpeft_core")
+    carrier: Any = module.__dict__.get("vpeft_carrier")
+    if attention_mask is not None and attention_mask.shape[-2] < query.shape[2]:
+        attention_mask = _opened(attention_mask, query.shape[2], carrier.prefix)
+    count = key.shape[2]
+    if core is not None:
+        query, key, value = core(query, key, value)
+    extra = key.shape[2] - count
+    if attention_mask is not None and extra:  # further keys come first
+        attention_mask = F.pad(attention_mask, (extra, 0), value=_open(attention_mask))
+    if core is None or not core.needs_map:
+        kind: Any = type(module)
+        eager = sys.modules[kind.plain.__module__].eager_attention_forward
+        run = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+        attended: tuple[Tensor, Tensor | None] = run(module, query, key, value, attention_mask, **options)
+        return attended
+    scaling, dropout = options.get("scaling"), options.get("dropout", 0.0)
+    scores = core.scores(query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling))
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = core.weights(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype))
+    out = F.dropout(weights, dropout, module.training) @ value
+    return out.transpose(1, 2).contiguous(), weights
+
+
+def _open(mask: Tensor) -> float:
+    """What a mask holds where a query sees a key."""
+    return True if mask.dtype == torch.bool else 0.0
+
+
+def _opened(mask: Tensor, count: int, prefix: int) -> Tensor:
+    """A mask or bias (..., N, N) of the tokens that the model knows -> (..., count, count), new ones after `prefix`."""
+    known = mask.shape[-1]
+    at = torch.arange(count, device=mask.device)
+    new = (at >= prefix) & (at < prefix + count - known)
+    at = torch.where(new, known, torch.where(at < prefix, at, at - (count - known)))
+    padded = F.pad(mask, (0, 1, 0, 1), value=_open(mask))
+    return padded[..., at[:, None], at]
+
+
+def edited_class(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """The class that stands in for an attention class of transformers; None for one that is not known here."""
+    name = kind.__name__
+    if PLAIN.get(name) is None or kind.__module__ != f"transformers.models.{PLAIN[name]}.modeling_{PLAIN[name]}":
+        return None
+    found: type[nn.Module] = getattr(sys.modules[__name__], PREFIX + name)
+    return found
+
+
+def __getattr__(name: str) -> type[nn.Module]:
+    """`EditedViTAttention` and its like, made when first asked for: a pickled model finds its classes here too."""
+    plain_name = name.removeprefix(PREFIX)
+    if plain_name == name or plain_name not in PLAIN:
+        raise AttributeError(f"module {__name__} has no attribute {name!r}")
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, edited_attention)
+    folder = PLAIN[plain_name]
+    plain = getattr(importlib.import_module(f"transformers.models.{folder}.modeling_{folder}"), plain_name)
+    made = type(name, (EditedAttention, plain), {"__module__": __name__, "__doc__": plain.__doc__, "plain": plain})
+    globals()[name] = made
+    return made
