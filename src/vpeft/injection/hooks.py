@@ -232,6 +232,7 @@ class Wiring:
             return
         self._classes[id(module)] = (module, type(module), [adapter])
         module.__class__ = kind
+        module.__dict__["vpeft_switch"] = self.switch  # for classes that step aside while no adapter is on
 
     def remove(self, adapter: str) -> None:
         """Take off everything of one adapter; hooks and classes that nothing else needs go with it."""

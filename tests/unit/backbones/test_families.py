@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 import vpeft
 from tests.families import EVERY
-from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
+from tests.models import images_for, library_features, library_output, tiny_convnext, tiny_swin, tiny_vit
 from vpeft.backbones.places import Norm, Place, Projection
 from vpeft.backbones.points import Layout
 from vpeft.injection.hooks import CoreEdits, Switch, WeightEdits, Wiring
+from vpeft.injection.operations import Operation
 
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
     **EVERY,
@@ -66,40 +68,46 @@ def test_names_are_the_stored_ones(family: str) -> None:
     assert [place.name for place in vpeft.describe(EVERY[family]()).places()] == stored.read_text().splitlines()
 
 
+class Look(Operation):
+    """Shows a test what passes a point."""
+
+    def __init__(self, show: Callable[[Tensor], None]) -> None:
+        super().__init__("watch", 0)
+        self.show = show
+
+    def act(self, hidden: Tensor) -> Tensor:
+        self.show(hidden)
+        return hidden
+
+
 def test_each_place_is_executed_once_with_its_width_and_layout(model: nn.Module) -> None:
     backbone = vpeft.describe(model)
     seen: Counter[str] = Counter()
     problems = []
 
-    def watch(place: Place, side: str) -> Callable[..., None]:
-        def look(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
-            tensor = args[0] if output is None else output
-            seen[f"{place.name} {side}"] += 1
-            layout = place.layout
-            if side == "in" and isinstance(place, Projection) and place.is_conv:
-                layout = Layout.CHANNELS_FIRST  # a patch embedding flattens what its convolution gives
-            width = place.width_in if side == "in" else place.width
-            if place.name in ("logits", "outlet"):
-                return
-            channels = tensor.shape[1] if layout is Layout.CHANNELS_FIRST else tensor.shape[-1]
-            rows = place.rows if isinstance(place, Projection) else None
-            if channels != width and rows is None and not (isinstance(place, Norm) and "_norm" in place.name):
-                problems.append(f"{place.name} {side}: {tuple(tensor.shape)} is not {width} wide")
-            expected = {Layout.TOKENS: 3, Layout.MAP: 4, Layout.CHANNELS_FIRST: 4, Layout.VECTOR: 2}[layout]
-            if tensor.dim() != expected and "_norm" not in place.name:
-                problems.append(f"{place.name} {side}: {tuple(tensor.shape)} is not {layout.value}")
-
-        return look
+    def watch(place: Place, side: str, tensor: Tensor) -> None:
+        seen[f"{place.name} {side}"] += 1
+        layout = place.layout
+        if side == "in" and isinstance(place, Projection) and place.is_conv:
+            layout = Layout.CHANNELS_FIRST  # a patch embedding flattens what its convolution gives
+        width = place.width_in if side == "in" else place.width
+        if place.name in ("logits", "outlet"):
+            return
+        channels = tensor.shape[1] if layout is Layout.CHANNELS_FIRST else tensor.shape[-1]
+        rows = place.rows if isinstance(place, Projection) else None
+        if channels != width and rows is None and not (isinstance(place, Norm) and "_norm" in place.name):
+            problems.append(f"{place.name} {side}: {tuple(tensor.shape)} is not {width} wide")
+        expected = {Layout.TOKENS: 3, Layout.MAP: 4, Layout.CHANNELS_FIRST: 4, Layout.VECTOR: 2}[layout]
+        timed = isinstance(place, Projection) and isinstance(place.module, nn.Conv3d)
+        if tensor.dim() != expected + timed and "_norm" not in place.name:
+            problems.append(f"{place.name} {side}: {tuple(tensor.shape)} is not {layout.value}")
 
     wiring = Wiring()
+    wiring.switch.on = "watch"
     for place in backbone.places():
-        for point in (place.enter, place.exit):
-            wiring.express(point.needs if point is not None else (), "watch")
-    for place in backbone.places():
-        if place.enter is not None:
-            place.enter.module.register_forward_pre_hook(watch(place, "in"))
-        if place.exit is not None:
-            place.exit.module.register_forward_hook(watch(place, "out"))
+        for side, point in (("in", place.enter), ("out", place.exit)):
+            if point is not None:
+                wiring.at(point, Look(partial(watch, place, side)))
     tuned = vpeft.TunedModel(backbone)
     tuned(images_for(model))
     assert not problems, problems
@@ -112,16 +120,17 @@ def test_each_place_is_executed_once_with_its_width_and_layout(model: nn.Module)
 def test_features_are_those_of_the_library(model: nn.Module) -> None:
     backbone = vpeft.describe(model)
     images = images_for(model)
-    assert torch.equal(backbone.pooled(images), model.forward_head(model.forward_features(images), pre_logits=True))
-    assert torch.equal(vpeft.TunedModel(backbone)(images), model(images))
+    assert torch.equal(backbone.pooled(images), library_features(model, images))
+    assert torch.equal(vpeft.TunedModel(backbone)(images), library_output(model, images))
     assert backbone.pooled(images).shape == (2, backbone.facts.width)
 
 
 def test_re_expressions_are_bit_equal_without_edits(model: nn.Module) -> None:
     """Attention, linear and convolution classes that stand in during edits compute the same bits when nothing edits."""
     images = images_for(model)
-    before = model(images)
+    before = library_output(model, images)
     switch, swapped, wiring = Switch(), 0, Wiring()
+    wiring.switch.on = "none"
     for place in vpeft.describe(model).places():
         for point in (place.enter, place.exit):
             wiring.express(point.needs if point is not None else (), "none")
@@ -137,14 +146,16 @@ def test_re_expressions_are_bit_equal_without_edits(model: nn.Module) -> None:
                     module.__class__ = kind
                     swapped += 1
     assert swapped
-    assert torch.equal(model(images), before)
+    assert torch.equal(library_output(model, images), before)
 
 
 def test_every_parameter_has_a_place(model: nn.Module) -> None:
     backbone = vpeft.describe(model)
     owned = [id(m._parameters[a]) for place in backbone.whole.walk() for m, a in place.own.values()]
     assert len(owned) == len(set(owned)), "a parameter belongs to two places"
-    assert set(owned) == {id(p) for p in model.parameters()}
+    apart = {id(p) for p in (*backbone.unused, *backbone.classifier.parameters())}
+    assert not apart & set(owned)
+    assert set(owned) | apart == {id(p) for p in model.parameters()}
 
 
 def test_missing_place_lists_what_exists() -> None:

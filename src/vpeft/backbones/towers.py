@@ -1,0 +1,139 @@
+"""Equal pre-norm blocks over one sequence, whatever the library calls their modules: blocks, stage and trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import Tensor, nn
+
+from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream, token_rewrites
+from .blocks import AttentionSite, Block, MlpSite, Stage
+from .places import Place, Span
+from .points import Point
+from .tokens import TokenCarrier
+
+Gain = tuple[nn.Module, str] | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of one block x + A(LN(x)), then x + M(LN(x)).
+
+    Attributes:
+        block: the whole.
+        norm1, norm2: what opens the branches.
+        attn: the attention, a module.
+        attn_end: what closes the attention branch (drop path, LayerScale, dropout).
+        mlp: the MLP as one module, and its projections by their canonical names, `fc1` and `fc2` at least.
+        mlp_end: what closes the MLP branch.
+        between: what runs between the attention and `attn_end`, and between the MLP and `mlp_end`.
+        gains: LayerScale of the two branches.
+        drop_path: the rate at which branches are dropped in training.
+    """
+
+    block: nn.Module
+    norm1: nn.Module
+    attn: nn.Module
+    attn_end: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    projections: Mapping[str, nn.Module]
+    mlp_end: nn.Module
+    between: tuple[tuple[nn.Module, ...], tuple[nn.Module, ...]] = ((), ())
+    gains: tuple[Gain, Gain] = (None, None)
+    drop_path: float = 0.0
+    more: Mapping[str, nn.Module] = field(default_factory=dict)  # norms inside the MLP
+
+
+def mlp_site(name: str, parts: Parts, where: Where, width: int) -> MlpSite:
+    """The MLP and its projections; `fc2` writes, all others read."""
+    inside: dict[str, Place] = {
+        key: projection(f"{name}.{key}", module, where) for key, module in parts.projections.items()
+    }
+    for key, module in parts.more.items():
+        assert isinstance(module.weight, Tensor)
+        inside[key] = norm(f"{name}.{key}", module, where, len(module.weight))
+    readers = tuple(part for key, part in inside.items() if key in parts.projections and key != "fc2")
+    ends = Point(parts.mlp, "input"), Point(parts.mlp, "output")
+    return cast(MlpSite, site(name, MlpSite, *ends, where, width, inside, None, readers))  # type: ignore[arg-type]
+
+
+def pre_norm_block(index: int, parts: Parts, attn: AttentionSite, where: Where, carrier: TokenCarrier | None) -> Block:
+    """One block; `attn` is the attention's place, made by who knows its class."""
+    name, width = f"blocks.{index}", attn.width
+    mlp = mlp_site(f"{name}.mlp", parts, where, width)
+    chains = (
+        (parts.norm1, parts.attn, *parts.between[0], *_other(parts.attn_end, parts.attn)),
+        (parts.norm2, parts.mlp, *parts.between[1], *_other(parts.mlp_end, parts.mlp)),
+    )
+    end = Point(parts.attn_end, "output", 0) if parts.attn_end is parts.attn else Point(parts.attn_end, "output")
+    attn_branch = branch(f"{name}.attn_branch", Point(parts.norm1, "input"), end, where, width, chains[0])
+    mlp_end = Point(parts.mlp_end, "output")
+    mlp_branch = branch(f"{name}.mlp_branch", Point(parts.norm2, "input"), mlp_end, where, width, chains[1])
+    for around, writer, gain in ((attn_branch, attn.proj, parts.gains[0]), (mlp_branch, mlp.fc2, parts.gains[1])):
+        around.writer, around.gain = writer, gain
+    return Block(
+        name=name,
+        width=width,
+        enter=Point(parts.block, "input"),
+        exit=Point(parts.block, "output"),
+        verbs=span_verbs(carrier),
+        nesting=2,
+        carrier=carrier,
+        own={f"ls{number}.gamma": gain for number, gain in enumerate(parts.gains, start=1) if gain is not None},
+        parts={
+            "norm1": norm(f"{name}.norm1", parts.norm1, where, width, attn.consumers),
+            "attn": attn,
+            "attn_branch": attn_branch,
+            "skip1": skip(f"{name}.skip1", attn_branch, where),
+            "stream1": stream(f"{name}.stream1", attn_branch, where),
+            "norm2": norm(f"{name}.norm2", parts.norm2, where, width, mlp.consumers),
+            "mlp": mlp,
+            "mlp_branch": mlp_branch,
+            "skip2": skip(f"{name}.skip2", mlp_branch, where),
+            "stream2": stream(f"{name}.stream2", mlp_branch, where),
+        },
+        index=index,
+        drop_path=parts.drop_path,
+        **where.shared(),
+    )
+
+
+def _other(end: nn.Module, inner: nn.Module) -> tuple[nn.Module, ...]:
+    return () if end is inner else (end,)
+
+
+def tower(blocks: list[Block], where: Where, carrier: TokenCarrier | None, mean: Point | None) -> tuple[Span, Stage]:
+    """The trunk and its only stage; `mean` is where pooled tokens leave, if a mean over the tokens follows."""
+    pairs = tuple(pair for block in blocks for pair in block.rewrites.get("insert_tokens", ()))
+    first, last = blocks[0], blocks[-1]
+    last.pooled = mean
+    trunk = Span(
+        name="trunk",
+        width=last.width,
+        enter=first.enter,
+        exit=last.exit,
+        verbs=span_verbs(carrier) - {"unfreeze"},
+        nesting=0,
+        carrier=carrier,
+        pooled=mean,
+        rewrites=token_rewrites(pairs),
+        **where.shared(),
+    )
+    stage = Stage(
+        name="stages.0",
+        width=last.width,
+        enter=first.enter,
+        exit=last.exit,
+        verbs=trunk.verbs,
+        nesting=1,
+        carrier=carrier,
+        pooled=mean,
+        rewrites=token_rewrites(pairs),
+        parts={block.name: block for block in blocks},
+        blocks=blocks,
+        **where.shared(),
+    )
+    return trunk, stage
