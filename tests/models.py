@@ -64,3 +64,26 @@ def images_for(model: nn.Module, batch: int = 2) -> torch.Tensor:
 
     size = vpeft.describe(model).facts.image_size
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def library_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Features (B, D) as the model's own library gives them, read from its outputs and not from a description."""
+    if type(model).__module__.startswith("transformers."):
+        from tests.families.transformers_models import features
+
+        return features(model, images)
+    if hasattr(model, "forward_head"):
+        pooled: torch.Tensor = model.forward_head(model.forward_features(images), pre_logits=True)  # type: ignore[operator]
+        return pooled
+    out: torch.Tensor = model(images)
+    return out
+
+
+def library_output(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What the model itself says of the images: logits, or features where it has no classifier."""
+    if type(model).__module__.startswith("transformers."):
+        from tests.families.transformers_models import output
+
+        return output(model, images)
+    out: torch.Tensor = model(images)
+    return out

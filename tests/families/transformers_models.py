@@ -6,7 +6,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tests.models import roughen
 
@@ -75,6 +76,52 @@ def siglip2(**options: Any) -> nn.Module:
 def videomae(**options: Any) -> nn.Module:
     more = {"num_frames": 4, "tubelet_size": 2, "num_labels": 3}
     return build("VideoMAEForVideoClassification", "VideoMAEConfig", **{**SEQUENCE, **more, **options})
+
+
+def inputs(model: Any, images: Tensor) -> dict[str, Any]:
+    """The arguments with which a user of the library would call the model."""
+    kind = type(model).__name__
+    if kind.startswith("VideoMAE"):
+        return {"pixel_values": torch.stack([images] * model.config.num_frames, dim=1)}
+    if kind.startswith("Siglip2"):
+        from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+
+        side = model.config.patch_size
+        patches = torch.stack([convert_image_to_patches(image, side) for image in images])
+        grid = [images.shape[2] // side, images.shape[3] // side]
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": None,
+            "spatial_shapes": torch.tensor([grid] * len(images)),
+        }
+    if kind.startswith("ViTMAE"):
+        count = model.embeddings.patch_embeddings.num_patches
+        return {"pixel_values": images, "noise": torch.arange(count).float().expand(len(images), -1)}
+    return {"pixel_values": images}
+
+
+def features(model: Any, images: Tensor) -> Tensor:
+    """What enters the classifier; of a model without one its pooled output, or the class token where it has none."""
+    if "classifier" in model._modules:
+        caught: list[Tensor] = []
+        handle = model.classifier.register_forward_pre_hook(lambda _m, args: caught.append(args[0]))
+        model(**inputs(model, images))
+        handle.remove()
+        return caught[0].flatten(1)
+    outputs = model(**inputs(model, images))
+    if "feature_maps" in outputs:
+        return outputs.feature_maps[-1].mean((2, 3))  # type: ignore[no-any-return]
+    pooled = outputs.get("pooler_output")
+    if pooled is None or "tanh" in str(getattr(model, "pooler", None)).lower():  # ViT's, which checkpoints often lack
+        return outputs.last_hidden_state[:, 0]  # type: ignore[no-any-return]
+    return pooled.flatten(1)  # type: ignore[no-any-return]
+
+
+def output(model: Any, images: Tensor) -> Tensor:
+    """Logits, or features where the model has no classifier."""
+    if "classifier" not in model._modules:
+        return features(model, images)
+    return model(**inputs(model, images)).logits  # type: ignore[no-any-return]
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {}
