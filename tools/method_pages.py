@@ -3,6 +3,11 @@
 python tools/method_pages.py              write; memory is measured where a method's other properties have changed
 python tools/method_pages.py --measure    write; memory is measured for all methods (about a minute)
 python tools/method_pages.py --check      say what is stale, and exit with 1 if anything is; nothing is measured
+
+Accuracies on the offline suite are read from docs/pocket/results.json where that file is:
+
+    {"title": "pocket smoke, pocket_vit, three seeds", "source": "how and when it was measured",
+     "methods": {"lora": {"count": {"mean": 0.81, "std": 0.01, "seeds": 3}, ...}, ...}}
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
+POCKET = ROOT / "docs" / "pocket" / "results.json"
 _NOTE = "<!-- Written by tools/method_pages.py. -->"
 
 
@@ -54,6 +60,7 @@ def made(measure: bool, keep_memory: bool) -> dict[Path, str]:
         files[PAGES / f"{name}.md"] = _page(kind, one, plan)
         found.append(one)
     files[PAGES / "README.md"] = _index(found, refused)
+    files[PAGES / "published.md"] = _published_tables()
     files[STORED] = json.dumps({one.name: _plain(one) for one in found}, indent=1, sort_keys=True) + "\n"
     return files
 
@@ -65,20 +72,9 @@ def _plain(one: Any) -> dict[str, Any]:
 
 
 def _page(kind: Any, one: Any, plan: Any) -> str:
-    from vpeft.taxonomy.properties import BACKBONES, BATCH
+    from vpeft.cli.about import property_rows
+    from vpeft.taxonomy.properties import BACKBONES, CLASSES
 
-    reasons = sorted({row.unmergeable for row in plan.rows if row.unmergeable})
-    figures = [
-        ("trained parameters, without the head", f"{plan.trainable:,} ({plan.share:.3%} of the backbone's)"),
-        ("adapter's tensors on disk, with a head of 100 classes", f"{plan.bytes_on_disk / 1e6:.2f} MB"),
-        ("kept for backward, relative to full fine-tuning", f"{one.memory:.3f} (batch {BATCH}, float32)"),
-        ("gradients reach", one.reach),
-        ("merges into the weights", "yes" if one.mergeable else f"no: {'; '.join(reasons)}"),
-        ("further work at inference", _yes(one.latency)),
-        ("adds modules", _yes(one.adds_modules)),
-        ("keeps the way through the blocks as it is", _yes(one.keeps_structure)),
-        ("starts as the frozen backbone", _yes(one.identity)),
-    ]
     rows = [
         (f"`{row.place}`", row.verb, f"`{row.layer}`", row.shape, f"{row.parameters:,}", _yes(not row.unmergeable))
         for row in plan.folded
@@ -92,10 +88,12 @@ def _page(kind: Any, one: Any, plan: Any) -> str:
                 else "It does not run on a plain vision transformer, so there is no picture.",
                 *_settings(kind),
                 f"## On {one.backbone} with these defaults",
-                _table(("property", "value"), figures),
+                _table(("property", "value"), property_rows(one, plan, CLASSES)),
                 _table(("place", "verb", "layer", "largest tensor", "trained", "merges"), rows)
                 if rows
                 else "Nothing inside the backbone is changed.",
+                *_literature(kind.name),
+                *_pocket(kind.name),
                 f"`vpeft explain {one.name} --backbone {one.backbone}` prints this, also for other settings and"
                 " backbones. [All methods](README.md)",
             ]
@@ -104,8 +102,64 @@ def _page(kind: Any, one: Any, plan: Any) -> str:
     )
 
 
+def _literature(name: str) -> list[str]:
+    """Recipe, traps and published figures; what was measured here stands elsewhere."""
+    from vpeft.cli.about import published_figures
+    from vpeft.taxonomy.facts import facts_of
+
+    facts, figures = facts_of(name), published_figures(name)
+    rows = [(one["figure"], one["parameters"], one["source"]) for one in figures]
+    doubts = "None of these was measured here. [What is doubtful about the tables](published.md)."
+    return [
+        "## Recipe",
+        facts.recipe or "None is recorded.",
+        "## Traps",
+        "\n".join(f"- {trap}" for trap in facts.traps) or "None is recorded.",
+        "## Published figures",
+        doubts if rows else "None that could be read at its source.",
+        *([_table(("figure", "parameters", "source"), rows)] if rows else []),
+    ]
+
+
+def _published_tables() -> str:
+    """One page about the tables that the methods' pages quote: source, protocol, doubts."""
+    from vpeft.report.published import names, published
+
+    parts = [
+        f"# Published tables\n{_NOTE}",
+        "Imported as reported and never mixed with what is measured here. `vpeft report --reported NAME` sets one"
+        " beside a ledger. Which row is which method is stated with the table, in `src/vpeft/report/published/`.",
+    ]
+    for name in names():
+        table = published(name)
+        rows = {theirs: ours for ours, theirs in table.about.names.items()}
+        listed = ", ".join(f"[{rows[r.method]}]({rows[r.method]}.md)" for r in table.rows if r.method in rows)
+        without = ", ".join(row.method for row in table.rows if row.method not in rows)
+        slips = [f"{row.method}: {slip}." for row in table.rows for slip in row.slips()]
+        parts += [
+            f"## {table.about.title}",
+            f"`{name}`. From {table.about.source}. Protocol: {table.about.protocol}. Score: {table.about.score}.",
+            "\n".join(f"- {doubt}" for doubt in (*table.about.caveats, *slips)),
+            f"Methods: {listed}." + (f" Rows without a method here: {without}." if without else ""),
+        ]
+    return "\n\n".join([*parts, "[All methods](README.md)"]) + "\n"
+
+
+def _pocket(name: str) -> list[str]:
+    """Accuracies on the offline suite, from what a sweep has left in docs/."""
+    found = json.loads(POCKET.read_text(encoding="utf-8")) if POCKET.exists() else {}
+    tasks = found.get("methods", {}).get(name, {})
+    if not tasks:
+        return ["## On pocket", "Not measured yet."]
+    rows = [
+        (task, f"{100 * one['mean']:.1f} % ± {100 * one['std']:.1f}", str(one["seeds"])) for task, one in tasks.items()
+    ]
+    return ["## On pocket", f"{found['title']}. {found['source']}", _table(("task", "accuracy", "seeds"), rows)]
+
+
 def _page_without_figures(kind: Any, why: str) -> str:
-    parts = [*_about(kind), *_settings(kind), "## Figures", f"There are none here: {why}", "[All methods](README.md)"]
+    parts = [*_about(kind), *_settings(kind), "## Figures", f"There are none here: {why}", *_literature(kind.name)]
+    parts.append("[All methods](README.md)")
     return "\n\n".join(parts) + "\n"
 
 
@@ -140,7 +194,8 @@ def _index(found: list[Any], refused: list[Any]) -> str:
         f"Default settings on ViT-B/16 at 224 pixels, or on the backbone that a method's page"
         f" names. Memory is what one forward pass keeps for backward at a batch of"
         f" {BATCH}, relative to full fine-tuning; parameters are those that train, without the head. The same figures"
-        ' answer `vpeft methods --where "mergeable and memory < 0.5"`.',
+        ' answer `vpeft methods --where "mergeable and memory < 0.5"`. What papers report, and where it was read:'
+        " [published tables](published.md).",
     ]
     for category in dict.fromkeys(sorted((one.category for one in found), key=_CATEGORIES.index)):
         rows = [
@@ -159,6 +214,7 @@ def _index(found: list[Any], refused: list[Any]) -> str:
         ]
         columns = ("method", "family", "published", "parameters", "memory", "merges", "keeps structure", "gradients")
         parts += [f"## {category.capitalize()}", _table(columns, rows)]
+    parts += ["## By property", _by_property(found)]
     if refused:
         links = ", ".join(f"[{kind.name}]({kind.name}.md)" for kind in refused)
         parts += ["## Without figures", f"These do not run on the backbones here with default settings: {links}."]
@@ -193,6 +249,34 @@ def _index(found: list[Any], refused: list[Any]) -> str:
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+FILTERS = (
+    ("folds into the weights: no cost at inference", "mergeable"),
+    ("keeps less than half of full fine-tuning's bytes for backward", "memory < 0.5"),
+    ("no gradient enters the frozen backbone", "reach == 'none'"),
+    ("gradients stop before the first block", "reach != 'full'"),
+    ("fewer than 100,000 trained parameters", "parameters < 100000"),
+    ("fewer than 1 % of the backbone's parameters", "share < 0.01"),
+    ("starts as the frozen backbone", "identity"),
+    ("adds no module", "not adds_modules"),
+    ("keeps the way through the blocks", "keeps_structure"),
+    ("changes attention from inside", "'attn.core' in places"),
+    ("adds tokens", "'insert_tokens' in verbs"),
+    ("needs another backbone than a plain ViT", "backbone != 'vit_base_patch16_224'"),
+)
+
+
+def _by_property(found: list[Any]) -> str:
+    """For each question the methods that answer yes, and the filter that finds them."""
+    from vpeft.taxonomy.where import Filter
+
+    rows = []
+    for question, text in FILTERS:
+        passes = Filter(text, dataclasses.asdict(found[0]))
+        names = [f"[{one.name}]({one.name}.md)" for one in found if passes(dataclasses.asdict(one))]
+        rows.append((question, f'`vpeft methods --where "{text}"`', ", ".join(names) or "none"))
+    return _table(("property", "filter", "methods"), rows)
 
 
 _CATEGORIES = ["baseline", "addition", "partial", "unified", "multi-task"]

@@ -113,9 +113,13 @@ def _full(backbone: str) -> int:
     return bytes_for_backward(_tuned(all_methods()["full_finetuning"](), backbone))
 
 
-def relative_memory(tuned: TunedModel) -> float:
-    """`bytes_for_backward` relative to full fine-tuning of the same backbone, to three decimals."""
-    return round(bytes_for_backward(tuned) / _full(_name(tuned)), 3)
+def relative_memory(tuned: TunedModel, backbone: str | None = None) -> float:
+    """`bytes_for_backward` relative to full fine-tuning of the same backbone, to three decimals.
+
+    Args:
+        backbone: how `tuned`'s backbone was asked for; by default by the name of its architecture.
+    """
+    return round(bytes_for_backward(tuned) / _full(backbone or _name(tuned)), 3)
 
 
 def kind_of_place(name: str) -> str:
@@ -131,11 +135,14 @@ def changes_the_inside(edit: Edit, depth: int) -> bool:
     return edit.verb in _CHANGES or (edit.verb == "extend" and sees_the_map)
 
 
-def properties_of(method: Method, memory: float | None = None, tuned: TunedModel | None = None) -> Properties:
+def properties_of(
+    method: Method, memory: float | None = None, tuned: TunedModel | None = None, backbone: str | None = None
+) -> Properties:
     """All properties of `method` as it is set; `memory` is measured unless it is given.
 
     Args:
-        tuned: what `on_meta(method)` has made, if that is at hand.
+        tuned: what `on_meta(method)` has made, if that is at hand, or the method on another backbone.
+        backbone: how that one was asked for.
     """
     tuned = on_meta(method) if tuned is None else tuned
     plan, edits, depth = tuned.plan(), tuned.adapter("default").edits, len(tuned.description.blocks)
@@ -160,7 +167,7 @@ def properties_of(method: Method, memory: float | None = None, tuned: TunedModel
         latency=not plan.mergeable,
         reach=plan.reach,
         identity=method.starts_as_identity,
-        memory=relative_memory(tuned) if memory is None else memory,
+        memory=relative_memory(tuned, backbone) if memory is None else memory,
     )
 
 
@@ -178,6 +185,12 @@ def stored() -> dict[str, dict[str, Any]]:
     """What `tools/method_pages.py` has written for the methods of this package."""
     found: dict[str, dict[str, Any]] = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else {}
     return found
+
+
+def default_memory(method: str, backbone: str) -> float | None:
+    """What is stored as the relative memory of a method with default settings on `backbone`, if that is."""
+    kept = stored().get(method, {})
+    return float(kept["memory"]) if kept.get("backbone") == backbone.split(".")[0] else None
 
 
 def default_properties(name: str) -> Properties:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -67,7 +68,7 @@ def test_only_writing_measures_what_has_changed(tool: ModuleType, monkeypatch: p
     monkeypatch.setattr(properties, "stored", lambda: kept)
     monkeypatch.setattr("vpeft.methods.all_methods", lambda: {name: all_methods_[name] for name in kept})
     all_methods_ = all_methods()
-    monkeypatch.setattr(properties, "relative_memory", lambda tuned: 0.789)
+    monkeypatch.setattr(properties, "relative_memory", lambda tuned, backbone: 0.789)
 
     def memory(*, keep: bool, measure: bool = False) -> dict[str, str]:
         files = tool.made(measure=measure, keep_memory=keep)
@@ -101,3 +102,25 @@ def test_a_method_that_runs_nowhere_has_a_page_without_figures(
     assert tool.PAGES / "lora.svg" not in files and tool.PAGES / "bitfit.svg" in files
     assert "## Without figures" in files[tool.PAGES / "README.md"]
     assert '"lora"' not in files[properties.STORED] and '"bitfit"' in files[properties.STORED]
+
+
+def test_a_page_has_the_literature_and_says_what_is_not_measured(tool: ModuleType, tmp_path: Path) -> None:
+    lora, attnscale = ("\n".join(tool._literature(name)) for name in ("lora", "attnscale"))
+    assert "mean of 19 72.25" in lora and "c188fad" in lora and "redraws both factors" in lora
+    assert "None that could be read" in attnscale and "No code was published" in attnscale
+    tool.POCKET = tmp_path / "results.json"
+    assert tool._pocket("lora") == ["## On pocket", "Not measured yet."]
+    measured = {"count": {"mean": 0.8125, "std": 0.01, "seeds": 3}}
+    tool.POCKET.write_text(json.dumps({"title": "T", "source": "S", "methods": {"lora": measured}}))
+    assert "| count | 81.2 % ± 1.0 | 3 |" in tool._pocket("lora")[-1]
+    assert tool._pocket("ssf") == ["## On pocket", "Not measured yet."]
+
+
+def test_the_filters_of_the_index_are_what_the_command_line_takes(tool: ModuleType) -> None:
+    from vpeft.taxonomy.properties import default_properties
+
+    found = [default_properties(name) for name in ("lora", "lst", "vpt_deep")]
+    table = tool._by_property(found)
+    lines = {line.split("|")[2].split('"')[1]: line for line in table.splitlines() if "--where" in line}
+    assert "lora" in lines["mergeable"] and "lst" not in lines["mergeable"]
+    assert "lst" in lines["reach == 'none'"] and "vpt_deep" in lines["'insert_tokens' in verbs"]
