@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from timm.models.swin_transformer import (
-    PatchMerging,
-    SwinTransformerBlock,
-    SwinTransformerStage,
-    WindowAttention,
-    window_partition,
-    window_reverse,
-)
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, SwinTransformerStage, WindowAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream, token_rewrites
 from .backbone import Backbone, Facts
@@ -23,40 +17,10 @@ from .blocks import AttentionSite, Block, Stage
 from .describe import UnknownBackbone, family
 from .places import Attention, Place, Site, Span
 from .points import Layout, Point
-from .timm_vit import architecture, mlp_places
-from .tokens import TokenCarrier, spread_mean
-
-
-class BesideTokens(TokenCarrier):
-    """Tokens that travel beside a (B, H, W, D) map; the re-expressed blocks take them into their windows.
-
-    `norm` is the model's last one: tokens that are pooled pass it like the map does.
-    """
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__(prefix=0)
-        self.norm = norm
-        self.tokens: Tensor | None = None
-
-    def reset(self) -> None:
-        self.tokens = None
-
-    def enter(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        self.tokens = tokens if self.tokens is None else torch.cat([tokens, self.tokens], dim=1)
-        return hidden
-
-    def carried(self, hidden: Tensor, count: int) -> Tensor:
-        assert self.tokens is not None
-        return self.tokens[:, :count]
-
-    def leave(self, hidden: Tensor, count: int, pooled: bool) -> Tensor:
-        assert self.tokens is not None
-        leaving, rest = self.tokens[:, :count], self.tokens[:, count:]
-        self.tokens = rest if rest.shape[1] else None
-        return spread_mean(hidden, self.norm.forward(leaving)) if pooled else hidden
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "tokens": None}  # a copy starts between two forward passes
+from .timm_isotropic import architecture, own_classifier, pooled_by_head
+from .timm_vit import mlp_places
+from .window_tokens import BesideTokens as BesideTokens
+from .window_tokens import attend_beside, checkpointed
 
 
 class EditedWindowAttention(WindowAttention):
@@ -110,7 +74,7 @@ class PromptedSwinBlock(SwinTransformerBlock):
             return plain
         batch, height, width, channels = x.shape
         count = tokens.shape[1]
-        mapped, own = self._attend(self.norm1(x), self.norm1.forward(tokens))
+        mapped, own = attend_beside(self, self.norm1(x), self.norm1.forward(tokens))
         x = x + self.drop_path1(mapped)
         tokens = tokens + self.drop_path1.forward(own)
         sequence = torch.cat([tokens, x.reshape(batch, -1, channels)], dim=1)
@@ -118,27 +82,6 @@ class PromptedSwinBlock(SwinTransformerBlock):
         carrier.tokens = sequence[:, :count]
         mapped_again: Tensor = sequence[:, count:].reshape(batch, height, width, channels)
         return mapped_again
-
-    def _attend(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, W, D) and (B, n, D) -> the same shapes, through shifted windows."""
-        batch, height, width, channels = x.shape
-        count = tokens.shape[1]
-        shift = tuple(self.shift_size)
-        if any(shift):
-            x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
-        high, wide = self.window_size
-        x = F.pad(x, (0, 0, 0, -width % wide, 0, -height % high))
-        padded = (x.shape[1], x.shape[2])
-        windows = window_partition(x, self.window_size).view(batch, -1, self.window_area, channels)
-        number = windows.shape[1]
-        beside = tokens[:, None].expand(-1, number, -1, -1)
-        rows = torch.cat([beside, windows], dim=2).reshape(batch * number, count + self.window_area, channels)
-        mask = self.get_attn_mask(x) if getattr(self, "dynamic_mask", False) else self.attn_mask
-        rows = self.attn(rows, mask=mask).view(batch, number, count + self.window_area, channels)
-        own = rows[:, :, :count].mean(dim=1)
-        mapped = rows[:, :, count:].reshape(-1, high, wide, channels)
-        x = window_reverse(mapped, self.window_size, *padded)[:, :height, :width].contiguous()
-        return (torch.roll(x, shifts=shift, dims=(1, 2)) if any(shift) else x), own
 
 
 class PromptedPatchMerging(PatchMerging):
@@ -158,51 +101,49 @@ class PromptedSwinStage(SwinTransformerStage):
 
     def forward(self, x: Tensor) -> Tensor:
         carrier = cast(BesideTokens, self.vpeft_carrier)
-        if not self.grad_checkpointing:
-            plain: Tensor = super().forward(x)
-            return plain
-        x = self.downsample(x)
-        for block in self.blocks:
-            x, carrier.tokens = checkpoint(_beside, block, carrier, x, carrier.tokens, use_reentrant=False)
-        return x
+        out: Tensor = checkpointed(self, carrier, x) if self.grad_checkpointing else super().forward(x)
+        return out
 
 
-def _beside(block: nn.Module, carrier: BesideTokens, x: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """One block as a function of the map and the tokens; the carrier is left as it was found."""
-    found, carrier.tokens = carrier.tokens, tokens
-    try:
-        x = block(x)
-        return x, carrier.tokens
-    finally:
-        carrier.tokens = found
+@dataclass(frozen=True)
+class Kinds:
+    """What tells one version of Swin from another.
 
+    Attributes:
+        block: describes a block, given its index, stage, module, stride and carrier.
+        stage: the class of a stage that carries tokens.
+        merging: the class of patch merging, and the one that carries tokens.
+        norm_first: whether the norm of the merging comes before its reduction.
+    """
 
-def _pooled(model: nn.Module, images: Tensor) -> Tensor:
-    swin: Any = model
-    pooled: Tensor = swin.forward_head(swin.forward_features(images), pre_logits=True)
-    return pooled
-
-
-def _classifier(model: nn.Module) -> nn.Module:
-    swin: Any = model
-    classifier: nn.Module = swin.get_classifier()
-    return classifier
+    block: Callable[[int, int, Any, int, BesideTokens], Block]
+    stage: type[nn.Module]
+    merging: tuple[type[nn.Module], type[nn.Module]]
+    norm_first: bool
 
 
 @family("timm_swin", "timm.models.swin_transformer.SwinTransformer")
 def describe_timm_swin(model: nn.Module) -> Backbone:
     """timm SwinTransformer (version 1): shifted windows, relative-position bias, four (or fewer) stages."""
+    kinds = Kinds(_block, PromptedSwinStage, (PatchMerging, PromptedPatchMerging), norm_first=True)
+    return windowed("timm_swin", model, kinds)
+
+
+def windowed(family: str, model: nn.Module, kinds: Kinds) -> Backbone:
+    """The description of a timm Swin, of either version."""
     swin: Any = model
     carrier = BesideTokens(swin.norm)
     mean = Point(swin.norm, "output") if swin.global_pool == "avg" else None
     patch_stride = int(swin.patch_embed.patch_size[0])
     grid = tuple(swin.patch_embed.grid_size)
     merging = [
-        (layer.downsample, PromptedPatchMerging) for layer in swin.layers if isinstance(layer.downsample, PatchMerging)
+        (layer.downsample, kinds.merging[1]) for layer in swin.layers if isinstance(layer.downsample, kinds.merging[0])
     ]
     stages: list[Stage] = []
     for number, layer in enumerate(swin.layers):
-        stages.append(_stage(number, layer, sum(len(s.blocks) for s in stages), patch_stride * 2**number, carrier))
+        stages.append(
+            _stage(number, layer, sum(len(s.blocks) for s in stages), patch_stride * 2**number, carrier, kinds)
+        )
     depth = sum(len(stage.blocks) for stage in stages)
     pairs = tuple(pair for stage in stages for pair in stage.rewrites.get("insert_tokens", ())) + tuple(merging)
     stages[-1].pooled = stages[-1].blocks[-1].pooled = mean
@@ -240,7 +181,7 @@ def describe_timm_swin(model: nn.Module) -> Backbone:
     return Backbone(
         module=swin,
         facts=Facts(
-            family="timm_swin",
+            family=family,
             library="timm",
             architecture=architecture(swin),
             image_size=tuple(swin.patch_embed.img_size),
@@ -262,25 +203,28 @@ def describe_timm_swin(model: nn.Module) -> Backbone:
         stages=stages,
         norm=norm("norm", swin.norm, Where(depth, Layout.MAP, last.grid, 0, last.stride), swin.num_features),
         others=others,
-        pooled=_pooled,
-        classifier=_classifier,
+        pooled=pooled_by_head,
+        classifier=own_classifier,
     )
 
 
-def _stage(number: int, layer: Any, start: int, stride: int, carrier: BesideTokens) -> Stage:
+def _stage(number: int, layer: Any, start: int, stride: int, carrier: BesideTokens, kinds: Kinds) -> Stage:
     """One stage; the merging of patches before it belongs to it."""
-    blocks = [_block(start + offset, number, module, stride, carrier) for offset, module in enumerate(layer.blocks)]
-    where = Where(start, Layout.MAP, blocks[0].grid, 0, stride)
+    blocks = [kinds.block(start + at, number, module, stride, carrier) for at, module in enumerate(layer.blocks)]
+    where, merging = Where(start, Layout.MAP, blocks[0].grid, 0, stride), layer.downsample
+    merges = isinstance(merging, kinds.merging[0])
     parts: dict[str, Place] = {}
-    if isinstance(layer.downsample, PatchMerging):
+    if merges:
         prefix, before = f"stages.{number}.downsample", Where(start - 1, Layout.MAP, blocks[0].grid, 0, stride)
-        reduction = projection(f"{prefix}.reduction", layer.downsample.reduction, before)
-        parts[f"{prefix}.norm"] = norm(
-            f"{prefix}.norm", layer.downsample.norm, before, 4 * layer.downsample.dim, (reduction,)
-        )
-        parts[f"{prefix}.reduction"] = reduction
+        reduction = projection(f"{prefix}.reduction", merging.reduction, before)
+        if kinds.norm_first:
+            own = norm(f"{prefix}.norm", merging.norm, before, 4 * merging.dim, (reduction,))
+        else:
+            own = norm(f"{prefix}.norm", merging.norm, before, merging.out_dim)
+        for part in (own, reduction) if kinds.norm_first else (reduction, own):
+            parts[part.name] = part
     parts.update({block.name: block for block in blocks})
-    carried = (layer, PromptedSwinStage)
+    carried = (layer, kinds.stage)
     for block in blocks:
         block.rewrites = token_rewrites((*block.rewrites["insert_tokens"], carried))
     pairs = (carried, *(pair for block in blocks for pair in block.rewrites["insert_tokens"][:-1]))
@@ -295,7 +239,7 @@ def _stage(number: int, layer: Any, start: int, stride: int, carrier: BesideToke
         rewrites=token_rewrites(pairs),
         parts=parts,
         index=number,
-        downsample=layer.downsample if isinstance(layer.downsample, PatchMerging) else None,
+        downsample=merging if merges else None,
         blocks=blocks,
         **where.shared(),
     )
@@ -303,25 +247,48 @@ def _stage(number: int, layer: Any, start: int, stride: int, carrier: BesideToke
 
 def _block(index: int, stage: int, module: Any, stride: int, carrier: BesideTokens) -> Block:
     kind: type = type(module)
-    if kind is not SwinTransformerBlock:
+    if kind is not SwinTransformerBlock and kind is not PromptedSwinBlock:
         raise UnknownBackbone(f"blocks.{index} is a {kind.__name__}; timm_swin describes SwinTransformerBlock.")
-    name, width = f"blocks.{index}", module.dim
+    where = inside(index, module, stride)
+    attn = _attention(f"blocks.{index}.attn", module.attn, where, module.dim)
+    pairs = ((module, PromptedSwinBlock), (module.attn, EditedWindowAttention))
+    return swin_block(index, stage, module, stride, carrier, attn, pairs)
+
+
+def inside(index: int, module: Any, stride: int) -> Where:
+    """The tokens of one window of a block."""
+    return Where(index, Layout.TOKENS, (int(module.window_size[0]), int(module.window_size[1])), 0, stride)
+
+
+def swin_block(
+    index: int,
+    stage: int,
+    module: Any,
+    stride: int,
+    carrier: BesideTokens,
+    attn: AttentionSite,
+    pairs: tuple[tuple[nn.Module, type[nn.Module]], ...],
+    opening: Point | None = None,
+) -> Block:
+    """A block of a timm Swin.
+
+    Args:
+        attn: the places inside the window attention.
+        pairs: what carrying tokens needs.
+        opening: where the attention branch begins, in a block whose norms close its branches.
+    """
+    name, width, post = f"blocks.{index}", module.dim, opening is not None
     grid = (int(module.input_resolution[0]), int(module.input_resolution[1]))
-    window = (int(module.window_size[0]), int(module.window_size[1]))
-    mapped = Where(index, Layout.MAP, grid, 0, stride)
-    sequence = Where(index, Layout.TOKENS, grid, 0, stride)
-    windowed = Where(index, Layout.TOKENS, window, 0, stride)
-    attn = _attention(f"{name}.attn", module.attn, windowed, width)
+    mapped, sequence = (Where(index, layout, grid, 0, stride) for layout in (Layout.MAP, Layout.TOKENS))
     mlp = mlp_places(f"{name}.mlp", module.mlp, sequence, width)
     # padded windows carry zeros that the norm's edits never see, so then nothing merges into qkv
     padded = any(size % window for size, window in zip(grid, module.window_size, strict=True))
-    attn_branch = branch(
-        f"{name}.attn_branch", Point(module.norm1, "input"), Point(module.drop_path1, "output"), mapped, width
-    )
-    mlp_branch = branch(
-        f"{name}.mlp_branch", Point(module.norm2, "input"), Point(module.drop_path2, "output"), sequence, width
-    )
-    attn_branch.writer, mlp_branch.writer = attn.proj, mlp.fc2
+    reads_attn, reads_mlp = () if padded or post else attn.consumers, () if post else mlp.consumers
+    enters = (opening or Point(module.norm1, "input"), Point(module.mlp if post else module.norm2, "input"))
+    attn_branch = branch(f"{name}.attn_branch", enters[0], Point(module.drop_path1, "output"), mapped, width)
+    mlp_branch = branch(f"{name}.mlp_branch", enters[1], Point(module.drop_path2, "output"), sequence, width)
+    if not post:
+        attn_branch.writer, mlp_branch.writer = attn.proj, mlp.fc2
     return Block(
         name=name,
         width=width,
@@ -330,14 +297,14 @@ def _block(index: int, stage: int, module: Any, stride: int, carrier: BesideToke
         verbs=span_verbs(carrier),
         nesting=2,
         carrier=carrier,
-        rewrites=token_rewrites(((module, PromptedSwinBlock), (module.attn, EditedWindowAttention))),
+        rewrites=token_rewrites(pairs),
         parts={
-            "norm1": norm(f"{name}.norm1", module.norm1, mapped, width, () if padded else attn.consumers),
+            "norm1": norm(f"{name}.norm1", module.norm1, mapped, width, reads_attn),
             "attn": attn,
             "attn_branch": attn_branch,
             "skip1": skip(f"{name}.skip1", attn_branch, mapped),
             "stream1": stream(f"{name}.stream1", attn_branch, mapped),
-            "norm2": norm(f"{name}.norm2", module.norm2, sequence, width, mlp.consumers),
+            "norm2": norm(f"{name}.norm2", module.norm2, sequence, width, reads_mlp),
             "mlp": mlp,
             "mlp_branch": mlp_branch,
             "skip2": skip(f"{name}.skip2", mlp_branch, sequence),

@@ -1,0 +1,88 @@
+"""Tokens that travel beside a map, and how they pass blocks that attend within windows: as VPT has it for Swin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import window_partition, window_reverse
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .tokens import TokenCarrier, spread_mean
+
+
+class BesideTokens(TokenCarrier):
+    """Tokens that travel beside a (B, H, W, D) map; the re-expressed blocks take them into their windows.
+
+    `norm` is the model's last one: tokens that are pooled pass it like the map does.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__(prefix=0)
+        self.norm = norm
+        self.tokens: Tensor | None = None
+
+    def reset(self) -> None:
+        self.tokens = None
+
+    def enter(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        self.tokens = tokens if self.tokens is None else torch.cat([tokens, self.tokens], dim=1)
+        return hidden
+
+    def carried(self, hidden: Tensor, count: int) -> Tensor:
+        assert self.tokens is not None
+        return self.tokens[:, :count]
+
+    def leave(self, hidden: Tensor, count: int, pooled: bool) -> Tensor:
+        assert self.tokens is not None
+        leaving, rest = self.tokens[:, :count], self.tokens[:, count:]
+        self.tokens = rest if rest.shape[1] else None
+        return spread_mean(hidden, self.norm.forward(leaving)) if pooled else hidden
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "tokens": None}  # a copy starts between two forward passes
+
+
+def attend_beside(block: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """One window attention of a timm Swin block, (B, H, W, D) and (B, n, D) -> the same shapes.
+
+    The tokens join every (shifted) window in front; what comes out for them is averaged over the windows.
+    """
+    batch, height, width, channels = x.shape
+    count = tokens.shape[1]
+    shift = tuple(block.shift_size)
+    if any(shift):
+        x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
+    high, wide = block.window_size
+    x = F.pad(x, (0, 0, 0, -width % wide, 0, -height % high))
+    padded = (x.shape[1], x.shape[2])
+    windows = window_partition(x, block.window_size).view(batch, -1, block.window_area, channels)
+    number = windows.shape[1]
+    beside = tokens[:, None].expand(-1, number, -1, -1)
+    rows = torch.cat([beside, windows], dim=2).reshape(batch * number, count + block.window_area, channels)
+    mask = block.get_attn_mask(x) if getattr(block, "dynamic_mask", False) else block.attn_mask
+    rows = block.attn(rows, mask=mask).view(batch, number, count + block.window_area, channels)
+    own = rows[:, :, :count].mean(dim=1)
+    mapped = rows[:, :, count:].reshape(-1, high, wide, channels)
+    x = window_reverse(mapped, block.window_size, *padded)[:, :height, :width].contiguous()
+    return (torch.roll(x, shifts=shift, dims=(1, 2)) if any(shift) else x), own
+
+
+def checkpointed(stage: Any, carrier: BesideTokens, x: Tensor) -> Tensor:
+    """A stage whose activation checkpoints take the carrier's tokens in and out with the map."""
+    x = stage.downsample(x)
+    for block in stage.blocks:
+        x, carrier.tokens = checkpoint(_beside, block, carrier, x, carrier.tokens, use_reentrant=False)
+    return x
+
+
+def _beside(block: nn.Module, carrier: BesideTokens, x: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """One block as a function of the map and the tokens; the carrier is left as it was found."""
+    found, carrier.tokens = carrier.tokens, tokens
+    try:
+        x = block(x)
+        return x, carrier.tokens
+    finally:
+        carrier.tokens = found

@@ -1,0 +1,99 @@
+"""Tiny models of timm's families with attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from tests.models import roughen
+
+
+def tiny_beit(**options: object) -> nn.Module:
+    """BEiT: functional qkv bias, a bias for relative positions in each block, LayerScale, average pooling."""
+    from timm.models.beit import Beit
+
+    chosen = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 2,
+        "init_values": 0.3,
+        "use_abs_pos_emb": False,
+        "use_rel_pos_bias": True,
+        "num_classes": 0,
+    }
+    return roughen(Beit(**{**chosen, **options}))  # type: ignore[arg-type]
+
+
+def tiny_eva(**options: object) -> nn.Module:
+    """EVA-02: functional qkv bias, rotary positions, SwiGLU with a norm inside, average pooling."""
+    from timm.models.eva import Eva
+
+    chosen = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_ratio": 2.0,
+        "swiglu_mlp": True,
+        "scale_mlp": True,
+        "use_rot_pos_emb": True,
+        "ref_feat_shape": (4, 4),
+        "num_classes": 0,
+    }
+    return roughen(Eva(**{**chosen, **options}))  # type: ignore[arg-type]
+
+
+tiny_dinov3 = partial(
+    tiny_eva,
+    swiglu_mlp=False,
+    scale_mlp=False,
+    global_pool="token",
+    init_values=0.3,
+    num_reg_tokens=2,
+    use_abs_pos_emb=False,
+    rope_type="dinov3",
+    ref_feat_shape=None,
+    rope_rotate_half=True,
+    dynamic_img_size=True,
+    use_fc_norm=False,
+)
+
+
+def tiny_swin_v2(**options: object) -> nn.Module:
+    """An 8x8 grid, windows of 4, widths 24 and 48: one stage of shifted windows, one of a single window."""
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+    chosen = {
+        "img_size": 32,
+        "patch_size": 4,
+        "embed_dim": 24,
+        "depths": (2, 1),
+        "num_heads": (2, 4),
+        "window_size": 4,
+        "num_classes": 0,
+    }
+    return roughen(SwinTransformerV2(**{**chosen, **options}))  # type: ignore[arg-type]
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "timm_beit": tiny_beit,
+    "timm_eva": tiny_eva,
+    "timm_dinov3": tiny_dinov3,
+    "timm_eva_split": lambda: tiny_eva(qkv_fused=False, scale_attn_inner=True, global_pool="token"),
+    "timm_swin_v2": tiny_swin_v2,
+    "timm_perception": lambda: tiny_eva(
+        swiglu_mlp=False,
+        scale_mlp=False,
+        attn_type="rope",
+        global_pool="map",
+        use_fc_norm=False,
+        use_pre_transformer_norm=True,
+        use_post_transformer_norm=True,
+        rope_grid_indexing="xy",
+    ),
+}
