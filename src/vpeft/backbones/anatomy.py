@@ -13,9 +13,9 @@ from typing import TypedDict
 from torch import nn
 
 from .edits import Verb
-from .places import Norm, Place, Projection, Rewrites, Site, Span, Stream
+from .places import Norm, Place, Projection, Rewrites, Site, Span, Stream, stored_weight
 from .points import Layout, Point
-from .rewrites import weight_rewrite
+from .rewrites import STANDARDISED, weight_rewrite
 from .tokens import TokenCarrier
 
 HIDDEN: frozenset[Verb] = frozenset({"before", "after", "parallel", "tap"})
@@ -58,8 +58,7 @@ def projection(
     name: str, module: nn.Module, where: Where, rows: tuple[int, int] | None = None, width_in: int = 0
 ) -> Projection:
     """A linear or convolution that the model runs as a module; with `rows`, a slice of its outputs."""
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
+    weight = stored_weight(module)
     groups = module.groups if isinstance(module, nn.Conv2d) else 1
     rewrite = weight_rewrite(module)
     verbs: set[Verb] = {"after", "parallel", "tap"}
@@ -78,6 +77,7 @@ def projection(
         rewrites={"reparametrize": rewrite},
         module=module,
         rows=rows,
+        standardised=type(module) in STANDARDISED,
         **where.shared(),
     )
 

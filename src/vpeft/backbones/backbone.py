@@ -150,8 +150,12 @@ class Backbone:
         that the trunk has ended (there nothing is computed again under activation checkpointing); behind the last
         block only where neither is known.
         """
+        if not self.blocks:
+            raise MissingPlace(
+                f"{self.facts.architecture} has no blocks, so they have no end. It has: {self._listing()}."
+            )
         last, final = self.blocks[-1], self._norm
-        if final is not None and (final.layout, final.grid) == (last.layout, last.grid):
+        if final is not None and (final.layout, final.grid, final.width) == (last.layout, last.grid, last.width):
             return final.before(layer, reads=reads)
         if self._end is None:
             return last.after(layer, reads=reads)

@@ -216,6 +216,15 @@ class Span(Place):
     gain: tuple[nn.Module, str] | None = None
 
 
+def stored_weight(module: nn.Module) -> Tensor:
+    """The weight of a layer, never what an edit makes of it on the way to its use."""
+    found = module._parameters.get("weight")
+    if found is None:
+        found = module.weight  # type: ignore[assignment]
+    assert isinstance(found, Tensor)
+    return found
+
+
 @dataclass(eq=False)
 class Projection(Place):
     """A linear or convolution, or the q, k or v rows of a fused one.
@@ -225,11 +234,13 @@ class Projection(Place):
         rows: the output rows that belong to this place; None for all.
         biases: where the bias of all rows of `module` lives, in pieces, if it is not the module's own `bias`:
             parameters or buffers, as module and attribute.
+        standardised: whether the module normalises its weight before use, so that only changes of the weight fold in.
     """
 
     module: nn.Module = field(default_factory=nn.Identity)
     rows: tuple[int, int] | None = None
     biases: tuple[tuple[nn.Module, str], ...] = ()
+    standardised: bool = False
 
     @property
     def is_conv(self) -> bool:
@@ -238,7 +249,7 @@ class Projection(Place):
     @property
     def weight(self) -> Tensor:
         """The weight that belongs to this place: (out, in) or (out, in / groups, kh, kw)."""
-        whole: Tensor = self.module.weight  # type: ignore[assignment]
+        whole = stored_weight(self.module)
         return whole if self.rows is None else whole[self.rows[0] : self.rows[1]]
 
 

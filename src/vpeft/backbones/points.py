@@ -54,6 +54,8 @@ class Point:
         calls: for a module that runs several times in one forward pass (a dropout that two branches share): the
             modules of which one runs before each of its calls, in order; empty for a module that runs once.
         call: which of these calls is meant.
+        overwritten: whether the model later writes into the tensor's memory (an activation in place, x += shortcut), so
+            that who wants to see it afterwards must copy it.
     """
 
     module: nn.Module
@@ -62,3 +64,4 @@ class Point:
     needs: tuple[StandIn, ...] = ()
     calls: tuple[nn.Module, ...] = ()
     call: int = 0
+    overwritten: bool = False

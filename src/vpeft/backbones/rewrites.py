@@ -25,7 +25,33 @@ class EditedConv2d(nn.Conv2d):
         return out
 
 
-EDITED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: EditedLinear, nn.Conv2d: EditedConv2d}
+class EditedConv3d(nn.Conv3d):
+    """The same over time, height and width."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = self._conv_forward(input, self.vpeft_weight(self.weight), self.bias)  # type: ignore[operator]
+        return out
+
+
+class WeightInUse(nn.Module):
+    """Mixed into a layer whose own forward reads `self.weight`: it then reads what the edits make of it.
+
+    For layers that do more with their weight or input than torch's: padding of their own, standardised weights.
+    """
+
+    @property
+    def weight(self) -> Tensor | None:
+        plain, edits = self._parameters["weight"], self.__dict__.get("vpeft_weight")
+        edited: Tensor | None = plain if edits is None else edits(plain)
+        return edited
+
+
+STANDARDISED: set[type[nn.Module]] = set()  # layers that normalise their weight before they use it
+EDITED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: EditedLinear,
+    nn.Conv2d: EditedConv2d,
+    nn.Conv3d: EditedConv3d,
+}
 
 
 def weight_rewrite(module: nn.Module) -> tuple[tuple[nn.Module, type[nn.Module]], ...]:

@@ -55,7 +55,7 @@ def _read(edit: Edit, adapter: str, wiring: Wiring) -> list[Slot]:
         else:
             point = source.exit if source.exit is not None else _enter(source)
             slot = Slot(turn and source.layout is Layout.CHANNELS_FIRST, _rows(source))
-            wiring.at(point, Hold(adapter, source.nesting, slot))
+            wiring.at(point, Hold(adapter, source.nesting, slot, point.overwritten))
         slots.append(slot)
     return slots
 
@@ -146,7 +146,8 @@ def _tap(edit: Edit, adapter: str, wiring: Wiring) -> None:
     assert edit.layer is not None
     place = edit.place
     point = place.exit if place.exit is not None else _enter(place)
-    wiring.at(point, Tap(adapter, place.nesting, edit.layer, place.layout, _read(edit, adapter, wiring)))
+    reads = _read(edit, adapter, wiring)
+    wiring.at(point, Tap(adapter, place.nesting, edit.layer, place.layout, reads, point.overwritten))
 
 
 def _reparametrize(edit: Edit, adapter: str, wiring: Wiring) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.edits import Edit
-from ..backbones.places import Norm, Projection, Span
+from ..backbones.places import Norm, Projection, Span, stored_weight
 from ..errors import VpeftError
 from .operations import pad_rows
 
@@ -74,13 +74,15 @@ def why_not(edit: Edit) -> str | None:
     kind = type(layer).__name__
     if edit.verb in ("unfreeze", "reparametrize"):
         return None
+    if isinstance(place, Projection) and place.standardised:
+        return f"{place.name} standardises its weight, so that nothing but a change of the weight itself folds in"
     if edit.verb == "parallel" and isinstance(place, Projection):
         return None if hasattr(layer, "weight_delta") else f"{kind} is no linear map"
     if edit.verb == "after" and isinstance(place, (Projection, Norm)):
         if hasattr(layer, "affine"):
-            if isinstance(place, Projection) or place.own:
+            if isinstance(place, Projection) or "weight" in place.own:
                 return None
-            return f"{place.name} has no scale to fold into"
+            return f"{place.name} has no weight to fold a scale into"
         if hasattr(layer, "linear_map"):
             absorbed = isinstance(place, Projection) or place.consumers
             return None if absorbed else f"what reads {place.name} cannot absorb a linear map"
@@ -157,9 +159,7 @@ def _gain(span: Span) -> Tensor:
 
 
 def _weight(place: Projection) -> Tensor:
-    found = place.module.weight
-    assert isinstance(found, Tensor)
-    return found
+    return stored_weight(place.module)
 
 
 def _add(merged: Merged, place: Projection, delta: Tensor, shift: Tensor | None) -> None:

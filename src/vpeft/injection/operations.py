@@ -93,14 +93,14 @@ class Apply(Operation):
 
 
 class Hold(Operation):
-    """Keep the tensor for a later operation; it passes unchanged."""
+    """Keep the tensor for a later operation; it passes unchanged. `copy` where the model will write into it."""
 
-    def __init__(self, adapter: str, rank: float, slot: Slot) -> None:
+    def __init__(self, adapter: str, rank: float, slot: Slot, copy: bool = False) -> None:
         super().__init__(adapter, rank)
-        self.slot = slot
+        self.slot, self.copy = slot, copy
 
     def act(self, hidden: Tensor) -> Tensor:
-        self.slot.value = hidden
+        self.slot.value = hidden.clone() if self.copy else hidden
         return hidden
 
 
@@ -216,18 +216,21 @@ class TokensOut(Operation):
 class Tap(Operation):
     """layer(h, *reads) is called; h passes unchanged. `results` are the slots of later edits that read what it gave."""
 
-    def __init__(self, adapter: str, rank: float, layer: nn.Module, layout: Layout, reads: list[Slot]) -> None:
+    def __init__(
+        self, adapter: str, rank: float, layer: nn.Module, layout: Layout, reads: list[Slot], copy: bool = False
+    ) -> None:
         super().__init__(adapter, rank)
-        self.layer, self.layout, self.reads = layer, layout, reads
+        self.layer, self.layout, self.reads, self.copy = layer, layout, reads, copy
         self.results: list[Slot] = []
 
     def act(self, hidden: Tensor) -> Tensor:
+        passes, hidden = hidden, hidden.clone() if self.copy else hidden
         turn = self.layout is Layout.CHANNELS_FIRST and not getattr(self.layer, "channels_first", False)
         values = [slot.take() for slot in self.reads]
         result = self.layer(hidden.permute(0, 2, 3, 1) if turn else hidden, *values)
         for slot in self.results:
             slot.value = result
-        return hidden
+        return passes
 
 
 class EditWeight(Operation):
