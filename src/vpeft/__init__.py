@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import methods
+    from . import methods, suites
     from .backbones.backbone import Backbone
     from .backbones.create import create_backbone
     from .backbones.describe import describe
@@ -58,13 +58,14 @@ __all__ = [
     "fit",
     "load",
     "methods",
+    "suites",
     "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "methods":
-        return importlib.import_module(".methods", __name__)
+    if name in ("methods", "suites"):
+        return importlib.import_module(f".{name}", __name__)
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name], __name__), name)
     raise AttributeError(f"vpeft has no {name!r}; it has {', '.join(__all__)}.")

@@ -199,6 +199,7 @@ def test_doctor_finds_nothing_wrong(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_demo_goes_all_the_way(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vpeft.cli.demo.METHODS", ("linear_probe", "ssf"))
+    monkeypatch.setattr("vpeft.cli.demo.SECOND_METHODS", ("linear_probe",))
     assert main(["demo", "--out", "demo", "--epochs", "1", "--workers", "1"]) == 0
     said = capsys.readouterr().out
     assert "the reloaded adapter names" in said
@@ -206,7 +207,8 @@ def test_demo_goes_all_the_way(capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert (Path("demo") / file).stat().st_size > 1000
     assert len(list(Path("demo/unseen").glob("*.png"))) == 24
     records = [json.loads(file.read_text(encoding="utf-8")) for file in Path("demo/ledger/runs").glob("*.json")]
-    finals = [record for record in records if record["identity"]["purpose"] == "final"]
+    assert {record["suite"] for record in records} == {"digits", "pocket"}
+    finals = [r for r in records if r["identity"]["purpose"] == "final" and r["suite"] == "digits"]
     best = max(finals, key=lambda record: record["chosen"]["validation_top1"])
     assert f"{best['label']}: {best['chosen']['validation_top1']:.1%} on validation" in said
     # Called again nothing is trained again, and the same is said.

@@ -196,6 +196,7 @@ PROTOCOLS: dict[str, Protocol] = {
         _protocol("digits-demo", "Digits, the demo", epochs=8, grid=_BRIEF, own_weights=_BRIEF_OWN, seeds=1),
         _protocol("pocket", "pocket", epochs=20, grid=_SEARCHED, own_weights=_SEARCHED_OWN, seeds=3),
         _protocol("pocket-quick", "pocket, no search", epochs=15, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
+        _protocol("pocket-demo", "pocket, the demo", epochs=8, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
         _protocol("pocket-smoke", "pocket, one look", epochs=3, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
     )
 }

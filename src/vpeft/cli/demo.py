@@ -1,9 +1,9 @@
 """`vpeft demo`: the whole way once, offline: train several methods, compare, save the best, load it, predict, report.
 
-Nothing here is made for show: the comparison is a `vpeft bench` on the digits of scikit-learn, the page a `vpeft
-report`, and the predictions come from the adapter file as `vpeft predict` reads it. Which method is best is decided on
-validation images; the test images are read once per method, by the final evaluator, and once more for the reloaded
-adapter.
+Nothing here is made for show: the comparison is a `vpeft bench` on the digits of scikit-learn and on one task of the
+suite pocket, the page a `vpeft report`, and the predictions come from the adapter file as `vpeft predict` reads it.
+Which method is best is decided on validation images; the test images are read once per method, by the final evaluator,
+and once more for the reloaded adapter.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ from vpeft.report import make_report
 
 METHODS = ("linear_probe", "lora", "adaptformer", "ssf")
 TASK = ("digits", "classes")
+# What a probe of frozen features cannot see: how far away. Real pictures, two methods are enough to show it.
+SECOND_TASK = ("pocket", "distance")
+SECOND_METHODS = ("linear_probe", "lora")
 TIER = "demo"
 BACKBONE = "pocket_vit"
 # How many of the test images are written out and drawn: the first ones, not picked ones.
@@ -109,7 +112,11 @@ def demo(
         workers=beside,
         optimisation={} if epochs is None else {"epochs": epochs},
     )
-    ledger = run_bench(config, engine=KeepingEngine(folder=out / "adapters"), console=screen)
+    engine = KeepingEngine(folder=out / "adapters")
+    ledger = run_bench(config, engine=engine, console=screen)
+    _say(screen, f"   And {' and '.join(SECOND_METHODS)} on {'/'.join(SECOND_TASK)}: how far away, on real pictures.")
+    second = {"suite": SECOND_TASK[0], "tasks": SECOND_TASK[1:], "methods": SECOND_METHODS}
+    run_bench(config.model_copy(update=second), engine=engine, console=screen)
 
     _say(screen, "2. Compare.")
     report = make_report(out / "ledger", html=out / "report.html", png=out / "comparison.png")
@@ -156,7 +163,9 @@ def best_on_validation(ledger: Ledger, epochs: int) -> RunRecord:
     finals = [
         record
         for record in ledger
-        if record.identity.purpose == "final" and record.identity.optimisation.get("epochs") == epochs
+        if record.suite == TASK[0]
+        and record.identity.purpose == "final"
+        and record.identity.optimisation.get("epochs") == epochs
     ]
     done = [record for record in finals if record.state is State.done and record.chosen and record.costs]
     if not done:

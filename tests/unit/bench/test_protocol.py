@@ -19,6 +19,7 @@ DIGESTS = {
     "digits-demo@1": "6aea12cc7111",
     "pocket@1": "f389daad81c1",
     "pocket-quick@1": "b6cf009ee4c6",
+    "pocket-demo@1": "be7069a55f90",
     "pocket-smoke@1": "abd865634306",
 }
 
