@@ -62,7 +62,10 @@ def images_for(model: nn.Module, batch: int = 2) -> torch.Tensor:
     """A fixed batch of the size that the model expects."""
     import vpeft
 
-    size = vpeft.describe(model).facts.image_size
+    description = vpeft.describe(model)
+    if description.example is not None:
+        return description.example(batch)
+    size = description.facts.image_size
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 

@@ -122,7 +122,12 @@ def _tensors_digest(tensors: dict[str, Tensor]) -> str:
 
 
 def probe_images(description: Backbone) -> Tensor:
-    """A fixed input (1, C, H, W) made of waves, equal on every machine, with values about in [-1, 1]."""
+    """A fixed input (1, C, H, W) made of waves, equal on every machine, with values about in [-1, 1].
+
+    Where the model takes no images, it is the first of its made-up inputs.
+    """
+    if description.example is not None:
+        return description.example(1)
     channels, (height, width) = description.pixels.width, description.facts.image_size
     rows = torch.arange(height, dtype=torch.float64)[:, None] / height
     columns = torch.arange(width, dtype=torch.float64)[None, :] / width
@@ -138,7 +143,8 @@ def probe(tuned: TunedModel, name: str) -> list[float]:
     try:
         tuned.eval()
         with tuned.enable(name):
-            out = tuned(probe_images(tuned.description).to(device=like.device, dtype=like.dtype))
+            inputs = probe_images(tuned.description)
+            out = tuned(inputs.to(device=like.device, dtype=like.dtype if inputs.is_floating_point() else None))
     finally:
         for module, mode in modes.items():
             module.training = mode

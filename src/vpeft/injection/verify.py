@@ -93,8 +93,10 @@ def verify(tuned: TunedModel, name: str, batch: Tensor | None = None, *, first: 
 
 def _images(tuned: TunedModel, batch: Tensor | None) -> Tensor:
     like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
+    if batch is None and tuned.description.example is not None:
+        batch = tuned.description.example(2)
     if batch is not None:
-        return batch.to(device=like.device, dtype=like.dtype)
+        return batch.to(device=like.device, dtype=like.dtype if batch.is_floating_point() else None)
     channels = tuned.description.pixels.width
     return torch.randn(2, channels, *tuned.description.facts.image_size).to(device=like.device, dtype=like.dtype)
 

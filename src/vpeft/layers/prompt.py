@@ -54,7 +54,12 @@ def per_width(made: dict[int, nn.Linear], width_in: int, width: int) -> nn.Linea
 
 
 def xavier_bound(backbone: Backbone, width: int) -> float:
-    """sqrt(6 / (values in one patch + width)), VPT's bound for its uniform start."""
+    """sqrt(6 / (values in one patch + width)), VPT's bound for its uniform start.
+
+    Where the tokens are no patches (texts), a token has as many values as the first block is wide.
+    """
+    if backbone.example is not None:
+        return math.sqrt(6.0 / (backbone.blocks[0].dim + width))
     patch = backbone.patch.module.weight
     assert isinstance(patch, Tensor)
     return math.sqrt(6.0 / (patch[0].numel() + width))
