@@ -48,6 +48,7 @@ class Backbone:
         module: the model itself, never changed by the description.
         facts: see `Facts`.
         pixels, patch, embedding, trunk, stages, blocks, norm, outlet, logits: the places.
+        example: makes a batch of so many inputs, for a model whose inputs are no images; None for images.
         whole: every parameter of the model that takes part in the pooled feature.
         unused: the parameters that do not, besides the classifier's.
         outlet_anchor, logits_anchor: identities that `TunedModel` runs, so that `outlet` and `logits` are places too.
@@ -67,6 +68,7 @@ class Backbone:
         classifier: Callable[[nn.Module], nn.Module],
         end: Point | None = None,
         unused: Iterable[nn.Parameter] = (),
+        example: Callable[[int], Tensor] | None = None,
     ) -> None:
         """`others` are the places outside the stages: the patch projection, the embedding, pooling norms ...
 
@@ -74,6 +76,7 @@ class Backbone:
         pooling. `unused` are parameters that take no part in the pooled feature (a mask token, a decoder).
         """
         self._end = end
+        self.example = example
         self.unused = tuple(unused)
         self.module = module
         self.facts = facts
