@@ -78,6 +78,39 @@ def videomae(**options: Any) -> nn.Module:
     return build("VideoMAEForVideoClassification", "VideoMAEConfig", **{**SEQUENCE, **more, **options})
 
 
+def convnext(**options: Any) -> nn.Module:
+    more = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1], "layer_scale_init_value": 0.5, "image_size": 64}
+    return build("ConvNextForImageClassification", "ConvNextConfig", **{**more, "num_labels": 3, **options})
+
+
+def convnextv2(**options: Any) -> nn.Module:
+    more = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1], "image_size": 64}
+    return build("ConvNextV2Model", "ConvNextV2Config", **{**more, **options})
+
+
+def dinov3_convnext(**options: Any) -> nn.Module:
+    more = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1], "layer_scale_init_value": 0.5, "image_size": 64}
+    return build("DINOv3ConvNextModel", "DINOv3ConvNextConfig", **{**more, **options})
+
+
+def resnet(**options: Any) -> nn.Module:
+    more = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [2, 2], "num_labels": 3}
+    model: Any = build("ResNetForImageClassification", "ResNetConfig", **{**more, **options})
+    model.config.image_size = 64
+    return settle(model)
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Give the BatchNorms statistics other than zero and one."""
+    generator = torch.Generator().manual_seed(5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+    return model
+
+
 def inputs(model: Any, images: Tensor) -> dict[str, Any]:
     """The arguments with which a user of the library would call the model."""
     kind = type(model).__name__
@@ -138,4 +171,8 @@ if find_spec("transformers") is not None:
         "hf_siglip": siglip,
         "hf_siglip2": siglip2,
         "hf_videomae": videomae,
+        "hf_convnext": convnext,
+        "hf_convnextv2": convnextv2,
+        "hf_dinov3_convnext": dinov3_convnext,
+        "hf_resnet": resnet,
     }

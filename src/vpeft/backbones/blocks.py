@@ -134,6 +134,12 @@ class Block(Span):
         have = [part.name.rpartition(".")[2] for part in self.walk() if isinstance(part, Projection)]
         raise MissingPlace(f"{self.name} has no projection {target!r}. It has: {', '.join(have) or 'none'}.")
 
+    def stored(self, target: str) -> tuple[Projection, ...]:
+        """`projection(target)`; for qkv, the three where the model stores them apart."""
+        if target == "qkv" and self.has("attn") and not self.has("attn.qkv"):
+            return self.attn.inputs
+        return (self.projection(target),)
+
     @property
     def projections(self) -> list[Projection]:
         """The linears and convolutions of this block as the model stores them (a fused qkv counts once)."""

@@ -27,14 +27,13 @@ class SSB(Method):
     variants = ({"targets": ("conv", "fc1", "fc2")},)
 
     targets: tuple[Target, ...] = ("qkv", "proj", "fc1", "fc2")
-    """projections of each block"""
+    """projections of each block; qkv is q, k and v where the model stores them apart"""
     sides: Literal["both", "outputs"] = "both"
     """outputs: r alone, the paper's reading of IA3"""
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
         for block in backbone.blocks:
-            for target in self.targets:
-                place = block.projection(target)
+            for place in (place for target in self.targets for place in block.stored(target)):
                 groups = getattr(place.module, "groups", 1)
                 inputs = self.sides == "both"
                 yield place.reparametrize(WeightScale(tuple(place.weight.shape), groups=groups, inputs=inputs))
