@@ -1,0 +1,267 @@
+"""Write docs/pocket.md with its pictures, and docs/pocket/results.json: the offline benchmark, task by task.
+
+python tools/pocket_page.py            write; the pictures are drawn from the tasks' own images
+python tools/pocket_page.py --check    say what is stale, and exit with 1 if anything is; no picture is drawn
+
+Every number comes from the ledger in results/pocket (made by `vpeft bench --suite pocket --out results/pocket`), from
+docs/pocket/probe.json (made by benchmarks/pocket_probe.py) or from the published tables that ship with vpeft.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from vpeft.bench.ledger import Ledger
+from vpeft.bench.protocol import PROTOCOLS
+from vpeft.bench.record import RunRecord, State
+from vpeft.bench.statistics import Correlation, rank_correlation
+from vpeft.bench.suites import suite
+from vpeft.data.pocket import SIZES, pocket_tasks
+from vpeft.data.pocket.task import stored_digests
+from vpeft.report.board import Board, boards
+from vpeft.report.published import PublishedTable, published
+from vpeft.report.tables import as_markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+LEDGER = ROOT / "results" / "pocket"
+PAGE, FOLDER = ROOT / "docs" / "pocket.md", ROOT / "docs" / "pocket"
+CARD = ROOT / "src" / "vpeft" / "assets" / "pocket_vit.md"
+PROBE = FOLDER / "probe.json"
+# images per row and rows of a contact sheet
+ACROSS, DOWN = 12, 2
+GROUPS = ("natural", "specialised", "structured")
+COLUMNS = {
+    "chance": "chance",
+    "probe_random": "linear probe, random weights",
+    "probe": "linear probe",
+    "lora": "LoRA",
+    "full": "full fine-tuning",
+    "scratch": "from scratch",
+}
+
+
+def page(records: Sequence[RunRecord]) -> str:
+    """The text of docs/pocket.md."""
+    parts = [
+        "# pocket: nine tasks without a network",
+        "<!-- Written by tools/pocket_page.py. -->",
+        "A benchmark in a box: nine tasks of 64 x 64 pixels in VTAB's three groups, which vpeft draws or which install"
+        f" with it; {SIZES['train']} images to train on, {SIZES['val']} to choose on, {SIZES['test']:,} to test on;"
+        " and `pocket_vit`, a backbone that ships with the package.",
+        "```\nvpeft bench --suite pocket --tier quick --methods lora,ssf --out runs/pocket\nvpeft report runs/pocket\n"
+        "vpeft data export pocket/count out/\n```",
+        "In Python, `vpeft.suites.pocket()`.",
+        "## Tiers",
+        _tiers(),
+        "## Tasks",
+        *_tasks(),
+        "## What the tasks can tell apart",
+        _probe(),
+        "## Results",
+        *_results(records),
+        "## Does the ranking agree with VTAB-1k?",
+        *_agreement(_full(records)),
+        "## The backbone",
+        f"[The model card](../{CARD.relative_to(ROOT)}) says what `pocket_vit` has seen and what it reaches;"
+        " [pretraining/](../pretraining/README.md) makes it.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _tiers() -> str:
+    rows = []
+    for name, tier in suite("pocket").tiers.items():
+        rules = PROTOCOLS[tier.protocol]
+        points = len(rules.grid.points())
+        tried = f"{points} learning rates" if points > 1 else "stated"
+        tasks = ", ".join(tier.tasks) if tier.tasks else "all nine"
+        rows.append([f"`{name}`", tier.protocol, tasks, str(rules.optimisation["epochs"]), tried, str(tier.seeds)])
+    return _table(["tier", "protocol", "tasks", "epochs", "search", "seeds"], rows)
+
+
+def _tasks() -> Iterable[str]:
+    for name, task in pocket_tasks().items():
+        digests = ", ".join(f"{split} `{value[:12]}`" for split, value in stored_digests()[name].items())
+        yield (
+            f"### {name}\n\n*{task.group}*. **{task.title}** {task.description} {len(task.labels)} classes. Source:"
+            f" {task.source}. Licence: {task.licence}. sha256: {digests}.\n\n![{name}: images and their classes]"
+            f"(pocket/{name}.png)"
+        )
+
+
+def _probe() -> str:
+    if not PROBE.exists():
+        command = "python benchmarks/pocket_probe.py --json docs/pocket/probe.json"
+        return f"Not measured yet for the shipped weights: `{command}`."
+    found: dict[str, dict[str, float]] = json.loads(PROBE.read_text())
+    groups = {name: task.group for name, task in pocket_tasks().items()}
+    rows = [
+        [name, groups[name], *(_number(found[name].get(column)) for column in COLUMNS)]
+        for name in groups
+        if name in found
+    ]
+    for group in GROUPS:
+        inside = [found[name] for name in found if groups[name] == group]
+        cells = [[row[column] for row in inside if column in row] for column in COLUMNS]
+        rows.append(
+            [f"**{group}**", "mean", *(_number(sum(c) / len(c) if len(c) == len(inside) else None) for c in cells)]
+        )
+    return (
+        "Test accuracy in per cent, one seed, learning rate chosen on the validation images"
+        " (`python benchmarks/pocket_probe.py`).\n\n" + _table(["task", "group", *COLUMNS.values()], rows)
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _full(records: Sequence[RunRecord]) -> list[Board]:
+    """The boards of the full tier that depart in nothing."""
+    return [board for board in boards(records) if board.protocol == _protocol_of("full") and not board.departures]
+
+
+def _protocol_of(tier: str) -> str:
+    return suite("pocket").tiers[tier].protocol
+
+
+def _results(records: Sequence[RunRecord]) -> Iterable[str]:
+    made = boards(records)
+    if not made:
+        yield "No run is recorded in results/pocket yet."
+        return
+    done = [record for record in records if record.state is State.done]
+    seconds = sum(record.costs.wall_seconds or 0.0 for record in done if record.costs is not None)
+    machines = sorted({record.provenance.hardware for record in done if record.provenance is not None})
+    yield (
+        f"{len(done)} runs, searches included, are recorded in [results/pocket](../results/pocket), one JSON file each;"
+        f" together {seconds / 3600:.1f} hours of one core ({'; '.join(machines)})."
+    )
+    yield as_markdown(made).replace("\n## ", "\n### ").removeprefix("## ").join(["### ", ""]).strip()
+
+
+def _agreement(full: Sequence[Board]) -> Iterable[str]:
+    complete = [board for board in full if sum(row.complete for row in board.rows) >= 4]
+    if not complete:
+        yield (
+            "Not known yet: the full table is not complete for enough methods. It will be computed here from"
+            " results/pocket, whatever it is, against the re-run of Mai et al. and the table of V-PEFT Bench."
+        )
+        return
+    board = complete[0]
+    ours = {row.methods[0].name: row.mean for row in board.rows if row.complete and row.mean and len(row.methods) == 1}
+    rows = []
+    for table in (published("vtab1k_osu"), published("vtab1k")):
+        rows.append(_correlated(table.about.title, "all tasks", ours, table.means()))
+        for group in GROUPS:
+            mine = {r.methods[0].name: r.group_means[group] for r in board.rows if r.complete and len(r.methods) == 1}
+            rows.append(_correlated(table.about.title, group, mine, _means(table, group)))
+    yield (
+        "Rank correlation over the methods in common, with 95 % bootstrap intervals over methods. The published"
+        " tables are *reported*, not measured here."
+    )
+    yield _table(["table", "tasks", "methods", "Spearman", "Kendall"], [row for row in rows if row])
+    yield "![Mean on pocket against mean on VTAB-1k](pocket/agreement.png)"
+
+
+def _means(table: PublishedTable, group: str) -> dict[str, float]:
+    by_row = {row.method: table.group_means(row)[group] for row in table.rows}
+    return {ours: by_row[theirs] for ours, theirs in table.about.names.items()}
+
+
+def _correlated(title: str, what: str, ours: Mapping[str, float], theirs: Mapping[str, float]) -> list[str]:
+    try:
+        found: Correlation = rank_correlation(ours, theirs)
+    except ValueError as error:
+        return [title, what, str(error), "", ""]
+    cells = [f"{i.value:.2f} ({i.low:.2f} to {i.high:.2f})" for i in (found.spearman, found.kendall)]
+    return [title, what, str(found.count), *cells]
+
+
+def results(records: Sequence[RunRecord]) -> dict[str, object]:
+    """docs/pocket/results.json: method -> task -> mean, std and seeds, of the tier with the most complete board."""
+    order = [_protocol_of(tier) for tier in ("full", "quick", "smoke")]
+    plain = [board for board in boards(records) if not board.departures and board.protocol in order]
+    if not plain:
+        return {}
+    board = min(plain, key=lambda b: (order.index(b.protocol), -len(b.rows)))
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in board.rows:
+        if len(row.methods) != 1:
+            continue
+        cells = {column.name: row.cell(i) for i, column in enumerate(board.tasks)}
+        found[row.methods[0].name] = {
+            task: {"mean": round(cell[0], 4), "std": round(cell[1], 4), "seeds": len(board.seeds)}
+            for task, cell in cells.items()
+            if cell is not None
+        }
+    days = sorted(record.finished[:10] for record in board.records if record.finished)
+    source = f"`vpeft bench --suite pocket`, {board.protocol}, {days[0]} to {days[-1]}" if days else board.protocol
+    return {"title": f"{board.suite}, {board.protocol}, {board.backbone}", "source": source, "methods": found}
+
+
+def draw(full: Sequence[Board]) -> None:
+    """The contact sheets, and the picture of the agreement when there is a full table."""
+    from matplotlib.figure import Figure
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, task in pocket_tasks().items():
+        images, labels = task.load("train")
+        figure = Figure(figsize=(ACROSS * 0.9, DOWN * 1.05), layout="constrained")
+        for axes, image, label in zip(figure.subplots(DOWN, ACROSS).flat, images, labels, strict=False):
+            axes.imshow(image, interpolation="nearest")
+            axes.set_title(task.labels[int(label)], fontsize=6, pad=2)
+            axes.set_axis_off()
+        _save(figure, FOLDER / f"{name}.png")
+    complete = [board for board in full if sum(row.complete for row in board.rows) >= 4]
+    if complete:
+        table, board = published("vtab1k_osu"), complete[0]
+        ours = {r.methods[0].name: r.mean for r in board.rows if r.complete and r.mean and len(r.methods) == 1}
+        theirs = table.means()
+        figure = Figure(figsize=(6.5, 5), layout="constrained")
+        axes = figure.subplots()
+        for name in sorted(set(ours) & set(theirs)):
+            axes.scatter(100 * theirs[name], 100 * ours[name], s=24, color="#0b6bcb")
+            axes.annotate(name, (100 * theirs[name], 100 * ours[name]), (4, 3), textcoords="offset points", fontsize=8)
+        axes.set_xlabel(f"mean top-1, {table.about.title}, reported")
+        axes.set_ylabel("mean top-1, pocket, measured")
+        _save(figure, FOLDER / "agreement.png")
+
+
+def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
+    """As a palette picture: a third of the bytes, and no difference that a reader sees."""
+    figure.savefig(path, dpi=110)
+    with Image.open(path) as picture:
+        picture.convert("RGB").quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def main() -> int:
+    records = list(Ledger(LEDGER)) if LEDGER.exists() else []
+    files = {PAGE: page(records)}
+    if found := results(records):
+        files[FOLDER / "results.json"] = json.dumps(found, indent=1) + "\n"
+    if "--check" in sys.argv[1:]:
+        stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+        stale += [path for name in pocket_tasks() if not (path := FOLDER / f"{name}.png").exists()]
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is stale. Run: make docs")
+        return 1 if stale else 0
+    draw(_full(records))
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
