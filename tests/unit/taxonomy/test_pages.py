@@ -66,8 +66,8 @@ def test_only_writing_measures_what_has_changed(tool: ModuleType, monkeypatch: p
     kept["ln_tune"] |= {"memory": 0.123}
     kept["bitfit"] |= {"memory": 0.456, "parameters": 1}
     monkeypatch.setattr(properties, "stored", lambda: kept)
-    monkeypatch.setattr("vpeft.methods.all_methods", lambda: {name: all_methods_[name] for name in kept})
-    all_methods_ = all_methods()
+    here = {name: all_methods()[name] for name in kept}
+    monkeypatch.setattr("vpeft.methods.all_methods", lambda: here)
     monkeypatch.setattr(properties, "relative_memory", lambda tuned, backbone: 0.789)
 
     def memory(*, keep: bool, measure: bool = False) -> dict[str, str]:
@@ -104,14 +104,17 @@ def test_a_method_that_runs_nowhere_has_a_page_without_figures(
     assert '"lora"' not in files[properties.STORED] and '"bitfit"' in files[properties.STORED]
 
 
-def test_a_page_has_the_literature_and_says_what_is_not_measured(tool: ModuleType, tmp_path: Path) -> None:
+def test_a_page_has_the_literature_and_says_what_is_not_measured(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lora, attnscale = ("\n".join(tool._literature(name)) for name in ("lora", "attnscale"))
     assert "mean of 19 72.25" in lora and "c188fad" in lora and "redraws both factors" in lora
     assert "None that could be read" in attnscale and "No code was published" in attnscale
-    tool.POCKET = tmp_path / "results.json"
+    results = tmp_path / "results.json"
+    monkeypatch.setattr(tool, "POCKET", results)
     assert tool._pocket("lora") == ["## On pocket", "Not measured yet."]
     measured = {"count": {"mean": 0.8125, "std": 0.01, "seeds": 3}}
-    tool.POCKET.write_text(json.dumps({"title": "T", "source": "S", "methods": {"lora": measured}}))
+    results.write_text(json.dumps({"title": "T", "source": "S", "methods": {"lora": measured}}))
     assert "| count | 81.2 % ± 1.0 | 3 |" in tool._pocket("lora")[-1]
     assert tool._pocket("ssf") == ["## On pocket", "Not measured yet."]
 
