@@ -1,8 +1,9 @@
-"""torchvision's models, tiny, without their last layer."""
+"""torchvision's models, tiny, without their last layer. Its convolutional nets do not say what images they take."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -18,4 +19,52 @@ def vit() -> nn.Module:
     return roughen(model)
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"torchvision_vit": vit}
+def convnext() -> nn.Module:
+    """Widths 16 and 24, three blocks."""
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    model = ConvNeXt([CNBlockConfig(16, 24, 1), CNBlockConfig(24, None, 2)], layer_scale=0.5)
+    model.classifier[-1] = nn.Identity()
+    return _sized(model)
+
+
+def resnet(block: str = "BasicBlock") -> nn.Module:
+    """Two of the four layers: three blocks of widths 64 and 128 (times four in bottlenecks)."""
+    from torchvision.models import resnet as library
+
+    model = library.ResNet(getattr(library, block), [2, 2, 1, 1])
+    model.layer3, model.layer4, model.fc = nn.Sequential(), nn.Sequential(), nn.Identity()
+    return _sized(model)
+
+
+def regnet() -> nn.Module:
+    """Y: with squeeze-and-excitation; the second block of the second stage keeps its shape."""
+    from torchvision.models.regnet import BlockParams, RegNet
+
+    model = RegNet(BlockParams([2, 2], [16, 32], [8, 8], [1.0, 1.0], [2, 2], se_ratio=0.25), stem_width=8)
+    model.fc = nn.Identity()
+    return _sized(model)
+
+
+def efficientnet() -> nn.Module:
+    """One fused and one plain stage of two blocks each."""
+    from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConvConfig
+
+    settings = [FusedMBConvConfig(2, 3, 1, 16, 16, 2), MBConvConfig(2, 3, 2, 16, 24, 2)]
+    model = EfficientNet(settings, dropout=0.1, last_channel=48)
+    model.classifier[-1] = nn.Identity()
+    return _sized(model)
+
+
+def _sized(model: Any) -> nn.Module:
+    model.image_size = 32
+    return roughen(model)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "torchvision_vit": vit,
+    "torchvision_convnext": convnext,
+    "torchvision_resnet": resnet,
+    "torchvision_regnet": regnet,
+    "torchvision_efficientnet": efficientnet,
+}
