@@ -92,6 +92,15 @@ class Place:
             nesting=self.nesting,
         )
 
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Height and width of the grid; `MissingPlace` where the tokens lie on none (a clip, windows out of order)."""
+        if self.grid is None:
+            raise MissingPlace(
+                f"The tokens of {self.name} lie on no grid of rows and columns, and this method needs one."
+            )
+        return self.grid
+
     def offers(self, verb: Verb) -> bool:
         return verb in self.verbs
 

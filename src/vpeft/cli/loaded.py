@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from vpeft.backbones.create import create_backbone
+from vpeft.backbones.positions import ResizedPositions
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.errors import VpeftError
 from vpeft.injection.adapter_file import Manifest, load, read_manifest
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.training.randomness import seed_everything, untouched_randomness
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -46,21 +49,54 @@ class Loaded:
             yield [(self.labels[index], value) for index, value in zip(indices, row, strict=True)]
 
 
-def open_adapter(path: Path, *, device: Device = "auto", backbone: nn.Module | None = None) -> Loaded:
+def open_adapter(
+    path: Path, *, device: Device = "auto", backbone: nn.Module | None = None, weights: Path | None = None
+) -> Loaded:
     """Make the backbone that the file names, put the adapter on it, and get ready to predict.
+
+    Args:
+        path: the adapter file.
+        device: where to compute.
+        backbone: the backbone, if it is at hand.
+        weights: the backbone's file of weights, if it is no longer where it was when the adapter was trained.
 
     Raises:
         VpeftError: the file is no adapter, is damaged, or does not fit the backbone; the device does not exist.
     """
     manifest = read_manifest(path)
     chosen = pick_device(device)
-    base = backbone if backbone is not None else create_backbone(manifest.backbone, pretrained=True)
+    base = backbone if backbone is not None else _made_again(manifest, path, weights)
     model = load(base, path).to(chosen).eval()
     if not manifest.labels:
         raise VpeftError(f"{path} has no labels, so its outputs cannot be named. Save it with labels=[...].")
     stated = manifest.preprocessing
     preprocessing = Preprocessing.model_validate(stated) if stated else Preprocessing.from_model(base)
     return Loaded(model, manifest, preprocessing, list(manifest.labels), chosen)
+
+
+def _made_again(manifest: Manifest, path: Path, weights: Path | None) -> nn.Module:
+    """The backbone as it was when the adapter was made on it."""
+    origin = manifest.origin
+    if origin is None:
+        return create_backbone(manifest.backbone, pretrained=weights is None, weights=weights)
+    file = weights if weights is not None else None if origin.weights is None else Path(origin.weights)
+    if weights is None and file is not None and not file.is_file():
+        raise VpeftError(
+            f"{path} was made on {origin.name} with the weights of {origin.weights} (sha256"
+            f" {(origin.weights_sha256 or '')[:12]}), and that file is not there. Give it with --weights FILE."
+        )
+    with untouched_randomness(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResizedPositions)  # it was said when the adapter was trained
+        if origin.seed is not None:
+            seed_everything(origin.seed)
+        return create_backbone(
+            origin.name,
+            pretrained=origin.pretrained,
+            weights=file,
+            prefix=origin.prefix,
+            allow=origin.allow,
+            image_size=origin.image_size,
+        )
 
 
 def pick_device(device: Device) -> torch.device:

@@ -40,6 +40,7 @@ def predict(
     format: Literal["table", "json", "csv"] = "table",
     batch: Annotated[int, _POSITIVE] = 32,
     device: Device = "auto",
+    weights: Path | None = None,
     strict: Switch = False,
 ) -> None:
     """Name what is on images, with a saved adapter.
@@ -58,13 +59,15 @@ def predict(
         Images per pass.
     device:
         Where to compute; auto takes the best that this machine has.
+    weights:
+        The backbone's file of weights, if it is no longer where it was in training.
     strict:
         Stop at the first image that cannot be read, instead of skipping it with a warning.
     """
     if not images:
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
     files = find_images(images)
-    loaded = open_adapter(adapter, device=device)
+    loaded = open_adapter(adapter, device=device, weights=weights)
     predictions = list(predictions_for(loaded, files, top=top, batch=batch, strict=strict))
     if not predictions:
         raise NothingToPredict(f"None of the {len(files)} files could be read as an image.")

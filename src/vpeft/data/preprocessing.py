@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import floor
 from typing import Any, Literal, Self
 
@@ -16,10 +17,22 @@ from vpeft.data.augmentation import policy_named
 from vpeft.data.problems import DataError
 
 Resize = Literal["shorter", "squash", "longer"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 # timm's names for the ways of resizing, and ours. "shorter" may cut off parts of the image, "squash" changes its aspect
 # ratio, "longer" adds bars in the mean colour.
 _MODES: dict[str, Resize] = {"center": "shorter", "squash": "squash", "border": "longer"}
+
+
+# PIL's numbers for them, as transformers writes them.
+_RESAMPLE: dict[int, Interpolation] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}
 
 
 class Preprocessing(BaseModel):
@@ -33,7 +46,7 @@ class Preprocessing(BaseModel):
 
     size: tuple[int, int] = (224, 224)
     resize: Resize = "shorter"
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     crop_pct: float = Field(default=0.875, gt=0, le=1)
     # ImageNet's statistics, the default of timm too.
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -41,11 +54,15 @@ class Preprocessing(BaseModel):
 
     @classmethod
     def from_model(cls, model: nn.Module) -> Self:
-        """What `model` states about itself: timm's `pretrained_cfg`, with the size that the model was built for.
+        """What `model` states about itself: timm's `pretrained_cfg`, or the image processor of a transformers
+        checkpoint, with the size that the model was built for.
 
         A model that states nothing gets the defaults above. Raises `DataError` for one that does not take RGB.
         """
         stated = getattr(model, "pretrained_cfg", None)
+        settings, processor = getattr(model, "config", None), getattr(model, "preprocessor_config", None)
+        if settings is not None or processor:
+            return cls.from_processor(processor or {}, settings)
         if not stated:
             return cls()
         config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
@@ -63,6 +80,38 @@ class Preprocessing(BaseModel):
             crop_pct=config["crop_pct"],
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
+        )
+
+    @classmethod
+    def from_processor(cls, stated: Mapping[str, Any], config: object = None) -> Self:
+        """What a transformers image processor states (`preprocessor_config.json`), at the size that `config` asks for.
+
+        Sizes are a height and width, to which images are squashed, or a shortest edge, with a crop of its centre
+        (ConvNeXt calls it `crop_pct`). What is not stated is as in transformers' ViT. Raises `DataError` for a
+        processor that does not take RGB.
+        """
+        size, crop = stated.get("size") or {}, stated.get("crop_size") or {}
+        size = {"height": size, "width": size} if isinstance(size, int) else size
+        crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+        built = getattr(config, "image_size", None) or size.get("height") or size.get("shortest_edge") or 224
+        final = (int(built), int(built)) if isinstance(built, int) else (int(built[-2]), int(built[-1]))
+        mean, std = stated.get("image_mean", (0.5, 0.5, 0.5)), stated.get("image_std", (0.5, 0.5, 0.5))
+        if not stated.get("do_normalize", True):
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if len(mean) != 3 or len(std) != 3:
+            raise DataError(f"The backbone takes images of {len(mean)} channels; vpeft gives three (RGB).")
+        edge, share = size.get("shortest_edge"), stated.get("crop_pct")
+        if stated.get("do_center_crop") and crop and edge:
+            share = min(1.0, crop["height"] / edge)
+        elif edge is None or (edge >= 384 and share is not None):  # transformers' ConvNeXt squashes large images
+            edge, share = None, None
+        return cls(
+            size=final,
+            resize="squash" if edge is None else "shorter",
+            interpolation=_RESAMPLE[int(stated.get("resample", 2))],
+            crop_pct=share or 1.0,
+            mean=tuple(mean),
+            std=tuple(std),
         )
 
     def resized(self, size: int | tuple[int, int]) -> Self:

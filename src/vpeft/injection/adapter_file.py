@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
+from ..backbones.origin import Origin, origin_of
 from ..errors import VpeftError
 from ..methods import registry
 from ..methods.method import Method
@@ -66,9 +67,11 @@ class Manifest(BaseModel):
     methods: list[MethodEntry]
     backbone: str
     family: str
+    anatomy: dict[str, Any] | None = None
     base_digest: str
     base_license: str | None = None
     base_source: str | None = None
+    origin: Origin | None = None
     head: Head | None = None
     labels: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
@@ -181,9 +184,11 @@ def save(
         methods=[MethodEntry(name=m.name, fields=m.model_dump(mode="json")) for m in tuned.methods(name)],
         backbone=description.facts.architecture,
         family=description.facts.family,
+        anatomy=description.anatomy,
         base_digest=weights_digest(description, tuned),
         base_license=config.get("license"),
         base_source=config.get("hf_hub_id") or config.get("url") or None,
+        origin=origin_of(tuned.backbone),
         head=kind,
         labels=list(labels) if labels is not None else None,
         preprocessing=preprocessing,
@@ -281,7 +286,7 @@ def load(
     tuned = (
         model
         if isinstance(model, TunedModel)
-        else TunedModel(model if isinstance(model, Backbone) else describe(model))
+        else TunedModel(model if isinstance(model, Backbone) else describe(model, manifest.anatomy))
     )
     description = tuned.description
     found = weights_digest(description, tuned)

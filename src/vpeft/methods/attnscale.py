@@ -50,8 +50,7 @@ class AttnScale(Method):
         shared: dict[int, Factors] = {}
         for block in backbone.blocks:
             core = block.attn.core
-            assert core.grid is not None
-            count = core.prefix + core.grid[0] * core.grid[1]
+            count = core.prefix + core.cells[0] * core.cells[1]
             factors = shared.get(count)
             if factors is None:
                 heads = core.heads if self.share == "none" else 1

@@ -46,8 +46,7 @@ class Mona(Method):
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
         for block in backbone.blocks:
             for place in (block.parts[name] for name in ("stream1", "stream2") if block.has(name)):
-                assert place.grid is not None
-                layer = MonaAdapter(block.dim, self.bottleneck, place.grid, self.dropout, self.outside)
+                layer = MonaAdapter(block.dim, self.bottleneck, place.cells, self.dropout, self.outside)
                 if block is backbone.blocks[-1] and backbone.facts.pooling == "token":
                     layer.unread()
                 yield place.after(layer)

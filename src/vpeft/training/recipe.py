@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from vpeft.backbones.weights import Difference
 from vpeft.data.config import DataConfig
 from vpeft.errors import VpeftError, nearest
 from vpeft.training.optimisation import Optimisation
@@ -79,8 +80,17 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backbone: str = Field(description="Name of the pre-trained model; `vpeft backbones` lists them.")
+    backbone: str = Field(
+        description="Name of the pre-trained model; `vpeft backbones` lists them, hf:ID or hf:FOLDER is transformers'."
+    )
     pretrained: bool = Field(default=True, description="Load the backbone's weights; false starts at random.")
+    weights: Path | None = Field(
+        default=None, description="File of weights to load instead: .safetensors, .npz or .pth (weights only)."
+    )
+    weights_prefix: str = Field(default="", description="What the keys of that file start with, such as `module.`.")
+    weights_allow: tuple[Difference, ...] = Field(
+        default=(), description="Differences of weights and backbone to accept: missing, unexpected, shape."
+    )
     out: Path | None = Field(default=None, description="Folder for the adapter, the checkpoint and the record.")
     data: DataConfig
     method: MethodChoice

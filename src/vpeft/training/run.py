@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vpeft.backbones.create import create_backbone
+from vpeft.backbones.origin import Origin, origin_of, remember
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
+from vpeft.injection.adapter_file import weights_digest
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.tasks.classification import Classification
@@ -50,7 +52,9 @@ class RunOutcome:
         return self.result.state
 
 
-def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True, show: bool = True) -> RunOutcome:
+def run_recipe(
+    recipe: Recipe, *, resume: bool = True, progress: bool = True, show: bool = True, test: bool = True
+) -> RunOutcome:
     """Carry `recipe` out: open the data, tune the backbone, train, score the test split once, save.
 
     With `recipe.out` that folder holds `adapter.safetensors` (with labels, preprocessing and scores), `run.json`
@@ -62,6 +66,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True, sh
         resume: go on from what an interrupted run of the same recipe left in the folder.
         progress: show the training's progress.
         show: print the plan of what is trained.
+        test: score the test split; not for a run that only prepares another.
 
     Raises:
         VpeftError: whatever a user can mend, in any of the steps; a failure of the training is in the record too.
@@ -69,8 +74,19 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True, sh
     started = datetime.now(UTC)
     with untouched_randomness():
         # For a backbone without pre-trained weights; the same recipe must find the same one again.
-        seed_everything(derived_seed(recipe.seed, "backbone"))
-        model = create_backbone(recipe.backbone, pretrained=recipe.pretrained)
+        seed = derived_seed(recipe.seed, "backbone")
+        seed_everything(seed)
+        model = create_backbone(
+            recipe.backbone,
+            pretrained=recipe.pretrained,
+            weights=recipe.weights,
+            prefix=recipe.weights_prefix,
+            allow=recipe.weights_allow,
+        )
+    origin = origin_of(model) or Origin(name=recipe.backbone, pretrained=recipe.pretrained)
+    if not origin.pretrained:  # random tensors, or some where the file lacks them: the seed brings them back
+        origin = origin.model_copy(update={"seed": seed})
+        remember(model, origin)
     preprocessing = _preprocessing(Preprocessing.from_model(model), recipe.data)
     data = open_data(recipe.data).prepared(preprocessing)
     with untouched_randomness():
@@ -79,6 +95,11 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True, sh
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "recipe": recipe.model_dump(mode="json"),
+        "backbone": {
+            "origin": origin.model_dump(mode="json"),
+            "architecture": tuned.description.facts.architecture,
+            "digest": weights_digest(tuned.description, tuned),
+        },
         "plan": tuned.plan().as_dict(),
         "data": data.manifest.model_dump(mode="json"),
         "versions": _versions(),
@@ -91,6 +112,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True, sh
     identity = {
         "backbone": recipe.backbone,
         "pretrained": recipe.pretrained,
+        "weights": origin.weights_sha256,
         "methods": [choice.model_dump() for choice in (recipe.method, *recipe.also)],
         "data": data.manifest.digest,
         "preprocessing": preprocessing.model_dump(mode="json"),
@@ -115,20 +137,20 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True, sh
     if result.state != "done":
         record = _record(out, facts, result, None)
         return RunOutcome(recipe, result, None, tuned, data, preprocessing, None, record)
-    test = _test_once(recipe, tuned, data)
+    scored = _test_once(recipe, tuned, data) if test else None
     adapter = None
     if out is not None:
         scores = {
             f"{split}_{name}": value
-            for split, given in (("val", result.val), ("test", test))
+            for split, given in (("val", result.val), ("test", scored))
             if given is not None
             for name, value in (("top1", given.top1), ("mean_per_class", given.mean_per_class))
         }
         adapter = tuned.save(
             out / ADAPTER, labels=data.labels, preprocessing=preprocessing.model_dump(mode="json"), scores=scores
         )
-    record = _record(out, facts, result, test)
-    return RunOutcome(recipe, result, test, tuned, data, preprocessing, adapter, record)
+    record = _record(out, facts, result, scored)
+    return RunOutcome(recipe, result, scored, tuned, data, preprocessing, adapter, record)
 
 
 def _preprocessing(stated: Preprocessing, config: DataConfig) -> Preprocessing:
