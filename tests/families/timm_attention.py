@@ -80,12 +80,53 @@ def tiny_swin_v2(**options: object) -> nn.Module:
     return roughen(SwinTransformerV2(**{**chosen, **options}))  # type: ignore[arg-type]
 
 
+def tiny_relpos(**options: object) -> nn.Module:
+    """A ViT without class token whose positions are a bias made by a small network."""
+    from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+
+    chosen = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
+    chosen |= {"rel_pos_dim": 16, "init_values": 0.3}  # type: ignore[dict-item]
+    return roughen(VisionTransformerRelPos(**{**chosen, **options}))  # type: ignore[arg-type]
+
+
+def tiny_distilled() -> nn.Module:
+    """DeiT with a distillation token."""
+    from timm.models.deit import VisionTransformerDistilled
+
+    return roughen(
+        VisionTransformerDistilled(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=0)
+    )
+
+
+def tiny_sam(**options: object) -> nn.Module:
+    """SAM's encoder: one block in padded windows, one over the whole 4x4 grid, a neck of convolutions."""
+    from timm.models.vision_transformer_sam import VisionTransformerSAM
+
+    chosen = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 2,
+        "num_classes": 0,
+        "use_rel_pos": True,
+        "window_size": 3,
+        "global_attn_indexes": (1,),
+        "neck_chans": 16,
+        "global_pool": "avg",
+    }
+    return roughen(VisionTransformerSAM(**{**chosen, **options}))  # type: ignore[arg-type]
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm_beit": tiny_beit,
     "timm_eva": tiny_eva,
     "timm_dinov3": tiny_dinov3,
     "timm_eva_split": lambda: tiny_eva(qkv_fused=False, scale_attn_inner=True, global_pool="token"),
     "timm_swin_v2": tiny_swin_v2,
+    "timm_relpos": tiny_relpos,
+    "timm_deit": tiny_distilled,
+    "timm_sam": tiny_sam,
     "timm_perception": lambda: tiny_eva(
         swiglu_mlp=False,
         scale_mlp=False,

@@ -54,6 +54,15 @@ def own_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     return {name: (module, name) for name, value in module._parameters.items() if value is not None}
 
 
+def inner_parameters(prefix: str, module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """All parameters inside a small network, under dotted names, as own parameters of the place that it serves."""
+    return {
+        f"{prefix}.{path}.{name}" if path else f"{prefix}.{name}": target
+        for path, inner in module.named_modules()
+        for name, target in own_parameters(inner).items()
+    }
+
+
 def projection(
     name: str, module: nn.Module, where: Where, rows: tuple[int, int] | None = None, width_in: int = 0
 ) -> Projection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from .anatomy import Where, branch, norm, projection, skip, span_verbs, stream
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite, Stage
-from .places import Place, Rewrites, Site, Span
+from .places import Norm, Place, Rewrites, Site, Span
 from .points import Layout, Point
 from .tokens import TokenCarrier
 
@@ -129,6 +130,8 @@ def isotropic(
     layout: Layout = Layout.TOKENS,
     dynamic: bool = False,
     more: tuple[Place, ...] = (),
+    final: Norm | None = None,
+    classifier: Callable[[nn.Module], nn.Module] = own_classifier,
 ) -> Backbone:
     """The description of a model whose equal `blocks` run one after the other.
 
@@ -136,10 +139,12 @@ def isotropic(
         family: its name.
         model: with timm's `patch_embed`, `norm`, `fc_norm`, `global_pool`, `num_prefix_tokens`, `embed_dim`.
         carrier: how inserted tokens travel.
-        embedded: where the sequence can be reached before the first block.
+        embedded: where the sequence can be reached before the first block; the input of that block, if nowhere before.
         layout: of the residual stream.
         dynamic: whether other image sizes are accepted.
         more: further places outside the blocks.
+        final: the last norm of a model that does not have it as `norm` or `fc_norm`.
+        classifier: gives the model's last layer.
     """
     net: Any = model
     width, first, depth = int(net.embed_dim), blocks[0], len(blocks)
@@ -157,6 +162,7 @@ def isotropic(
             for name in ("cls_token", "dist_token", "reg_token", "pos_embed")
             if model._parameters.get(name) is not None
         },
+        nesting=-1 if embedded.side == "input" else 4,  # before whatever acts on the spans that begin there
         **start.shared(),
     )
     others: list[Place] = [projection("patch", net.patch_embed.proj, stem), embedding]
@@ -199,11 +205,12 @@ def isotropic(
         blocks=blocks,
         **shared,
     )
-    after, final = Where(depth, layout, grid, prefix, stride), None
-    if not isinstance(net.norm, nn.Identity):
-        final = norm("norm", net.norm, after, width)
-    elif not isinstance(net.fc_norm, nn.Identity):
-        final = norm("norm", net.fc_norm, after.but(Layout.VECTOR), width)
+    after = Where(depth, layout, grid, prefix, stride)
+    last, pooled_norm = getattr(net, "norm", None), getattr(net, "fc_norm", None)
+    if final is None and last is not None and not isinstance(last, nn.Identity):
+        final = norm("norm", last, after, width)
+    elif final is None and pooled_norm is not None and not isinstance(pooled_norm, nn.Identity):
+        final = norm("norm", pooled_norm, after.but(Layout.VECTOR), width)
     return Backbone(
         module=model,
         facts=Facts(
@@ -212,7 +219,7 @@ def isotropic(
             architecture=architecture(model),
             image_size=tuple(net.patch_embed.img_size),
             depth=depth,
-            width=width,
+            width=int(getattr(net, "head_hidden_size", net.num_features)),
             prefix_tokens=prefix,
             pooling=net.global_pool,
             dynamic_size=dynamic,
@@ -231,6 +238,6 @@ def isotropic(
         norm=final,
         others=[*others, *more],
         pooled=pooled_by_head,
-        classifier=own_classifier,
-        end=Point(net.norm, "input"),
+        classifier=classifier,
+        end=None if last is None else Point(last, "input"),
     )

@@ -15,7 +15,7 @@ from timm.models.swin_transformer_v2 import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .anatomy import Where, projection, site
+from .anatomy import Where, inner_parameters, projection, site
 from .attention_bias import widened
 from .backbone import Backbone
 from .blocks import AttentionSite, Block
@@ -141,8 +141,6 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
         per_window=True,
         **where.shared(),
     )
-    own = other_parameters(module)
-    for number, layer in enumerate(module.cpb_mlp):
-        own |= {f"cpb_mlp.{number}.{key}": (layer, key) for key, value in layer.named_parameters() if value is not None}
+    own = {**other_parameters(module), **inner_parameters("cpb_mlp", module.cpb_mlp)}
     enter, exit = Point(module, "input"), Point(module, "output")
     return cast(AttentionSite, site(name, AttentionSite, enter, exit, where, width, parts, own, (parts["qkv"],)))  # type: ignore[arg-type]

@@ -74,14 +74,19 @@ class LeadingBlock(TimmBlock):
 def describe_timm_vit(model: nn.Module) -> Backbone:
     """timm VisionTransformer and its relatives in that class (DeiT, MAE, CLIP, SigLIP, DINOv2 towers)."""
     vit: Any = model
-    prefix, stride = int(vit.num_prefix_tokens), int(vit.patch_embed.patch_size[0])
-    carrier, grid = TokenCarrier(prefix), tuple(vit.patch_embed.grid_size)
-    blocks = [
-        _block(index, module, Where(index, Layout.TOKENS, grid, prefix, stride), carrier)
-        for index, module in enumerate(vit.blocks)
-    ]
+    blocks, carrier = vit_blocks(model)
     embedded = Point(vit.norm_pre, "output")
     return isotropic("timm_vit", model, blocks, carrier, embedded, dynamic=bool(vit.dynamic_img_size))
+
+
+def vit_blocks(model: nn.Module) -> tuple[list[Block], TokenCarrier]:
+    """The blocks of a ViT, and what carries tokens through them."""
+    vit: Any = model
+    prefix, stride = int(vit.num_prefix_tokens), int(vit.patch_embed.patch_size[0])
+    carrier, grid = TokenCarrier(prefix), tuple(vit.patch_embed.grid_size)
+    wheres = (Where(index, Layout.TOKENS, grid, prefix, stride) for index in range(len(vit.blocks)))
+    blocks = [_block(index, *pair, carrier) for index, pair in enumerate(zip(vit.blocks, wheres, strict=True))]
+    return blocks, carrier
 
 
 def _block(index: int, module: Any, where: Where, carrier: TokenCarrier) -> Block:
@@ -107,8 +112,24 @@ def _block(index: int, module: Any, where: Where, carrier: TokenCarrier) -> Bloc
     return block
 
 
-def attention_places(name: str, module: Any, where: Where, width: int) -> AttentionSite:
-    """Places of a timm `Attention`: its fused qkv, the slices, the core and the output projection."""
+def attention_places(
+    name: str,
+    module: Any,
+    where: Where,
+    width: int,
+    kinds: dict[type[nn.Module], type[nn.Module]] | None = None,
+    outer: Where | None = None,
+    own: dict[str, tuple[nn.Module, str]] | None = None,
+) -> AttentionSite:
+    """Places of an attention with timm's names: its fused qkv, the slices, the core and the output projection.
+
+    Args:
+        where: of the sequence that the projections see.
+        kinds: the class that stands in for each class of attention while edits act between q, k and v.
+        outer: of what enters and leaves the attention, if that is laid out differently.
+        own: parameters of the attention itself, by default those that it holds directly.
+    """
+    kind = (kinds or {TimmAttention: EditedAttention, EditedAttention: EditedAttention}).get(type(module))
     qkv = projection(f"{name}.qkv", module.qkv, where)
     third = qkv.width // 3
     parts: dict[str, Place] = {"qkv": qkv}
@@ -116,17 +137,17 @@ def attention_places(name: str, module: Any, where: Where, width: int) -> Attent
         parts[letter] = projection(f"{name}.{letter}", module.qkv, where, (offset * third, (offset + 1) * third))
     parts["proj"] = projection(f"{name}.proj", module.proj, where)
     for inner in ("q_norm", "k_norm", "norm"):
-        layer = getattr(module, inner)
-        if not isinstance(layer, nn.Identity):
+        layer = getattr(module, inner, None)
+        if layer is not None and not isinstance(layer, nn.Identity):
             parts[inner] = norm(f"{name}.{inner}", layer, where, int(layer.weight.shape[0]))
-    if type(module) is TimmAttention:
+    if kind is not None:
         parts["core"] = Attention(
             name=f"{name}.core",
             width=third,
             enter=None,
             exit=None,
             verbs=frozenset({"extend"}),
-            rewrites={"extend": ((module, EditedAttention),)},
+            rewrites={"extend": ((module, kind),)},
             heads=module.num_heads,
             head_width=module.head_dim,
             **where.shared(),
@@ -141,10 +162,10 @@ def attention_places(name: str, module: Any, where: Where, width: int) -> Attent
             AttentionSite,
             Point(module, "input"),
             Point(module, "output"),
-            where,
+            outer or where,
             width,
             parts,
-            own_parameters(module),
+            own_parameters(module) if own is None else own,
             () if gated else (qkv,),
         ),
     )

@@ -1,0 +1,140 @@
+"""timm's image encoder of SAM: a map through windows and, in some blocks, over the whole image; a neck at the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models.vision_transformer_sam import Attention as SamAttention
+from timm.models.vision_transformer_sam import Block as SamBlock
+from timm.models.vision_transformer_sam import get_decomposed_rel_pos_bias, window_partition, window_unpartition
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .anatomy import Where, norm, projection
+from .backbone import Backbone
+from .blocks import Block
+from .describe import UnknownBackbone, family
+from .places import Norm, Place
+from .points import Layout, Point, StandIn
+from .timm_isotropic import isotropic, layer_scales, residual_block
+from .timm_vit import attention_places, mlp_places
+
+
+class EditedSamAttention(SamAttention):
+    """timm's attention with edits between q, k, v and their use; bit-equal without. Further keys have no position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        count, heads = height * width, self.num_heads
+        x = x.reshape(batch, count, -1)
+        qkv = self.qkv(x).view(batch, count, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, batch * heads, count, -1).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        bias = None
+        if self.use_rel_pos:
+            size = (height, width)
+            bias = get_decomposed_rel_pos_bias(q, self.rel_pos_h, self.rel_pos_w, size, size)
+        elif self.rope is not None:
+            turn: Any = self.rope
+            q, k = (apply_rot_embed_cat(part, turn.get_embed()).type_as(v) for part in (q, k))
+        core: Any = self.vpeft_core
+        q, k, v = (part.flatten(0, 1) for part in core(*(part.unflatten(0, (batch, heads)) for part in (q, k, v))))
+        if bias is not None:
+            bias = F.pad(bias, (k.shape[1] - count, 0))
+        if self.fused_attn and not core.needs_map:
+            dropout = self.attn_drop.p if self.training else 0.0
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        else:
+            scores = (q * self.scale) @ k.transpose(-2, -1)
+            scores = core.scores(scores.unflatten(0, (batch, heads))).flatten(0, 1)
+            weights = (scores if bias is None else scores + bias).softmax(dim=-1)
+            weights = core.weights(weights.unflatten(0, (batch, heads))).flatten(0, 1)
+            x = self.attn_drop(weights) @ v
+        x = x.view(batch, heads, count, -1).transpose(1, 2).reshape(batch, count, -1)
+        out: Tensor = self.proj_drop(self.proj(x))
+        return out.view(batch, height, width, -1)
+
+
+class EditedSamBlock(SamBlock):
+    """A block whose attention branch ends at an identity, behind the windows; bit-equal to timm's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        windows, padded = window_partition(self.norm1(x), self.window_size)
+        windows = self.drop_path1(self.ls1(self.attn(windows)))
+        back = window_unpartition(windows, self.window_size, (height, width), padded)
+        closing: Any = self.vpeft_closing
+        x = (x + closing(back)).reshape(batch, height * width, -1)
+        out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return out.reshape(batch, height, width, -1)
+
+
+KINDS: dict[type[nn.Module], type[nn.Module]] = {
+    SamAttention: EditedSamAttention,
+    EditedSamAttention: EditedSamAttention,
+}
+
+
+@family("timm_sam", "timm.models.vision_transformer_sam.VisionTransformerSAM")
+def describe_timm_sam(model: nn.Module) -> Backbone:
+    """timm VisionTransformerSAM: windows and global attention over a map, decomposed relative positions or rotary."""
+    sam: Any = model
+    stride, grid = int(sam.patch_embed.patch_size[0]), tuple(sam.patch_embed.grid_size)
+    blocks = [
+        _block(index, module, Where(index, Layout.MAP, grid, 0, stride)) for index, module in enumerate(sam.blocks)
+    ]
+    more, final = _neck(sam, Where(len(blocks), Layout.CHANNELS_FIRST, grid, 0, stride))
+    embedded = Point(sam.norm_pre, "output")
+    return isotropic(
+        "timm_sam", model, blocks, None, embedded, layout=Layout.MAP, more=more, final=final, classifier=_head
+    )
+
+
+def _head(model: nn.Module) -> nn.Module:
+    sam: Any = model
+    found: nn.Module = sam.head.fc
+    return found
+
+
+def _neck(sam: Any, where: Where) -> tuple[tuple[Place, ...], Norm | None]:
+    """What follows the blocks: a norm, or a bottleneck of convolutions and norms; the last norm is the model's."""
+    layers = list(sam.neck) if isinstance(sam.neck, nn.Sequential) else [sam.neck]
+    more: list[Place] = []
+    final: Norm | None = None
+    for number, layer in enumerate(layers):
+        if isinstance(layer, nn.Conv2d):
+            more.append(projection(f"neck.{number}", layer, where))
+        elif isinstance(layer, nn.LayerNorm):
+            last = layer is layers[-1]
+            place = norm("norm" if last else f"neck.{number}", layer, where, int(layer.weight.shape[0]))
+            if last:
+                final = place
+            else:
+                more.append(place)
+    return tuple(more), final
+
+
+def _block(index: int, module: Any, where: Where) -> Block:
+    kind: type = type(module)
+    if kind is not SamBlock and kind is not EditedSamBlock:
+        raise UnknownBackbone(f"blocks.{index} is a {kind.__name__}; timm_sam describes the Block of SAM.")
+    name, width, window = f"blocks.{index}", int(module.norm1.weight.shape[0]), int(module.window_size)
+    attended = replace(where, grid=(window, window)) if window else where
+    rows = attended.but(Layout.TOKENS)
+    attn = attention_places(f"{name}.attn", module.attn, rows, width, KINDS, outer=attended)
+    attn.core.per_window = window > 0
+    mlp = mlp_places(f"{name}.mlp", module.mlp, where.but(Layout.TOKENS), width)
+    block = residual_block(index, module, attn, mlp, where, None, gains=layer_scales(module))
+    for part in ("norm2", "mlp_branch", "skip2", "stream2"):
+        block.parts[part].layout = Layout.TOKENS
+    if window:
+        if any(size % window for size in where.grid or ()):
+            block.norm1.consumers = ()  # padded windows carry zeros that the norm's edits never see
+        closing = nn.Identity()
+        ends = Point(closing, "output", needs=(StandIn(module, EditedSamBlock, {"vpeft_closing": closing}),))
+        for part in ("attn_branch", "skip1"):
+            block.parts[part].exit = ends
+        block.attn_branch.writer = None if any(size % window for size in where.grid or ()) else attn.proj
+    return block
