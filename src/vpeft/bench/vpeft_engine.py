@@ -37,6 +37,8 @@ from vpeft.training.result import EpochRecord, Result
 KEPT_BYTES = 2**30
 # Images at a time when testing; no influence on the scores but for rounding.
 TEST_BATCH = 250
+# A run's key does not tell how it was computed, so what rounds in another way is not for the benchmark.
+ACCELERATION = "frozen_prefix"
 # Before a backbone's name: the same architecture with random weights, the floor below every pre-trained one.
 RANDOM = "random:"
 
@@ -120,6 +122,7 @@ class VpeftEngine:
             "seed": assignment.identity.seed,
             "precision": self.precision,
             "device": "auto" if self.accelerated else "cpu",
+            "acceleration": ACCELERATION,
         }
         return Optimisation.model_validate(settings), augmentation
 

@@ -17,7 +17,7 @@ from vpeft.training.randomness import seed_everything, untouched_randomness
 from vpeft.training.result import Scores
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,6 +33,7 @@ def evaluate(
     batch: int = 64,
     workers: int = 0,
     precision: Precision = "fp32",
+    records: Callable[[Tensor], Tensor] | None = None,
 ) -> Scores:
     """Score `tuned` on `dataset`.
 
@@ -42,6 +43,7 @@ def evaluate(
         batch: images at a time; no influence on the scores but for rounding, and for transforms that draw at random.
         workers: processes that load images; no influence on the scores.
         precision: arithmetic of the forward pass.
+        records: runs the model on records of its frozen part, whose numbers `dataset` then has as images.
 
     Raises:
         UnsuitableData: no images, or a label that the model has no class for.
@@ -53,15 +55,16 @@ def evaluate(
     confusion: Tensor | None = None
     loss = 0.0
     batches = Batches(dataset, batch, workers=workers)
+    model = tuned if records is None else records
     with torch.no_grad(), evaluation_mode(tuned), untouched_randomness():
         # A model that draws even in evaluation mode draws the same each time.
         seed_everything(0)
         for images, target in batches.epoch():
             with torch.autocast(device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
-                logits = tuned(images.to(device))
+                logits = model(images.to(device))
             logits = logits.float().cpu()
             if not torch.isfinite(logits).all():
-                where = first_not_finite(tuned, images.to(device)) or "the logits"
+                where = (first_not_finite(tuned, images.to(device)) if records is None else None) or "the logits"
                 raise NonFinite(f"Evaluation met numbers that are not finite. The first such tensor is {where}.")
             classes = logits.shape[1]
             check_labels(target, classes)

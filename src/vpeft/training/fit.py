@@ -45,6 +45,7 @@ def fit(
     after_epoch: AfterEpoch | None = None,
     identity: dict[str, Any] | None = None,
     task: HasLoss | None = None,
+    acceleration: str | None = None,
 ) -> Result:
     """Train what `tuned` declares trainable; the model then holds the weights of the last epoch, or those asked for.
 
@@ -67,6 +68,7 @@ def fit(
         after_epoch: called with the model and the epoch's record; what it draws at random does not reach the training.
         identity: facts (JSON) about data and model by which a checkpoint must agree, besides those that are seen here.
         task: its loss is minimised; None is cross-entropy over the logits.
+        acceleration: in place of `optimisation.acceleration`: "auto", "off", or names with commas between them.
 
     Raises:
         NonFinite: NaN or infinity; the message names the tensor, and the weights before that step are saved.
@@ -76,8 +78,10 @@ def fit(
         UnsuitableSettings: early stopping or keep = "best" without validation images.
     """
     settings = optimisation if optimisation is not None else Optimisation()
-    if epochs is not None:
-        settings = Optimisation.model_validate({**settings.model_dump(), "epochs": epochs})
+    stated = {"epochs": epochs, "acceleration": acceleration}
+    if any(value is not None for value in stated.values()):
+        changed = {name: value for name, value in stated.items() if value is not None}
+        settings = Optimisation.model_validate({**settings.model_dump(), **changed})
     if len(train) == 0:
         raise UnsuitableData("There are no images to train on: the data set is empty.")
     if val is not None and len(val) == 0:
@@ -115,6 +119,7 @@ def fit(
             raise
         finally:
             shown.close()
+            run.close()
             tuned.eval()
     _write(folder, result)
     return result

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vpeft.acceleration.choose import Accelerated, accelerate
+from vpeft.acceleration.prefix_cache import Situation
 from vpeft.training import checkpoint as disk
 from vpeft.training.batches import Batch, Batches, LabelledImages
 from vpeft.training.evaluate import evaluate
@@ -73,9 +75,22 @@ class Training:
         with untouched_randomness():
             seed_everything(derived_seed(settings.seed, "prepare"))
             tuned.prepare(_OnDevice(self.batches, self.device))
-        self.take = Stepper(tuned, settings, self.machine, self.batches.per_epoch, task)
+        self.accelerated = self._accelerate(identity)
+        records = self.accelerated.prefix
+        if records is not None:
+            # In the same order, as that depends on the seed and on the number of images alone.
+            self.batches = Batches(records.train, settings.batch, seed=settings.seed, drop_last=settings.drop_last)
+            self.val = val if records.val is None else records.val
+        try:
+            self.take = Stepper(tuned, settings, self.machine, self.batches.per_epoch, task, records)
+        except BaseException:
+            self.close()
+            raise
+        rounding = self.accelerated.rounding
         self.identity = {
             **identity,
+            # What changes the last bits must be the same when a run is taken up again.
+            **({"acceleration": rounding} if rounding else {}),
             "optimisation": settings.numerics(),
             "images": len(train),
             "validation_images": None if val is None else len(val),
@@ -86,6 +101,38 @@ class Training:
         self.val_scores: Scores | None = None
         self.resumed_at: int | None = None
         self.stop: StopRequest | None = None
+
+    def _accelerate(self, identity: dict[str, Any]) -> Accelerated:
+        """Put on the model what saves work without changing its numbers, and say what."""
+        settings, tuned = self.settings, self.tuned
+        situation = Situation(
+            self.train,
+            self.val,
+            settings.epochs,
+            settings.batch,
+            self.machine.autocast,
+            settings.precision,
+            "mixup combines images before the model sees them" if settings.mixup else None,
+            settings.prefix_gib,
+            settings.prefix_folder,
+            {key: identity[key] for key in ("data", "preprocessing", "augmentation") if key in identity},
+        )
+        with untouched_randomness():
+            to_training_mode(tuned, settings.batch_norm)
+            made = accelerate(
+                tuned,
+                settings.acceleration,
+                situation=situation,
+                autocast=self.machine.autocast,
+                precision=settings.precision,
+            )
+        for line in made.lines():
+            self.shown.say(line)
+        return made
+
+    def close(self) -> None:
+        """Leave the model as it was found, but for what it learnt."""
+        self.accelerated.close()
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -142,9 +189,7 @@ class Training:
             # What a method settles at the end is settled before it is scored.
             self.tuned.advance(1.0)
         if self.val is not None and (number % settings.validate_every == 0 or number == settings.epochs):
-            scores = evaluate(
-                self.tuned, self.val, batch=settings.batch, workers=self.workers, precision=settings.precision
-            )
+            scores = self.score_kept()
             self.val_scores = scores
             if at.is_best(number, scores.top1) and settings.keep == "best":
                 self.best = {name: tensor.clone() for name, tensor in self.tuned.adapter_state().items()}
@@ -177,8 +222,15 @@ class Training:
     def score_kept(self) -> Scores:
         """Validation scores of the weights that the model has now."""
         assert self.val is not None
+        records = self.accelerated.prefix
+        recorded = records is not None and self.val is records.val
         return evaluate(
-            self.tuned, self.val, batch=self.settings.batch, workers=self.workers, precision=self.settings.precision
+            self.tuned,
+            self.val,
+            batch=self.settings.batch,
+            workers=0 if recorded else self.workers,
+            precision=self.settings.precision,
+            records=records if recorded else None,
         )
 
     def stopped(self) -> Result:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from vpeft.acceleration.names import UnknownAcceleration, wanted
 
 Precision = Literal["fp32", "bf16", "fp16"]
 # Fields that do not change a single bit of the result: a run may be resumed under other values of these.
-_NOT_NUMERICS = frozenset({"checkpoint_every", "checkpoint_steps"})
+_NOT_NUMERICS = frozenset({"checkpoint_every", "checkpoint_steps", "acceleration", "prefix_gib", "prefix_folder"})
 
 
 class Optimisation(BaseModel):
@@ -80,6 +83,26 @@ class Optimisation(BaseModel):
         default=1, ge=0, description="Epochs between checkpoints; 0: only when interrupted, or by `checkpoint_steps`."
     )
     checkpoint_steps: int | None = Field(default=None, ge=1, description="Steps between checkpoints, besides epochs.")
+
+    acceleration: str = Field(
+        default="auto",
+        description="What saves work without changing results: auto, off, or names with commas between them.",
+    )
+    prefix_gib: float = Field(
+        default=4.0, gt=0, description="Memory or room on the disk for outputs of the frozen part, in GiB."
+    )
+    prefix_folder: Path | None = Field(
+        default=None, description="Folder that keeps outputs of the frozen part for other runs; none: in memory."
+    )
+
+    @field_validator("acceleration")
+    @classmethod
+    def _known_accelerations(cls, choice: str) -> str:
+        try:
+            wanted(choice)
+        except UnknownAcceleration as error:
+            raise ValueError(str(error)) from error
+        return choice
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

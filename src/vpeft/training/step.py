@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -49,6 +50,14 @@ class HasLoss(Protocol):
         ...
 
 
+class OnRecords(Protocol):
+    """A model that runs on numbers of records (B,), and finds the images (B, 3, H, W) that they are of."""
+
+    def __call__(self, numbers: Tensor, /) -> Tensor: ...
+
+    def images(self, numbers: Tensor, /) -> Tensor: ...
+
+
 def cross_entropy(outputs: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """The loss without a task: logits (B, K), in single precision, with class indices (B,) or shares (B, K)."""
     return functional.cross_entropy(outputs.float(), target, label_smoothing=label_smoothing)
@@ -63,6 +72,7 @@ class Stepper:
         machine: device, autocast and, for fp16, the loss scale.
         steps_per_epoch: for the schedule.
         task: states the loss; None is cross-entropy.
+        records: runs the model on records of its frozen part; a batch's images are then the numbers of its records.
     """
 
     def __init__(
@@ -72,7 +82,10 @@ class Stepper:
         machine: Accelerator,
         steps_per_epoch: int,
         task: HasLoss | None = None,
+        records: OnRecords | None = None,
     ) -> None:
+        self.model: Callable[[Tensor], Tensor] = tuned if records is None else records
+        self.records = records
         self.tuned, self.settings, self.machine, self.steps_per_epoch = tuned, settings, machine, steps_per_epoch
         self.loss = cross_entropy if task is None else task.loss
         self.named = list(tuned.trainable())
@@ -115,7 +128,7 @@ class Stepper:
             device: torch.device = self.machine.device
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-            raise OutOfMemory(memory_message(self.tuned, images[:1].to(device), self.settings, said))
+            raise OutOfMemory(memory_message(self.tuned, self._images(images[:1]).to(device), self.settings, said))
 
     def _gradients(self, images: Tensor, labels: Tensor, at: Standing) -> tuple[float, int]:
         """Forward and backward in parts; the loss and how many images were right."""
@@ -130,7 +143,7 @@ class Stepper:
         for some, wanted in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
             some, wanted = some.to(device, non_blocking=True), wanted.to(device, non_blocking=True)
             with self.machine.autocast():
-                logits = self.tuned(some)
+                logits = self.model(some)
             if at.classes is None:
                 at.classes = int(logits.shape[1])
             check_labels(labels, at.classes)
@@ -177,11 +190,15 @@ class Stepper:
         self.optimiser.zero_grad()
         at.count(loss, right, len(images), norm if math.isfinite(norm) else 0.0)
 
+    def _images(self, images: Tensor) -> Tensor:
+        """The images themselves, where a batch holds the numbers of their records."""
+        return images if self.records is None else self.records.images(images)
+
     def _not_finite(self, images: Tensor, loss: float, at: Standing) -> NonFinite:
         gradients = not_finite_gradients(self.named)
         self.optimiser.zero_grad()
         with self.machine.autocast():
-            where = first_not_finite(self.tuned, images.to(self.machine.device))
+            where = first_not_finite(self.tuned, self._images(images).to(self.machine.device))
         if where is None and gradients:
             more = f" and {len(gradients) - 1} more" if len(gradients) > 1 else ""
             where = f"the gradient of {gradients[0]!r}{more}"

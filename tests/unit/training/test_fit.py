@@ -42,7 +42,8 @@ def test_it_learns() -> None:
     assert result.state == "done"
     assert result.val is not None
     assert result.val.top1 >= 0.9 > before.top1
-    assert result.val == evaluate(tuned, Patches(30, seed=9))
+    # in the same batches: the mean of the losses is a sum, whose last bit depends on its order
+    assert result.val == evaluate(tuned, Patches(30, seed=9), batch=8)
     assert [record.epoch for record in result.history] == list(range(1, 13))
     assert result.steps == result.history[-1].step == 12 * 6
     assert result.history[-1].train_loss < result.history[0].train_loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,9 +30,23 @@ def test_a_warm_up_longer_than_the_run_is_refused() -> None:
 
 def test_numerics_leave_out_only_what_changes_no_bit() -> None:
     plain = Optimisation().numerics()
-    assert Optimisation(checkpoint_every=7, checkpoint_steps=3).numerics() == plain
-    for name in set(Optimisation.model_fields) - {"checkpoint_every", "checkpoint_steps"}:
+    others = {
+        "checkpoint_every": 7,
+        "checkpoint_steps": 3,
+        # What rounds in another way is in a checkpoint's identity under its own name.
+        "acceleration": "off",
+        "prefix_gib": 1.5,
+        "prefix_folder": Path("records"),
+    }
+    assert Optimisation.model_validate(others).numerics() == plain
+    for name in set(Optimisation.model_fields) - set(others):
         assert name in plain
+
+
+def test_an_unknown_acceleration_is_refused_with_those_there_are() -> None:
+    assert Optimisation(acceleration="auto, low_memory").acceleration
+    with pytest.raises(ValidationError, match="fused_low_rank"):
+        Optimisation(acceleration="fused_lowrank")
 
 
 def test_the_schedule_equals_its_formula() -> None:

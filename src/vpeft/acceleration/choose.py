@@ -1,0 +1,190 @@
+"""Which accelerations a run gets: tried in order, proved, and listed with what they save or why they are not used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from vpeft.acceleration import prefix_cache
+from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.class_token_only import ClassTokenOnly
+from vpeft.acceleration.fused_low_rank import FusedLowRank
+from vpeft.acceleration.fused_scale_shift import FusedScaleShift
+from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.key_value_prompts import KeyValuePrompts
+from vpeft.acceleration.names import NAMES, wanted
+from vpeft.acceleration.prefix_cache import CachedPrefix, Situation
+from vpeft.acceleration.proof import (
+    TOLERANCE,
+    TOLERANCE_16,
+    Behaviour,
+    OffZero,
+    behaviour,
+    difference,
+    two_images,
+)
+from vpeft.acceleration.recompute import Recompute
+from vpeft.errors import VpeftError
+from vpeft.injection.tuned_model import TunedModel
+
+# In the order in which they are tried: what shortens the work before what makes the rest of it cheaper.
+IDEAS: tuple[Idea, ...] = (ClassTokenOnly(), KeyValuePrompts(), FusedLowRank(), FusedScaleShift(), Recompute())
+# What only saves memory is not used for a smaller share than this.
+LEAST = 0.01
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one acceleration: `text` says what it saves, or why it is not used."""
+
+    name: str
+    applied: bool
+    text: str
+    bit_equal: bool
+
+
+class Accelerated:
+    """A tuned model with accelerations on it, until `close`.
+
+    Attributes:
+        outcomes: one for each acceleration that was asked for.
+        prefix: the model on records, where there are some.
+    """
+
+    def __init__(self, changes: Changes, outcomes: list[Outcome], prefix: CachedPrefix | None) -> None:
+        self._changes, self.outcomes, self.prefix = changes, outcomes, prefix
+
+    @property
+    def rounding(self) -> list[str]:
+        """Names of those in use that change the last bits of the numbers."""
+        return [outcome.name for outcome in self.outcomes if outcome.applied and not outcome.bit_equal]
+
+    def lines(self) -> list[str]:
+        """One line for each."""
+        return [f"{'+' if one.applied else '-'} {one.name}: {one.text}" for one in self.outcomes]
+
+    def close(self) -> None:
+        """Take everything off again."""
+        self._changes.undo()
+        self.prefix = None
+
+
+def accelerate(
+    tuned: TunedModel,
+    choice: str = "auto",
+    *,
+    situation: Situation | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    precision: str = "fp32",
+) -> Accelerated:
+    """Put on `tuned` what `choice` names and what is exact for its active adapter.
+
+    Args:
+        tuned: in the mode in which it will be trained; weights, statistics and modes are as before afterwards.
+        choice: `auto`, `off`, or names.
+        situation: the run; without it nothing is recorded.
+        autocast, precision: of the forward pass.
+
+    Raises:
+        UnknownAcceleration: a name does not exist.
+    """
+    names = wanted(choice)
+    changes, outcomes = Changes(tuned), list[Outcome]()
+    if not names:
+        return Accelerated(changes, outcomes, None)
+    unfit = _unfit(tuned)
+    if unfit is not None:
+        return Accelerated(changes, [Outcome(name, False, unfit, True) for name in names], None)
+    prefix = None
+    try:
+        if prefix_cache.NAME in names and situation is not None:
+            prefix = _record(tuned, changes, situation, outcomes, whole=True)
+        if prefix is None:
+            _rewrite(tuned, changes, [idea for idea in IDEAS if idea.name in names], autocast, precision, outcomes)
+            tried = any(outcome.name == prefix_cache.NAME for outcome in outcomes)
+            if prefix_cache.NAME in names and situation is not None and not tried:
+                prefix = _record(tuned, changes, situation, outcomes, whole=False)
+    except BaseException:
+        changes.undo()
+        raise
+    outcomes.sort(key=lambda outcome: list(NAMES).index(outcome.name))
+    return Accelerated(changes, outcomes, prefix)
+
+
+def _unfit(tuned: TunedModel) -> str | None:
+    if tuned._compiled:
+        return "the model is compiled, and would not see the change"
+    if tuned.active is None or tuned.active in tuned._merged:
+        return "the adapter is off or merged"
+    if any(p.is_meta for p in tuned.parameters()):
+        return "the model has no weights"
+    return None
+
+
+def _record(
+    tuned: TunedModel, changes: Changes, situation: Situation, outcomes: list[Outcome], whole: bool
+) -> CachedPrefix | None:
+    """Records, if the cut is of the kind asked for: of the whole trunk first, as nothing else is then needed."""
+    before = len(changes)
+    try:
+        cut = prefix_cache.worth_it(tuned, situation)
+        if cut.trunk != whole:
+            return None
+        prefix, text = prefix_cache.build(tuned, changes, situation, cut)
+    except NotApplicable as reason:
+        changes.undo(before)
+        outcomes.append(Outcome(prefix_cache.NAME, False, str(reason), True))
+        return None
+    outcomes.append(Outcome(prefix_cache.NAME, True, text, text.endswith("the same bits on a sample")))
+    return prefix
+
+
+def _rewrite(
+    tuned: TunedModel,
+    changes: Changes,
+    ideas: list[Idea],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    precision: str,
+    outcomes: list[Outcome],
+) -> None:
+    images, plain, now = None, None, None
+    tolerance = TOLERANCE if precision == "fp32" else TOLERANCE_16
+    for idea in ideas:
+        before = len(changes)
+        try:
+            idea.install(tuned, changes)
+            changes.undo(before)
+            images = two_images(tuned) if images is None else images
+            with OffZero(tuned), autocast():
+                if plain is None:
+                    now = plain = behaviour(tuned, images)
+                said = idea.install(tuned, changes)
+                after = _tried(tuned, images)
+            assert plain is not None and now is not None
+            worst, where = difference(plain, after)
+            step, _ = difference(now, after)
+            if not worst <= tolerance:
+                raise NotApplicable(
+                    f"it would change {where} by {worst:.0e} of its size: something here needs what it leaves out"
+                )
+            saved = 1 - after.kept / max(1, now.kept)
+            if idea.for_memory and saved < LEAST:
+                raise NotApplicable("nothing that is kept for the backward pass would become less")
+        except NotApplicable as reason:
+            changes.undo(before)
+            outcomes.append(Outcome(idea.name, False, str(reason), True))
+            continue
+        now = after
+        share = f"{abs(saved):.0%} {'less' if saved >= 0 else 'more'} kept for the backward pass"
+        equal = "the same bits" if step == 0 else f"equal to {step:.0e}"
+        outcomes.append(Outcome(idea.name, True, f"{said}; {share}; {equal} on two images", step == 0))
+
+
+def _tried(tuned: TunedModel, images: Any) -> Behaviour:
+    try:
+        return behaviour(tuned, images)
+    except (RuntimeError, IndexError, ValueError, TypeError, VpeftError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NotApplicable(f"an edit does not run on fewer tokens ({first})") from None

@@ -1,0 +1,217 @@
+"""What comes before the first trained place, recorded once per image and replayed.
+
+Two forms. Where no gradient enters the trunk at all, the pooled features are recorded, with every tensor that a trained
+layer reads from the trunk, and the trunk is not run again. Where gradients reach back to block k, what enters block k
+is recorded; the blocks before it then pass on what they are given, and block k receives the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpeft.acceleration.changes import Changes, hooked
+from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.prefix_cut import Cut, stem_of
+from vpeft.backbones.blocks import Block
+from vpeft.injection.operations import Hold, Operation
+from vpeft.injection.tuned_model import TunedModel
+
+
+class _Reached(Exception):
+    """The recorded point was reached; nothing behind it is needed."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+class Quiet:
+    """Takes the place of an operation before the cut: runs it, records what it sees, or lets everything pass."""
+
+    def __init__(self, operation: Operation, prefix: Prefix) -> None:
+        self.operation, self.prefix = operation, prefix
+        self.adapter, self.rank, self.leaving = operation.adapter, operation.rank, operation.leaving
+
+    def act(self, hidden: Tensor) -> Tensor:
+        if self.prefix.replaying:
+            return hidden
+        if self.prefix.log is not None:
+            self.prefix.log.append((self.operation, hidden))
+        return self.operation.act(hidden)
+
+
+class PassOn:
+    """Stands before the class of a block: while records are replayed it gives back what it is given."""
+
+    vpeft_prefix: Prefix
+    vpeft_shape: tuple[int | str, int, int | None]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.vpeft_prefix.replaying:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        item, at, length = self.vpeft_shape
+        hidden = kwargs[item] if isinstance(item, str) else args[item]
+        if length is None:
+            return hidden
+        return tuple(hidden if i == at else None for i in range(length))
+
+
+class Blank:
+    """Stands before the class of the stem: while records are replayed it gives zeros of the right shape."""
+
+    vpeft_prefix: Prefix
+    vpeft_like: Tensor
+
+    def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.vpeft_prefix.replaying:
+            return super().forward(images, *args, **kwargs)  # type: ignore[misc]
+        return self.vpeft_like.new_zeros((len(images), *self.vpeft_like.shape[1:]))
+
+
+class Prefix:
+    """Records the outputs before a cut, and runs the rest of the model on them."""
+
+    def __init__(self, tuned: TunedModel, cut: Cut, changes: Changes) -> None:
+        self.tuned, self.cut = tuned, cut
+        self.replaying = False
+        self.log: list[tuple[Operation, Tensor]] | None = None
+        self._given: Tensor | None = None
+        before = {id(op) for op in cut.before}
+        for _, hook in hooked(tuned):
+            for op in [op for op in hook.operations if id(op) in before]:
+                changes.exchange(hook.operations, op, Quiet(op, self))
+        description = tuned.description
+        if cut.trunk:
+            anchor = description.outlet_anchor
+            handle = anchor.register_forward_pre_hook(lambda _, args: self._arrive(args[0]), prepend=True)
+            changes.on_undo(handle.remove)
+            return
+        for block, length in zip(description.blocks[: cut.blocks], cut.outputs, strict=False):
+            assert block.enter is not None and block.exit is not None
+            at = block.exit.item if isinstance(block.exit.item, int) else 0
+            shape = (block.enter.item, at, length)
+            changes.stand_in(block.exit.module, PassOn, vpeft_prefix=self, vpeft_shape=shape)
+        stem = stem_of(tuned)
+        if stem is not None and cut.stem is not None:
+            changes.stand_in(stem, Blank, vpeft_prefix=self, vpeft_like=cut.stem.detach())
+        if cut.blocks < len(description.blocks):
+            block = description.blocks[cut.blocks]
+            assert block.enter is not None
+            handle = block.enter.module.register_forward_pre_hook(self._enter(block), with_kwargs=True, prepend=True)
+        else:
+            block = description.blocks[-1]
+            assert block.exit is not None
+            handle = block.exit.module.register_forward_hook(self._leave(block))
+        changes.on_undo(handle.remove)
+
+    # -- recording --------------------------------------------------------------------------------------------------
+
+    def _arrive(self, hidden: Tensor) -> None:
+        if self.log is not None:
+            raise _Reached(hidden)
+
+    @torch.no_grad()
+    def record(self, images: Tensor) -> list[Tensor]:
+        """What there is to keep of `images` (B, C, H, W): the tensors that are read, then the one at the cut.
+
+        Equal tensors that several places read are given once; `groups` says which is whose.
+        """
+        log: list[tuple[Operation, Tensor]] = []
+        self.log = log
+        try:
+            self.tuned.features(images)
+        except _Reached as end:
+            reached = end.hidden
+        else:
+            raise NotApplicable("the end of the frozen part was not reached")
+        finally:
+            self.log = None
+        needed = {id(op) for op in self.cut.needed}
+        values = [hidden for op, hidden in log if id(op) in needed]
+        operations = [op for op, _ in log if id(op) in needed]
+        if operations != self.cut.needed:
+            raise NotApplicable("the frozen part does not run in the same order each time")
+        for op in self.cut.needed:
+            if isinstance(op, Hold):
+                op.slot.value = None
+        kept: list[Tensor] = []
+        self.groups: list[int] = []
+        known: dict[tuple[Any, ...], int] = {}
+        for value in (*values, reached):
+            if len(value) != len(images):
+                raise NotApplicable("a tensor that is read has no row for each image")
+            key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+            if key not in known:
+                known[key] = len(kept)
+                kept.append(value)
+            self.groups.append(known[key])
+        return kept
+
+    # -- replaying --------------------------------------------------------------------------------------------------
+
+    def replay(self, rows: Sequence[Tensor]) -> Tensor:
+        """Logits (B, classes) from what `record` gave, on the model's device."""
+        values = [rows[group] for group in self.groups]
+        carrier = self.tuned.description.trunk.carrier
+        if carrier is not None:
+            carrier.reset()
+        self._given = values[-1]
+        self.replaying = True
+        try:
+            if self.cut.trunk:
+                for op, value in zip(self.cut.needed, values, strict=False):
+                    op.act(value)
+                return self.tuned.logits(self.tuned.description.outlet_anchor(values[-1]))
+            for op, value in zip(self.cut.needed, values, strict=False):
+                op.act(value)
+            height, width = self.tuned.description.facts.image_size
+            blank = values[-1].new_zeros(1).expand(len(values[-1]), self.tuned.description.pixels.width, height, width)
+            out: Tensor = self.tuned(blank)
+            return out
+        finally:
+            self.replaying = False
+            self._given = None
+
+    def _enter(self, block: Block) -> Callable[..., Any]:
+        assert block.enter is not None
+        item = block.enter.item
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if isinstance(item, str) and item in kwargs:
+                self._arrive(kwargs[item])
+                return (args, {**kwargs, item: self._given}) if self.replaying else None
+            at = item if isinstance(item, int) else 0
+            self._arrive(args[at])
+            if not self.replaying:
+                return None
+            return (*args[:at], self._given, *args[at + 1 :]), kwargs
+
+        return hook
+
+    def _leave(self, block: Block) -> Callable[..., Any]:
+        assert block.exit is not None
+        at = block.exit.item if isinstance(block.exit.item, int) else 0
+
+        def hook(_: nn.Module, args: Any, out: Any) -> Any:
+            self._arrive(out[at] if isinstance(out, tuple) else out)
+            if not self.replaying:
+                return None
+            return (*out[:at], self._given, *out[at + 1 :]) if isinstance(out, tuple) else self._given
+
+        return hook
+
+
+@contextmanager
+def all_modes(tuned: TunedModel) -> Iterator[None]:
+    """Afterwards each module is in the mode it was in."""
+    before = [(module, module.training) for module in tuned.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode

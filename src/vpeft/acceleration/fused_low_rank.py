@@ -1,0 +1,181 @@
+"""Low-rank changes beside a frozen linear map, added into its output without a copy of it.
+
+Hooks add each change to the output and so write it anew; for a fused projection they also copy it whole. Here the
+products go into the output where it lies (one GEMM that accumulates), and the backward pass keeps x and the R-wide
+products only. Exact up to the rounding of one sum; often it is the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from vpeft.acceleration.changes import Changes, hooked
+from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.recompute import again_of
+from vpeft.injection.hooks import Switch
+from vpeft.injection.operations import Add, Hold
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.layers.low_rank import LowRank
+
+
+@dataclass(frozen=True)
+class Part:
+    """One change: the layer and the output rows that it acts on (None for all)."""
+
+    layer: LowRank
+    rows: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What a linear map adds while the adapter is on."""
+
+    switch: Switch
+    adapter: str
+    parts: tuple[Part, ...]
+
+
+class _Sum(torch.autograd.Function):
+    """y = x W^T + b, then y[:, rows] += s (x A^T) B^T for each part."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        spec: tuple[tuple[int, int, float], ...],
+        again: Callable[..., Tensor] | None,
+        count: int,
+        *more: Tensor,
+    ) -> Tensor:
+        """`more` are the `count` tensors that `again` makes x from, then A and B of each part."""
+        sources, factors = more[:count], more[count:]
+        out = F.linear(x, weight, bias)
+        flat, rows = out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1])
+        products = []
+        for i, (start, stop, scale) in enumerate(spec):
+            h = rows @ factors[2 * i].t()
+            flat[:, start:stop].addmm_(h, factors[2 * i + 1].t(), alpha=scale)
+            products.append(h)
+        ctx.spec, ctx.again, ctx.count = spec, again, count
+        kept = sources if again is not None else (x,)
+        ctx.save_for_backward(weight, *kept, *products, *factors)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        weight, *saved = ctx.saved_tensors
+        kept = ctx.count if ctx.again is not None else 1
+        parts = len(ctx.spec)
+        products, factors = saved[kept : kept + parts], saved[kept + parts :]
+        x = saved[0] if ctx.again is None else ctx.again(*saved[:kept])
+        x = x.reshape(-1, x.shape[-1])
+        flat = grad.reshape(-1, grad.shape[-1])
+        into = flat @ weight if ctx.needs_input_grad[0] else None
+        changes: list[Tensor | None] = []
+        for i, (start, stop, scale) in enumerate(ctx.spec):
+            a, b = factors[2 * i], factors[2 * i + 1]
+            piece = flat[:, start:stop]
+            if scale != 1.0:
+                piece = piece * scale
+            inner = piece @ b
+            changes += [inner.t() @ x, piece.t() @ products[i]]
+            if into is not None:
+                into.addmm_(inner, a)
+        shaped = None if into is None else into.view(*grad.shape[:-1], weight.shape[1])
+        return (shaped, None, None, None, None, None, *([None] * ctx.count), *changes)
+
+
+class LowRankBeside:
+    """Stands before the class of a linear map."""
+
+    vpeft_fused: Fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        fused = self.vpeft_fused
+        weight, bias = self.weight, self.bias  # type: ignore[attr-defined]
+        if fused.switch.on != fused.adapter:
+            return F.linear(x, weight, bias)
+        if not self.training:  # type: ignore[attr-defined]
+            return self._plain(x)
+        factors: list[Tensor] = [factor for part in fused.parts for factor in (part.layer.A, part.layer.B)]
+        again = again_of(x)
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            again = None if again is None else again.then(dtype)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            factors = [factor.to(dtype) for factor in factors]
+        spec = tuple((*(part.rows or (0, weight.shape[0])), part.layer.scale) for part in fused.parts)
+        sources = () if again is None else again.sources
+        make = None if again is None else again.make
+        with torch.autocast(kind, enabled=False):
+            out: Tensor = _Sum.apply(x, weight, bias, spec, make, len(sources), *sources, *factors)
+        return out
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """As the hooks do it, to the bit: what is evaluated is what an adapter file gives later."""
+        out = F.linear(x, self.weight, self.bias)  # type: ignore[attr-defined]
+        for part in self.vpeft_fused.parts:
+            change = part.layer(x)
+            if part.rows is None:
+                out = out + change
+            else:
+                start, stop = part.rows
+                out = out.slice_scatter((out[..., start:stop] + change).to(out.dtype), -1, start, stop)
+        return out
+
+
+class FusedLowRank(Idea):
+    """Low-rank changes go into a frozen linear map's output in place."""
+
+    name = "fused_low_rank"
+
+    def install(self, tuned: TunedModel, changes: Changes) -> str:
+        adapter = tuned.active
+        assert adapter is not None
+        fused = 0
+        reason = "no low-rank change stands beside a frozen linear map"
+        points = hooked(tuned)
+        for module, hook in points:
+            if hook.side != "output" or hook.turn is not None or type(module) is not nn.Linear:
+                continue
+            if any(p.requires_grad for p in module.parameters()):
+                continue
+            held = {
+                id(op.slot): (other.operations, op)
+                for same, other in points
+                if same is module and other.side == "input"
+                for op in other.operations
+                if isinstance(op, Hold)
+            }
+            parts, used = [], []
+            for op in hook.operations:
+                if not (isinstance(op, Add) and op.adapter == adapter and type(op.layer) is LowRank):
+                    break
+                slot = op.inputs[0]
+                if len(op.inputs) != 1 or id(slot) not in held or slot.turn or slot.rows is not None:
+                    break
+                if op.layer.dropout.p > 0:
+                    reason = "dropout acts on the input of each low-rank change"
+                    break
+                parts.append(Part(op.layer, op.rows))
+                used += [(hook.operations, op), held[id(slot)]]
+            for listed, op in used:
+                changes.exchange(listed, op, None)
+            if parts:
+                fused_here = Fused(tuned._wiring.switch, adapter, tuple(parts))
+                changes.stand_in(module, LowRankBeside, vpeft_fused=fused_here)
+                fused += len(parts)
+        if not fused:
+            raise NotApplicable(reason)
+        return f"{fused} low-rank changes are added in place"

@@ -1,0 +1,34 @@
+"""What an acceleration is: a name, what it promises, and how it is put on a tuned model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from vpeft.acceleration.changes import Changes
+from vpeft.errors import VpeftError
+from vpeft.injection.tuned_model import TunedModel
+
+
+class NotApplicable(VpeftError):
+    """An acceleration has nothing to do here, or would not be exact; the message is the reason."""
+
+
+class Idea(ABC):
+    """One way of doing less work.
+
+    Class attributes:
+        name: as it is typed; `names.NAMES` says what it does.
+        for_memory: whether it saves memory and nothing else.
+    """
+
+    name: ClassVar[str]
+    for_memory: ClassVar[bool] = False
+
+    @abstractmethod
+    def install(self, tuned: TunedModel, changes: Changes) -> str:
+        """Change the model; says what was done, as the end of a sentence.
+
+        Raises:
+            NotApplicable: with the reason; what was changed until then is undone by the caller.
+        """

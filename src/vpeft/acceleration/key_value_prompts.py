@@ -1,0 +1,137 @@
+"""Tokens that are put in before a block and dropped behind it take part as keys and values alone.
+
+What the block computes for such tokens themselves is thrown away, so their queries, projection and MLP are not
+computed; and as they are the same for every image, their keys and values are computed once for a batch. Exact up to
+the rounding of sums in another order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vpeft.acceleration.changes import Changes, hooked
+from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.backbones.blocks import Block
+from vpeft.injection.operations import Operation, Slot, TokensIn, TokensOut
+from vpeft.injection.tuned_model import TunedModel
+
+
+class Aside(Operation):
+    """In training the tokens for one image are kept for the attention, and what passes is left alone."""
+
+    def __init__(self, entering: TokensIn, slot: Slot, block: nn.Module) -> None:
+        super().__init__(entering.adapter, entering.rank)
+        self.entering, self.slot, self.block = entering, slot, block
+        self.layer = entering.layer
+
+    def act(self, hidden: Tensor) -> Tensor:
+        if not self.block.training:
+            return self.entering.act(hidden)
+        self.slot.value = self.layer(hidden[:1])
+        return hidden
+
+
+class NoneLeave(Operation):
+    """In training no tokens came in."""
+
+    leaving = True
+
+    def __init__(self, plain: TokensOut, block: nn.Module) -> None:
+        super().__init__(plain.adapter, plain.rank)
+        self.plain, self.block = plain, block
+
+    def act(self, hidden: Tensor) -> Tensor:
+        return hidden if self.block.training else self.plain.act(hidden)
+
+
+class FurtherKeys:
+    """q, k, v -> q, [tokens' keys; k], [tokens' values; v], through the block's own norm and projections."""
+
+    def __init__(self, adapter: str, block: Block, slot: Slot, before: tuple[nn.Module, ...]) -> None:
+        self.adapter, self.slot, self.before = adapter, slot, before
+        attn = block.attn
+        self.k, self.v, self.heads = (attn.k.module, attn.k.rows), (attn.v.module, attn.v.rows), attn.core.heads
+        end = attn.parts["k_norm"].exit if attn.has("k_norm") else None
+        self.k_norm = None if end is None else end.module
+
+    def edits(self, step: str) -> bool:
+        """The attention map is left alone."""
+        return False
+
+    def act(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.slot.value is None:
+            return q, k, v
+        tokens = self.slot.take()
+        for step in self.before:
+            tokens = step(tokens)
+        first = self.k[0](tokens)
+        second = first if self.v[0] is self.k[0] else self.v[0](tokens)
+        keys, values = self._split(first, self.k[1]), self._split(second, self.v[1])
+        if self.k_norm is not None:
+            keys = self.k_norm(keys)
+        count = q.shape[0]
+        # The copy of q lets go of the projection's output, whose keys and values are now part of longer ones.
+        return (
+            q.contiguous() if not q.is_contiguous() else q.clone(),
+            torch.cat([keys.to(k.dtype).expand(count, -1, -1, -1), k], dim=2),
+            torch.cat([values.to(v.dtype).expand(count, -1, -1, -1), v], dim=2),
+        )
+
+    def _split(self, made: Tensor, rows: tuple[int, int] | None) -> Tensor:
+        part = made if rows is None else made[..., rows[0] : rows[1]]
+        return part.reshape(*part.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class KeyValuePrompts(Idea):
+    """Inserted tokens whose outputs are dropped are keys and values only."""
+
+    name = "key_value_prompts"
+
+    def install(self, tuned: TunedModel, changes: Changes) -> str:
+        adapter = tuned.active
+        assert adapter is not None
+        points = hooked(tuned)
+        leaving = {
+            id(op.inserted): (hook.operations, op, module)
+            for module, hook in points
+            for op in hook.operations
+            if isinstance(op, TokensOut)
+        }
+        blocks = {id(block.exit.module): block for block in tuned.description.blocks if block.exit is not None}
+        done, reason = 0, "no tokens are put in before a block and dropped behind it"
+        for module, hook in points:
+            block = blocks.get(id(module))
+            entering = [op for op in hook.operations if isinstance(op, TokensIn) and op.adapter == adapter]
+            if block is None or hook.side != "input" or len(entering) != 1 or id(entering[0]) not in leaving:
+                continue
+            listed, out, end = leaving[id(entering[0])]
+            if end is not module or out.pooled or out.results:
+                reason = "what leaves the block as a token is read there, or by the pooling"
+                continue
+            if any(isinstance(part, nn.Dropout) and part.p > 0 for part in entering[0].layer.modules()):
+                reason = "dropout gives every image other tokens"
+                continue
+            if not _plain(block):
+                reason = f"the attention of {block.name} has no plain keys and values of the whole sequence"
+                continue
+            steps, attn = block.attn_branch.steps, block.attn
+            assert attn.exit is not None
+            slot = Slot()
+            before = steps[: steps.index(attn.exit.module)]
+            changes.exchange(hook.operations, entering[0], Aside(entering[0], slot, module))
+            changes.exchange(listed, out, NoneLeave(out, module))
+            for inner, kind in attn.core.rewrites["extend"]:
+                changes.extend_core(inner, kind, FurtherKeys(adapter, block, slot, before))
+            done += 1
+        if not done:
+            raise NotApplicable(reason)
+        return f"in {done} blocks"
+
+
+def _plain(block: Block) -> bool:
+    if not all(block.has(part) for part in ("attn.core", "attn.k", "attn.v", "attn_branch")):
+        return False
+    attn = block.attn
+    at = attn.exit.module if attn.exit is not None else None
+    return not attn.core.per_window and not attn.has("gate") and at in block.attn_branch.steps

@@ -1,0 +1,256 @@
+"""The frozen-prefix cache: records of all images, checked against the plain model before they are used.
+
+It is refused, with the reason, where a record would not stay true: images that change from epoch to epoch, layers
+before the cut that draw at random or gather statistics, a method that changes the model as it trains, no room, or a
+sample for which the model gives other numbers from records than from images.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.frozen_prefix import Prefix, all_modes
+from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.prefix_cut import Cut, drawing_layer, find_cut
+from vpeft.acceleration.prefix_store import Spec, Store
+from vpeft.acceleration.proof import TOLERANCE, TOLERANCE_16, OffZero, two_images
+from vpeft.acceleration.same_images import Images, why_not_the_same
+from vpeft.injection.adapter_file import weights_digest
+from vpeft.injection.tuned_model import TunedModel
+
+NAME = "frozen_prefix"
+SAMPLE = 4
+
+
+@dataclass(frozen=True)
+class Situation:
+    """The run that a model is accelerated for.
+
+    Attributes:
+        train, val: the images.
+        epochs: how often the training images are seen.
+        batch: images at a time while records are made.
+        autocast: the precision of the forward pass.
+        precision: its name.
+        mixes: why images are combined before the model sees them, or None.
+        gib: memory, or room in `folder`, that records may take.
+        folder: where records are kept for other runs; None keeps them in memory for this one.
+        identity: what the images and the preprocessing are; without it nothing is kept in a folder.
+    """
+
+    train: Images
+    val: Images | None
+    epochs: int
+    batch: int
+    autocast: Callable[[], AbstractContextManager[Any]]
+    precision: str = "fp32"
+    mixes: str | None = None
+    gib: float = 4.0
+    folder: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Numbered:
+    """A data set whose images are their row numbers: item i is (number, label)."""
+
+    def __init__(self, images: Images, first: int, labels: Sequence[int]) -> None:
+        self.images, self.targets = images, list(labels)
+        self._numbers = torch.arange(first, first + len(self.targets))
+        self.labels = getattr(images, "labels", None)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        return self._numbers[index], self.targets[index]
+
+
+class CachedPrefix:
+    """The model on records: calling it with row numbers (B,) gives logits (B, classes)."""
+
+    def __init__(self, tuned: TunedModel, prefix: Prefix, store: Store, train: Numbered, val: Numbered | None) -> None:
+        self.tuned, self.prefix, self.store = tuned, prefix, store
+        self.train, self.val = train, val
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        device = next(self.tuned.parameters()).device
+        rows = [row.to(device, non_blocking=True) for row in self.store.rows(numbers.cpu())]
+        return self.prefix.replay(rows)
+
+    def images(self, numbers: Tensor) -> Tensor:
+        """The images (B, 3, H, W) of these rows, read again."""
+        first = len(self.train)
+        found = [
+            self.train.images[n][0] if n < first or self.val is None else self.val.images[n - first][0]
+            for n in numbers.tolist()
+        ]
+        return torch.stack(found).to(numbers.device)
+
+
+def worth_it(tuned: TunedModel, situation: Situation) -> Cut:
+    """Where the frozen part ends, if records of it are of use and stay true.
+
+    Raises:
+        NotApplicable: with the reason.
+    """
+    if situation.epochs < 2:
+        raise NotApplicable("in a single epoch nothing is computed twice")
+    if situation.mixes is not None:
+        raise NotApplicable(situation.mixes)
+    if len(situation.train) < 2:
+        raise NotApplicable("one image is not worth it")
+    cut = find_cut(tuned, two_images(tuned))
+    drawing = drawing_layer(tuned, cut)
+    if drawing is not None:
+        raise NotApplicable(f"{drawing} draws at random or gathers statistics, before what is trained")
+    changing = why_not_the_same(situation.train)
+    if changing is not None:
+        raise NotApplicable(changing)
+    return cut
+
+
+def build(tuned: TunedModel, changes: Changes, situation: Situation, cut: Cut) -> tuple[CachedPrefix, str]:
+    """Make or find the records and prove them on a sample; returns the model on records and what is to be said.
+
+    Raises:
+        NotApplicable: with the reason; the caller undoes the changes.
+    """
+    prefix = Prefix(tuned, cut, changes)
+    sets = [situation.train]
+    if situation.val is not None and why_not_the_same(situation.val) is None:
+        sets.append(situation.val)
+    specs = _specs(tuned, prefix, situation)
+    each = sum(spec.bytes for spec in specs)
+    room, where = _room(situation)
+    if each * sum(map(len, sets)) > room and each * len(situation.train) <= room:
+        sets = sets[:1]
+    count = sum(map(len, sets))
+    if each * count > room:
+        raise NotApplicable(
+            f"records of {cut.words} take {_gib(each * count)} ({each / 2**20:.2f} MiB an image), and {_gib(room)}"
+            f" {where}; raise prefix_gib, or give prefix_folder"
+        )
+    store, found = _store(tuned, cut, situation, specs, count)
+    try:
+        if found:
+            labels = [_label(images, i) for images in sets for i in range(len(images))]
+        else:
+            labels = _fill(tuned, prefix, store, sets, situation)
+        first = len(situation.train)
+        train = Numbered(situation.train, 0, labels[:first])
+        val = Numbered(sets[1], first, labels[first:]) if len(sets) > 1 else None
+        cached = CachedPrefix(tuned, prefix, store, train, val)
+        worst = _prove(cached, situation)
+        store.finish()
+    except BaseException:
+        store.discard()
+        raise
+    equal = "the same bits on a sample" if worst == 0 else f"equal on a sample to {worst:.0e}"
+    how = "found in" if found else "kept in"
+    place = f"{how} {situation.folder}" if situation.folder is not None and _keeps(situation) else "kept in memory"
+    return cached, f"{cut.words} of {count} images, {_gib(store.bytes)} {place}, {equal}"
+
+
+def _label(images: Images, index: int) -> int:
+    targets = getattr(images, "targets", None)
+    return int(targets[index]) if targets is not None else int(images[index][1])
+
+
+def _specs(tuned: TunedModel, prefix: Prefix, situation: Situation) -> list[Spec]:
+    device = next(tuned.parameters()).device
+    images = torch.stack([situation.train[i][0] for i in (0, len(situation.train) - 1)]).to(device)
+    found = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]), situation.autocast():
+            torch.manual_seed(seed)
+            found.append(prefix.record(images))
+    if not all(torch.equal(one, other) for one, other in zip(*found, strict=True)):
+        raise NotApplicable("what is frozen gives other numbers each time it is run")
+    return [Spec(tuple(value.shape[1:]), value.dtype) for value in found[0]]
+
+
+def _room(situation: Situation) -> tuple[float, str]:
+    room = situation.gib * 2**30
+    if situation.folder is not None and _keeps(situation):
+        situation.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(situation.folder).free
+        # A full disk breaks more than this run: a tenth of what is free stays free.
+        return (0.9 * free, f"are free in {situation.folder}") if 0.9 * free < room else (room, "are allowed")
+    try:
+        available = 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return room, "are allowed"
+    return (available, "is half of the free memory") if available < room else (room, "are allowed")
+
+
+def _keeps(situation: Situation) -> bool:
+    """Whether records may be kept for other runs: only where it is known of which images they are."""
+    return bool(situation.identity)
+
+
+def _store(tuned: TunedModel, cut: Cut, situation: Situation, specs: Sequence[Spec], count: int) -> tuple[Store, bool]:
+    if situation.folder is None or not _keeps(situation):
+        return Store.in_memory(count, specs), False
+    facts = {
+        "weights": weights_digest(tuned.description, tuned),
+        "cut": [cut.blocks, cut.trunk, [type(op).__name__ for op in cut.needed]],
+        "precision": situation.precision,
+        "device": next(tuned.parameters()).device.type,
+        "torch": str(torch.__version__),
+        "images": dict(situation.identity),
+    }
+    found = Store.find(situation.folder, count, specs, facts)
+    if found is not None:
+        return found, True
+    return Store.on_disk(situation.folder, count, specs, facts), False
+
+
+def _fill(tuned: TunedModel, prefix: Prefix, store: Store, sets: Sequence[Images], situation: Situation) -> list[int]:
+    device = next(tuned.parameters()).device
+    labels: list[int] = []
+    for images in sets:
+        for start in range(0, len(images), situation.batch):
+            some = [images[i] for i in range(start, min(start + situation.batch, len(images)))]
+            with situation.autocast():
+                rows = prefix.record(torch.stack([image for image, _ in some]).to(device))
+            store.put(len(labels), rows)
+            labels += [int(label) for _, label in some]
+    return labels
+
+
+def _prove(cached: CachedPrefix, situation: Situation) -> float:
+    """The largest relative difference of the logits from records and from images, in training and evaluation mode."""
+    tuned, worst = cached.tuned, 0.0
+    count = len(cached.train) + (0 if cached.val is None else len(cached.val))
+    numbers = torch.tensor(sorted({round(i * (count - 1) / (SAMPLE - 1)) for i in range(SAMPLE)}))
+    device = next(tuned.parameters()).device
+    images = cached.images(numbers).to(device)
+    tolerance = TOLERANCE if situation.precision == "fp32" else TOLERANCE_16
+    with OffZero(tuned), all_modes(tuned), torch.no_grad(), situation.autocast():
+        for training in (True, False):
+            if not training:
+                tuned.eval()
+            out = []
+            for model, given in ((tuned, images), (cached, numbers)):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    out.append(model(given).float())
+            found = float((out[0] - out[1]).abs().max() / out[0].abs().max().clamp(min=1e-12))
+            if not found <= tolerance:
+                raise NotApplicable(f"from records the logits of a sample differ by {found:.0e} of their size")
+            worst = max(worst, found)
+    return worst
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

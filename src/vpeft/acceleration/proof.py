@@ -1,0 +1,127 @@
+"""Proof on two images: logits, penalties and gradients with an acceleration are those without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vpeft.injection.tuned_model import TunedModel
+
+# Largest accepted difference, relative to the largest value of a tensor. In fp32 what is exact differs by 1e-6, more in
+# deep models; what is wrong differs by far more than 1e-4, as the trained tensors are moved off zero first. In 16 bits
+# one rounding is 4e-3, and the ways to a gradient are long.
+TOLERANCE = 1e-4
+TOLERANCE_16 = 0.1
+NOISE = 0.1
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a model did with two images: its numbers by name, and the bytes that it kept for the backward pass."""
+
+    numbers: dict[str, Tensor]
+    kept: int
+
+
+def behaviour(tuned: TunedModel, images: Tensor) -> Behaviour:
+    """One forward and backward pass in the model's present mode, always with the same random numbers."""
+    parameters = dict(tuned.trainable())
+    own = {t.untyped_storage()._cdata for t in (*tuned.parameters(), *tuned.buffers(), images)}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    before = {name: p.grad for name, p in parameters.items()}
+    with torch.random.fork_rng(devices=_devices(images)):
+        torch.manual_seed(0)
+        try:
+            for p in parameters.values():
+                p.grad = None
+            with torch.enable_grad():
+                with torch.autograd.graph.saved_tensors_hooks(pack, _same):
+                    logits = tuned(images)
+                size = sum(storage.nbytes() for storage in kept.values())
+                kept.clear()
+                generator = torch.Generator().manual_seed(1)
+                direction = torch.randn(logits.shape, generator=generator).to(logits.device)
+                loss = (logits.float() * direction).sum()
+                penalty = tuned.penalty()
+                if penalty is not None:
+                    loss = loss + penalty
+                if loss.requires_grad:
+                    loss.backward()
+            numbers = {"the logits": logits.detach().float()}
+            if penalty is not None:
+                numbers["the penalty"] = penalty.detach().float()
+            for name, p in parameters.items():
+                if p.grad is not None:
+                    numbers[f"the gradient of {name}"] = p.grad.float()
+        finally:
+            for name, p in parameters.items():
+                p.grad = before[name]
+    return Behaviour(numbers, size)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _devices(images: Tensor) -> list[torch.device]:
+    return [images.device] if images.device.type == "cuda" else []
+
+
+def difference(one: Behaviour, other: Behaviour) -> tuple[float, str]:
+    """The largest relative difference, and of what. Tiny gradients are measured by a thousandth of the largest."""
+    if one.numbers.keys() != other.numbers.keys():
+        lacking = sorted(one.numbers.keys() ^ other.numbers.keys())
+        return float("inf"), lacking[0]
+    gradients = [float(value.abs().max()) for name, value in one.numbers.items() if "gradient" in name]
+    floor = 1e-3 * max(gradients, default=0.0)
+    worst, where = 0.0, ""
+    for name, value in one.numbers.items():
+        twin = other.numbers[name]
+        if value.shape != twin.shape:
+            return float("inf"), name
+        if not value.numel():
+            continue
+        scale = max(float(value.abs().max()), floor if "gradient" in name else 0.0, 1e-12)
+        found = float((value - twin).abs().max()) / scale
+        if not found <= worst:  # NaN too
+            worst, where = found, name
+    return worst, where
+
+
+class OffZero:
+    """Inside: trained tensors are moved off zero, where equal and different layers would look the same, and norms that
+    gather statistics may do so; afterwards everything is bit by bit as it was."""
+
+    def __init__(self, tuned: TunedModel) -> None:
+        self.tuned = tuned
+
+    @torch.no_grad()
+    def __enter__(self) -> None:
+        self.parameters = [(p, p.detach().clone()) for _, p in self.tuned.trainable()]
+        self.buffers = [(b, b.clone()) for b in self.tuned.buffers()]
+        generator = torch.Generator().manual_seed(2)
+        for p, _ in self.parameters:
+            noise = torch.randn(p.shape, generator=generator).to(device=p.device, dtype=p.dtype)
+            p.add_(noise * float(p.abs().mean().clamp(min=0.1)) * NOISE)
+
+    @torch.no_grad()
+    def __exit__(self, *_: object) -> None:
+        for tensor, value in (*self.parameters, *self.buffers):
+            tensor.copy_(value)
+
+
+def two_images(tuned: TunedModel) -> Tensor:
+    """Two fixed random images of the backbone's size, on its device."""
+    like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
+    generator = torch.Generator().manual_seed(3)
+    shape = (2, tuned.description.pixels.width, *tuned.description.facts.image_size)
+    return torch.randn(shape, generator=generator).to(device=like.device, dtype=like.dtype)
