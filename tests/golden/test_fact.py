@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +14,9 @@ from tests.golden.by_hand import ViTByHand, randomise
 from tests.golden.counts import trained
 from tests.golden.parity import base_vit, reproduce
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
+from vpeft.layers.factored import Factors
 from vpeft.methods import PETAL, FacTTK, FacTTT, Method
+from vpeft.methods.method import BadField
 
 SHORT = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.proj": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
 FIRST = "blocks.0.attn.q.parallel.factors"
@@ -161,3 +166,44 @@ def test_what_does_not_split_is_refused_by_name() -> None:
         vpeft.tune(tiny_vit(mlp_ratio=1.5), FacTTK(), show=False)
     kept = FacTTK(rank=4, targets=("q", "k", "v", "proj"))
     assert vpeft.tune(tiny_vit(mlp_ratio=1.5), kept, show=False).plan().trainable == 2 * 48 * 4 + 64 + 12 * 4
+
+
+@pytest.mark.parametrize("core", ["cp", "tucker"])
+def test_two_towers_share_their_factors(core: Literal["cp", "tucker"], tmp_path: Path) -> None:
+    """Both towers train one U, V and core, whose gradient is the sum of what each gives; each has mixing of its own."""
+    method = PETAL(core=core, rank=4, dropout=0.0)
+    towers = [vpeft.tune(make(), method, show=False) for make in (tiny_vit, lambda: tiny_vit(depth=2))]
+    plain = [tower.features(torch.ones(1, 3, 32, 32)) for tower in towers]
+    PETAL.share(*towers)
+    for tower, before in zip(towers, plain, strict=True):
+        assert torch.allclose(tower.features(torch.ones(1, 3, 32, 32)), before, atol=1e-6)
+    parameters = {id(p): p for tower in towers for _, p in tower.trainable()}
+    shared = 2 * 48 * 4 + (4 if core == "cp" else 64)
+    assert sum(p.numel() for p in parameters.values()) == shared + 4 * 12 * (3 + 2)
+    with torch.no_grad():
+        factors = [next(m for m in t.adapter().modules() if isinstance(m, Factors)) for t in towers]
+        factors[0].V.copy_(torch.randn(48, 4))
+    assert factors[1].V is factors[0].V and factors[1].P is not factors[0].P
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    alone = [torch.autograd.grad(tower.features(images).square().sum(), factors[0].U)[0] for tower in towers]
+    assert all(slope.any() for slope in alone)
+    torch.stack([tower.features(images).square().sum() for tower in towers]).sum().backward()
+    assert factors[0].U.grad is not None
+    assert torch.allclose(factors[0].U.grad, sum(alone), rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
+    paths = [tower.save(tmp_path / f"{i}.safetensors") for i, tower in enumerate(towers)]
+    expected = [tower.features(images) for tower in towers]
+    again = [vpeft.load(tower.detach(), path) for tower, path in zip(towers, paths, strict=True)]
+    PETAL.share(*again)
+    assert all(torch.equal(one.features(images), wanted) for one, wanted in zip(again, expected, strict=True))
+    assert len({id(p) for tower in again for _, p in tower.trainable()}) == len(parameters)
+
+
+def test_what_cannot_be_shared_says_why() -> None:
+    first = vpeft.tune(tiny_vit(), PETAL(rank=4), show=False)
+    with pytest.raises(BadField, match="nothing to share: .*cp.*tucker"):
+        PETAL.share(first, vpeft.tune(tiny_vit(), PETAL(rank=4, core="tucker"), show=False))
+    apart = vpeft.tune(tiny_vit(), PETAL(rank=4), show=False)
+    with torch.no_grad():
+        next(m for m in apart.adapter().modules() if isinstance(m, Factors)).V.fill_(1.0)
+    with pytest.raises(BadField, match="trained apart: U, V"):
+        PETAL.share(first, apart)

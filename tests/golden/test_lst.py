@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 import vpeft
 from tests.golden.saved import saved_by
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
+from vpeft.layers.fisher import NoBatches
 from vpeft.methods import LST
 from vpeft.methods.method import BadField
 
@@ -131,6 +134,50 @@ def test_pruned_start_holds_rows_and_columns_of_the_frozen_block() -> None:
     units = model.blocks[1].mlp.fc1.weight.square().sum(1) + model.blocks[1].mlp.fc2.weight.square().sum(0)
     chosen = units.topk(48).indices.sort().values
     assert torch.equal(side.fc1.weight, frozen[1][chosen][:, channels])
+
+
+def test_fisher_start_follows_the_gradients_of_the_data(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    batches = [(torch.randn(4, 3, 32, 32), torch.arange(4) % 3) for _ in range(2)]
+    model, plain = tiny_vit(), tiny_vit()
+    plain.load_state_dict(model.state_dict())
+    tuned = vpeft.tune(model, LST(reduction=4, init="fisher"), num_classes=3, verify=False, show=False)
+    assert tuned.head is not None
+    power = {name: torch.zeros_like(value) for name, value in plain.named_parameters()}
+    for images, labels in batches:  # restated on a model without anything attached
+        plain.zero_grad()
+        torch.nn.functional.cross_entropy(tuned.head(plain(images)), labels).backward()
+        for name, value in plain.named_parameters():
+            power[name] += torch.zeros_like(value) if value.grad is None else value.grad.square() / 2
+    tuned.prepare(batches)
+    total = sum(
+        power[f"blocks.{i}.{name}.weight"].sum(axis)
+        for i in range(len(model.blocks))
+        for name, axis in (("attn.qkv", 0), ("mlp.fc1", 0), ("attn.proj", 1), ("mlp.fc2", 1))
+    )
+    assert isinstance(total, Tensor)
+    channels = total.topk(12).indices.sort().values
+    power_of_units = power["blocks.1.mlp.fc1.weight"].sum(1) + power["blocks.1.mlp.fc2.weight"].sum(0)
+    units = power_of_units.topk(48).indices.sort().values
+    side = tuned.adapter().get_submodule("outlet.after").blocks[1]
+    assert torch.equal(side.fc1.weight, plain.blocks[1].mlp.fc1.weight[units][:, channels])
+    assert not any(value.requires_grad for value in model.parameters())
+    # other data would choose otherwise; a prepared, saved and loaded adapter keeps its start
+    before = side.fc1.weight.clone()
+    tuned.save(tmp_path / "a.safetensors", labels=list("abc"))
+    again = vpeft.load(plain, tmp_path / "a.safetensors")
+    for one in (tuned, again):
+        one.prepare([(torch.randn(4, 3, 32, 32), torch.arange(4) % 3)])
+        assert torch.equal(one.adapter().get_submodule("outlet.after").blocks[1].fc1.weight, before)
+
+
+def test_fisher_needs_data_and_a_head() -> None:
+    tuned = vpeft.tune(tiny_vit(), LST(init="fisher"), num_classes=3, verify=False, show=False)
+    with pytest.raises(NoBatches, match="given none"):
+        tuned.prepare([])
+    headless = vpeft.tune(tiny_vit(), LST(init="fisher"), verify=False, show=False)
+    with pytest.raises(BadField, match="num_classes"):
+        headless.prepare([(torch.randn(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64))])
 
 
 def test_pruning_needs_attention() -> None:

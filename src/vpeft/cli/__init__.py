@@ -34,6 +34,7 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("evaluate", "vpeft.cli.evaluate:evaluate", "Score a saved adapter on labelled images.", _WORK),
     ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
     ("bench", "vpeft.cli.bench:bench", "Run methods x data sets x seeds; one record per run, resumable.", _COMPARE),
+    ("search", "vpeft.cli.search:search", "Search a method's settings under a parameter budget; resumable.", _COMPARE),
     ("report", "vpeft.cli.report:report", "Turn run records into a table, a picture and a page.", _COMPARE),
     ("methods", "vpeft.cli.methods:methods", "List the methods with their settings.", _LOOK),
     ("backbones", "vpeft.cli.backbones:backbones", "List the backbones that can be adapted.", _LOOK),

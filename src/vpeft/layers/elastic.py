@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from random import Random
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +28,12 @@ class Widths:
         """The widths of one kind, block by block."""
         drawn = self.drawn if training else None
         return (self.tried or drawn or self.rest)[KINDS.index(kind)]
+
+
+def drawn_widths(choices: Sequence[int], depths: Sequence[int], blocks: int, random: Random) -> tuple[int, ...]:
+    """Widths of one kind: a depth drawn from `depths`, a width from `choices` for each block up to it, then zeros."""
+    depth = min(random.choice(depths), blocks)
+    return (*(random.choice(choices) for _ in range(depth)), *(0 for _ in range(blocks - depth)))
 
 
 def widths_in(adapter: nn.Module) -> Widths:

@@ -44,23 +44,30 @@ class SideBlock(nn.Module):
 
 
 @torch.no_grad()
-def prune(sides: Sequence[nn.Module], weights: Sequence[Mapping[str, Tensor]], heads: Sequence[int]) -> None:
+def prune(
+    sides: Sequence[nn.Module],
+    weights: Sequence[Mapping[str, Tensor]],
+    heads: Sequence[int],
+    powers: Sequence[Mapping[str, Tensor]] | None = None,
+) -> None:
     """Fill side blocks with the strongest channels, head dimensions and hidden units of wide ones.
 
     Args:
         sides: `SideBlock`s.
         weights: for each, the wide block's q, k, v, proj, fc1, fc2 as (out, in).
         heads: for each, the wide block's number of heads; the side's heads are the first of these.
+        powers: for each, how much every entry of `weights` matters; their squares by default.
 
-    Strength is the sum of squares. Residual channels are one set for all blocks of equal width, so that the stream
-    means the same in each; q and k keep the same rows, v and proj the same.
+    Strength is the sum of the entries' powers. Residual channels are one set for all blocks of equal width, so that
+    the stream means the same in each; q and k keep the same rows, v and proj the same.
     """
+    powers = powers or [{name: weight.square() for name, weight in wide.items()} for wide in weights]
     strength: dict[int, Tensor] = {}
-    for wide in weights:
-        reads = torch.stack([wide[name].square().sum(0) for name in ("q", "k", "v", "fc1")]).sum(0)
-        total = reads + wide["proj"].square().sum(1) + wide["fc2"].square().sum(1)
+    for power in powers:
+        reads = torch.stack([power[name].sum(0) for name in ("q", "k", "v", "fc1")]).sum(0)
+        total = reads + power["proj"].sum(1) + power["fc2"].sum(1)
         strength[len(total)] = strength.get(len(total), torch.zeros_like(total)) + total
-    for side, wide, count in zip(sides, weights, heads, strict=True):
+    for side, wide, power, count in zip(sides, weights, powers, heads, strict=True):
         assert isinstance(side, SideBlock)
         if wide["q"].is_meta:
             continue
@@ -68,12 +75,12 @@ def prune(sides: Sequence[nn.Module], weights: Sequence[Mapping[str, Tensor]], h
         channels = _top(strength[wide["q"].shape[1]], width)
         per_head, kept = len(wide["q"]) // count, width // side.heads
 
-        def rows(power: Tensor, per_head: int = per_head, kept: int = kept, used: int = side.heads) -> Tensor:
-            return torch.cat([i * per_head + _top(power[i * per_head : (i + 1) * per_head], kept) for i in range(used)])
+        def rows(total: Tensor, per_head: int = per_head, kept: int = kept, used: int = side.heads) -> Tensor:
+            return torch.cat([i * per_head + _top(total[i * per_head : (i + 1) * per_head], kept) for i in range(used)])
 
-        keys = rows(wide["q"].square().sum(1) + wide["k"].square().sum(1))
-        values = rows(wide["v"].square().sum(1) + wide["proj"].square().sum(0))
-        units = _top(wide["fc1"].square().sum(1) + wide["fc2"].square().sum(0), hidden)
+        keys = rows(power["q"].sum(1) + power["k"].sum(1))
+        values = rows(power["v"].sum(1) + power["proj"].sum(0))
+        units = _top(power["fc1"].sum(1) + power["fc2"].sum(0), hidden)
         qkv = [wide[name][index][:, channels] for name, index in (("q", keys), ("k", keys), ("v", values))]
         side.qkv.weight.copy_(torch.cat(qkv))
         side.proj.weight.copy_(wide["proj"][channels][:, values])
@@ -81,6 +88,6 @@ def prune(sides: Sequence[nn.Module], weights: Sequence[Mapping[str, Tensor]], h
         side.fc2.weight.copy_(wide["fc2"][channels][:, units])
 
 
-def _top(power: Tensor, count: int) -> Tensor:
+def _top(total: Tensor, count: int) -> Tensor:
     """Indices of the largest entries, in their own order."""
-    return power.topk(count).indices.sort().values
+    return total.topk(count).indices.sort().values

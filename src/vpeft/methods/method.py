@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..errors import VpeftError, nearest
+from .evolution import Evolution, Found
 
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 class BadField(VpeftError):
     """A hyper-parameter that the method does not have, or a value that it does not take."""
+
+
+class NoSearch(VpeftError):
+    """The method has nothing to search."""
 
 
 class Method(BaseModel):
@@ -69,6 +74,23 @@ class Method(BaseModel):
 
     def advance(self, tuned: TunedModel, progress: float) -> None:
         """Called before each step with the share of training that is done (0 to 1). The default does nothing."""
+
+    def search(
+        self, tuned: TunedModel, score: Callable[[Method], float], budget: int, evolution: Evolution, seed: int
+    ) -> list[Found]:
+        """Search among settings of this method that share the weights that `tuned` holds; best first.
+
+        Args:
+            tuned: trained with this method (the supernet), in eval mode.
+            score: called with each candidate while `tuned` acts as that one.
+            budget: most trained parameters of a candidate, without the head.
+            evolution: sizes of the search.
+            seed: of its draws; equal arguments and scores give equal candidates in equal order.
+
+        Raises:
+            NoSearch: this method offers none.
+        """
+        raise NoSearch(f"{self.name} offers no search. A method that does overrides `Method.search`, as `NOAH` does.")
 
 
 def _explain(kind: type[Method], error: ValidationError) -> str:

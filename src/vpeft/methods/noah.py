@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +12,8 @@ from pydantic import Field
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import Layout, MissingPlace
-from ..layers.elastic import ElasticBottleneck, ElasticLowRank, ElasticPrompts, Genes, Widths, widths_in
+from ..layers.elastic import ElasticBottleneck, ElasticLowRank, ElasticPrompts, Genes, Widths, drawn_widths, widths_in
+from .evolution import Evolution, Found
 from .method import BadField, Method
 from .registry import register
 
@@ -86,8 +87,7 @@ class NOAH(Method):
             if block.carrier is None or block.layout is not Layout.TOKENS:
                 raise MissingPlace(f"NOAH's prompts need a sequence of tokens; {block.name} has {block.layout.value}.")
             if any(made[0]):
-                # Xavier for a tensor of 1 x width x D, as the code starts its prompts
-                bound = math.sqrt(6.0 / ((self.width + 1) * block.dim))
+                bound = math.sqrt(6.0 / ((self.width + 1) * block.dim))  # Xavier for 1 x width x D, as the code
                 yield block.wrap(ElasticPrompts(prompt, block.dim, i, table, block.carrier, bound, self.dropout))
             if lora:
                 qkv = block.attn.qkv
@@ -101,16 +101,18 @@ class NOAH(Method):
             widths = table_of(tuned)
             widths.drawn = draw(self, len(widths.rest[0]), Random(f"{self.seed}:{progress!r}"))
 
+    def search(
+        self, tuned: TunedModel, score: Callable[[Method], float], budget: int, evolution: Evolution, seed: int
+    ) -> list[Found]:
+        from .noah_search import methods_found  # which builds on this file
+
+        return methods_found(self, tuned, score, budget, evolution, seed)
+
 
 def draw(method: NOAH, blocks: int, random: Random) -> Genes:
     """One sub-network, uniformly: a depth for each kind, then a width for each block up to it."""
-    return drawn_kind(method, blocks, random), drawn_kind(method, blocks, random), drawn_kind(method, blocks, random)
-
-
-def drawn_kind(method: NOAH, blocks: int, random: Random) -> tuple[int, ...]:
-    """One kind of it."""
-    depth = min(random.choice(method.depths), blocks)
-    return (*(random.choice(method.choices) for _ in range(depth)), *(0 for _ in range(blocks - depth)))
+    prompt, lora, adapter = (drawn_widths(method.choices, method.depths, blocks, random) for _ in range(3))
+    return prompt, lora, adapter
 
 
 def table_of(tuned: TunedModel) -> Widths:

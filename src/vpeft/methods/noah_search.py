@@ -8,8 +8,10 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from ..errors import VpeftError
-from ..layers.elastic import Genes
-from .noah import NOAH, draw, drawn_kind, table_of
+from ..layers.elastic import Genes, drawn_widths
+from .evolution import Evolution, Found
+from .method import Method
+from .noah import NOAH, draw, table_of
 
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
@@ -19,6 +21,10 @@ TRIES = 10  # draws for each wanted candidate before a round goes on with fewer,
 
 class NothingFits(VpeftError):
     """No sub-network of the search space is within the budget."""
+
+
+class NothingToSearch(VpeftError):
+    """The method is a sub-network already."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,22 @@ def search(
     return _ranked(seen)
 
 
+def methods_found(
+    method: NOAH, tuned: TunedModel, score: Callable[[Method], float], budget: int, evolution: Evolution, seed: int
+) -> list[Found]:
+    """`search` in the terms of `Method.search`: candidates are methods."""
+    if method.genes is not None:
+        raise NothingToSearch("This NOAH has chosen widths already; the supernet has none of prompt, lora and adapter.")
+
+    def of_model(model: TunedModel) -> float:
+        genes = table_of(model).tried
+        assert genes is not None
+        return score(method.with_genes(genes))
+
+    found = search(tuned, of_model, limit=budget, seed=seed, **evolution.model_dump())
+    return [Found(method.with_genes(one.genes), one.parameters, one.score) for one in found]
+
+
 def _ranked(seen: dict[Genes, Candidate]) -> list[Candidate]:
     return sorted(seen.values(), key=lambda candidate: (-candidate.score, candidate.parameters))
 
@@ -127,7 +149,7 @@ def _scored(tuned: TunedModel, score: Callable[[TunedModel], float], genes: Gene
 
 def _mutate(method: NOAH, kind: tuple[int, ...], random: Random, redraw: float, resample: float) -> tuple[int, ...]:
     """Another depth, filled up with drawn widths; with `resample`, each width that stays may change too."""
-    fresh = drawn_kind(method, len(kind), random)
+    fresh = drawn_widths(method.choices, method.depths, len(kind), random)
     depth = sum(1 for d in (fresh if random.random() < redraw else kind) if d)
     kept = [random.choice(method.choices) if d and random.random() < resample else d for d in kind]
     return tuple((kept[i] or random.choice(method.choices)) if i < depth else 0 for i in range(len(kind)))

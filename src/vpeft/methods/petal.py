@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import torch
 from pydantic import Field
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
+from ..layers.factored import Factors
 from .fact_tk import bank
 from .fact_tt import TARGETS, Target
-from .method import Method
+from .method import BadField, Method
 from .registry import register
+
+if TYPE_CHECKING:
+    from ..injection.tuned_model import TunedModel
 
 
 @register("petal", category="partial", family="reparameter", paper="2305.08381", year=2023, venue="NeurIPS")
@@ -24,7 +29,7 @@ class PETAL(Method):
 
     V starts at zero, so step 0 is the frozen model; it folds into the weights. This is the image tower of Aurora
     (2305.08381) and the bank of PETAL (2312.12458). Their gated query transformation, context term and experts act
-    in text encoders only. A second tower is a second `tune` with its own bank.
+    in text encoders only. Two towers share U, V and lambda (or C) through `share`; each keeps its own p_m.
 
     lambda starts at one, where the paper says nothing. The parts of fc1 and fc2 interleave with `tucker`, as in the
     code, and not with `cp`.
@@ -45,3 +50,43 @@ class PETAL(Method):
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
         yield from bank(backbone, self.targets, self.rank, self.scale, self.dropout, kind=self.core)
+
+    @staticmethod
+    def share(first: TunedModel, *others: TunedModel) -> None:
+        """Let the banks of further towers use the outer factors and the core of the first, width by width.
+
+        Give an optimiser each parameter once: `{id(p): p for tower in towers for _, p in tower.trainable()}.values()`.
+        Each tower saves whole, so after `load` call this again. Moving a tower to another device keeps the tie.
+
+        Raises:
+            BadField: a tower has no such bank, no width or form in common with the first, or was trained apart.
+        """
+        banks = _banks(first)
+        for other in others:
+            mine = _banks(other)
+            if not banks.keys() & mine.keys():
+                raise BadField(
+                    f"There is nothing to share: the first tower has banks of {_named(banks)}, the other of"
+                    f" {_named(mine)} (width, rank, form)."
+                )
+            for key in banks.keys() & mine.keys():
+                pairs = [(name, getattr(banks[key], name), getattr(mine[key], name)) for name in key[2]]
+                differ = [name for name, one, two in pairs if one is not two and not torch.equal(one.cpu(), two.cpu())]
+                if differ and mine[key].V.any():
+                    raise BadField(f"The towers were trained apart: {', '.join(differ)} differ. Share before training.")
+                for name, one, _ in pairs:
+                    setattr(mine[key], name, one)
+
+
+SHARED = ("U", "V", "C", "weight")
+Key = tuple[int, int, tuple[str, ...]]  # width, rank, names of what is shared
+
+
+def _banks(tuned: TunedModel) -> dict[Key, Factors]:
+    found = [module for module in tuned.adapter().modules() if isinstance(module, Factors) and hasattr(module, "P")]
+    return {(one.width, one.rank, tuple(name for name in SHARED if hasattr(one, name))): one for one in found}
+
+
+def _named(banks: dict[Key, Factors]) -> str:
+    forms = [(width, rank, "tucker" if "C" in names else "cp") for width, rank, names in banks]
+    return ", ".join(map(str, forms)) or "nothing"

@@ -1,0 +1,112 @@
+"""`vpeft search METHOD`: supernet, search and retraining in one command, for a method that offers a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cyclopts import Group
+from pydantic import ValidationError
+from rich.text import Text
+
+from vpeft.cli import show
+from vpeft.cli.failure import INTERRUPTED, say_warning
+from vpeft.cli.flags import Switch, flags_of, mistakes, nested, with_flags
+from vpeft.cli.recipe_flags import recipe_flags, recipe_from
+from vpeft.cli.train import summary
+from vpeft.methods import get
+from vpeft.methods.evolution import Evolution
+from vpeft.training.search import SearchOutcome, run_search
+
+_EVOLUTION = tuple(flags_of(Evolution, group=Group("The search", sort_key=5), path=("evolution",)))
+
+
+def _search(
+    method: str,
+    /,
+    *,
+    budget: int,
+    recipe: Path | None = None,
+    supernet_epochs: int | None = None,
+    supernet_lr: float | None = None,
+    resume: bool = True,
+    json: Switch = False,
+    given: dict[str, Any],
+) -> int:
+    """Train a method's supernet, search it under a parameter budget, and train what was found anew.
+
+    vpeft search noah --data pocket/count --budget 300000 --out runs/noah
+
+    Candidates are compared on the validation images; the test images are scored once, by what was found. Called again
+    after an interruption, the same command goes on where it was.
+
+    Parameters
+    ----------
+    method:
+        A method that offers a search.
+    budget:
+        Most trained parameters of a candidate, without the head.
+    recipe:
+        A TOML file with any of the settings below; a flag goes before what the file says.
+    supernet_epochs:
+        Epochs of the supernet; by default five times those of what was found.
+    supernet_lr:
+        Learning rate of the supernet; by default half of `--lr`.
+    resume:
+        Go on with what an interrupted search left in the folder; otherwise start afresh.
+    json:
+        Print the figures as JSON instead of sentences.
+    """
+    get(method)  # so that a mistyped name is said first
+    stated = {"backbone": "pocket_vit"} if recipe is None else {}
+    try:
+        evolution = Evolution.model_validate(nested(_EVOLUTION, given).get("evolution", {}))
+    except ValidationError as error:
+        raise mistakes(error, _EVOLUTION) from None
+    outcome = run_search(
+        recipe_from(recipe, {**stated, **given, "method": method}),
+        budget,
+        evolution=evolution,
+        supernet_epochs=supernet_epochs,
+        supernet_lr=supernet_lr,
+        resume=resume,
+        show=False,
+    )
+    if outcome.stopped:
+        say_warning("stopped. Give the same command again to go on.")
+        return INTERRUPTED
+    if json:
+        show.as_json(_figures(outcome))
+    else:
+        show.console().print(Text(_sentences(outcome)))
+    return 0
+
+
+def _figures(outcome: SearchOutcome) -> dict[str, Any]:
+    best = outcome.found[0]
+    assert outcome.retrained is not None
+    return {
+        "candidates": len(outcome.found),
+        "best": best.method.model_dump(mode="json"),
+        "parameters": best.parameters,
+        "inherited_val_top1": best.score,
+        "search": str(outcome.record),
+        **summary(outcome.retrained),
+    }
+
+
+def _sentences(outcome: SearchOutcome) -> str:
+    figures = _figures(outcome)
+    test = "" if figures["test_top1"] is None else f", test {figures['test_top1']:.2%}"
+    return (
+        f"{figures['candidates']} candidates were scored; the best has {figures['parameters']:,} parameters and"
+        f" {figures['inherited_val_top1']:.2%} right on the validation images with the supernet's weights.\n"
+        f"{outcome.found[0].method!r}\n"
+        f"Trained anew: validation {figures['val_top1']:.2%}{test}.\n"
+        f"adapter: {figures['adapter']}; record: {figures['record']}; candidates: {figures['search']}"
+    )
+
+
+search = with_flags(
+    _search, (*_EVOLUTION, *(flag for flag in recipe_flags() if flag.path not in (("method",), ("also",))))
+)

@@ -1,0 +1,92 @@
+"""A narrow transformer beside a frozen one, which reads its blocks over ladders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .pooling import pool
+from .side_block import SideBlock
+
+Grid = tuple[int, int] | None
+
+
+class Ladder(nn.Module):
+    """(frozen feature (B, D), b_0, b_1, ...) -> y (B, D); b_0 is the embedding, b_i what block i gives.
+
+    Args:
+        widths: channels of b_0, b_1, ...
+        grids: their grids, by which the side shrinks where they do.
+        heads: of each side block, at most.
+        reduction: the side has D / reduction channels beside D.
+        temperature: of the gates' sigmoid.
+        gated: whether learned gates weigh side against ladder; otherwise they are added.
+        gate_start: first value of the gates.
+        bias: of the ladders.
+        gate_after: mix behind the side block instead of before it.
+        merge_last: blend the frozen feature in at the end.
+        chosen_by_data: remember that the start was taken from data, which must not happen twice.
+        width: channels of the frozen feature.
+        how: how the side's tokens become one feature.
+        prefix: tokens in front that a mean leaves out.
+    """
+
+    chosen: Tensor | None
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        grids: Sequence[Grid],
+        heads: Sequence[int],
+        *,
+        reduction: int,
+        temperature: float,
+        gated: bool,
+        gate_start: float,
+        bias: bool,
+        gate_after: bool,
+        merge_last: bool,
+        chosen_by_data: bool,
+        width: int,
+        how: Literal["token", "mean"],
+        prefix: int,
+    ) -> None:
+        super().__init__()
+        self.how, self.prefix, self.temperature = how, prefix, temperature
+        self.learnable, self.gate_after = gated, gate_after
+        narrow = [max(1, wide // reduction) for wide in widths]
+        self.ladders = nn.ModuleList(nn.Linear(a, s, bias=bias) for a, s in zip(widths, narrow, strict=True))
+        self.blocks = nn.ModuleList(SideBlock(s, count) for s, count in zip(narrow[1:], heads, strict=True))
+        self.shrink = [a[0] // b[0] if a and b else 1 for a, b in pairwise(grids)]
+        self.bridges = nn.ModuleList(nn.Linear(a, b) if a != b else nn.Identity() for a, b in pairwise(narrow))
+        gates = len(heads) if gated else 0
+        self.gates = nn.ParameterList(nn.Parameter(torch.full((1,), gate_start)) for _ in range(gates))
+        self.norm = nn.LayerNorm(narrow[-1], eps=1e-6)
+        self.up = nn.Linear(narrow[-1], width)
+        self.last = nn.Parameter(torch.full((1,), gate_start)) if merge_last else None
+        self.register_buffer("chosen", torch.zeros((), dtype=torch.bool) if chosen_by_data else None)
+
+    def forward(self, feature: Tensor, *values: Tensor) -> Tensor:
+        h: Tensor = self.ladders[0](values[0])
+        for i, block in enumerate(self.blocks):
+            if self.shrink[i] > 1:  # (B, H, W, s): the mean over each cell, an odd last row or column by itself
+                h = F.avg_pool2d(h.permute(0, 3, 1, 2), self.shrink[i], ceil_mode=True).permute(0, 2, 3, 1)
+            h, rung = self.bridges[i](h), self.ladders[i + 1](values[i + 1])
+            h = self._mix(i, block(h), rung) if self.gate_after else block(self._mix(i, h, rung))
+        token = self.how == "token"  # the norm acts on each token, so a class token can be taken before it
+        y: Tensor = self.up(self.norm(pool(h, "token")) if token else pool(self.norm(h), "mean", self.prefix))
+        if self.last is None:
+            return y
+        g = torch.sigmoid(self.last / self.temperature)
+        return g * y + (1 - g) * feature
+
+    def _mix(self, i: int, side: Tensor, rung: Tensor) -> Tensor:
+        if not self.learnable:
+            return side + rung
+        g = torch.sigmoid(self.gates[i] / self.temperature)
+        return g * side + (1 - g) * rung

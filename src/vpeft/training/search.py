@@ -1,0 +1,197 @@
+"""A method's search as three runs in one folder: the supernet, the candidates, and the best of them trained anew.
+
+    supernet/     a run of the method as it is asked for, whose weights the candidates share
+    search.json   every candidate that was scored on the validation images, best first
+    found/        a run of the best candidate within the budget, from the pre-trained weights
+
+Each part goes on where it was interrupted: the runs from their checkpoints, the search by being repeated with the
+scores that are on the disk, which takes no time and gives the same candidates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vpeft.errors import VpeftError
+from vpeft.methods.evolution import Evolution, Found
+from vpeft.methods.method import Method, NoSearch
+from vpeft.training.atomic import write_json
+from vpeft.training.batches import LabelledImages
+from vpeft.training.evaluate import evaluate
+from vpeft.training.modes import evaluation_mode
+from vpeft.training.optimisation import Optimisation
+from vpeft.training.progress import display
+from vpeft.training.recipe import MethodChoice, Recipe
+from vpeft.training.run import RunOutcome, run_recipe
+
+RECORD = "search.json"
+LONGER, SLOWER = 5, 0.5  # NOAH's supernet: 500 epochs at 5e-4, where the sub-network has 100 at 1e-3
+_HELD = 2**30  # bytes of decoded validation images that are kept between candidates
+_SAID_EVERY = 25  # candidates between two lines of progress
+
+
+class CannotSearch(VpeftError):
+    """The run does not have what a search needs."""
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What a search has led to; `found` and `retrained` are empty or None if it was interrupted before.
+
+    Attributes:
+        supernet: the first run.
+        found: all candidates, best first.
+        retrained: the run of the best one.
+        record: the file with the candidates.
+    """
+
+    supernet: RunOutcome
+    found: tuple[Found, ...]
+    retrained: RunOutcome | None
+    record: Path
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended it early: the same call goes on."""
+        return self.retrained is None or self.retrained.state == "stopped"
+
+
+def run_search(
+    recipe: Recipe,
+    budget: int,
+    *,
+    evolution: Evolution | None = None,
+    supernet_epochs: int | None = None,
+    supernet_lr: float | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    show: bool = True,
+) -> SearchOutcome:
+    """Train the supernet of `recipe.method`, search it on the validation images, train the winner anew.
+
+    Args:
+        recipe: data, backbone, method and output folder; its optimisation is that of the winner.
+        budget: most trained parameters of a candidate, without the head.
+        evolution: sizes of the search.
+        supernet_epochs, supernet_lr: of the supernet; by default five times the epochs at half the learning rate.
+        resume: go on with what an interrupted call left in the folder.
+        progress: show how far it is, on standard error.
+        show: print the plans.
+
+    Raises:
+        NoSearch: the method offers none.
+        CannotSearch: no output folder, further methods, or no validation images.
+        VpeftError: what the runs raise.
+    """
+    evolution = evolution or Evolution()
+    method, out = recipe.method.build(), recipe.out
+    if type(method).search is Method.search:
+        raise NoSearch(f"{method.name} offers no search; these do: {', '.join(searchable())}.")
+    if out is None:
+        raise CannotSearch("A search leaves two runs and a record behind. Name a folder for them (`out`).")
+    if recipe.also:
+        raise CannotSearch("A search is about one method alone. Leave out the further ones.")
+    stated = recipe.optimisation
+    longer = {
+        "epochs": supernet_epochs if supernet_epochs is not None else LONGER * stated.epochs,
+        "lr": supernet_lr if supernet_lr is not None else SLOWER * stated.lr,
+    }
+    slow = Optimisation.model_validate({**stated.model_dump(), **longer})
+    first = recipe.model_copy(update={"out": out / "supernet", "optimisation": slow})
+    supernet = run_recipe(first, resume=resume, progress=progress, show=show, test=False)
+    if supernet.state == "stopped":
+        return SearchOutcome(supernet, (), None, out / RECORD)
+    if supernet.data.val is None:
+        raise CannotSearch("Candidates are compared on validation images, and there are none. Hold some out.")
+    tuned, validation = supernet.tuned, _held(supernet.data.val)
+    notes = _Notes(out / RECORD, _identity(supernet), resume, display(progress).say)
+
+    def score(candidate: Method) -> float:
+        return evaluate(tuned, validation, batch=stated.batch).top1
+
+    with evaluation_mode(tuned):
+        found = method.search(tuned, notes.remembering(score), budget, evolution, recipe.seed)
+    notes.write(found, budget, evolution)
+    best = MethodChoice(name=method.name, fields=found[0].method.model_dump(mode="json"))
+    second = recipe.model_copy(update={"out": out / "found", "method": best})
+    retrained = run_recipe(second, resume=resume, progress=progress, show=show)
+    return SearchOutcome(supernet, tuple(found), retrained, out / RECORD)
+
+
+def searchable() -> list[str]:
+    """The names of the methods that offer a search."""
+    from vpeft.methods import all_methods
+
+    return [name for name, kind in all_methods().items() if kind.search is not Method.search]
+
+
+class _Notes:
+    """The scores that are known, on the disk after each new one."""
+
+    def __init__(self, path: Path, identity: str, resume: bool, say: Callable[[str], None]) -> None:
+        self.path, self.identity, self.say = path, identity, say
+        self.known: dict[str, float] = {}
+        self.best = -1.0
+        if resume and path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["supernet"] == identity:  # scores of other weights or images say nothing
+                self.known = {_key(one["method"]): one["score"] for one in stored["candidates"]}
+                say(f"search: {len(self.known)} candidates are scored already")
+
+    def remembering(self, score: Callable[[Method], float]) -> Callable[[Method], float]:
+        """`score`, but for what is known."""
+
+        def scored(candidate: Method) -> float:
+            key = _key(candidate.model_dump(mode="json"))
+            if key not in self.known:
+                self.known[key] = score(candidate)
+                self._save([{"method": json.loads(one), "score": value} for one, value in self.known.items()])
+                if self.known[key] > self.best or len(self.known) % _SAID_EVERY == 0:
+                    self.best = max(self.best, self.known[key])
+                    self.say(f"search: {len(self.known)} candidates scored, the best {self.best:.2%} right")
+            self.best = max(self.best, self.known[key])
+            return self.known[key]
+
+        return scored
+
+    def write(self, found: list[Found], budget: int, evolution: Evolution) -> None:
+        """The record of the whole search."""
+        listed = [
+            {"method": one.method.model_dump(mode="json"), "parameters": one.parameters, "score": one.score}
+            for one in found
+        ]
+        self._save(listed, budget=budget, evolution=evolution.model_dump())
+
+    def _save(self, candidates: list[dict[str, Any]], **facts: Any) -> None:
+        write_json(self.path, {"format": 1, "supernet": self.identity, **facts, "candidates": candidates})
+
+
+def _key(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True)
+
+
+def _identity(supernet: RunOutcome) -> str:
+    """What the scores depend on: the supernet's weights, and the images."""
+    digest = hashlib.sha256(supernet.data.manifest.digest.encode())
+    for name, tensor in sorted(supernet.tuned.adapter_state().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _held(images: LabelledImages) -> LabelledImages:
+    """The images decoded once for all candidates, if they are not too many."""
+    first, _ = images[0]
+    size = first.numel() * first.element_size() * len(images)
+    return images if size > _HELD else _InMemory([images[index] for index in range(len(images))])
+
+
+class _InMemory(list[tuple[Tensor, int]]):
+    """Decoded images and their labels."""
