@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -107,9 +109,10 @@ def _made(
     if asked:
         raise BadWeights(f"There is no difference {asked[0]!r} to allow; there are: {', '.join(DIFFERENCES)}.")
     try:
-        model, told = kind.from_pretrained(
-            where, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        with _quiet():  # what differs is said below, in one sentence
+            model, told = kind.from_pretrained(
+                where, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     except pickle.UnpicklingError as error:
         raise BadWeights(f"{where} holds a pickle that could run code, which is not read: {_first(error)}") from None
     except (OSError, RuntimeError, ValueError) as error:
@@ -122,6 +125,10 @@ def _made(
         "shape": sorted(f"{key} {tuple(old)}, the model has {tuple(new)}" for key, old, new in told["mismatched_keys"]),
     }
     notes: list[str] = []
+    pooler = [key for key in found["unexpected"] if key.partition(".")[0] == "pooler"]
+    if pooler and "add_pooling_layer" in options:
+        notes.append(f"Left out of {where}: its pooler, which the feature does not pass.")
+        found["unexpected"] = [key for key in found["unexpected"] if key not in pooler]
     if found["unexpected"] and kind.__name__ not in stated:
         # a checkpoint of another class has a head or a text tower of its own
         tops = sorted({key.partition(".")[0] for key in found["unexpected"]})
@@ -139,6 +146,22 @@ def _made(
             f" {', '.join(map(repr, refused))}."
         )
     return model, notes + [f"Allowed, {key}: {', '.join(found[key][:6])}." for key in words if found[key]]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own report of loading and its progress bars."""
+    logging: Any = importlib.import_module("transformers.utils.logging")
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _sized(

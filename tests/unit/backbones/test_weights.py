@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_differences_are_listed_and_refused_unless_asked(source: nn.Module) -> N
     state["blocks.0.norm1.weight"] = torch.ones(7)
     state["extra.weight"] = torch.ones(2)
     del state["norm.bias"]
-    model = tiny_vit()
+    model: Any = tiny_vit()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(
         BadWeights,
@@ -114,13 +115,14 @@ def test_what_is_no_plain_weights_is_refused(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_positions_are_resized_and_it_is_said() -> None:
-    small, large = tiny_vit(), tiny_vit(img_size=64)
+    small: Any = tiny_vit()
+    large: Any = tiny_vit(img_size=64)
     with pytest.warns(ResizedPositions, match=r"were resized from \(1, 17, 48\) to \(1, 65, 48\)"):
         report = load_weights(large, small.state_dict())
     assert len(report.notes) == 1
     wanted = timm.layers.pos_embed.resample_abs_pos_embed(small.pos_embed, [8, 8], [4, 4], num_prefix_tokens=1)
     assert torch.allclose(large.pos_embed, wanted, atol=1e-6)
-    wide = tiny_vit(img_size=(32, 64))
+    wide: Any = tiny_vit(img_size=(32, 64))
     with pytest.warns(ResizedPositions):
         load_weights(wide, small.state_dict(), grid=(4, 8))
     wanted = timm.layers.pos_embed.resample_abs_pos_embed(small.pos_embed, [4, 8], [4, 4], num_prefix_tokens=1)
@@ -129,13 +131,13 @@ def test_positions_are_resized_and_it_is_said() -> None:
 
 def test_create_backbone_takes_a_file_and_remembers_it(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    trained = timm.create_model("vit_tiny_patch16_224", num_classes=5, depth=1)
+    trained = timm.create_model("test_vit", num_classes=5, depth=1)
     state = {f"net.{key}": value for key, value in trained.state_dict().items()}
     path = tmp_path / "w.safetensors"
     save_file(state, path)
     with pytest.raises(BadWeights, match="Missing: blocks.1"):
-        vpeft.create_backbone("vit_tiny_patch16_224", weights=path, prefix="net.")
-    model = vpeft.create_backbone("vit_tiny_patch16_224", weights=path, prefix="net.", allow=("missing",))
+        vpeft.create_backbone("test_vit", weights=path, prefix="net.")
+    model = vpeft.create_backbone("test_vit", weights=path, prefix="net.", allow=("missing",))
     assert all(model.state_dict()[key].equal(value) for key, value in trained.state_dict().items() if "head" not in key)
     origin = origin_of(model)
     assert origin is not None
