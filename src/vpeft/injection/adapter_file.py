@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +28,7 @@ from ..errors import VpeftError
 from ..methods import registry
 from ..methods.method import Method
 from ..version import __version__
+from .other_layout import relaid
 
 if TYPE_CHECKING:
     from .tuned_model import TunedModel
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 KEY = "vpeft"
 PROBE_TOLERANCE = 1e-3
+# Two libraries add the same numbers in another order; other weights differ by far more.
+LAYOUT_TOLERANCE = 1e-4
 
 
 class BadAdapterFile(VpeftError):
@@ -68,6 +71,7 @@ class Manifest(BaseModel):
     backbone: str
     family: str
     anatomy: dict[str, Any] | None = None
+    statistics: Literal["frozen", "adapt"] = "frozen"
     base_digest: str
     base_license: str | None = None
     base_source: str | None = None
@@ -80,6 +84,7 @@ class Manifest(BaseModel):
     parameters: int
     tensors_digest: str
     probe: list[float]
+    base_probe: list[float] = Field(default_factory=list)
     versions: dict[str, str]
     extra: dict[str, Any] = Field(default_factory=dict)
 
@@ -94,10 +99,7 @@ def weights_digest(description: Backbone, tuned: TunedModel | None = None) -> st
     frozen: dict[int, Tensor] = {}
     if tuned is not None:
         for name in tuned.adapters:
-            unfrozen = tuned.adapter(name).unfrozen
-            for (_, _, trained), original in zip(unfrozen.targets, unfrozen.frozen, strict=True):
-                if original is not None:
-                    frozen[id(trained)] = original
+            frozen |= {id(own): original for own, original in tuned.adapter(name).stand_ins()}
     unused = {id(p) for p in description.classifier.parameters()}
     digest = hashlib.sha256()
     named: list[tuple[str, Tensor]] = list(description.module.named_parameters(remove_duplicate=False))
@@ -139,15 +141,16 @@ def probe_images(description: Backbone) -> Tensor:
 
 
 @torch.no_grad()
-def probe(tuned: TunedModel, name: str) -> list[float]:
-    """The first outputs (16 at most) for the probe input, in eval mode."""
+def probe(tuned: TunedModel, name: str | None) -> list[float]:
+    """The first outputs (16 at most) for the probe input, in eval mode; without a name, the frozen model's features."""
     modes = {module: module.training for module in tuned.modules()}
     like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
     try:
         tuned.eval()
-        with tuned.enable(name):
+        with tuned.disable() if name is None else tuned.enable(name):
             inputs = probe_images(tuned.description)
-            out = tuned(inputs.to(device=like.device, dtype=like.dtype if inputs.is_floating_point() else None))
+            inputs = inputs.to(device=like.device, dtype=like.dtype if inputs.is_floating_point() else None)
+            out = tuned.features(inputs) if name is None else tuned(inputs)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -185,6 +188,7 @@ def save(
         backbone=description.facts.architecture,
         family=description.facts.family,
         anatomy=description.anatomy,
+        statistics="adapt" if tuned.adapter(name).moving else "frozen",
         base_digest=weights_digest(description, tuned),
         base_license=config.get("license"),
         base_source=config.get("hf_hub_id") or config.get("url") or None,
@@ -197,6 +201,8 @@ def save(
         parameters=sum(value.numel() for value in tensors.values()),
         tensors_digest=_tensors_digest(tensors),
         probe=probe(tuned, name),
+        # of the weights as they were given: not while a merge or training in place has changed them
+        base_probe=probe(tuned, None) if tuned.origin is None and not tuned._merged else [],
         versions={"vpeft": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
         extra=extra or {},
     )
@@ -266,6 +272,7 @@ def load(
     name: str | None = None,
     head: nn.Module | None = None,
     check: bool = True,
+    other_library: bool = False,
 ) -> TunedModel:
     """Put a saved adapter on its backbone.
 
@@ -275,6 +282,9 @@ def load(
         name: the adapter's name here; the saved one by default.
         head: needed where the saved head was not a linear one.
         check: recompute the probe outputs and compare them with the saved ones.
+        other_library: the model holds the same weights as another library lays them out, for instance transformers'
+            ViTModel for an adapter made on timm's VisionTransformer. Digests cannot agree then; in their place the
+            features of the frozen model and the outputs with the adapter must equal the saved ones.
 
     Raises:
         BadAdapterFile: damaged, or made for other weights; the message names both sides.
@@ -290,11 +300,19 @@ def load(
     )
     description = tuned.description
     found = weights_digest(description, tuned)
-    if found != manifest.base_digest:
+    elsewhere = found != manifest.base_digest and other_library and description.facts.family != manifest.family
+    if elsewhere:
+        _check_layout(tuned, manifest, path, check)
+    elif found != manifest.base_digest:
+        hint = (
+            f" If these are the same weights as {description.facts.library} lays them out, pass other_library=True."
+            if description.facts.family != manifest.family and not other_library
+            else ""
+        )
         raise BadAdapterFile(
             f"{path} was made on {manifest.backbone} with weights {manifest.base_digest[:12]}, but this is"
             f" {description.facts.architecture} with weights {found[:12]}. Load the backbone {manifest.backbone!r}"
-            " with its pre-trained weights."
+            f" with its pre-trained weights.{hint}"
         )
     if head is None and manifest.head is not None:
         if manifest.head.kind != "linear" or manifest.head.classes is None:
@@ -307,11 +325,13 @@ def load(
             f"{path} has a head for {manifest.head.classes} classes, but the given head is for {head.out_features}."
         )
     key = name or manifest.name
-    tuned.attach(*methods_of(manifest), name=key, head=head)
+    tuned.attach(*methods_of(manifest), name=key, head=head, statistics=manifest.statistics)
     try:
-        tuned.load_adapter_state(tensors, key)
+        tuned.load_adapter_state(relaid(tensors, tuned.adapter_state(key)) if elsewhere else tensors, key)
         if check:
-            _check_probe(tuned, key, manifest, path)
+            _compare(
+                probe(tuned, key), manifest.probe, LAYOUT_TOLERANCE if elsewhere else PROBE_TOLERANCE, manifest, path
+            )
     except VpeftError:
         if tuned.adapter(key).unfrozen.exact:
             tuned.detach(key)
@@ -320,11 +340,31 @@ def load(
     return tuned
 
 
-def _check_probe(tuned: TunedModel, name: str, manifest: Manifest, path: str | Path) -> None:
-    seen = probe(tuned, name)
-    scale = max((abs(value) for value in manifest.probe), default=1.0) or 1.0
-    worst = max((abs(a - b) for a, b in zip(seen, manifest.probe, strict=True)), default=0.0) / scale
-    if not worst <= PROBE_TOLERANCE:
+def _check_layout(tuned: TunedModel, manifest: Manifest, path: str | Path, check: bool) -> None:
+    """Whether another library's model computes what the frozen weights computed at saving; nothing is attached yet."""
+    if not check or not manifest.base_probe:
+        raise BadAdapterFile(
+            f"{path} was made on {manifest.backbone} ({manifest.family}), and only a comparison of outputs can tell"
+            f" whether {tuned.description.facts.family} holds the same weights; "
+            + ("check=False forbids it." if not check else "the file has none of the frozen model. Save it again.")
+        )
+    seen = probe(tuned, None)
+    scale = max(abs(value) for value in manifest.base_probe) or 1.0
+    equal = len(seen) == len(manifest.base_probe)
+    worst = max(abs(a - b) for a, b in zip(seen, manifest.base_probe, strict=False)) / scale
+    if not equal or not worst <= LAYOUT_TOLERANCE:
+        raise BadAdapterFile(
+            f"{path} was made on {manifest.backbone} ({manifest.family}). This {tuned.description.facts.architecture}"
+            f" ({tuned.description.facts.family}) does not hold the same weights: its features for the probe input"
+            f" differ by {worst:.1e} of their size. Convert the weights, epsilons of the norms included."
+        )
+
+
+def _compare(seen: list[float], saved: list[float], limit: float, manifest: Manifest, path: str | Path) -> None:
+    """The outputs of a loaded adapter against those that were saved with it."""
+    scale = max((abs(value) for value in saved), default=1.0) or 1.0
+    worst = max((abs(a - b) for a, b in zip(seen, saved, strict=True)), default=0.0) / scale
+    if not worst <= limit:
         raise BadAdapterFile(
             f"{path}: the outputs for the probe input differ from the saved ones by {worst:.1e} of their size"
             f" (saved with torch {manifest.versions.get('torch')}, now {torch.__version__})."
