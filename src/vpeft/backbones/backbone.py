@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,6 +40,31 @@ class Facts:
     prefix_tokens: int
     pooling: str
     dynamic_size: bool = False
+
+
+class Blocks(list[Block]):
+    """The blocks of a backbone; where it has none, asking for one says so."""
+
+    def __init__(self, architecture: str, blocks: Iterable[Block]) -> None:
+        super().__init__(blocks)
+        self.architecture = architecture
+
+    def __getitem__(self, index: Any) -> Any:
+        if not self and not isinstance(index, slice):
+            raise MissingPlace(no_blocks(self.architecture))
+        return super().__getitem__(index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.architecture, list(self))
+
+
+def no_blocks(architecture: str) -> str:
+    """Why a method that acts on blocks does not fit this description."""
+    return (
+        f"The description of {architecture} has no residual blocks that keep their shape, and this method acts on such"
+        " blocks. What acts on single layers works: targets=('all',), scales, biases, norms, all weights, or a head."
+        " With describe(model, anatomy=Anatomy(blocks=...)) you can say where the blocks are."
+    )
 
 
 class Backbone:
@@ -83,7 +109,8 @@ class Backbone:
         self.pixels = pixels
         self.trunk = trunk
         self.stages = stages
-        self.blocks: list[Block] = [block for stage in stages for block in stage.blocks]
+        self.blocks: list[Block] = Blocks(facts.architecture, [block for stage in stages for block in stage.blocks])
+        self.anatomy: dict[str, Any] | None = None  # the nouns that made this description, where no family did
         self._norm = norm
         self._pooled = pooled
         self._classifier = classifier

@@ -10,11 +10,15 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from ..errors import VpeftError
 from .backbone import Backbone
+
+if TYPE_CHECKING:
+    from .own_model import Anatomy
 
 
 class UnknownBackbone(VpeftError):
@@ -53,22 +57,37 @@ def families() -> dict[str, Family]:
     return dict(sorted(_FAMILIES.items()))
 
 
-def describe(model: nn.Module) -> Backbone:
+def describe(model: nn.Module, anatomy: Anatomy | dict[str, Any] | Literal["generic"] | None = None) -> Backbone:
     """Name the places of `model`.
 
+    Args:
+        model: a model of a known family; or any model, with an anatomy.
+        anatomy: the nouns of a model of your own (an `Anatomy`, or a mapping of its fields), or "generic": every
+            linear, convolution and norm under its own module name, and no blocks.
+
     Raises:
-        UnknownBackbone: no family knows the model's class; the message lists the classes that are known.
+        UnknownBackbone: no family knows the model's class; the message says what can be done.
+        BadAnatomy: the anatomy does not fit the model.
     """
+    if anatomy is not None:
+        from .own_model import as_anatomy, describe_own
+
+        return describe_own(model, as_anatomy(anatomy))
     known = families()
     for base in type(model).__mro__:
         dotted = f"{base.__module__}.{base.__qualname__}"
         for entry in known.values():
             if dotted in entry.classes:
                 return entry.describe(model)
-    listing = "; ".join(
-        f"{entry.name} ({', '.join(c.rpartition('.')[2] for c in entry.classes)})" for entry in known.values()
-    )
     raise UnknownBackbone(
-        f"No description knows {type(model).__module__}.{type(model).__qualname__}. Known families: {listing}."
-        " To add one, write one file in vpeft/backbones/ (see CONTRIBUTING)."
+        f"No description knows {type(model).__module__}.{type(model).__qualname__}. Say where its blocks are:"
+        " describe(model, anatomy=Anatomy(blocks=..., mlp=...)), see docs/own_model.md; or take every linear,"
+        ' convolution and norm by its own name, without blocks and prompts: describe(model, anatomy="generic").'
+        f" Known families: {_listing(known)}. To add one, write one file in vpeft/backbones/ (see CONTRIBUTING)."
+    )
+
+
+def _listing(known: dict[str, Family]) -> str:
+    return "; ".join(
+        f"{entry.name} ({', '.join(c.rpartition('.')[2] for c in entry.classes)})" for entry in known.values()
     )

@@ -7,26 +7,9 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from ..backbones.edits import Edit
-from ..errors import VpeftError
-
-
-class AdapterError(VpeftError):
-    """An adapter's name, state or use does not fit."""
-
-
-class Node(nn.Module):
-    """A step in a place's dotted name."""
-
-    def reach(self, path: list[str]) -> Node:
-        """The node at `path`, made where it is not there yet."""
-        node = self
-        for step in path:
-            if step not in node._modules:
-                node.add_module(step, Node())
-            child = node._modules[step]
-            assert isinstance(child, Node), f"{step} is both a layer and a place"
-            node = child
-        return node
+from .node import AdapterError as AdapterError
+from .node import Node as Node
+from .statistics import Statistics
 
 
 class Unfrozen:
@@ -78,6 +61,19 @@ class Adapter(Node):
         self.keys: list[str] = []
         self.head = head
         self.unfrozen = Unfrozen()
+        self.moving = Statistics()
+
+    def switch(self, on: bool) -> None:
+        """Put what stands in for the backbone's own tensors into it, or the frozen ones."""
+        self.unfrozen.switch(on)
+        self.moving.switch(on)
+
+    def stand_ins(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each tensor that stands in for a frozen one of the backbone, with that one."""
+        for (_, _, trained), frozen in zip(self.unfrozen.targets, self.unfrozen.frozen, strict=True):
+            if frozen is not None:
+                yield trained, frozen
+        yield from self.moving.stand_ins()
 
     def put(self, edit: Edit) -> str:
         """Register what an edit trains; returns its key."""

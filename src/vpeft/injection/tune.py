@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from torch import nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
+from ..backbones.own_model import Anatomy
 from ..methods.method import Method
 from .tuned_model import TunedModel
 from .verify import DeadPlace
@@ -18,6 +21,8 @@ def tune(
     num_classes: int | None = None,
     head: nn.Module | None = None,
     name: str = "default",
+    statistics: Literal["frozen", "adapt"] = "frozen",
+    anatomy: Anatomy | dict[str, Any] | Literal["generic"] | None = None,
     verify: bool = True,
     show: bool = True,
 ) -> TunedModel:
@@ -29,6 +34,9 @@ def tune(
         num_classes: classes of a new linear head; None keeps the backbone's own classifier, frozen.
         head: a head of your own, (B, D) -> (B, anything), instead.
         name: of the adapter.
+        statistics: "adapt" lets the running statistics of the backbone's BatchNorm layers move in training, and saves
+            them with the adapter; "frozen" leaves them as they were pre-trained.
+        anatomy: for a model that no family knows; see `describe`.
         verify: prove on two random images that every edit is alive. Skipped for a model on the meta device.
         show: print the plan.
 
@@ -36,8 +44,8 @@ def tune(
         MissingPlace: the method asks for a place that this backbone does not have.
         DeadPlace: an edit would do nothing, or breaks a promise; the message lists which.
     """
-    tuned = TunedModel(model if isinstance(model, Backbone) else describe(model))
-    tuned.attach(*methods, name=name, num_classes=num_classes, head=head)
+    tuned = TunedModel(model if isinstance(model, Backbone) else describe(model, anatomy))
+    tuned.attach(*methods, name=name, num_classes=num_classes, head=head, statistics=statistics)
     if verify and not any(p.is_meta for p in tuned.backbone.parameters()):
         report = look(tuned, name, first=True)
         if not report:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..backbones.backbone import Backbone
+from ..backbones.backbone import Backbone, no_blocks
 from ..backbones.edits import Edit
+from ..backbones.points import MissingPlace
 from ..errors import nearest
 from ..methods.method import Method
 from .adapter import Adapter, AdapterError, require_equal_shapes
 from .carry_out import carry_out
-from .enabled import Enabled
+from .enabled import Enabled, forward_routed
 from .heads import feature_width, new_head
 from .hooks import Wiring
 from .merge import Merged, merge_edits
+from .statistics import hold_still
 
 if TYPE_CHECKING:
     from .adapter_file import Manifest
@@ -62,6 +63,7 @@ class TunedModel(nn.Module):
         name: str = "default",
         num_classes: int | None = None,
         head: nn.Module | None = None,
+        statistics: Literal["frozen", "adapt"] = "frozen",
     ) -> Self:
         """Put methods on the backbone under `name`, and switch to them. Several methods act together, in order.
 
@@ -70,6 +72,8 @@ class TunedModel(nn.Module):
             name: of the adapter; letters, digits, `-` and `_`.
             num_classes: make a new linear head for so many classes.
             head: or this module, (B, D) -> (B, anything).
+            statistics: "adapt" lets the running statistics of the backbone's BatchNorm layers move in training; they
+                belong to this adapter then. "frozen" leaves them as they were pre-trained.
 
         Raises:
             AdapterError: the name is taken or unusable, nothing would change, or the model is compiled already.
@@ -85,7 +89,7 @@ class TunedModel(nn.Module):
             raise AdapterError("No method was given. For a head alone, attach the linear probe.")
         if num_classes is not None and head is not None:
             raise AdapterError("Give num_classes or a head, not both.")
-        edits = [edit for method in methods for edit in method.edits(self.description)]
+        edits = self._edits(methods)
         if not edits and not all(method.trains_head_only for method in methods):
             idle = " + ".join(type(method).__name__ for method in methods)
             raise AdapterError(f"{idle} changes nothing on {self.description.facts.architecture}.")
@@ -104,6 +108,8 @@ class TunedModel(nn.Module):
         if self.origin is None and any(edit.verb == "unfreeze" and not edit.keep_original for edit in edits):
             self._remember_origin()
         try:
+            if statistics == "adapt":
+                adapter.moving.add(adapter, self.backbone)
             for edit in edits:
                 self._place_device(edit)
                 adapter.put(edit)
@@ -119,6 +125,19 @@ class TunedModel(nn.Module):
         self._methods[name] = methods
         self._activate(name)
         return self
+
+    def _edits(self, methods: tuple[Method, ...]) -> list[Edit]:
+        """What the methods ask for; a description without blocks is refused where a method walks over blocks."""
+        description = self.description
+        try:
+            edits = [edit for method in methods for edit in method.edits(description)]
+        except (IndexError, ValueError):
+            if description.blocks:
+                raise
+            raise MissingPlace(no_blocks(description.facts.architecture)) from None
+        if not edits and not description.blocks and not all(method.trains_head_only for method in methods):
+            raise MissingPlace(no_blocks(description.facts.architecture))
+        return edits
 
     def _remember_origin(self) -> None:
         """Training in place destroys the weights that an adapter file must name, so their digest is taken first."""
@@ -192,11 +211,12 @@ class TunedModel(nn.Module):
 
     def _activate(self, name: str | None) -> None:
         if self._active is not None and self._active in self.adapters:
-            self.adapter(self._active).unfrozen.switch(False)
+            self.adapter(self._active).switch(False)
         self._active = name
         self._wiring.switch.on = None if name is None or name in self._merged else name
         if name is not None:
-            self.adapter(name).unfrozen.switch(True)
+            self.adapter(name).switch(True)
+        self._hold_statistics()
 
     def _known(self, name: str | None) -> str:
         if name is None:
@@ -227,7 +247,7 @@ class TunedModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, classes)."""
         if self._route is not None:
-            return self._forward_routed(images, self._route)
+            return forward_routed(self, images, self._route)
         return self.logits(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
@@ -244,31 +264,20 @@ class TunedModel(nn.Module):
         logits: Tensor = self.description.logits_anchor(out)
         return logits
 
-    def _forward_routed(self, images: Tensor, names: Sequence[str]) -> Tensor:
-        if len(names) != images.shape[0]:
-            raise AdapterError(f"{len(names)} adapters are enabled for a batch of {images.shape[0]} images.")
-        parts: dict[str, tuple[Tensor, Tensor]] = {}
-        before = self._active
-        try:
-            for name in dict.fromkeys(names):
-                rows = torch.tensor([i for i, wanted in enumerate(names) if wanted == name], device=images.device)
-                self._activate(name)
-                parts[name] = rows, self.logits(self.features(images[rows]))
-        finally:
-            self._activate(before)
-        shapes = {tuple(out.shape[1:]) for _, out in parts.values()}
-        if len(shapes) > 1:
-            raise AdapterError(f"The heads of {', '.join(parts)} give outputs of different shapes: {sorted(shapes)}.")
-        order = torch.cat([rows for rows, _ in parts.values()])
-        return torch.cat([out for _, out in parts.values()])[torch.argsort(order)]
-
     def train(self, mode: bool = True) -> Self:
-        """Training mode; frozen BatchNorm layers of the backbone stay in eval, so that their statistics hold still."""
+        """Training mode; the backbone's BatchNorm layers stay in eval unless the adapter adapts their statistics."""
         super().train(mode)
-        if mode:
-            for module in self.backbone.modules():
-                if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters(False)):
-                    module.eval()
+        self._hold_statistics()
+        return self
+
+    def _hold_statistics(self) -> None:
+        adapts = self._active is not None and bool(self.adapter().moving)
+        hold_still(self.backbone, self.training and adapts)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Moving a module makes new buffers, so the adapter's statistics are put into the backbone again."""
+        super()._apply(fn, recurse)
+        self._activate(self._active)
         return self
 
     # -- what trains ------------------------------------------------------------------------------------------------
@@ -279,19 +288,7 @@ class TunedModel(nn.Module):
 
     def adapter_state(self, name: str | None = None) -> dict[str, Tensor]:
         """Every tensor that makes an adapter (trained parameters, buffers, head), by place. The live tensors."""
-        state = self.adapter(name).tensors()
-        state.update(self._trained_statistics(name))
-        return state
-
-    def _trained_statistics(self, name: str | None) -> dict[str, Tensor]:
-        """Running statistics of backbone layers whose parameters train: they change, so they belong to the adapter."""
-        owners = {id(module) for module, _, _ in self.adapter(name).unfrozen.targets}
-        return {
-            f"statistics.{prefix}.{key}": buffer
-            for prefix, module in self.backbone.named_modules()
-            if isinstance(module, _BatchNorm) and id(module) in owners
-            for key, buffer in module.named_buffers(recurse=False)
-        }
+        return self.adapter(name).tensors()
 
     @torch.no_grad()
     def load_adapter_state(self, state: dict[str, Tensor], name: str | None = None) -> None:

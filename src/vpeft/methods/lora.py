@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from ..backbones.backbone import Backbone
+from ..backbones.blocks import Block
 from ..backbones.edits import Edit
 from ..backbones.places import Projection
 from ..backbones.points import MissingPlace
@@ -15,7 +16,7 @@ from ..layers.low_rank import LowRank, LowRankWeight
 from .method import Method
 from .registry import register
 
-Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2", "conv"]
+Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2", "conv", "all"]
 
 
 @register("lora", category="partial", family="reparameter", paper="2106.09685", year=2022, venue="ICLR")
@@ -27,9 +28,10 @@ class LoRA(Method):
 
     Departures: convolutions (`conv`) are changed at the weight, W + s reshape(B A), which for groups = 1 is the usual
     pair of convolutions; dropout does not act there. `qkv` is one A for the fused projection, as NOAH and OSU use it.
+    `all` is every linear and convolution of the blocks, and of the whole model where no blocks are described.
     """
 
-    variants = ({"targets": ("fc1", "fc2")},)
+    variants = ({"targets": ("fc1", "fc2")}, {"targets": ("conv",)}, {"targets": ("all",)})
 
     rank: int = Field(default=8, gt=0)
     """R"""
@@ -38,32 +40,38 @@ class LoRA(Method):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """on the input of A, in training"""
     targets: tuple[Target, ...] = ("q", "v")
-    """projections of each block: q, k, v, qkv, proj, fc1, fc2, conv"""
+    """projections of each block: q, k, v, qkv, proj, fc1, fc2, conv (all convolutions of that name), or all"""
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
+        for place in self._places(backbone):
+            if place.is_conv:
+                yield place.reparametrize(LowRankWeight(tuple(place.weight.shape), self.rank, scale))
+            else:
+                yield place.parallel(LowRank(place.width_in, place.width, self.rank, scale, self.dropout))
+
+    def _places(self, backbone: Backbone) -> Iterator[Projection]:
+        if not backbone.blocks and "all" in self.targets:
+            yield from backbone.projections
         for block in backbone.blocks:
             for target in self.targets:
-                place = self._find(backbone, block.name, target)
-                if place.is_conv:
-                    yield place.reparametrize(LowRankWeight(tuple(place.weight.shape), self.rank, scale))
-                else:
-                    yield place.parallel(LowRank(place.width_in, place.width, self.rank, scale, self.dropout))
+                found = _named(block, target)
+                if not found:
+                    have = [t for t in get_args(Target) if t != "all" and _named(block, t)]
+                    raise MissingPlace(
+                        f"LoRA was asked for {target!r}, but {block.name} of {backbone.facts.architecture} has no such"
+                        f" projection. Its targets are: {', '.join([*have, 'all'])}."
+                    )
+                yield from found
 
-    def _find(self, backbone: Backbone, block: str, target: str) -> Projection:
-        inner = {"conv": "conv", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}.get(target, f"attn.{target}")
-        try:
-            place = backbone.place(f"{block}.{inner}")
-        except MissingPlace:
-            have = [t for t in ("q", "k", "v", "qkv", "proj", "fc1", "fc2", "conv") if self._exists(backbone, block, t)]
-            raise MissingPlace(
-                f"LoRA was asked for {target!r}, but {block} of {backbone.facts.architecture} has no such projection."
-                f" Its targets are: {', '.join(have) or 'none'}."
-            ) from None
-        assert isinstance(place, Projection)
-        return place
 
-    @staticmethod
-    def _exists(backbone: Backbone, block: str, target: str) -> bool:
-        inner = {"conv": "conv", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}.get(target, f"attn.{target}")
-        return any(place.name == f"{block}.{inner}" for place in backbone.places())
+def _named(block: Block, target: str) -> list[Projection]:
+    """The projections of a block that a target means."""
+    if target == "all":
+        return block.projections
+    if target == "conv":
+        return [place for place in block.projections if place.name.rpartition(".")[2].startswith("conv")]
+    try:
+        return [block.projection(target)]
+    except MissingPlace:
+        return []

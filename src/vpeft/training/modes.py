@@ -11,19 +11,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def to_training_mode(tuned: nn.Module, batch_norm: Literal["with_weights", "frozen"]) -> None:
-    """Training mode: dropout and drop path act, and BatchNorm follows an explicit policy.
+    """Training mode: dropout and drop path act, and BatchNorm of the backbone follows an explicit policy.
 
-    A BatchNorm layer of the backbone whose own weights are frozen stays in eval under either policy: it normalises with
-    its pre-trained statistics, which do not move, since they would not be in the adapter. One whose weights train moves
-    its statistics along ("with_weights"; they are saved with the adapter) or not ("frozen"). Layers that a method added
-    are always in training mode. LayerNorm and GroupNorm have no statistics and no such choice.
+    Its layers normalise with their pre-trained statistics, which do not move, unless the adapter was attached with
+    `statistics="adapt"`: then the statistics are the adapter's own, and move. "frozen" keeps them still even so. Layers
+    that a method added are always in training mode. LayerNorm and GroupNorm have no statistics and no such choice.
     """
     tuned.train()
-    backbone = getattr(tuned, "backbone", tuned)
-    for module in backbone.modules():
-        if isinstance(module, _BatchNorm):
-            own_weights_train = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-            if batch_norm == "frozen" or not own_weights_train:
+    if batch_norm == "frozen":
+        for module in getattr(tuned, "backbone", tuned).modules():
+            if isinstance(module, _BatchNorm):
                 module.eval()
 
 

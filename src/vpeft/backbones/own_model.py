@@ -1,0 +1,378 @@
+"""A paragraph of nouns for a model that no family knows: where its blocks are, and what things in them are called.
+
+`describe(model, anatomy=Anatomy(blocks="encoder", attn="attn", qkv="attn.qkv", ...))`. Without `blocks` the
+description is generic: every linear, convolution and norm that runs once is a place under its own module name, and no
+more is known.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import nn
+
+from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
+from .backbone import Backbone, Facts
+from .blocks import AttentionSite, Block, MlpSite, Stage
+from .convolutional import is_norm, leftovers, norm_place
+from .places import Norm, Place, Projection, Site, Span, stored_weight
+from .points import Layout, Point
+from .seen import BadAnatomy, Classifier, Pooling, Seen, find, watch
+from .tokens import TokenCarrier
+
+LAYOUTS = {"tokens": Layout.TOKENS, "map": Layout.MAP, "channels_first": Layout.CHANNELS_FIRST}
+WHOLE_MODEL = ("blocks", "patch", "embedding", "norm", "classifier")
+
+
+class Anatomy(BaseModel):
+    """The nouns of one model. Names are dotted module names: of the model, or, where it says so, of one block."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    blocks: tuple[str, ...] = ()
+    """lists of residual blocks, one for each stage; without any the description is generic"""
+    layout: Literal["tokens", "map", "channels_first"] = "tokens"
+    """of what passes from block to block: (B, N, D), (B, H, W, D) or (B, D, H, W)"""
+    norm1: str | None = None
+    """in a block: the norm that opens (or, with `post_norm`, closes) the attention branch"""
+    attn: str | None = None
+    """in a block: the attention; with `conv_branch` left out, the first branch is norm1, attn"""
+    qkv: str | None = None
+    """in a block: one linear for queries, keys and values, in this order"""
+    q: str | None = None
+    """in a block: the linear of the queries, where the three are apart"""
+    k: str | None = None
+    """in a block: of the keys"""
+    v: str | None = None
+    """in a block: of the values"""
+    proj: str | None = None
+    """in a block: the linear that closes the attention"""
+    attn_end: str | None = None
+    """in a block: what is added to the stream, a LayerScale's or drop path's output; the attention's by default"""
+    norm2: str | None = None
+    """in a block: the norm that opens (closes) the MLP branch"""
+    mlp: str | None = None
+    """in a block: the MLP, or whatever mixes channels"""
+    fc1: str | None = None
+    """in a block: the first layer of the MLP"""
+    fc2: str | None = None
+    """in a block: its last layer"""
+    mlp_end: str | None = None
+    """in a block: what is added to the stream, as above; the MLP's output by default"""
+    post_norm: bool = False
+    """x + norm(f(x)) instead of x + f(norm(x))"""
+    joins: bool = False
+    """the blocks take sequences of any length, so that prompts can join them after the prefix"""
+    patch: str | None = None
+    """the first convolution or linear"""
+    embedding: str | None = None
+    """the module whose output enters the first block; what the first block receives by default"""
+    norm: str | None = None
+    """the norm behind the last block"""
+    prefix_tokens: int = Field(default=0, ge=0)
+    """class token and registers, before the grid"""
+    features: str | None = None
+    """a method of the model that gives what is pooled; without it the model is called"""
+    classifier: str | None = None
+    """the last layer, whose input is the pooled feature; without it the model's output is"""
+    pool: Literal["none", "token", "avg"] = "none"
+    """what is left to do to have one vector for each image"""
+    image_size: tuple[int, int] = (224, 224)
+    """height and width in pixels"""
+    stride: int | None = Field(default=None, gt=0)
+    """pixels per cell of the grid at the first stage, for methods that need the grid"""
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            nouns = ", ".join(Anatomy.model_fields)
+            raise BadAnatomy(f"The anatomy is not usable: {said}. Its nouns are: {nouns}.") from None
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def generic(self) -> bool:
+        return not self.blocks
+
+
+def as_anatomy(given: Anatomy | dict[str, Any] | Literal["generic"]) -> Anatomy:
+    """An anatomy, from itself, from a mapping (a table of a TOML file, an adapter file), or the generic one."""
+    if given == "generic":
+        return Anatomy()
+    if isinstance(given, Anatomy):
+        return given
+    if isinstance(given, dict):
+        return Anatomy(**given)
+    raise BadAnatomy(f'An anatomy is an Anatomy, a mapping of its nouns, or "generic", not {given!r}.')
+
+
+def describe_own(model: nn.Module, anatomy: Anatomy) -> Backbone:
+    """The description that an anatomy gives.
+
+    Every linear, convolution and norm that it does not name, but that runs once in a forward pass, is a place under its
+    own module name; what runs never or several times is none.
+
+    Raises:
+        BadAnatomy: a name that the model does not have, or a model that does not give one vector for each image.
+    """
+    pooling = Pooling(
+        anatomy.features,
+        anatomy.classifier,
+        anatomy.pool,
+        anatomy.prefix_tokens,
+        anatomy.layout == "channels_first",
+    )
+    for name in WHOLE_MODEL:
+        given = getattr(anatomy, name)
+        for one in given if isinstance(given, tuple) else [given]:
+            if one is not None:
+                find(model, one)
+    seen, width, channels = watch(model, pooling, anatomy.image_size)
+    stages = _stages(model, anatomy)
+    _check_that_all_run(model, stages, seen)
+    depth = sum(len(stage.blocks) for stage in stages)
+    named = {id(p.module) for s in stages for p in s.walk() if isinstance(p, Projection)}
+    named |= {id(owner) for s in stages for p in s.walk() if isinstance(p, Norm) for owner, _ in p.own.values()}
+    others, final = _outside(model, anatomy, seen, depth, named)
+    rest = [entry for entry in seen.values() if id(entry.module) not in named and entry.name != anatomy.classifier]
+    once = [entry for entry in rest if entry.times == 1 and len(entry.shape) >= 2]
+    others += [place for entry in once if (place := _plain(entry, depth)) is not None]
+    enter, leave = Point(model, "input"), Point(model, "output")
+    if stages:
+        enter, leave = _point(stages[0].enter), _point(stages[-1].exit)
+    elif anatomy.features is not None:
+        enter = Point(next(iter(seen.values())).module, "input")
+    trunk_width = stages[-1].width if stages else width
+    backbone = Backbone(
+        module=model,
+        facts=Facts(
+            family="generic" if anatomy.generic else "own_model",
+            library=type(model).__module__.partition(".")[0],
+            architecture=type(model).__name__,
+            image_size=anatomy.image_size,
+            depth=depth,
+            width=width,
+            prefix_tokens=anatomy.prefix_tokens,
+            pooling=anatomy.pool,
+        ),
+        pixels=Site(
+            name="pixels",
+            width=channels,
+            enter=Point(model if anatomy.features is None else next(iter(seen.values())).module, "input"),
+            exit=None,
+            verbs=frozenset({"before", "tap"}),
+            layout=Layout.CHANNELS_FIRST,
+            depth=-1,
+        ),
+        trunk=Span(
+            name="trunk",
+            width=trunk_width,
+            enter=enter,
+            exit=leave,
+            verbs=(stages[0].verbs if stages else frozenset()),
+            nesting=0,
+            carrier=stages[0].carrier if stages else None,
+            **Where(0, LAYOUTS[anatomy.layout], stages[0].grid if stages else None, anatomy.prefix_tokens).shared(),
+        ),
+        stages=stages,
+        norm=final,
+        others=others,
+        pooled=pooling,
+        classifier=Classifier(anatomy.classifier),
+    )
+    backbone.anatomy = anatomy.model_dump(mode="json", exclude_defaults=True)
+    return backbone
+
+
+def _check_that_all_run(model: nn.Module, stages: list[Stage], seen: dict[str, Seen]) -> None:
+    """A named layer must run once: one whose weight is used without calling it would take edits and do nothing."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for place in (place for stage in stages for place in stage.walk()):
+        module = place.module if isinstance(place, Projection) else place.exit.module if place.exit else None
+        if isinstance(place, (Projection, Norm)) and module is not None:
+            name = names.get(id(module), place.name)
+            times = seen[name].times if name in seen else 0
+            if times != 1 and not hasattr(module, "act"):
+                raise BadAnatomy(
+                    f"{name}, which the anatomy makes {place.name}, ran {times} times in one forward pass instead of"
+                    " once, so an edit there would not do what it says. If its weight is used without calling it"
+                    " (as torch's MultiheadAttention does), leave it out."
+                )
+
+
+def _point(point: Point | None) -> Point:
+    assert point is not None
+    return point
+
+
+def _plain(entry: Seen, depth: int) -> Place | None:
+    """A layer under its own name; what it gives may be overwritten in place, so readers copy it."""
+    weight = entry.module._parameters.get("weight")
+    turned = weight is not None and len(entry.shape) == 4 and entry.shape[-1] != weight.shape[0]
+    if isinstance(entry.module, nn.Conv2d) or turned:
+        layout = Layout.CHANNELS_FIRST
+    else:
+        layout = {2: Layout.VECTOR, 4: Layout.MAP}.get(len(entry.shape), Layout.TOKENS)
+    where = Where(-1, layout)
+    if is_norm(entry.module):
+        return norm_place(entry.name, entry.module, where, overwritten=True)
+    place = projection(entry.name, entry.module, where)
+    place.exit = Point(entry.module, "output", overwritten=True)
+    return place
+
+
+def _outside(
+    model: nn.Module, anatomy: Anatomy, seen: dict[str, Seen], depth: int, named: set[int]
+) -> tuple[list[Place], Norm | None]:
+    """Patch projection, embedding and final norm; what they are made of joins `named`."""
+    layout = LAYOUTS[anatomy.layout]
+    others: list[Place] = []
+    if anatomy.patch is not None:
+        layer = find(model, anatomy.patch)
+        stem = Layout.CHANNELS_FIRST if isinstance(layer, nn.Conv2d) else layout
+        others.append(projection("patch", layer, Where(-1, stem)))
+        named.add(id(layer))
+    if not anatomy.generic:
+        first = find(model, anatomy.blocks[0])
+        start = next(iter(first.children()))
+        where = Where(-1, layout, None, anatomy.prefix_tokens)
+        at = Point(start, "input") if anatomy.embedding is None else Point(find(model, anatomy.embedding), "output")
+        width = _block_width(start, anatomy)
+        verbs = frozenset({"after", "tap"})
+        others.append(Site(name="embedding", width=width, enter=None, exit=at, verbs=verbs, **where.shared()))
+    if anatomy.norm is None:
+        return others, None
+    layer = find(model, anatomy.norm)
+    named.add(id(layer))
+    shape = seen[anatomy.norm].shape if anatomy.norm in seen else ()
+    behind = Where(depth, Layout.VECTOR if len(shape) == 2 else layout, None, anatomy.prefix_tokens)
+    return others, norm_place("norm", layer, behind)
+
+
+def _block_width(block: nn.Module, anatomy: Anatomy) -> int:
+    """Channels of the stream, from the layer that writes it or the norm that reads it."""
+    for name in (anatomy.fc2, anatomy.proj):
+        if name is not None:
+            return int(stored_weight(find(block, name)).shape[0])
+    for name in (anatomy.norm1, anatomy.norm2):
+        if name is not None:
+            return int(stored_weight(find(block, name)).shape[0])
+    raise BadAnatomy("To know how wide the blocks are, the anatomy must name one of fc2, proj, norm1, norm2 in them.")
+
+
+def _stages(model: nn.Module, anatomy: Anatomy) -> list[Stage]:
+    stages: list[Stage] = []
+    carrier = TokenCarrier(anatomy.prefix_tokens) if anatomy.joins and anatomy.layout == "tokens" else None
+    depth = 0
+    for number, name in enumerate(anatomy.blocks):
+        modules = list(find(model, name).children())
+        if not modules:
+            raise BadAnatomy(f"{name!r} holds no modules, so it is no list of blocks.")
+        stride = None if anatomy.stride is None else anatomy.stride * 2**number
+        grid = None if stride is None else (anatomy.image_size[0] // stride, anatomy.image_size[1] // stride)
+        where = Where(depth, LAYOUTS[anatomy.layout], grid, anatomy.prefix_tokens, stride or 1)
+        blocks = [
+            _block(module, depth + i, number, anatomy, Where(depth + i, *_rest(where)), carrier)
+            for i, module in enumerate(modules)
+        ]
+        depth += len(blocks)
+        stages.append(
+            Stage(
+                name=f"stages.{number}",
+                width=blocks[0].width,
+                enter=blocks[0].enter,
+                exit=blocks[-1].exit,
+                verbs=span_verbs(carrier) - {"unfreeze"},
+                nesting=1,
+                carrier=carrier,
+                parts={block.name: block for block in blocks},
+                index=number,
+                blocks=blocks,
+                **where.shared(),
+            )
+        )
+    return stages
+
+
+def _rest(where: Where) -> tuple[Layout, tuple[int, int] | None, int, int]:
+    return where.layout, where.grid, where.prefix, where.stride
+
+
+def _block(
+    module: nn.Module, index: int, stage: int, anatomy: Anatomy, where: Where, carrier: TokenCarrier | None
+) -> Block:
+    name, width = f"blocks.{index}", _block_width(module, anatomy)
+    parts: dict[str, Place] = {}
+    for number, kind, before, inner, end in (
+        (1, "attn", anatomy.norm1, anatomy.attn, anatomy.attn_end),
+        (2, "mlp", anatomy.norm2, anatomy.mlp, anatomy.mlp_end),
+    ):
+        layers = _inside(f"{name}.{kind}", module, kind, anatomy, where)
+        if before is not None:
+            parts[f"norm{number}"] = norm(f"{name}.norm{number}", find(module, before), where, width)
+        if inner is None:
+            parts.update({f"{kind}.{key}": layer for key, layer in layers.items()})
+            continue
+        sub_layer = find(module, inner)
+        ends = sub_layer if end is None else find(module, end)
+        opens = sub_layer if before is None or anatomy.post_norm else find(module, before)
+        closes = find(module, before) if anatomy.post_norm and before is not None and end is None else ends
+        around = branch(f"{name}.{kind}_branch", Point(opens, "input"), Point(closes, "output"), where, width)
+        parts |= {
+            kind: site(
+                f"{name}.{kind}",
+                AttentionSite if kind == "attn" else MlpSite,
+                Point(sub_layer, "input"),
+                Point(sub_layer, "output"),
+                where,
+                width,
+                layers,
+            ),
+            f"{kind}_branch": around,
+            f"skip{number}": skip(f"{name}.skip{number}", around, where),
+            f"stream{number}": stream(f"{name}.stream{number}", around, where),
+        }
+    block = Block(
+        name=name,
+        width=width,
+        enter=Point(module, "input"),
+        exit=Point(module, "output"),
+        verbs=span_verbs(carrier),
+        nesting=2,
+        carrier=carrier,
+        parts=parts,
+        index=index,
+        stage=stage,
+        **where.shared(),
+    )
+    block.own.update(_unnamed(module, block))
+    return block
+
+
+def _unnamed(module: nn.Module, block: Block) -> dict[str, tuple[nn.Module, str]]:
+    """Parameters that are neither in a named place nor in a layer that will be a place under its own name."""
+    layers = {id(m) for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or is_norm(m)}
+    return {key: value for key, value in leftovers(module, block).items() if id(value[0]) not in layers}
+
+
+def _inside(name: str, module: nn.Module, kind: str, anatomy: Anatomy, where: Where) -> dict[str, Place]:
+    """The named projections of attention or MLP."""
+    keys = ("q", "k", "v", "proj") if kind == "attn" else ("fc1", "fc2")
+    parts: dict[str, Place] = {}
+    if kind == "attn" and anatomy.qkv is not None:
+        layer = find(module, anatomy.qkv)
+        parts["qkv"] = whole = projection(f"{name}.qkv", layer, where)
+        third = whole.width // 3
+        for offset, letter in enumerate("qkv"):
+            parts[letter] = projection(f"{name}.{letter}", layer, where, (offset * third, (offset + 1) * third))
+    for key in keys:
+        given = getattr(anatomy, key)
+        if given is not None and key not in parts:
+            parts[key] = projection(f"{name}.{key}", find(module, given), where)
+    return parts
