@@ -244,8 +244,16 @@ def _outside(
         where = Where(-1, layout, None, anatomy.prefix_tokens)
         at = Point(start, "input") if anatomy.embedding is None else Point(find(model, anatomy.embedding), "output")
         width = _block_width(start, anatomy)
-        verbs = frozenset({"after", "tap"})
-        others.append(Site(name="embedding", width=width, enter=None, exit=at, verbs=verbs, **where.shared()))
+        others.append(
+            Site(
+                name="embedding",
+                width=width,
+                enter=None,
+                exit=at,
+                verbs=frozenset({"after", "tap"}),
+                **where.shared(),
+            )
+        )
     if anatomy.norm is None:
         return others, None
     layer = find(model, anatomy.norm)

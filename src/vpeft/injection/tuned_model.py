@@ -276,7 +276,7 @@ class TunedModel(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Moving a module makes new buffers, so the adapter's statistics are put into the backbone again."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._activate(self._active)
         return self
 
