@@ -62,7 +62,8 @@ slow: $(VENV)/.dev  ## the slow tests: examples, killed processes, two processes
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "slow and not gpu" -p no:cacheprovider
 
 matrix: $(VENV)/.dev  ## run the contract on every method and family and write docs/coverage.md
-	$(TEST_ENV) PYTHONPATH=src:. $(BIN)/python -m tests.contract.matrix --write docs/coverage.md --workers $(JOBS)
+	$(TEST_ENV) PYTHONPATH=src:. $(BIN)/python -m tests.contract.matrix --write docs/coverage.md --workers $(JOBS) \
+		--keep runs/matrix.jsonl
 
 docs: $(VENV)/.dev  ## write the generated tables and snippets of docs/ and README.md anew
 	$(BIN)/python tools/docs.py

@@ -7,18 +7,23 @@ python -m tests.contract.matrix --check docs/coverage.md      only asks whether 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import re
 import sys
+import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 
 import torch
 
 import vpeft
-from tests.contract.checks import FAST, SLOW, Cell
+from tests.contract.checks import FAST, OF_FAMILIES, SLOW, Cell
 from tests.families import EVERY
+from tests.models import FAMILIES
 from vpeft.methods import all_methods
 
 
@@ -42,15 +47,18 @@ def cell_or_refusal(name: str, family: str) -> tuple[Cell | None, str | None]:
     return None, refusal
 
 
-def _cell(name: str, family: str, slow: bool) -> tuple[str, str | None]:
+def cell_text(name: str, family: str, checks: Sequence[Callable[[Cell], None]]) -> tuple[str, str | None]:
     """What the page shows for one cell, and the note below it."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    cell, refusal = cell_or_refusal(name, family)
+    try:
+        cell, refusal = cell_or_refusal(name, family)
+    except Exception as error:
+        return "FAILED", f"attaching: {error}"
     if cell is None:
         return "refused", refusal
     passed, failed, declared = 0, [], []
-    for check in (*FAST, *SLOW) if slow else FAST:
+    for check in checks:
         torch.manual_seed(0)
         if check.__name__ in cell.method.exceptions:
             declared.append(f"{check.__name__.replace('_', ' ')}: {cell.method.exceptions[check.__name__]}")
@@ -62,70 +70,120 @@ def _cell(name: str, family: str, slow: bool) -> tuple[str, str | None]:
             failed.append(f"{check.__name__}: {error}")
     fields = ", ".join(f"{k}={v!r}" for k, v in cell.method.model_dump(exclude_defaults=True).items())
     note = "; ".join([*declared, *failed, *([f"with {fields}"] if fields else [])]) or None
-    return (f"FAILED {len(failed)}" if failed else f"{passed} passed"), note
+    return (f"FAILED {len(failed)}" if failed else str(passed)), note
 
 
-def page(workers: int, slow: bool) -> tuple[str, bool]:
-    """The page in Markdown, and whether no cell failed."""
-    rows, notes, good = [], [], True
-    pool = ProcessPoolExecutor(workers)
-    waiting = {(n, f): pool.submit(_cell, n, f, slow) for n in all_methods() for f in EVERY}
-    for name in all_methods():
-        shown = []
-        for family in EVERY:
-            text, note = waiting[name, family].result()
-            good &= not text.startswith("FAILED")
-            if note:
-                notes.append(f"{len(notes) + 1}. `{name}` on {family}: {note}")
-                text += f" ({len(notes)})"
-            shown.append(text)
-            print(f"{name:24} {family:16} {text}", file=sys.stderr, flush=True)
-        rows.append(f"| `{name}` | " + " | ".join(shown) + " |")
-    head = ["| method | " + " | ".join(EVERY) + " |", "|---|" + "---|" * len(EVERY)]
-    run = (*FAST, *SLOW) if slow else FAST
-    checks = ", ".join(check.__name__.replace("_", " ") for check in run)
-    passed, refused = (sum(row.count(word) for row in rows) for word in ("passed", "refused"))
+def results(workers: int, slow: bool, kept: Path | None) -> dict[tuple[str, str], tuple[str, str | None]]:
+    """Every cell's text and note. With `kept`, cells found in that file are not run again, and new ones are added."""
+    found: dict[tuple[str, str], tuple[str, str | None]] = {}
+    state = _state_of_the_code(slow)
+    if kept is not None and kept.exists():
+        first, *lines = kept.read_text().splitlines()
+        if first == state:
+            found = {(name, family): (text, note) for name, family, text, note in map(json.loads, lines)}
+    if kept is not None and not found:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(f"{state}\n")
+    todo = [(n, f) for f in EVERY for n in all_methods() if (n, f) not in found]
+    began = time.monotonic()
+    with ProcessPoolExecutor(workers) as pool:
+        waiting = {pool.submit(cell_text, n, f, checks_of(f, slow)): (n, f) for n, f in todo}
+        for number, done in enumerate(as_completed(waiting), 1):
+            name, family = waiting[done]
+            found[name, family] = done.result()
+            if kept is not None:
+                with kept.open("a") as out:
+                    out.write(json.dumps([name, family, *found[name, family]]) + "\n")
+            left = (time.monotonic() - began) / number * (len(todo) - number) / 60
+            text = found[name, family][0]
+            print(f"{number}/{len(todo)} {name} {family}: {text} ({left:.0f} min left)", file=sys.stderr, flush=True)
+    return found
+
+
+def checks_of(family: str, slow: bool) -> tuple[Callable[[Cell], None], ...]:
+    """All checks on the three families that every test uses; on the others, those that depend on the backbone."""
+    fast = FAST if family in FAMILIES else OF_FAMILIES
+    return (*fast, *SLOW) if slow else fast
+
+
+def _state_of_the_code(slow: bool) -> str:
+    """A digest of what decides a cell, so that results of other code are not taken up."""
+    root = Path(__file__).parents[2]
+    files = sorted(
+        [*root.glob("src/vpeft/**/*.py"), *root.glob("tests/contract/*.py"), *root.glob("tests/families/*.py")]
+    )
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files) + bytes([slow])).hexdigest()
+
+
+def page(found: Mapping[tuple[str, str], tuple[str, str | None]], slow: bool) -> str:
+    """The page in Markdown."""
+    texts = [text for text, _ in found.values()]
+    refused, failed = texts.count("refused"), sum(text.startswith("FAILED") for text in texts)
+    core, others = (
+        ", ".join(c.__name__.replace("_", " ") for c in checks_of(f, slow)) for f in (next(iter(FAMILIES)), "")
+    )
     lines = [
         "# Methods on families",
         "",
-        "Made by `make matrix`; do not edit. Each cell is a method on a tiny backbone of the family. It attaches and"
-        f" passes these checks: {checks}. Or it is refused, with the sentence that a user sees. A number in brackets"
-        " points to a note below.",
+        "Made by `make matrix`; do not edit. A cell is a method on a tiny backbone of the family: the number of checks"
+        " that it passes, or *refused*, with the number of the sentence that a user then sees. No cell attaches and"
+        " trains nothing: that is the first check.",
         "",
-        f"{len(rows)} methods on {len(EVERY)} families: {passed} cells pass, {refused} are refused.",
+        f"{len(all_methods())} methods on {len(EVERY)} families, {len(found)} cells:"
+        f" {len(found) - refused - failed} pass, {refused} are refused, {failed} fail.",
         "",
-        *head,
-        *rows,
-        "",
-        "## Notes",
-        "",
-        *notes,
-        "",
+        f"- Checks on {', '.join(FAMILIES)}: {core}.",
+        f"- Checks on the other families: {others}.",
     ]
-    return "\n".join(lines), good
+    numbers: dict[str, int] = {}
+    for title, families in _by_library().items():
+        lines += ["", f"## {title}", "", "| method | " + " | ".join(families) + " |", "|---|" + "---|" * len(families)]
+        for name in all_methods():
+            cells = []
+            for family in families:
+                text, note = found[name, family]
+                number = None if note is None else numbers.setdefault(f"`{name}`: {note}", len(numbers) + 1)
+                cells.append(text if number is None else f"{text} ({number})")
+            lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    lines += ["", "## Notes", "", *(f"{number}. {note}" for note, number in numbers.items()), ""]
+    return "\n".join(lines)
+
+
+def _by_library() -> dict[str, list[str]]:
+    """The families under the names of their libraries."""
+    titles = {"timm": "timm", "hf": "transformers", "torchvision": "torchvision", "open": "open_clip"}
+    found: dict[str, list[str]] = {}
+    for family in EVERY:
+        found.setdefault(titles.get(family.split("_")[0], "others"), []).append(family)
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--check", type=Path)
+    parser.add_argument("--keep", type=Path, help="file of finished cells: a killed run goes on from it")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--slow", action="store_true")
     options = parser.parse_args()
     if options.check is not None:
         written = options.check.read_text()
         listed = set(re.findall(r"^\| `(\w+)` \|", written, flags=re.MULTILINE))
-        head = re.search(r"^\| method \| (.*) \|$", written, flags=re.MULTILINE)
-        columns = set(head.group(1).split(" | ")) if head else set()
+        heads = re.findall(r"^\| method \| (.*) \|$", written, flags=re.MULTILINE)
+        columns = {column for head in heads for column in head.split(" | ")}
         lacking = sorted((set(all_methods()) ^ listed) | (set(EVERY) ^ columns))
         if lacking:
             print(f"{options.check} is stale ({', '.join(lacking)}). Run: make matrix")
         return 1 if lacking else 0
-    text, good = page(options.workers, options.slow)
+    found = results(options.workers, options.slow, options.keep)
     if options.write is not None:
         options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(text)
-    return 0 if good else 1
+        options.write.write_text(page(found, options.slow))
+    failed = [
+        f"{name} on {family}: {note}" for (name, family), (text, note) in found.items() if text.startswith("FAILED")
+    ]
+    print("\n".join(failed), file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
