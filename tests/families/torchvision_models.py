@@ -41,7 +41,7 @@ def regnet() -> nn.Module:
     """Y: with squeeze-and-excitation; the second block of the second stage keeps its shape."""
     from torchvision.models.regnet import BlockParams, RegNet
 
-    model = RegNet(BlockParams([2, 2], [16, 32], [8, 8], [1.0, 1.0], [2, 2], se_ratio=0.25), stem_width=8)
+    model = RegNet(BlockParams([2, 2], [16, 32], [8, 8], [1.0, 1.0], [2, 2], se_ratio=0.25), stem_width=24)
     model.fc = nn.Identity()
     return _sized(model)
 

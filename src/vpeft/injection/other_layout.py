@@ -30,7 +30,7 @@ def relaid(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tens
         if all(part.shape == value.shape for part in wanted):
             out |= {name: value.clone() for name in names}
         elif value.dim() and sum(len(part) for part in wanted) == len(value):
-            out |= dict(zip(names, value.split([len(part) for part in wanted]), strict=True))
+            out |= dict(zip(names, torch.split(value, [len(part) for part in wanted]), strict=True))
         else:
             out[key] = value
     for key, part in own.items():
