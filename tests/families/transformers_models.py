@@ -93,6 +93,17 @@ def dinov3_convnext(**options: Any) -> nn.Module:
     return build("DINOv3ConvNextModel", "DINOv3ConvNextConfig", **{**more, **options})
 
 
+def swin(**options: Any) -> nn.Module:
+    more = {"image_size": 32, "patch_size": 2, "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+    return build("SwinModel", "SwinConfig", **{**more, "drop_path_rate": 0.0, **options})
+
+
+def swinv2(**options: Any) -> nn.Module:
+    more = {"image_size": 32, "patch_size": 2, "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+    more |= {"drop_path_rate": 0.0, "num_labels": 3}
+    return build("Swinv2ForImageClassification", "Swinv2Config", **{**more, **options})
+
+
 def resnet(**options: Any) -> nn.Module:
     more = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [2, 2], "num_labels": 3}
     model: Any = build("ResNetForImageClassification", "ResNetConfig", **{**more, **options})
@@ -175,4 +186,6 @@ if find_spec("transformers") is not None:
         "hf_convnextv2": convnextv2,
         "hf_dinov3_convnext": dinov3_convnext,
         "hf_resnet": resnet,
+        "hf_swin": swin,
+        "hf_swinv2": swinv2,
     }

@@ -82,7 +82,7 @@ def edited_attention(
     core: Any = module.__dict__.get("vpeft_core")
     carrier: Any = module.__dict__.get("vpeft_carrier")
     if attention_mask is not None and attention_mask.shape[-2] < query.shape[2]:
-        attention_mask = _opened(attention_mask, query.shape[2], carrier.prefix)
+        attention_mask = opened(attention_mask, query.shape[2], carrier.prefix)
     count = key.shape[2]
     if core is not None:
         query, key, value = core(query, key, value)
@@ -111,7 +111,7 @@ def _open(mask: Tensor) -> float:
     return True if mask.dtype == torch.bool else 0.0
 
 
-def _opened(mask: Tensor, count: int, prefix: int) -> Tensor:
+def opened(mask: Tensor, count: int, prefix: int) -> Tensor:
     """A mask or bias (..., N, N) of the tokens that the model knows -> (..., count, count), new ones after `prefix`."""
     known = mask.shape[-1]
     at = torch.arange(count, device=mask.device)
@@ -130,6 +130,19 @@ def edited_class(kind: type[nn.Module]) -> type[nn.Module] | None:
     return found
 
 
+def made_class(module: str, name: str, folder: str, mixin: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of the transformers class `name` in the models' `folder`, with `mixin` before it, kept in `module`.
+
+    A forward of the mixin is taken as it is: transformers wraps that of a layer's subclass in its checkpointing.
+    """
+    plain = getattr(importlib.import_module(f"transformers.models.{folder}.modeling_{folder}"), name)
+    made = type(PREFIX + name, (mixin, plain), {"__module__": module, "__doc__": mixin.__doc__, "plain": plain})
+    if "forward" in vars(mixin):
+        made.forward = vars(mixin)["forward"]  # type: ignore[attr-defined]
+    setattr(sys.modules[module], PREFIX + name, made)
+    return made
+
+
 def __getattr__(name: str) -> type[nn.Module]:
     """`EditedViTAttention` and its like, made when first asked for: a pickled model finds its classes here too."""
     plain_name = name.removeprefix(PREFIX)
@@ -138,8 +151,4 @@ def __getattr__(name: str) -> type[nn.Module]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, edited_attention)
-    folder = PLAIN[plain_name]
-    plain = getattr(importlib.import_module(f"transformers.models.{folder}.modeling_{folder}"), plain_name)
-    made = type(name, (EditedAttention, plain), {"__module__": __name__, "__doc__": plain.__doc__, "plain": plain})
-    globals()[name] = made
-    return made
+    return made_class(__name__, plain_name, PLAIN[plain_name], EditedAttention)
