@@ -35,7 +35,10 @@ def _joined(join: str, p: dict[str, Tensor], b: Tensor, s: Tensor) -> Tensor:
         share = 1 / (1 + torch.exp(-p["alpha"]))
         return share * b + (1 - share) * s
     if join == "film":
-        read = linear("read.0", s).clamp(min=0)
+        halves = (s @ p["read.0.weight"].T).unflatten(1, (2, -1))  # a norm over each half of the channels
+        centred = halves - halves.mean(-1, keepdim=True)
+        normed = (centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(1)
+        read = (normed * p["read.1.weight"] + p["read.1.bias"]).clamp(min=0)
         return b * (linear("scale", read) + s) + (linear("shift", read) + s)
     if join == "mlp":
         return linear("mlp.2", linear("mlp.0", b).clamp(min=0)) + s

@@ -44,9 +44,11 @@ def test_counts() -> None:
 
 
 def test_start_is_xavier_normal() -> None:
-    tuned = vpeft.tune(tiny_vit(), VPTSPG(tokens=200, biases=False), show=False)
-    tokens = tuned.adapter().get_submodule("blocks.1.insert_tokens").tokens
-    assert float(tokens.detach().std()) == pytest.approx(math.sqrt(2 / (48 * 201)), rel=0.05)
+    tuned = vpeft.tune(tiny_vit(), VPTSPG(tokens=200, step=75, biases=False), show=False)
+    for block, count in ((0, 200), (1, 125), (2, 50)):  # the authors make 200 in each block and use the first ones
+        tokens = tuned.adapter().get_submodule(f"blocks.{block}.insert_tokens").tokens
+        assert tokens.shape == (count, 48)
+        assert float(tokens.detach().std()) == pytest.approx(math.sqrt(2 / (48 * 201)), rel=0.06)
 
 
 def test_a_convolutional_backbone_is_refused() -> None:

@@ -61,7 +61,7 @@ class JoinedSide(nn.Module):
         side: S.
         width: D.
         join: "alpha": sigmoid(a) B + (1 - sigmoid(a)) S; "sum": B + S; "product": B S; "film": B (S + m) + (S + n) with
-            m, n linear in ReLU(W S); "mlp": MLP(B) + S.
+            m, n linear in ReLU(GN(W S)), GN in two groups; "mlp": MLP(B) + S.
         start: a at the start.
         learn: whether a trains.
         hidden: width inside "film".
@@ -73,7 +73,7 @@ class JoinedSide(nn.Module):
         if join == "alpha":
             self.alpha = nn.Parameter(torch.tensor(start), requires_grad=learn)
         elif join == "film":
-            self.read = nn.Sequential(nn.Linear(width, hidden), nn.ReLU())
+            self.read = nn.Sequential(nn.Linear(width, hidden, bias=False), nn.GroupNorm(2, hidden), nn.ReLU())
             self.scale, self.shift = nn.Linear(hidden, width), nn.Linear(hidden, width)
         elif join == "mlp":
             self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))

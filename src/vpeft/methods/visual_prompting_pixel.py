@@ -23,7 +23,8 @@ class VisualPromptingPixel(Method):
 
     padding: the upper and lower w rows (C, w, S) and, between them, the left and right w columns (C, S - 2w, w).
     fixed_patch: a (C, w, w) patch at the upper left corner; random_patch: at a place drawn at each pass, also in
-    evaluation, one for the whole batch. All start at N(0, 1), so step 0 is not the frozen model.
+    evaluation, one for the whole batch (all places; the code never draws the last row and column). All start at
+    N(0, 1), so step 0 is not the frozen model.
 
     The paper trains no head: without `num_classes` the backbone's own classifier stays, and class c reads its output c.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -24,7 +25,7 @@ class VPTSPG(Method):
     has no order of tokens but the positions that are in x_0. All released settings also train the biases (BitFit).
 
     The proxy branch (class prompts, GRU, proxies) and the loss belong to training for retrieval and are no part of the
-    encoder; their place is a task. Q_i starts Xavier-normal on (1, n_i, D), so step 0 is not the frozen model.
+    encoder; their place is a task. Q_i starts Xavier-normal on (1, n, D), so step 0 is not the frozen model.
     """
 
     tokens: int = Field(default=20, gt=0)
@@ -48,7 +49,8 @@ class VPTSPG(Method):
             if count == 0:
                 break
             layer = PromptTokens(count, block.dim, 0.0)
-            nn.init.xavier_normal_(layer.tokens.data.unsqueeze(0))
+            # the code makes all n in each block and uses the first: the range is that of n
+            layer.tokens.data.copy_(nn.init.xavier_normal_(torch.empty(1, self.tokens, block.dim))[0, :count])
             yield block.insert_tokens(layer, lifetime="pooled" if self.pooled else "span")
         if self.biases:
             yield from BitFit().edits(backbone)
