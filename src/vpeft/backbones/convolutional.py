@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
 from .blocks import Block, MlpSite, Stage
-from .places import Norm, Place
+from .places import Norm, Place, stored_weight
 from .points import Layout, Point
 
 Size = tuple[int, int]
@@ -225,11 +225,9 @@ def _where(made: Units, size: Size, depth: int) -> Where:
 
 
 def _width(unit: Unit) -> int:
-    """Channels that leave a unit: those of its branch's last convolution."""
-    mixing = [m for m in leaves(unit.branch, unit.gate) if not is_norm(m)]
-    weight = mixing[-1]._parameters["weight"]
-    assert weight is not None
-    return int(weight.shape[0])
+    """Channels that leave a unit: those of its branch's last convolution or norm."""
+    *_, last = leaves(unit.branch, unit.gate)
+    return norm_width(last) if is_norm(last) else int(stored_weight(last).shape[0])
 
 
 def _one(changes: Sequence[Unit]) -> nn.Module | None:

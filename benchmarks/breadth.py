@@ -1,0 +1,247 @@
+"""How many of timm's models vpeft attaches to: every name, five methods, and what is live.
+
+    python benchmarks/breadth.py                 # what is not in docs/breadth.json yet, or was not live there
+    python benchmarks/breadth.py --fresh         # all of it
+    python benchmarks/breadth.py --page          # only the page, from the file
+
+Every name of `timm.list_models()` is built on the meta device, which costs no memory, described, and given each method
+(with the first of its settings whose places exist). A name counts as live with LoRA where, on its full-size model, one
+forward pass runs every edit and every new tensor is in the graph of its output. Values exist only in a model that really
+computes: for each kind (a model class and the set of its modules' classes) the smallest name is also built with random
+weights and proved by `verify`, with small images where the model takes them. The run can be stopped and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+import warnings
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import vpeft
+from vpeft.backbones.describe import UnknownBackbone
+from vpeft.methods.registry import get
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs"
+METHODS = ("lora", "adaptformer", "ssf", "bitfit", "vpt_deep")
+SMALL = 60_000_000  # parameters of the largest model that is built with values
+
+
+def probe(name: str) -> dict[str, Any]:
+    """What becomes of one name: its class, family, and for each method "attached", "live" or the reason."""
+    entry: dict[str, Any] = {"class": "", "family": None}
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+    except Exception as error:
+        return {**entry, "reason": f"timm does not build it without weights: {type(error).__name__}"}
+    entry["class"] = f"{type(model).__module__.rpartition('.')[2]}.{type(model).__name__}"
+    entry["parameters"] = sum(p.numel() for p in model.parameters())
+    entry["kind"] = kind_of(model)
+    try:
+        described = vpeft.describe(model)
+    except UnknownBackbone as error:
+        return {**entry, "reason": "no family" if "No description knows" in str(error) else str(error)}
+    except Exception as error:  # a bug: it is counted and listed, never hidden
+        return {**entry, "reason": f"{type(error).__name__}: {error}"}
+    entry["family"] = described.facts.family
+    for method in METHODS:
+        try:
+            tuned, fields = attach(described, method)
+            if method == "lora":
+                entry |= lives(tuned)
+            entry[method] = {"attached": True, **({"fields": fields} if fields else {})}
+            tuned.detach()
+        except vpeft.VpeftError as error:
+            entry[method] = {"attached": False, "reason": str(error)}
+        except Exception as error:  # a bug: it is counted and listed, never hidden
+            entry[method] = {"attached": False, "reason": f"{type(error).__name__}: {error}"}
+            described = vpeft.describe(fresh(name))
+    return entry
+
+
+def fresh(name: str) -> nn.Module:
+    """The model anew, after something went wrong halfway."""
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0)
+
+
+def kind_of(model: nn.Module) -> str:
+    """A short name for the model's class and the classes of its modules."""
+    import hashlib
+
+    classes = sorted({f"{type(m).__module__}.{type(m).__qualname__}" for m in model.modules()})
+    return f"{type(model).__name__}-{hashlib.sha256(' '.join(classes).encode()).hexdigest()[:8]}"
+
+
+def attach(model: vpeft.Backbone, method: str) -> tuple[vpeft.TunedModel, dict[str, Any]]:
+    """The method on the model, with the first of its settings whose places exist."""
+    kind, refusal = get(method), None
+    for fields in ({}, *kind.variants):
+        try:
+            return vpeft.tune(model, kind(**fields), num_classes=2, verify=False, show=False), fields
+        except vpeft.MissingPlace as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
+
+
+def lives(tuned: vpeft.TunedModel) -> dict[str, Any]:
+    """Whether one pass over the model on meta runs every edit and reaches every new tensor."""
+    facts, channels = tuned.description.facts, tuned.description.pixels.width
+    ran: list[object] = []
+    tuned.eval()
+    tuned._wiring.switch.watched = ran
+    try:
+        reached = graph_leaves(tuned(torch.zeros(2, channels, *facts.image_size, device="meta")))
+    except Exception as error:
+        return {"live": False, "why": f"{type(error).__name__}: {str(error)[:200]}"}
+    finally:
+        tuned._wiring.switch.watched = None
+    known = {id(operation) for operation in ran}
+    asleep = [operation for operation in tuned._wiring.operations("default") if id(operation) not in known]
+    unreached = [key for key, p in tuned.trainable() if id(p) not in reached]
+    if asleep or unreached:
+        return {"live": False, "why": f"{len(asleep)} edits never run, {len(unreached)} tensors are never reached"}
+    return {"live": True, "sites": len(tuned.adapter().edits)}
+
+
+def graph_leaves(output: torch.Tensor) -> set[int]:
+    """The ids of the parameters that a backward pass from `output` would reach."""
+    found: set[int] = set()
+    seen, waiting = set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting += [after for after, _ in node.next_functions]
+    return found
+
+
+def prove(name: str) -> str:
+    """`verify` on the real model with random weights: "live", or what is wrong."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0)
+    try:
+        tuned, _ = attach(vpeft.describe(model), "lora")
+        facts = tuned.description.facts
+        size = tuple(min(side, 64) for side in facts.image_size) if facts.dynamic_size else facts.image_size
+        batch = torch.randn(2, tuned.description.pixels.width, *size)
+        report = tuned.verify(batch)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    return "live" if report else " ".join(report.problems)[:200]
+
+
+def write(found: dict[str, Any]) -> None:
+    """The file and the page, each in one step."""
+    text = json.dumps(found, indent=0, sort_keys=True) + "\n"
+    for path, content in ((FOLDER / "breadth.json", text), (FOLDER / "breadth.md", page(found))):
+        partial = path.with_suffix(".partial")
+        partial.write_text(content)
+        partial.replace(path)
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page in Markdown."""
+    names, kinds = found["names"], found["kinds"]
+    live = [name for name, entry in names.items() if entry.get("live")]
+    proved = [k for k, verdict in kinds.items() if verdict["verify"] == "live"]
+    of_proved = [name for name in live if names[name]["kind"] in proved]
+    lines = [
+        "# Breadth: every name of timm",
+        "",
+        "Made by `python benchmarks/breadth.py`; do not edit. Each model is built at full size on the meta device."
+        " *Live* means that one forward pass runs every edit of LoRA, and that every new tensor is in the output's graph.",
+        "",
+        f"timm {found['timm']} has {len(names)} names. **{len(live)} are live with LoRA.** They are of"
+        f" {len({names[n]['kind'] for n in live})} kinds (a model class and the set of its modules' classes); of"
+        f" {len(kinds)} kinds the smallest model was also built with values and proved by `verify`: {len(proved)} are"
+        f" live, and {len(of_proved)} of the live names are of such a kind.",
+        "",
+        "| method | attaches to |",
+        "|---|---|",
+        *(f"| `{m}` | {sum(bool(e.get(m, {}).get('attached')) for e in names.values())} |" for m in METHODS),
+        "",
+        "## By family",
+        "",
+        "| family | names | live with LoRA | " + " | ".join(METHODS[1:]) + " |",
+        "|---|---|---|" + "---|" * len(METHODS[1:]),
+    ]
+    families: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for entry in names.values():
+        if entry.get("family"):
+            families[entry["family"]].append(entry)
+    for family, entries in sorted(families.items(), key=lambda item: -len(item[1])):
+        counts = " | ".join(str(sum(bool(e.get(m, {}).get("attached")) for e in entries)) for m in METHODS[1:])
+        lines.append(f"| {family} | {len(entries)} | {sum(bool(e.get('live')) for e in entries)} | {counts} |")
+    lines += ["", "## Not live with LoRA, by reason", "", "| reason | class | names |", "|---|---|---|"]
+    reasons: Counter[tuple[str, str]] = Counter()
+    for entry in names.values():
+        if not entry.get("live"):
+            reason = entry.get("reason") or entry.get("why") or entry.get("lora", {}).get("reason", "")
+            reasons[(_short(reason), entry["class"])] += 1
+    lines += [f"| {reason} | {kind} | {count} |" for (reason, kind), count in reasons.most_common()]
+    failed = {k: v for k, v in kinds.items() if v["verify"] != "live"}
+    if failed:
+        lines += ["", "## Kinds that `verify` did not prove", "", "| kind | name | what it said |", "|---|---|---|"]
+        lines += [f"| {kind} | {v['name']} | {_short(v['verify'])} |" for kind, v in sorted(failed.items())]
+    return "\n".join([*lines, ""])
+
+
+def _short(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())[:160]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fresh", action="store_true", help="forget what the file says")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--only", default="", help="names that contain this")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
+    parser.add_argument("--no-verify", action="store_true", help="leave out the proofs on real models")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    path, start = FOLDER / "breadth.json", time.monotonic()
+    found: dict[str, Any] = {"timm": timm.__version__, "names": {}, "kinds": {}}
+    if path.exists() and not options.fresh:
+        found = json.loads(path.read_text())
+    names = [name for name in timm.list_models() if options.only in name]
+    if not options.page:
+        for number, name in enumerate(names):
+            if time.monotonic() - start > options.seconds:
+                break
+            if not found["names"].get(name, {}).get("live"):
+                found["names"][name] = probe(name)
+                gc.collect()
+            if number % 50 == 0:
+                write(found)
+        smallest: dict[str, str] = {}
+        for name in sorted(found["names"], key=lambda n: found["names"][n].get("parameters", 0)):
+            if found["names"][name].get("live") and options.only in name:
+                smallest.setdefault(found["names"][name]["kind"], name)
+        for kind, name in smallest.items():
+            if options.no_verify or time.monotonic() - start > options.seconds:
+                break
+            small = found["names"][name]["parameters"] <= SMALL
+            if small and found["kinds"].get(kind, {}).get("verify") != "live":
+                found["kinds"][kind] = {"name": name, "verify": prove(name)}
+                gc.collect()
+                write(found)
+    write(found)
+
+
+if __name__ == "__main__":
+    main()
