@@ -118,6 +118,25 @@ def tiny_sam(**options: object) -> nn.Module:
     return roughen(VisionTransformerSAM(**{**chosen, **options}))  # type: ignore[arg-type]
 
 
+def tiny_cait() -> nn.Module:
+    """Two blocks of talking heads over the patches, one of class attention."""
+    from timm.models.cait import Cait
+
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
+    return roughen(Cait(**options, depth_token_only=1, init_values=0.3))  # type: ignore[arg-type]
+
+
+def tiny_pvt_v2() -> nn.Module:
+    """A stage whose keys come from a grid half as fine, and one with keys for every token; 32x32 pixels."""
+    from timm.models.pvt_v2 import PyramidVisionTransformerV2
+
+    model = PyramidVisionTransformerV2(
+        depths=(1, 2), embed_dims=(16, 24), num_heads=(2, 2), sr_ratios=(2, 1), mlp_ratios=(2.0, 2.0), num_classes=0
+    )
+    model.pretrained_cfg = {"input_size": (3, 32, 32), "architecture": "tiny_pvt_v2"}  # type: ignore[assignment]
+    return roughen(model)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm_beit": tiny_beit,
     "timm_eva": tiny_eva,
@@ -127,6 +146,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm_relpos": tiny_relpos,
     "timm_deit": tiny_distilled,
     "timm_sam": tiny_sam,
+    "timm_cait": tiny_cait,
+    "timm_pvt_v2": tiny_pvt_v2,
     "timm_perception": lambda: tiny_eva(
         swiglu_mlp=False,
         scale_mlp=False,

@@ -50,6 +50,7 @@ def residual_block(
     post: bool = False,
     gains: tuple[Gain, Gain] = (None, None),
     steps: bool = False,
+    exits: tuple[Point, Point] | None = None,
     rewrites: Rewrites | None = None,
 ) -> Block:
     """A block of two branches whose norms and drop paths have timm's names.
@@ -57,17 +58,14 @@ def residual_block(
     Args:
         post: whether the norm closes the branch, in place of opening it.
         gains: LayerScale of the two branches, where there is one.
+        exits: where the branches end, if not at `drop_path1` and `drop_path2`.
         steps: whether both branches are plain chains: norm, attention or MLP, `ls1` or `ls2`, drop path.
         rewrites: what carrying tokens needs.
     """
     name, width = f"blocks.{index}", int(module.norm1.weight.shape[0])
-    ends = [
-        (Point(inner if post else norm_, "input"), Point(drop, "output"))
-        for inner, norm_, drop in (
-            (module.attn, module.norm1, module.drop_path1),
-            (module.mlp, module.norm2, module.drop_path2),
-        )
-    ]
+    exits = exits or (Point(module.drop_path1, "output"), Point(module.drop_path2, "output"))
+    enters = (module.attn, module.mlp) if post else (module.norm1, module.norm2)
+    ends = [(Point(opens, "input"), closes) for opens, closes in zip(enters, exits, strict=True)]
     attn_steps: tuple[nn.Module, ...] = ()
     mlp_steps: tuple[nn.Module, ...] = ()
     if steps and post:
@@ -106,7 +104,7 @@ def residual_block(
             "stream2": stream(f"{name}.stream2", mlp_branch, where),
         },
         index=index,
-        drop_path=float(getattr(module.drop_path1, "drop_prob", 0.0) or 0.0),
+        drop_path=float(getattr(exits[0].module, "drop_prob", 0.0) or 0.0),
         **where.shared(),
     )
 
@@ -131,6 +129,7 @@ def isotropic(
     dynamic: bool = False,
     more: tuple[Place, ...] = (),
     final: Norm | None = None,
+    end: Point | None = None,
     classifier: Callable[[nn.Module], nn.Module] = own_classifier,
 ) -> Backbone:
     """The description of a model whose equal `blocks` run one after the other.
@@ -144,6 +143,7 @@ def isotropic(
         dynamic: whether other image sizes are accepted.
         more: further places outside the blocks.
         final: the last norm of a model that does not have it as `norm` or `fc_norm`.
+        end: where the sequence leaves the blocks, if the last norm does not see it as it is then.
         classifier: gives the model's last layer.
     """
     net: Any = model
@@ -172,7 +172,8 @@ def isotropic(
     if norm_pre is not None and not isinstance(norm_pre, nn.Identity):
         others.append(norm("norm_pre", norm_pre, start, width))
     pool = getattr(net, "attn_pool", None)
-    mean = Point(net.norm, "output") if net.global_pool == "avg" and pool is None and carrier is not None else None
+    averaged = net.global_pool == "avg" and pool is None and carrier is not None and end is None
+    mean = Point(net.norm, "output") if averaged else None
     blocks[-1].pooled = mean
     rewrites: Rewrites = {}
     pairs = tuple(pair for block in blocks for pair in block.rewrites.get("insert_tokens", ()))
@@ -239,5 +240,5 @@ def isotropic(
         others=[*others, *more],
         pooled=pooled_by_head,
         classifier=classifier,
-        end=None if last is None else Point(last, "input"),
+        end=Point(last, "input") if end is None and last is not None else end,
     )

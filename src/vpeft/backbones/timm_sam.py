@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer_sam import Attention as SamAttention
 from timm.models.vision_transformer_sam import Block as SamBlock
-from timm.models.vision_transformer_sam import get_decomposed_rel_pos_bias, window_partition, window_unpartition
+from timm.models.vision_transformer_sam import (
+    VisionTransformerSAM,
+    get_decomposed_rel_pos_bias,
+    window_partition,
+    window_unpartition,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,6 +78,20 @@ class EditedSamBlock(SamBlock):
         return out.reshape(batch, height, width, -1)
 
 
+class EditedSam(VisionTransformerSAM):
+    """The model with an identity between the last block and the neck, in the blocks' layout."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)
+        if self.pos_embed is not None:
+            x = x + resample_abs_pos_embed_nhwc(self.pos_embed, x.shape[1:3])
+        x = self.norm_pre(self.patch_drop(self.pos_drop(x)))
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        end: Any = self.vpeft_end
+        out: Tensor = self.neck(end(x).permute(0, 3, 1, 2))
+        return out
+
+
 KINDS: dict[type[nn.Module], type[nn.Module]] = {
     SamAttention: EditedSamAttention,
     EditedSamAttention: EditedSamAttention,
@@ -86,9 +107,18 @@ def describe_timm_sam(model: nn.Module) -> Backbone:
         _block(index, module, Where(index, Layout.MAP, grid, 0, stride)) for index, module in enumerate(sam.blocks)
     ]
     more, final = _neck(sam, Where(len(blocks), Layout.CHANNELS_FIRST, grid, 0, stride))
-    embedded = Point(sam.norm_pre, "output")
+    end = nn.Identity()
     return isotropic(
-        "timm_sam", model, blocks, None, embedded, layout=Layout.MAP, more=more, final=final, classifier=_head
+        "timm_sam",
+        model,
+        blocks,
+        None,
+        Point(sam.norm_pre, "output"),
+        layout=Layout.MAP,
+        more=more,
+        final=final,
+        end=Point(end, "input", needs=(StandIn(model, EditedSam, {"vpeft_end": end}),)),
+        classifier=_head,
     )
 
 

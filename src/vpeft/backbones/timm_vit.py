@@ -149,7 +149,7 @@ def attention_places(
             verbs=frozenset({"extend"}),
             rewrites={"extend": ((module, kind),)},
             heads=module.num_heads,
-            head_width=module.head_dim,
+            head_width=third // module.num_heads,
             **where.shared(),
         )
     gated = getattr(module, "gate", None) is not None
