@@ -244,12 +244,14 @@ class Projection(Place):
         biases: where the bias of all rows of `module` lives, in pieces, if it is not the module's own `bias`:
             parameters or buffers, as module and attribute.
         standardised: whether the module normalises its weight before use, so that only changes of the weight fold in.
+        bias_ignored: whether the model leaves out rows of the bias (the keys'), so that no shift folds into it.
     """
 
     module: nn.Module = field(default_factory=nn.Identity)
     rows: tuple[int, int] | None = None
     biases: tuple[tuple[nn.Module, str], ...] = ()
     standardised: bool = False
+    bias_ignored: bool = False
 
     @property
     def is_conv(self) -> bool:
@@ -270,11 +272,13 @@ class Attention(Place):
         heads: number of heads.
         head_width: channels per head.
         per_window: True where the batch axis holds windows of images, (B * windows, heads, N, head width).
+        reduced: True where keys and values come from fewer cells than queries.
     """
 
     heads: int = 1
     head_width: int = 0
     per_window: bool = False
+    reduced: bool = False
 
 
 class Norm(Site):

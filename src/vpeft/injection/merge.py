@@ -12,6 +12,7 @@ A layer states its form by a method of its own:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,8 @@ def why_not(edit: Edit) -> str | None:
         return None
     if isinstance(place, Projection) and place.standardised:
         return f"{place.name} standardises its weight, so that nothing but a change of the weight itself folds in"
+    if isinstance(place, Projection) and place.bias_ignored and _shifts(edit):
+        return f"the model leaves out rows of the bias of {place.name}, so that a shift cannot fold into it"
     if edit.verb == "parallel" and isinstance(place, Projection):
         return None if hasattr(layer, "weight_delta") else f"{kind} is no linear map"
     if edit.verb == "after" and isinstance(place, (Projection, Norm)):
@@ -96,6 +99,15 @@ def why_not(edit: Edit) -> str | None:
             return None if not place.is_conv else f"{place.name} is a convolution, whose padding a linear map changes"
         return None if place.consumers else f"what reads {place.name} cannot absorb a linear map"
     return f"{edit.verb} with {kind} has no weight form"
+
+
+@torch.no_grad()
+def _shifts(edit: Edit) -> bool:
+    """Whether an edit of a projection's output or input needs its bias."""
+    layer: Any = edit.layer
+    if edit.verb == "parallel" and hasattr(layer, "weight_delta"):
+        return layer.weight_delta()[1] is not None
+    return edit.verb in ("before", "after")
 
 
 @torch.no_grad()
