@@ -56,6 +56,33 @@ def efficientnet() -> nn.Module:
     return _sized(model)
 
 
+def swin(version: int = 1) -> nn.Module:
+    """A 16x16 grid in windows of 4, every second block shifted, then 8x8; widths 16 and 32, two blocks each."""
+    from torchvision.models import swin_transformer as library
+
+    block = library.SwinTransformerBlock if version == 1 else library.SwinTransformerBlockV2
+    merging = library.PatchMerging if version == 1 else library.PatchMergingV2
+    model = library.SwinTransformer(
+        [2, 2], 16, [2, 2], [2, 4], [4, 4], 2.0, stochastic_depth_prob=0.1, block=block, downsample_layer=merging
+    )
+    model.head = nn.Identity()
+    return _sized(model)
+
+
+def swin_v2() -> nn.Module:
+    """The same of version 2, whose network for positions is narrowed: it has 512 hidden units whatever the width."""
+    model: Any = swin(2)
+    for block in (
+        block
+        for layer in model.features
+        if isinstance(layer, nn.Sequential)
+        for block in layer
+        if hasattr(block, "attn")
+    ):
+        block.attn.cpb_mlp = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, block.attn.num_heads, bias=False))
+    return _sized(model)
+
+
 def _sized(model: Any) -> nn.Module:
     model.image_size = 32
     return roughen(model)
@@ -63,6 +90,8 @@ def _sized(model: Any) -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "torchvision_vit": vit,
+    "torchvision_swin": swin,
+    "torchvision_swin_v2": swin_v2,
     "torchvision_convnext": convnext,
     "torchvision_resnet": resnet,
     "torchvision_regnet": regnet,

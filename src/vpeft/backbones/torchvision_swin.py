@@ -1,0 +1,324 @@
+"""torchvision's Swin Transformer, versions 1 and 2: one function takes the weights of a whole window attention.
+
+`shifted_window_attention` is handed `qkv.weight` and `proj.weight`, so that no hook on either ever fires. While an edit
+is there, a class of this file stands in for the attention and calls both. Version 2 hides the keys' rows of the bias;
+its blocks close their branches with the norms. Tokens cannot be inserted: the windows are cut inside the attention.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
+
+from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream
+from .attention_bias import widened
+from .backbone import Backbone, Facts
+from .blocks import AttentionSite, Block, MlpSite, Stage
+from .describe import UnknownBackbone, family
+from .functional_qkv import BiasedLinear
+from .places import Attention, Place, Site, Span
+from .points import Layout, Point, StandIn
+from .torchvision_resnet import stated_size
+
+
+def _attend(attention: Any, x: Tensor, cosine: bool) -> Tensor:
+    """(B, H, W, D) -> (B, H, W, D) as torchvision computes it, through the projections and with edits between them."""
+    batch, height, width, channels = x.shape
+    heads, (high, wide) = attention.num_heads, attention.window_size
+    x = F.pad(x, (0, 0, 0, -width % wide, 0, -height % high))
+    rows, columns = x.shape[1] // high, x.shape[2] // wide
+    # one window that covers an axis is never shifted along it
+    down = 0 if rows == 1 else attention.shift_size[0]
+    across = 0 if columns == 1 else attention.shift_size[1]
+    if down + across > 0:
+        x = torch.roll(x, shifts=(-down, -across), dims=(1, 2))
+    x = x.view(batch, rows, high, columns, wide, channels).permute(0, 1, 3, 2, 4, 5)
+    x = x.reshape(batch * rows * columns, high * wide, channels)
+    qkv = _projected(attention, x, cosine).reshape(len(x), high * wide, 3, heads, channels // heads)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    core: Any = attention.__dict__.get("vpeft_core")
+    if core is not None:
+        q, k, v = core(q, k, v)
+    if cosine:
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        scores = scores * torch.clamp(attention.logit_scale, max=math.log(100.0)).exp()
+    else:
+        scores = (q * (channels // heads) ** -0.5).matmul(k.transpose(-2, -1))
+    if core is not None:
+        scores = core.scores(scores)
+    count, keys = q.shape[2], k.shape[2]
+    scores = scores + widened(attention.get_relative_position_bias(), count, keys, 0)
+    if down + across > 0:
+        mask = widened(_mask(x, (rows, high, down), (columns, wide, across)), count, keys, 0)
+        scores = scores.view(batch, rows * columns, heads, count, keys) + mask[None, :, None]
+        scores = scores.view(-1, heads, count, keys)
+    weights = F.softmax(scores, dim=-1)
+    weights = weights if core is None else core.weights(weights)
+    weights = F.dropout(weights, p=attention.attention_dropout, training=attention.training)
+    x = attention.proj(weights.matmul(v).transpose(1, 2).reshape(len(x), count, channels))
+    x = F.dropout(x, p=attention.dropout, training=attention.training)
+    x = x.view(batch, rows, columns, high, wide, channels).permute(0, 1, 3, 2, 4, 5)
+    x = x.reshape(batch, rows * high, columns * wide, channels)
+    if down + across > 0:
+        x = torch.roll(x, shifts=(down, across), dims=(1, 2))
+    return x[:, :height, :width, :].contiguous()
+
+
+def _projected(attention: Any, x: Tensor, cosine: bool) -> Tensor:
+    """q, k and v of every window; with cosine attention the keys have no bias."""
+    bias = attention.qkv.bias
+    if not cosine or bias is None:
+        plain: Tensor = attention.qkv(x)
+        return plain
+    third = bias.numel() // 3
+    bias = torch.cat([bias[:third], torch.zeros_like(bias[:third]), bias[2 * third :]])
+    if isinstance(attention.qkv, BiasedLinear):
+        return cast(Tensor, attention.qkv(x, bias))
+    return F.linear(x, attention.qkv.weight, bias)
+
+
+def _mask(x: Tensor, down: tuple[int, int, int], across: tuple[int, int, int]) -> Tensor:
+    """-100 between cells that only the shift brought into one window, 0 elsewhere, (windows, area, area)."""
+    regions = [_regions(x, *axis) for axis in (down, across)]
+    region = regions[0][:, None, :, None] * 3 + regions[1][None, :, None, :]
+    flat = region.reshape(down[0] * across[0], -1)
+    return (flat[:, None, :] != flat[:, :, None]).to(x.dtype) * -100.0
+
+
+def _regions(x: Tensor, windows: int, size: int, shift: int) -> Tensor:
+    """Along one axis: 0 before the last window, 1 in it, 2 for what the shift brought round: (windows, size)."""
+    at = torch.arange(windows * size, device=x.device)
+    region = (at >= windows * size - size).long() + (at >= windows * size - shift).long() * (shift > 0)
+    return region.view(windows, size)
+
+
+class EditedShiftedWindows(ShiftedWindowAttention):  # type: ignore[misc]
+    """torchvision's shifted window attention with edits; bit-equal to it without. Further keys have no position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _attend(self, x, False)
+
+
+class EditedCosineWindows(ShiftedWindowAttentionV2):  # type: ignore[misc]
+    """torchvision's cosine window attention with edits; bit-equal to it without. Further keys have no position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _attend(self, x, True)
+
+
+def _pooled(model: nn.Module, images: Tensor) -> Tensor:
+    swin: Any = model
+    pooled: Tensor = swin.flatten(swin.avgpool(swin.permute(swin.norm(swin.features(images)))))
+    return pooled
+
+
+def _head(model: nn.Module) -> nn.Module:
+    swin: Any = model
+    found: nn.Module = swin.head
+    return found
+
+
+@family("torchvision_swin", "torchvision.models.swin_transformer.SwinTransformer")
+def describe_torchvision_swin(model: nn.Module) -> Backbone:
+    """torchvision SwinTransformer, versions 1 (relative-position bias) and 2 (cosine attention)."""
+    swin: Any = model
+    size, stem = stated_size(model), swin.features[0]
+    width0, stride = int(stem[0].out_channels), int(stem[0].stride[0])
+    first = Where(-1, Layout.MAP, (size[0] // stride, size[1] // stride), 0, stride)
+    grid, reach = (size[0] // stride, size[1] // stride), stride
+    embedding = Site(
+        name="embedding",
+        width=width0,
+        enter=None,
+        exit=Point(stem, "output"),
+        verbs=frozenset({"after", "tap"}),
+        **first.shared(),
+    )
+    others: list[Place] = [
+        projection("patch", stem[0], first.but(Layout.CHANNELS_FIRST)),
+        norm("patch_norm", stem[2], first, width0),
+        embedding,
+    ]
+    stages: list[Stage] = []
+    between: Any = None
+    for part in swin.features[1:]:
+        if not isinstance(part, nn.Sequential):
+            between, reach, grid = part, reach * 2, ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
+            continue
+        start = sum(len(stage.blocks) for stage in stages)
+        stages.append(_stage(len(stages), part, between, Where(start, Layout.MAP, grid, 0, reach)))
+        between = None
+    depth, last = sum(len(stage.blocks) for stage in stages), stages[-1]
+    return Backbone(
+        module=model,
+        facts=Facts(
+            family="torchvision_swin",
+            library="torchvision",
+            architecture=type(model).__name__,
+            image_size=size,
+            depth=depth,
+            width=last.width,
+            prefix_tokens=0,
+            pooling="avg",
+            dynamic_size=True,
+        ),
+        pixels=Site(
+            name="pixels",
+            width=int(stem[0].in_channels),
+            enter=Point(stem, "input"),
+            exit=None,
+            verbs=frozenset({"before", "tap"}),
+            layout=Layout.CHANNELS_FIRST,
+            depth=-1,
+        ),
+        trunk=Span(
+            name="trunk",
+            width=last.width,
+            width_in=width0,
+            enter=stages[0].enter,
+            exit=last.exit,
+            verbs=span_verbs(None) - {"unfreeze"},
+            nesting=0,
+            layout=Layout.MAP,
+            depth=0,
+            grid=stages[0].grid,
+            stride=stride,
+        ),
+        stages=stages,
+        norm=norm("norm", swin.norm, Where(depth, Layout.MAP, last.grid, 0, last.stride), last.width),
+        others=others,
+        pooled=_pooled,
+        classifier=_head,
+    )
+
+
+def _stage(number: int, layer: Any, merging: Any, where: Where) -> Stage:
+    """One stage; the merging of patches before it belongs to it."""
+    blocks = [_block(where.depth + at, number, module, where) for at, module in enumerate(layer)]
+    parts: dict[str, Place] = {}
+    if merging is not None:
+        prefix = f"stages.{number}.downsample"
+        before = Where(where.depth - 1, Layout.MAP, where.grid, 0, where.stride)
+        reduction = projection(f"{prefix}.reduction", merging.reduction, before)
+        opens = merging.norm.normalized_shape[0] == merging.reduction.in_features
+        own = norm(
+            f"{prefix}.norm", merging.norm, before, int(merging.norm.normalized_shape[0]), (reduction,) if opens else ()
+        )
+        for part in (own, reduction) if opens else (reduction, own):
+            parts[part.name] = part
+    parts.update({block.name: block for block in blocks})
+    return Stage(
+        name=f"stages.{number}",
+        width=blocks[0].width,
+        enter=blocks[0].enter,
+        exit=blocks[-1].exit,
+        verbs=span_verbs(None) - {"unfreeze"},
+        nesting=1,
+        parts=parts,
+        index=number,
+        downsample=merging,
+        blocks=blocks,
+        **where.shared(),
+    )
+
+
+def _block(index: int, stage: int, module: Any, around: Where) -> Block:
+    name, width = f"blocks.{index}", int(module.norm1.normalized_shape[0])
+    post = type(module).__name__ == "SwinTransformerBlockV2"
+    if not post and type(module).__name__ != "SwinTransformerBlock":
+        raise UnknownBackbone(
+            f"{name} is a {type(module).__name__}; torchvision_swin describes SwinTransformerBlock and its version 2."
+        )
+    where = Where(index, Layout.MAP, around.grid, 0, around.stride)
+    attn = _attention(f"{name}.attn", module.attn, where, width)
+    fc1, fc2 = (
+        projection(f"{name}.mlp.fc{number}", layer, where)
+        for number, layer in enumerate((part for part in module.mlp if isinstance(part, nn.Linear)), start=1)
+    )
+    inside: dict[str, Place] = {"fc1": fc1, "fc2": fc2}
+    ends = Point(module.mlp, "input"), Point(module.mlp, "output")
+    mlp = cast(MlpSite, site(f"{name}.mlp", MlpSite, *ends, where, width, inside, None, (fc1,)))
+    # one module drops both branches: which call is meant, what ran before it tells
+    calls = (module.norm1, module.norm2) if post else (module.attn, module.mlp)
+    drops = [Point(module.stochastic_depth, "output", calls=calls, call=number) for number in (0, 1)]
+    opens = (module.attn, module.mlp) if post else (module.norm1, module.norm2)
+    attn_branch = branch(f"{name}.attn_branch", Point(opens[0], "input"), drops[0], where, width)
+    mlp_branch = branch(f"{name}.mlp_branch", Point(opens[1], "input"), drops[1], where, width)
+    if not post:
+        attn_branch.writer, mlp_branch.writer = attn.proj, mlp.fc2
+    assert around.grid is not None
+    # padded windows carry zeros that the norm's edits never see, so then nothing merges into qkv
+    padded = any(side % window for side, window in zip(around.grid, module.attn.window_size, strict=True))
+    reads = (() if padded or post else attn.consumers, () if post else mlp.consumers)
+    return Block(
+        name=name,
+        width=width,
+        enter=Point(module, "input"),
+        exit=Point(module, "output"),
+        verbs=span_verbs(None),
+        nesting=2,
+        parts={
+            "norm1": norm(f"{name}.norm1", module.norm1, where, width, reads[0]),
+            "attn": attn,
+            "attn_branch": attn_branch,
+            "skip1": skip(f"{name}.skip1", attn_branch, where),
+            "stream1": stream(f"{name}.stream1", attn_branch, where),
+            "norm2": norm(f"{name}.norm2", module.norm2, where, width, reads[1]),
+            "mlp": mlp,
+            "mlp_branch": mlp_branch,
+            "skip2": skip(f"{name}.skip2", mlp_branch, where),
+            "stream2": stream(f"{name}.stream2", mlp_branch, where),
+        },
+        index=index,
+        stage=stage,
+        drop_path=float(module.stochastic_depth.p),
+        **where.shared(),
+    )
+
+
+def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSite:
+    cosine = hasattr(module, "logit_scale")
+    kind: type[nn.Module] = EditedCosineWindows if cosine else EditedShiftedWindows
+    high, wide = module.window_size
+    inside = Where(where.depth, Layout.TOKENS, (int(high), int(wide)), 0, where.stride)
+    made = {"qkv": projection(f"{name}.qkv", module.qkv, inside)}
+    third = made["qkv"].width // 3
+    for offset, letter in enumerate("qkv"):
+        made[letter] = projection(f"{name}.{letter}", module.qkv, inside, (offset * third, (offset + 1) * third))
+    hidden = cosine and module.qkv.bias is not None
+    for part in made.values():
+        needs: tuple[StandIn, ...] = (StandIn(module, kind),)
+        if hidden:
+            needs += (StandIn(module.qkv, BiasedLinear),)
+            part.rewrites = {"reparametrize": ((module.qkv, BiasedLinear),)}
+            part.bias_ignored = part.name.endswith(("qkv", ".k"))
+        part.enter = Point(module.qkv, "input", needs=needs)
+        part.exit = Point(module.qkv, "output", needs=needs)
+    proj = projection(f"{name}.proj", module.proj, inside)
+    proj.enter = Point(module.proj, "input", needs=(StandIn(module, kind),))
+    proj.exit = Point(module.proj, "output", needs=(StandIn(module, kind),))
+    parts: dict[str, Place] = {**made, "proj": proj}
+    parts["core"] = Attention(
+        name=f"{name}.core",
+        width=third,
+        enter=None,
+        exit=None,
+        verbs=frozenset({"extend"}),
+        rewrites={"extend": ((module, kind),)},
+        heads=int(module.num_heads),
+        head_width=third // int(module.num_heads),
+        per_window=True,
+        **inside.shared(),
+    )
+    own = own_parameters(module)
+    for number, layer in enumerate(getattr(module, "cpb_mlp", ())):
+        own |= {f"cpb_mlp.{number}.{key}": (layer, key) for key, _ in layer.named_parameters()}
+    ends = Point(module, "input"), Point(module, "output")
+    return cast(
+        AttentionSite, site(name, AttentionSite, *ends, where, width, parts, own, () if hidden else (made["qkv"],))
+    )
