@@ -104,6 +104,19 @@ def swinv2(**options: Any) -> nn.Module:
     return build("Swinv2ForImageClassification", "Swinv2Config", **{**more, **options})
 
 
+def segformer(**options: Any) -> nn.Module:
+    more: dict[str, Any] = {"image_size": 32, "num_encoder_blocks": 2, "depths": [1, 2], "hidden_sizes": [12, 24]}
+    more |= {"sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [1, 2]}
+    more |= {"mlp_ratios": [2, 2], "drop_path_rate": 0.0, "num_labels": 3}
+    return build("SegformerForImageClassification", "SegformerConfig", **{**more, **options})
+
+
+def hiera(**options: Any) -> nn.Module:
+    more: dict[str, Any] = {"image_size": [32, 32], "embed_dim": 12, "depths": [1, 3], "num_heads": [1, 2]}
+    more |= {"num_query_pool": 1, "masked_unit_size": [4, 4], "masked_unit_attention": [True, False], "mlp_ratio": 2.0}
+    return build("HieraModel", "HieraConfig", **{**more, **options})
+
+
 def resnet(**options: Any) -> nn.Module:
     more = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [2, 2], "num_labels": 3}
     model: Any = build("ResNetForImageClassification", "ResNetConfig", **{**more, **options})
@@ -186,6 +199,8 @@ if find_spec("transformers") is not None:
         "hf_convnextv2": convnextv2,
         "hf_dinov3_convnext": dinov3_convnext,
         "hf_resnet": resnet,
+        "hf_segformer": segformer,
+        "hf_hiera": hiera,
         "hf_swin": swin,
         "hf_swinv2": swinv2,
     }

@@ -153,6 +153,12 @@ def mean_of_patches(model: Any, outputs: Any) -> Tensor:
     return mean
 
 
+def mean_of_cells(model: Any, outputs: Any) -> Tensor:
+    """Of a last map (B, D, H, W), or of the sequence (B, N, D) where the model leaves it one."""
+    hidden: Tensor = outputs.last_hidden_state
+    return hidden.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1) if hidden.dim() == 4 else hidden.mean(dim=1)
+
+
 def mean_of_map(model: Any, outputs: Any) -> Tensor:
     """Of the last feature map of a model that is made for detectors."""
     mean: Tensor = outputs.feature_maps[-1].mean(dim=(2, 3))

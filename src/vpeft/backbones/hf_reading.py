@@ -36,7 +36,7 @@ class Layer:
     norms: tuple[nn.Module, nn.Module]
     attention: nn.Module
     core: nn.Module
-    qkv: tuple[nn.Module, nn.Module, nn.Module]
+    qkv: tuple[nn.Module, ...]
     proj: nn.Module
     mlp: nn.Module
     mlp_exit: Point
@@ -56,14 +56,17 @@ def read_layer(layer: Any) -> Layer:
         for a, b in (("layernorm_before", "layernorm_after"), ("norm1", "norm2"), ("layer_norm1", "layer_norm2"))
         if a in has
     )
-    outer = has["attention"] if "attention" in has else has["self_attn"]
+    outer = next(has[key] for key in ("attention", "self_attn", "attn") if key in has)
     core: Any = outer._modules.get("attention", outer)
-    qkv = tuple(core._modules.get(f"{letter}_proj", core._modules.get(word)) for letter, word in QKV)
-    proj = core._modules.get("o_proj") or core._modules.get("out_proj") or outer.output.dense
+    fused = core._modules.get("qkv")
+    names = ((f"{letter}_proj", word) for letter, word in QKV)
+    qkv = (fused,) if fused is not None else tuple(core._modules.get(a, core._modules.get(b)) for a, b in names)
+    known = [core._modules[key] for key in ("o_proj", "out_proj", "proj") if key in core._modules]
+    proj = known[0] if known else outer.output.dense
     if "mlp" in has:
         mlp, mlp_exit, inner = has["mlp"], Point(has["mlp"], "output"), has["mlp"]._modules
-        names = GATED if "gate_proj" in inner else {"up_proj": "fc1", "down_proj": "fc2", "fc1": "fc1", "fc2": "fc2"}
-        fcs = {names[key]: module for key, module in inner.items() if key in names}
+        called = GATED if "gate_proj" in inner else {"up_proj": "fc1", "down_proj": "fc2", "fc1": "fc1", "fc2": "fc2"}
+        fcs = {called[key]: module for key, module in inner.items() if key in called}
         tail: tuple[nn.Module, ...] = (mlp,)
     else:  # VideoMAE adds the residual inside its second half
         mlp, mlp_exit = has["intermediate"], Point(has["output"].dropout, "output")
@@ -91,7 +94,7 @@ def read_layer(layer: Any) -> Layer:
         norms=(first, second),
         attention=outer,
         core=core,
-        qkv=cast(tuple[nn.Module, nn.Module, nn.Module], qkv),
+        qkv=cast(tuple[nn.Module, ...], qkv),
         proj=proj,
         mlp=mlp,
         mlp_exit=mlp_exit,

@@ -202,8 +202,29 @@ def _embedding(inner: Any, stem: Any, tokens: Where, width: int) -> Site:
 
 
 def _block(index: int, layer: Any, where: Where, width: int, carrier: TokenCarrier, shared_bias: bool) -> Block:
-    name, found = f"blocks.{index}", read_layer(layer)
-    attn = _attention(f"{name}.attn", found, where, width)
+    found = read_layer(layer)
+    kind = edited_class(type(found.core)) if found.biased or shared_bias else None
+    attn = attention_places(f"blocks.{index}.attn", found, where, width)
+    block = assembled(index, layer, found, attn, where, width, carrier)
+    block.rewrites = token_rewrites(((found.core, kind),) if kind is not None else ())
+    bias = layer._modules.get("relative_position_bias")
+    if bias is not None:
+        block.own |= {f"attn.{key}": value for key, value in own_parameters(bias).items()}
+    return block
+
+
+def assembled(
+    index: int,
+    layer: nn.Module,
+    found: Layer,
+    attn: AttentionSite,
+    where: Where,
+    width: int,
+    carrier: TokenCarrier | None,
+    stage: int = 0,
+) -> Block:
+    """A pre-norm block from the parts of a layer and its attention's places."""
+    name = f"blocks.{index}"
     fcs: dict[str, Place] = {key: projection(f"{name}.mlp.{key}", module, where) for key, module in found.fcs.items()}
     readers = tuple(place for key, place in fcs.items() if key != "fc2" and isinstance(place, Projection))
     entering = Point(found.mlp, "input")
@@ -214,11 +235,6 @@ def _block(index: int, layer: Any, where: Where, width: int, carrier: TokenCarri
     ]
     for around, writer, gain in zip(branches, (attn.proj, mlp.fc2), found.gains, strict=True):
         around.writer, around.gain = writer, gain
-    kind = edited_class(type(found.core)) if found.biased or shared_bias else None
-    own = {f"ls{number}.gamma": gain for number, gain in enumerate(found.gains, start=1) if gain is not None}
-    bias = layer._modules.get("relative_position_bias")
-    if bias is not None:
-        own |= {f"attn.{key}": value for key, value in own_parameters(bias).items()}
     return Block(
         name=name,
         width=width,
@@ -227,8 +243,7 @@ def _block(index: int, layer: Any, where: Where, width: int, carrier: TokenCarri
         verbs=span_verbs(carrier),
         nesting=2,
         carrier=carrier,
-        rewrites=token_rewrites(((found.core, kind),) if kind is not None else ()),
-        own=own,
+        own={f"ls{number}.gamma": gain for number, gain in enumerate(found.gains, start=1) if gain is not None},
         parts={
             "norm1": norm(f"{name}.norm1", found.norms[0], where, width, attn.consumers),
             "attn": attn,
@@ -242,12 +257,14 @@ def _block(index: int, layer: Any, where: Where, width: int, carrier: TokenCarri
             "stream2": stream(f"{name}.stream2", branches[1], where),
         },
         index=index,
+        stage=stage,
         drop_path=found.drop_path,
         **where.shared(),
     )
 
 
-def _attention(name: str, found: Layer, where: Where, width: int) -> AttentionSite:
+def attention_places(name: str, found: Layer, where: Where, width: int) -> AttentionSite:
+    """q, k, v, the core and the output projection, where the model stores q, k and v apart."""
     core: Any = found.core
     inputs = tuple(
         projection(f"{name}.{letter}", module, where) for letter, module in zip("qkv", found.qkv, strict=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
+from ..backbones.points import MissingPlace
 from ..errors import VpeftError
 from .dra import DRA
 from .method import Method
@@ -50,6 +51,10 @@ class AttnScale(Method):
         shared: dict[int, Factors] = {}
         for block in backbone.blocks:
             core = block.attn.core
+            if core.reduced:
+                raise MissingPlace(
+                    f"AttnScale scales a square attention map, but {core.name} has fewer keys than queries."
+                )
             count = core.prefix + core.cells[0] * core.cells[1]
             factors = shared.get(count)
             if factors is None:
