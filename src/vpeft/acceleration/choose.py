@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpeft.acceleration import prefix_cache
+from vpeft.acceleration.attention_kernel import AttentionKernel
 from vpeft.acceleration.changes import Changes
 from vpeft.acceleration.class_token_only import ClassTokenOnly
 from vpeft.acceleration.fused_low_rank import FusedLowRank
@@ -30,7 +31,14 @@ from vpeft.errors import VpeftError
 from vpeft.injection.tuned_model import TunedModel
 
 # In the order in which they are tried: what shortens the work before what makes the rest of it cheaper.
-IDEAS: tuple[Idea, ...] = (ClassTokenOnly(), KeyValuePrompts(), FusedLowRank(), FusedScaleShift(), Recompute())
+IDEAS: tuple[Idea, ...] = (
+    ClassTokenOnly(),
+    KeyValuePrompts(),
+    FusedLowRank(),
+    FusedScaleShift(),
+    AttentionKernel(),
+    Recompute(),
+)
 # What only saves memory is not used for a smaller share than this.
 LEAST = 0.01
 
@@ -154,7 +162,8 @@ def _rewrite(
     for idea in ideas:
         before = len(changes)
         try:
-            idea.install(tuned, changes)
+            with autocast():
+                idea.install(tuned, changes)
             changes.undo(before)
             images = two_images(tuned) if images is None else images
             with OffZero(tuned), autocast():

@@ -12,6 +12,7 @@ NAMES: dict[str, str] = {
     "key_value_prompts": "inserted tokens whose outputs are dropped are computed as keys and values, once for a batch",
     "fused_low_rank": "low-rank changes are added into the frozen projection's output without copying it",
     "fused_scale_shift": "scales and shifts are folded into the frozen linear map or norm before them at every step",
+    "attention_kernel": "attention in 16 bits on a processor by whichever kernel measures as the faster one",
     "low_memory": "outputs of norms and of the MLP's first layer are computed again in the backward pass, not kept",
 }
 # Costs time for memory, so `auto` leaves it out.

@@ -37,7 +37,8 @@ from vpeft.training.result import EpochRecord, Result
 KEPT_BYTES = 2**30
 # Images at a time when testing; no influence on the scores but for rounding.
 TEST_BATCH = 250
-# A run's key does not tell how it was computed, so what rounds in another way is not for the benchmark.
+# A run's key does not tell how it was computed, so of what saves work the benchmark takes only what repeats the very
+# computation: elsewhere sums are taken in another order.
 ACCELERATION = "frozen_prefix"
 # Before a backbone's name: the same architecture with random weights, the floor below every pre-trained one.
 RANDOM = "random:"

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import torch
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 from rich.text import Text
 
 from vpeft.backbones.create import create_backbone
@@ -23,6 +23,7 @@ from vpeft.methods import get
 from vpeft.methods.method import Method
 from vpeft.taxonomy.facts import facts_of
 from vpeft.taxonomy.properties import default_memory, properties_of
+from vpeft.training.memory_plan import plan_memory
 
 
 def _explain(
@@ -31,6 +32,7 @@ def _explain(
     *,
     backbone: Annotated[str, Parameter(alias="-b")] = "pocket_vit",
     classes: int = 1000,
+    batch: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     json: Switch = False,
     given: dict[str, Any],
 ) -> None:
@@ -47,6 +49,8 @@ def _explain(
         A name from `vpeft backbones`.
     classes:
         Number of classes of the head.
+    batch:
+        Also say what memory a training step on so many images needs.
     json:
         Print JSON instead of a table.
     """
@@ -61,6 +65,7 @@ def _explain(
     known = None if fields else default_memory(method, backbone)
     one = properties_of(configured, memory=known, tuned=tuned, backbone=backbone)
     facts, figures = facts_of(method), published_figures(method)
+    memory = None if batch is None else plan_memory(tuned, batch)
     if json:
         show.as_json(
             {
@@ -70,6 +75,7 @@ def _explain(
                 "recipe": facts.recipe,
                 "traps": facts.traps,
                 "published": figures,
+                **({} if memory is None else {"memory": {**memory.model_dump(), "total": memory.total}}),
             }
         )
         return
@@ -78,6 +84,8 @@ def _explain(
     out.print(plan)
     out.print(Text())
     out.print(show.table(("property", "value"), property_rows(one, plan, classes)))
+    if memory is not None:
+        out.print(Text(f"\n{memory.sentence()}"))
     out.print(Text("\n".join(["\nRecipe", facts.recipe or "None is recorded."])))
     out.print(Text("\n".join(["\nTraps", *(f"- {trap}" for trap in facts.traps or ("None is recorded.",))])))
     out.print(Text("\nPublished figures (not measured here)"))

@@ -1,0 +1,356 @@
+"""What accelerations save: step time and bytes kept for the backward pass against the plain model and against peft.
+
+    python benchmarks/speed.py --out benchmarks/results/speed.json --page docs/speed.md
+
+All variants of a case are made in one process from the same weights, and their steps alternate, so that a change of the
+machine's speed meets all. A figure is the median over rounds of the ratio to the reference's step of the same round;
+the smallest and largest ratio are its noise. One thread; processor time, which neighbours on the machine disturb less
+than wall time. Bytes are exact. Random weights, random images, AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import vpeft
+from vpeft.acceleration.choose import Accelerated, accelerate
+from vpeft.backbones.backbone import Backbone
+from vpeft.backbones.edits import Edit
+from vpeft.methods import LoRA, Method, get
+from vpeft.training.fit import fit
+from vpeft.training.memory import SavedForBackward
+from vpeft.training.optimisation import Optimisation
+
+CLASSES = 100
+
+
+@dataclass
+class Variant:
+    """A model with its optimiser, and what was done to it."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    made: Accelerated | None = None
+    kernel: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+def bf16() -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def plain_products() -> AbstractContextManager[Any]:
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+PRECISIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"fp32": nullcontext, "bf16": bf16}
+
+
+def ours(architecture: str, method: Method, choice: str, precision: str) -> Variant:
+    """A method of vpeft on fresh weights, with the accelerations of `choice`."""
+    torch.manual_seed(0)
+    tuned = vpeft.tune(timm.create_model(architecture), method, num_classes=CLASSES, show=False, verify=False).train()
+    made = accelerate(tuned, choice, autocast=PRECISIONS[precision], precision=precision)
+    return Variant(tuned, torch.optim.AdamW([p for _, p in tuned.trainable()], lr=1e-3), made)
+
+
+def peers(architecture: str, rank: int, kernel: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Variant:
+    """peft's LoRA of the fused projection, with a head; `kernel` chooses its attention kernel."""
+    torch.manual_seed(0)
+    base = timm.create_model(architecture, num_classes=CLASSES)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["qkv"], modules_to_save=["head"])
+    model = get_peft_model(base, config).train()
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    return Variant(model, optimiser, kernel=kernel)
+
+
+class LastBlocksLoRA(LoRA):
+    """LoRA in the last four blocks."""
+
+    def edits(self, backbone: Backbone) -> Iterator[Edit]:
+        for edit in super().edits(backbone):
+            if edit.place.depth >= len(backbone.blocks) - 4:
+                yield edit
+
+
+def step(variant: Variant, images: Tensor, labels: Tensor, precision: str) -> float:
+    """Processor seconds of one training step."""
+    start = time.process_time()
+    with PRECISIONS[precision](), variant.kernel():
+        logits = variant.model(images)
+    loss = nn.functional.cross_entropy(logits.float(), labels)
+    variant.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    variant.optimiser.step()
+    return time.process_time() - start
+
+
+def kept(variant: Variant, images: Tensor, precision: str) -> int:
+    """Bytes of distinct storages that autograd holds after a forward pass."""
+    with SavedForBackward(variant.model, [images]) as saved, PRECISIONS[precision](), variant.kernel():
+        logits = variant.model(images)
+    del logits
+    return saved.bytes
+
+
+def against(makers: dict[str, Callable[[], Variant]], options: argparse.Namespace, precision: str) -> dict[str, Any]:
+    """Ratios of every variant to the first one."""
+    variants = {name: make() for name, make in makers.items()}
+    size = timm.create_model(options.model).patch_embed.img_size
+    images = torch.randn(options.batch, 3, *size)
+    labels = torch.randint(0, CLASSES, (options.batch,))
+    for variant in variants.values():
+        step(variant, images, labels, precision)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(options.rounds):
+        for name, variant in variants.items():
+            seconds[name].append(step(variant, images, labels, precision))
+    first = next(iter(variants))
+    sizes = {name: kept(variant, images, precision) for name, variant in variants.items()}
+    found = {}
+    for name, variant in variants.items():
+        ratios = [a / b for a, b in zip(seconds[name], seconds[first], strict=True)]
+        found[name] = {
+            "seconds": statistics.median(seconds[name]),
+            "ratio": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+            "bytes": sizes[name],
+            "bytes_ratio": sizes[name] / sizes[first],
+            "in_use": [] if variant.made is None else [o.name for o in variant.made.outcomes if o.applied],
+        }
+    return {"precision": precision, "reference": first, "variants": found}
+
+
+class Pictures:
+    """Random images, always the same."""
+
+    def __init__(self, count: int, size: tuple[int, int]) -> None:
+        self.images = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0))
+        self.targets = [i % CLASSES for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        return self.images[index], self.targets[index]
+
+
+def whole_run(method: Method, options: argparse.Namespace) -> dict[str, Any]:
+    """Processor time of `fit` with and without records, from runs of few and of more epochs.
+
+    The time of an epoch is the difference; what is left of the short run is the start, records included. From both
+    follows the time of 100 epochs of 1,000 images, in which an epoch and the records grow with the images.
+    """
+    pictures = Pictures(options.images, timm.create_model(options.model).patch_embed.img_size)
+    choices = {"plain": ("off", 1, 2), "recorded": ("auto", 2, 2 + options.epochs)}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in choices}
+    for _ in range(options.runs):
+        for name, (choice, few, more) in choices.items():
+            taken = []
+            for epochs in (few, more):
+                torch.manual_seed(0)
+                base = timm.create_model(options.model)
+                tuned = vpeft.tune(base, method, num_classes=CLASSES, show=False, verify=False)
+                settings = Optimisation(batch=16, acceleration=choice, warmup=0)
+                start = time.process_time()
+                fit(tuned, pictures, epochs=epochs, optimisation=settings, progress=False)
+                taken.append(time.process_time() - start)
+            epoch = (taken[1] - taken[0]) / (more - few)
+            spent[name].append((epoch, max(0.0, taken[0] - few * epoch)))
+    scale = 1000 / options.images
+    epoch = {name: statistics.median(e for e, _ in values) for name, values in spent.items()}
+    start = {name: statistics.median(s for _, s in values) for name, values in spent.items()}
+    ratios = [
+        (100 * plain[0] * scale + plain[1]) / (100 * fast[0] * scale + fast[1] * scale)
+        for plain, fast in zip(spent["plain"], spent["recorded"], strict=True)
+    ]
+    return {
+        "epoch_seconds": epoch,
+        "start_seconds": start,
+        "images": options.images,
+        "step_ratio": epoch["plain"] / epoch["recorded"],
+        "times_faster": statistics.median(ratios),
+        "least": min(ratios),
+        "most": max(ratios),
+    }
+
+
+def cases(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every case of the table."""
+    name, found = options.model, {}
+
+    def mine(method: Method, choice: str, precision: str) -> Callable[[], Variant]:
+        return partial(ours, name, method, choice, precision)
+
+    lora = get("lora")(rank=8, targets=("qkv",))
+    for precision in ("fp32", "bf16"):
+        makers = {
+            "peft": partial(peers, name, 8),
+            "vpeft, off": mine(lora, "off", precision),
+            "vpeft, auto": mine(lora, "auto", precision),
+            "vpeft, auto,low_memory": mine(lora, "auto,low_memory", precision),
+        }
+        if precision == "bf16":
+            makers["peft, plain products"] = partial(peers, name, 8, plain_products)
+        found[f"lora, rank 8, qkv, {precision}"] = against(makers, options, precision)
+        _say(found)
+    others = {
+        "vpt_deep, 10 prompts": (get("vpt_deep")(tokens=10), ("fp32",)),
+        "vpt_deep, 100 prompts": (get("vpt_deep")(tokens=100), ("fp32",)),
+        "ssf": (get("ssf")(), ("fp32", "bf16")),
+        "adaptformer, no dropout": (get("adaptformer")(dropout=0.0), ("fp32",)),
+        "bitfit": (get("bitfit")(), ("fp32",)),
+        "full_finetuning": (get("full_finetuning")(), ("fp32",)),
+    }
+    for title, (method, precisions) in others.items():
+        for precision in precisions:
+            makers = {"plain": mine(method, "off", precision), "auto": mine(method, "auto", precision)}
+            found[f"{title}, {precision}"] = against(makers, options, precision)
+            _say(found)
+    return found
+
+
+def _say(found: dict[str, Any]) -> None:
+    title, case = list(found.items())[-1]
+    for name, value in case["variants"].items():
+        print(
+            f"{title:32} {name:24} {value['ratio']:.2f} [{value['least']:.2f}, {value['most']:.2f}]"
+            f"  bytes {value['bytes_ratio']:.2f}  {','.join(value['in_use'])}",
+            flush=True,
+        )
+
+
+def runs(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every whole run of the table."""
+    methods: dict[str, Method] = {
+        "linear_probe": get("linear_probe")(),
+        "partial_k, k = 1": get("partial_k")(k=1),
+        "lora in the last four blocks": LastBlocksLoRA(rank=8),
+        "lst": get("lst")(),
+    }
+    found = {}
+    for name, method in methods.items():
+        found[name] = one = whole_run(method, options)
+        print(
+            f"{name:32} {one['times_faster']:.1f}x [{one['least']:.1f}, {one['most']:.1f}]"
+            f"  step {one['step_ratio']:.0f}x",
+            flush=True,
+        )
+    return found
+
+
+def page(result: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Speed and memory",
+        "",
+        "Made by `python benchmarks/speed.py`; do not edit. What `--acceleration` is about, and what each name does, is"
+        " in [accelerations](acceleration.md).",
+        "",
+        f"{result['model']}, batch {result['batch']}, one thread of a processor ({result['processor']}), torch"
+        f" {result['torch']}, {result['date']}. Other programs ran on the machine"
+        f" ({result['load']:.0f} processes wanted its {result['cores']} cores at the end).",
+        "",
+        "## One training step",
+        "",
+        "Processor time as the median of ratios to the reference of the same round, with the smallest and largest of"
+        f" {result['rounds']} rounds; bytes kept for the backward pass are exact.",
+        "",
+        "| case | variant | time | | kept | accelerations in use |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, case in result["steps"].items():
+        for name, value in case["variants"].items():
+            if name == case["reference"]:
+                shown = f"1 ({1000 * value['seconds']:.0f} ms) | | 1 ({value['bytes'] / 2**20:.0f} MiB)"
+            else:
+                shown = (
+                    f"{value['ratio']:.2f} | {value['least']:.2f} to {value['most']:.2f} | {value['bytes_ratio']:.2f}"
+                )
+            lines.append(f"| {title} | {name} | {shown} | {', '.join(value['in_use'])} |")
+    lines += [
+        "",
+        "## A whole run: 100 epochs of 1,000 images",
+        "",
+        "From the time of an epoch and of the start, each measured in `vpeft.fit` on"
+        f" {result['images']} images; the start includes making the records. Batch 16.",
+        "",
+        "| method | times faster | | an epoch, plain | an epoch on records | step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in result["runs"].items():
+        plain, fast = one["epoch_seconds"]["plain"], one["epoch_seconds"]["recorded"]
+        lines.append(
+            f"| {name} | {one['times_faster']:.1f} | {one['least']:.1f} to {one['most']:.1f} | {plain:.2f} s |"
+            f" {fast:.3f} s | {one['step_ratio']:.0f}x |"
+        )
+    lines += ["", "A GPU was not at hand: its column is absent.", ""]
+    return "\n".join(lines)
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in text.splitlines() if "model name" in line), platform.machine())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_tiny_patch16_224")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=32, help="images of the whole runs")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs on records that are timed")
+    parser.add_argument("--runs", type=int, default=3, help="repetitions of the whole runs")
+    parser.add_argument("--only", choices=["steps", "runs"], help="leave the other half as it is in --out")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {}
+    if options.out is not None and options.out.exists():
+        result = json.loads(options.out.read_text())
+    if options.only != "runs":
+        result["steps"] = cases(options)
+    if options.only != "steps":
+        result["runs"] = runs(options)
+    result |= {
+        "model": options.model,
+        "batch": options.batch,
+        "rounds": options.rounds,
+        "images": options.images,
+        "torch": str(torch.__version__),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    if options.page is not None:
+        options.page.write_text(page(result))
+
+
+if __name__ == "__main__":
+    main()
