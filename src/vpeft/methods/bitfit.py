@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
+from ..backbones.places import Projection
 from ..layers.scale_shift import Shift
 from .method import Method
 from .registry import register
@@ -45,5 +46,9 @@ class BitFit(Method):
             if names:
                 yield place.unfreeze(*names)
         if self.add_missing:
-            for projection in (p for block in backbone.blocks for p in block.projections if "bias" not in p.own):
-                yield projection.after(Shift(projection.width))
+            for block in backbone.blocks:
+                for place in block.walk():
+                    # a fused projection whose bias lives in pieces lacks only some of them
+                    whole = isinstance(place, Projection) and (place.rows is None) is (not place.biases)
+                    if whole and "bias" not in place.own:
+                        yield place.after(Shift(place.width))

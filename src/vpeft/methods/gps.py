@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
+from ..backbones.places import Projection
 from ..errors import VpeftError
 from ..layers.contrast import supervised_contrastive, two_views
 from ..layers.sparse_delta import SparseDelta
@@ -45,9 +46,12 @@ class GPS(Method):
     """t of the contrastive loss"""
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
-        for place in backbone.projections:
-            weight = place.weight
-            yield place.reparametrize(SparseDelta(len(weight), weight[0].numel(), self.k))
+        for place in backbone.places():
+            if not isinstance(place, Projection):
+                continue
+            if place.rows is None:
+                weight = place.weight
+                yield place.reparametrize(SparseDelta(len(weight), weight[0].numel(), self.k))
             if "bias" in place.own:
                 yield place.unfreeze("bias")
         for block in backbone.blocks:

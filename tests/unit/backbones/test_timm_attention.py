@@ -19,7 +19,7 @@ import vpeft
 from tests.families.timm_attention import MODELS
 from tests.models import images_for
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.methods import SSF, BitFit, LoRA, Method, PrefixTuning, VPTDeep
+from vpeft.methods import GPS, SSF, BitFit, LoRA, Method, PrefixTuning, VPTDeep
 
 FUNCTIONAL = ("timm_beit", "timm_eva", "timm_dinov3", "timm_swin_v2")
 
@@ -97,6 +97,17 @@ def test_bitfit_trains_the_biases_of_q_and_v(family: str) -> None:
         for letter in "qv":
             assert trained[f"blocks.{index}.attn.{letter}.unfreeze.bias"].grad.any()
         assert f"blocks.{index}.attn.k.unfreeze.bias" not in trained
+
+
+def test_missing_biases_are_those_of_the_keys() -> None:
+    """Of a fused projection that has biases for q and v, `add_missing` gives one to k alone; GPS trains the two."""
+    given = vpeft.tune(made("timm_beit"), BitFit(add_missing=True), verify=False, show=False)
+    assert [edit.place.name for edit in given.adapter().edits if edit.verb == "after"] == [
+        "blocks.0.attn.k",
+        "blocks.1.attn.k",
+    ]
+    sparse = vpeft.tune(made("timm_beit"), GPS(), verify=False, show=False)
+    assert {f"blocks.0.attn.{letter}.unfreeze.bias" for letter in "qv"} <= dict(sparse.trainable()).keys()
 
 
 def turned(attention: nn.Module, x: Tensor, rope: Tensor, still: int) -> Tensor:
