@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+# [search]
+vpeft search noah --data pocket/count --backbone pocket_vit --budget 20000 --out runs/noah \
+    --epochs 1 --supernet-epochs 1 --population 3 --parents 2 --rounds 1 --crossovers 2 --mutations 1
+# [/search]
+# [use]
+vpeft data export pocket/count count --per-class 1
+vpeft predict runs/noah/found/adapter.safetensors count/test
+# [/use]
