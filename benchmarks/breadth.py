@@ -5,10 +5,12 @@
     python benchmarks/breadth.py --page          # only the page, from the file
 
 Every name of `timm.list_models()` is built on the meta device, which costs no memory, described, and given each method
-(with the first of its settings whose places exist). A name counts as live with LoRA where, on its full-size model, one
-forward pass runs every edit and every new tensor is in the graph of its output. Values exist only in a model that really
-computes: for each kind (a model class and the set of its modules' classes) the smallest name is also built with random
-weights and proved by `verify`, with small images where the model takes them. The run can be stopped and started again.
+(with the first of its settings whose places exist). A name counts as live with LoRA where LoRA attaches and, on the
+full-size model, one forward pass runs every edit and every new tensor is in the graph of its output. That pass is made
+for one name of each kind first (a model class and the set of its modules' classes), and then for the others; a name
+whose pass is still to be made counts by its kind, and the page says how many. Values exist only in a model that really
+computes: the smallest name of each kind is also built with random weights and proved by `verify`, with small images
+where it takes them. The run can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -35,12 +37,14 @@ METHODS = ("lora", "adaptformer", "ssf", "bitfit", "vpt_deep")
 SMALL = 60_000_000  # parameters of the largest model that is built with values
 
 
-def probe(name: str) -> dict[str, Any]:
-    """What becomes of one name: its class, family, and for each method "attached", "live" or the reason."""
+def probe(name: str, passed: set[str]) -> dict[str, Any]:
+    """What becomes of one name: its class, family, and for each method whether it attaches, or the reason.
+
+    The pass that shows LoRA alive is left out where the name's kind is among those `passed` already.
+    """
     entry: dict[str, Any] = {"class": "", "family": None}
     try:
-        with torch.device("meta"):
-            model = timm.create_model(name, num_classes=0)
+        model = fresh(name)
     except Exception as error:
         return {**entry, "reason": f"timm does not build it without weights: {type(error).__name__}"}
     entry["class"] = f"{type(model).__module__.rpartition('.')[2]}.{type(model).__name__}"
@@ -56,7 +60,7 @@ def probe(name: str) -> dict[str, Any]:
     for method in METHODS:
         try:
             tuned, fields = attach(described, method)
-            if method == "lora":
+            if method == "lora" and entry["kind"] not in passed:
                 entry |= lives(tuned)
             entry[method] = {"attached": True, **({"fields": fields} if fields else {})}
             tuned.detach()
@@ -153,19 +157,32 @@ def write(found: dict[str, Any]) -> None:
         partial.replace(path)
 
 
+def passed_kinds(found: dict[str, Any]) -> set[str]:
+    """The kinds of which one name's pass has shown LoRA alive."""
+    return {entry["kind"] for entry in found["names"].values() if entry.get("live")}
+
+
+def counts(entry: dict[str, Any], passed: set[str]) -> bool:
+    """Whether a name is live with LoRA: by its own pass, or as one of a kind that is."""
+    own = entry.get("live")
+    return bool(own) or (own is None and bool(entry.get("lora", {}).get("attached")) and entry["kind"] in passed)
+
+
 def page(found: dict[str, Any]) -> str:
     """The page in Markdown."""
     names, kinds = found["names"], found["kinds"]
-    live = [name for name, entry in names.items() if entry.get("live")]
+    own = [name for name, entry in names.items() if entry.get("live")]
+    live = [name for name, entry in names.items() if counts(entry, passed_kinds(found))]
     proved = [k for k, verdict in kinds.items() if verdict["verify"] == "live"]
     of_proved = [name for name in live if names[name]["kind"] in proved]
     lines = [
         "# Breadth: every name of timm",
         "",
         "Made by `python benchmarks/breadth.py`; do not edit. Each model is built at full size on the meta device."
-        " *Live* means that one forward pass runs every edit of LoRA, and that every new tensor is in the output's graph.",
+        " *Live*: one forward pass runs every edit of LoRA, and every new tensor is in the graph of its output.",
         "",
-        f"timm {found['timm']} has {len(names)} names. **{len(live)} are live with LoRA.** They are of"
+        f"timm {found['timm']} has {len(names)} names. **{len(live)} are live with LoRA**, {len(own)} of them by a"
+        f" pass of their own and {len(live) - len(own)} by that of another name of the same kind. They are of"
         f" {len({names[n]['kind'] for n in live})} kinds (a model class and the set of its modules' classes); of"
         f" {len(kinds)} kinds the smallest model was also built with values and proved by `verify`: {len(proved)} are"
         f" live, and {len(of_proved)} of the live names are of such a kind.",
@@ -185,11 +202,13 @@ def page(found: dict[str, Any]) -> str:
             families[entry["family"]].append(entry)
     for family, entries in sorted(families.items(), key=lambda item: -len(item[1])):
         counts = " | ".join(str(sum(bool(e.get(m, {}).get("attached")) for e in entries)) for m in METHODS[1:])
-        lines.append(f"| {family} | {len(entries)} | {sum(bool(e.get('live')) for e in entries)} | {counts} |")
+        lines.append(
+            f"| {family} | {len(entries)} | {sum(counts(e, passed_kinds(found)) for e in entries)} | {counts} |"
+        )
     lines += ["", "## Not live with LoRA, by reason", "", "| reason | class | names |", "|---|---|---|"]
     reasons: Counter[tuple[str, str]] = Counter()
     for entry in names.values():
-        if not entry.get("live"):
+        if not counts(entry, passed_kinds(found)):
             reason = entry.get("reason") or entry.get("why") or entry.get("lora", {}).get("reason", "")
             reasons[(_short(reason), entry["class"])] += 1
     lines += [f"| {reason} | {kind} | {count} |" for (reason, kind), count in reasons.most_common()]
@@ -220,17 +239,22 @@ def main() -> None:
         found = json.loads(path.read_text())
     names = [name for name in timm.list_models() if options.only in name]
     if not options.page:
-        for number, name in enumerate(names):
+        passed = passed_kinds(found)
+        for number, name in enumerate([*names, *names]):  # a second round makes the passes that the first left out
             if time.monotonic() - start > options.seconds:
                 break
-            if not found["names"].get(name, {}).get("live"):
-                found["names"][name] = probe(name)
+            entry, again = found["names"].get(name, {}), number >= len(names)
+            if entry.get("live") or (not again and counts(entry, passed)):
+                continue
+            found["names"][name] = entry = probe(name, set() if again else passed)
+            if entry.get("live"):
+                passed.add(entry["kind"])
+            if number % 25 == 0:
                 gc.collect()
-            if number % 50 == 0:
                 write(found)
         smallest: dict[str, str] = {}
         for name in sorted(found["names"], key=lambda n: found["names"][n].get("parameters", 0)):
-            if found["names"][name].get("live") and options.only in name:
+            if counts(found["names"][name], passed) and options.only in name:
                 smallest.setdefault(found["names"][name]["kind"], name)
         for kind, name in smallest.items():
             if options.no_verify or time.monotonic() - start > options.seconds:

@@ -129,7 +129,11 @@ def _branch(name: str, number: int, before: Any, inner: Any, end: Point, where: 
     """Norm, sub-layer, branch, shortcut and stream of the first (tokens) or the second (channels) residual."""
     kind = "attn" if number == 1 else "mlp"
     around = branch(f"{name}.{kind}_branch", Point(before, "input"), end, where, width)
-    sub_layer = _mixing(f"{name}.attn", inner, where) if number == 1 else _mlp(f"{name}.mlp", inner, where, width)
+    sub_layer = (
+        _mixing(f"{name}.attn", before, inner, end, where, width)
+        if number == 1
+        else _mlp(f"{name}.mlp", inner, where, width)
+    )
     return {
         f"norm{number}": norm(f"{name}.norm{number}", before, where, width, sub_layer.consumers),
         kind: sub_layer,
@@ -139,16 +143,16 @@ def _branch(name: str, number: int, before: Any, inner: Any, end: Point, where: 
     }
 
 
-def _mixing(name: str, module: Any, where: Where) -> Site:
-    """What mixes tokens, on (B, D, N): its channels are positions."""
+def _mixing(name: str, before: Any, module: Any, end: Point, where: Where, width: int) -> Site:
+    """What mixes tokens: as a whole on (B, N, D), between norm and add; its linears on (B, D, N), over positions."""
     turned = Where(where.depth, Layout.TOKENS)
     linears = [module] if isinstance(module, nn.Linear) else [module.fc1, module.fc2]
     keys = ["mix"] if len(linears) == 1 else ["mix1", "mix2"]
     parts: dict[str, Place] = {
         key: projection(f"{name}.{key}", linear, turned) for key, linear in zip(keys, linears, strict=True)
     }
-    width = linears[-1].out_features
-    return site(name, AttentionSite, Point(module, "input"), Point(module, "output"), turned, width, parts)
+    # the module itself sees the sequence turned, so that the site begins where the norm gives it
+    return site(name, AttentionSite, Point(before, "output"), end, where, width, parts)
 
 
 def _mlp(name: str, module: Any, where: Where, width: int) -> Site:
