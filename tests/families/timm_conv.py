@@ -125,6 +125,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "resnet basic": tiny_basic_resnet,
     "resnet drop path": lambda: tiny_resnet(drop_path_rate=0.2),
+    "resnet without blocks": lambda: tiny_resnet(layers=(1, 1, 1, 1)),
     "resnetv2 basic": lambda: tiny_resnetv2(basic=True),
     "resnetv2 post-activation": lambda: tiny_resnetv2(preact=False, stem_type="deep"),
     "regnet before activation": lambda: tiny_regnet(preact=True, downsample="avg"),
