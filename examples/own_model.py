@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import vpeft
-from vpeft.backbones.own_model import Anatomy
 
 
 class Layer(nn.Module):
@@ -36,7 +35,7 @@ class MyNet(nn.Module):
 
 
 # [anatomy]
-anatomy = Anatomy(
+anatomy = vpeft.Anatomy(
     blocks="layers",  # where the blocks are; the next seven names are of modules in a block
     norm1="ln_a",
     qkv="to_qkv",

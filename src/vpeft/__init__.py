@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .backbones.backbone import Backbone
     from .backbones.create import create_backbone
     from .backbones.describe import describe
+    from .backbones.own_model import Anatomy
     from .backbones.points import MissingPlace
     from .errors import VpeftError
     from .injection.adapter_file import load
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .training.recipe import Recipe
 
 _HOMES = {
+    "Anatomy": ".backbones.own_model",
     "Backbone": ".backbones.backbone",
     "create_backbone": ".backbones.create",
     "describe": ".backbones.describe",
@@ -45,6 +47,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Anatomy",
     "Backbone",
     "DeadPlace",
     "MissingPlace",
