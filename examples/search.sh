@@ -7,5 +7,5 @@ vpeft search noah --data pocket/count --backbone pocket_vit --budget 20000 --out
 # [/search]
 # [use]
 vpeft data export pocket/count count --per-class 1
-vpeft predict runs/noah/found/adapter.safetensors count/test
+vpeft predict runs/noah/found/adapter.safetensors count/train
 # [/use]
