@@ -192,14 +192,15 @@ def whole_run(method: Method, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def cases(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Every case of the table."""
-    name, found = options.model, {}
+def cases(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every case of the table, one after the other."""
+    name = options.model
 
     def mine(method: Method, choice: str, precision: str) -> Callable[[], Variant]:
         return partial(ours, name, method, choice, precision)
 
     lora = get("lora")(rank=8, targets=("qkv",))
+    made: dict[str, tuple[str, dict[str, Callable[[], Variant]]]] = {}
     for precision in ("fp32", "bf16"):
         makers = {
             "peft": partial(peers, name, 8),
@@ -209,9 +210,8 @@ def cases(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         }
         if precision == "bf16":
             makers["peft, plain products"] = partial(peers, name, 8, plain_products)
-        found[f"lora, rank 8, qkv, {precision}"] = against(makers, options, precision)
-        _say(found)
-    others = {
+        made[f"lora, rank 8, qkv, {precision}"] = (precision, makers)
+    others: dict[str, tuple[Method, tuple[str, ...]]] = {
         "vpt_deep, 10 prompts": (get("vpt_deep")(tokens=10), ("fp32",)),
         "vpt_deep, 100 prompts": (get("vpt_deep")(tokens=100), ("fp32",)),
         "ssf": (get("ssf")(), ("fp32", "bf16")),
@@ -221,43 +221,43 @@ def cases(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
     for title, (method, precisions) in others.items():
         for precision in precisions:
-            makers = {"plain": mine(method, "off", precision), "auto": mine(method, "auto", precision)}
-            found[f"{title}, {precision}"] = against(makers, options, precision)
-            _say(found)
-    return found
+            pair = {"plain": mine(method, "off", precision), "auto": mine(method, "auto", precision)}
+            made[f"{title}, {precision}"] = (precision, pair)
+    for title, (precision, makers) in made.items():
+        if options.case in title:
+            case = against(makers, options, precision)
+            for variant, value in case["variants"].items():
+                print(
+                    f"{title:32} {variant:24} {value['ratio']:.2f} [{value['least']:.2f}, {value['most']:.2f}]"
+                    f"  bytes {value['bytes_ratio']:.2f}  {','.join(value['in_use'])}",
+                    flush=True,
+                )
+            yield title, case
 
 
-def _say(found: dict[str, Any]) -> None:
-    title, case = list(found.items())[-1]
-    for name, value in case["variants"].items():
-        print(
-            f"{title:32} {name:24} {value['ratio']:.2f} [{value['least']:.2f}, {value['most']:.2f}]"
-            f"  bytes {value['bytes_ratio']:.2f}  {','.join(value['in_use'])}",
-            flush=True,
-        )
-
-
-def runs(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Every whole run of the table."""
+def runs(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every whole run of the table, one after the other."""
     methods: dict[str, Method] = {
         "linear_probe": get("linear_probe")(),
         "partial_k, k = 1": get("partial_k")(k=1),
         "lora in the last four blocks": LastBlocksLoRA(rank=8),
         "lst": get("lst")(),
     }
-    found = {}
-    for name, method in methods.items():
-        found[name] = one = whole_run(method, options)
-        print(
-            f"{name:32} {one['times_faster']:.1f}x [{one['least']:.1f}, {one['most']:.1f}]"
-            f"  step {one['step_ratio']:.0f}x",
-            flush=True,
-        )
-    return found
+    for title, method in methods.items():
+        if options.case in title:
+            one = whole_run(method, options)
+            print(
+                f"{title:32} {one['times_faster']:.1f}x [{one['least']:.1f}, {one['most']:.1f}]"
+                f"  step {one['step_ratio']:.0f}x",
+                flush=True,
+            )
+            yield title, one
 
 
 def page(result: dict[str, Any]) -> str:
     """The results as Markdown."""
+    everything = [*result["steps"].values(), *result["runs"].values()]
+    loads, rounds = [one["load"] for one in everything], [one["rounds"] for one in everything]
     lines = [
         "# Speed and memory",
         "",
@@ -265,13 +265,13 @@ def page(result: dict[str, Any]) -> str:
         " in [accelerations](acceleration.md).",
         "",
         f"{result['model']}, batch {result['batch']}, one thread of a processor ({result['processor']}), torch"
-        f" {result['torch']}, {result['date']}. Other programs ran on the machine"
-        f" ({result['load']:.0f} processes wanted its {result['cores']} cores at the end).",
+        f" {result['torch']}. Other programs ran on the machine: {min(loads):.0f} to {max(loads):.0f} processes wanted"
+        f" its {result['cores']} cores, so times are noisy.",
         "",
         "## One training step",
         "",
         "Processor time as the median of ratios to the reference of the same round, with the smallest and largest of"
-        f" {result['rounds']} rounds; bytes kept for the backward pass are exact.",
+        f" {min(rounds)} or more rounds; bytes kept for the backward pass are exact.",
         "",
         "| case | variant | time | | kept | accelerations in use |",
         "|---|---|---|---|---|---|",
@@ -323,33 +323,38 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="epochs on records that are timed")
     parser.add_argument("--runs", type=int, default=3, help="repetitions of the whole runs")
     parser.add_argument("--only", choices=["steps", "runs"], help="leave the other half as it is in --out")
+    parser.add_argument("--case", default="", help="only those with this in their name")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {}
-    if options.out is not None and options.out.exists():
-        result = json.loads(options.out.read_text())
-    if options.only != "runs":
-        result["steps"] = cases(options)
-    if options.only != "steps":
-        result["runs"] = runs(options)
+    for part, makes in (("steps", cases), ("runs", runs)):
+        if options.only in (None, part):
+            for title, found in makes(options):
+                write(options, part, title, found)
+    if options.page is not None and options.out is not None:
+        options.page.write_text(page(json.loads(options.out.read_text())))
+
+
+def write(options: argparse.Namespace, part: str, title: str, found: dict[str, Any]) -> None:
+    """Put one result into the file, beside those that it has already."""
+    if options.out is None:
+        return
+    result: dict[str, Any] = {"steps": {}, "runs": {}}
+    if options.out.exists():
+        result |= json.loads(options.out.read_text())
+    conditions = {"rounds": options.rounds, "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
+    result[part][title] = found | conditions
     result |= {
         "model": options.model,
         "batch": options.batch,
-        "rounds": options.rounds,
         "images": options.images,
         "torch": str(torch.__version__),
         "processor": processor(),
         "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "date": time.strftime("%Y-%m-%d"),
     }
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-    if options.page is not None:
-        options.page.write_text(page(result))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ def worth_it(tuned: TunedModel, situation: Situation) -> Cut:
         raise NotApplicable(situation.mixes)
     if len(situation.train) < 2:
         raise NotApplicable("one image is not worth it")
-    cut = find_cut(tuned, two_images(tuned))
+    with OffZero(tuned):  # in training mode the pass would move the statistics of norms behind the cut
+        cut = find_cut(tuned, two_images(tuned))
     drawing = drawing_layer(tuned, cut)
     if drawing is not None:
         raise NotApplicable(f"{drawing} draws at random or gathers statistics, before what is trained")
@@ -129,7 +130,8 @@ def build(tuned: TunedModel, changes: Changes, situation: Situation, cut: Cut) -
     sets = [situation.train]
     if situation.val is not None and why_not_the_same(situation.val) is None:
         sets.append(situation.val)
-    specs = _specs(tuned, prefix, situation)
+    with OffZero(tuned):
+        specs = _specs(tuned, prefix, situation)
     each = sum(spec.bytes for spec in specs)
     room, where = _room(situation)
     if each * sum(map(len, sets)) > room and each * len(situation.train) <= room:
@@ -145,7 +147,8 @@ def build(tuned: TunedModel, changes: Changes, situation: Situation, cut: Cut) -
         if found:
             labels = [_label(images, i) for images in sets for i in range(len(images))]
         else:
-            labels = _fill(tuned, prefix, store, sets, situation)
+            with OffZero(tuned):
+                labels = _fill(tuned, prefix, store, sets, situation)
         first = len(situation.train)
         train = Numbered(situation.train, 0, labels[:first])
         val = Numbered(sets[1], first, labels[first:]) if len(sets) > 1 else None

@@ -24,6 +24,7 @@ EVERYTHING = "auto,low_memory"
 # One for each way in which an acceleration can act: what is expected to be in use.
 CASES: dict[str, tuple[str, dict[str, object], set[str]]] = {
     "whole trunk": ("linear_probe", {}, {"frozen_prefix"}),
+    "statistics behind the trunk": ("linear_probe", {"batch_norm": True}, {"frozen_prefix"}),
     "reads of the trunk": ("lst", {}, {"frozen_prefix"}),
     "keys and values": ("synqt", {"dropout": 0.0, "drop_path": 0.0}, {"frozen_prefix"}),
     "last block": ("partial_k", {"k": 1}, {"frozen_prefix", "class_token_only", "low_memory"}),
@@ -81,7 +82,9 @@ def test_losses_and_weights_are_those_of_the_plain_run(case: str, capsys: pytest
     said = capsys.readouterr().err
     used = {word for word in NAMES if f"+ {word}: " in said}
     assert used == expected, said
-    alike(one, (result, dict(fast.adapter_state())), 0.0 if used <= {"frozen_prefix", "low_memory"} else 1e-3)
+    # BatchNorm sums a record, which lies row behind row, in another order than a slice of the tokens.
+    exact = used <= {"frozen_prefix", "low_memory"} and not fields.get("batch_norm")
+    alike(one, (result, dict(fast.adapter_state())), 0.0 if exact else 1e-3)
     # nothing is left: classes, hooks and attributes are those of the plain model, and outputs too
     assert [type(module) for module in fast.modules()] == before
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in fast.modules()] == hooks
