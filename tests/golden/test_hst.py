@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import vpeft
 from tests.golden import parity
+from tests.golden.saved import saved_by
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
 from vpeft.methods import HST
 
@@ -83,6 +84,18 @@ def test_count_is_the_derived_one() -> None:
     assert plan.reach == "full"
     side = 462_312 + 88_616 + 166_104 + 432 + 1_296
     assert sum(p.numel() for k, p in tuned.trainable() if k.startswith("outlet.")) == side
+
+
+@pytest.mark.parametrize("tune_norms", [True, False])
+def test_gradients_pass_every_block_as_meta_tokens_stand_in_each(tune_norms: bool) -> None:
+    """A side network that saves no memory: frozen blocks keep tensors even if only the meta tokens train in them."""
+    model = tiny_vit()
+    images = images_for(model)
+    tuned = vpeft.tune(model, HST(widths=(8, 12), heads=(2, 2), tune_norms=tune_norms), num_classes=3, show=False)
+    assert tuned.plan().reach == "full"
+    saved = saved_by(tuned, images)
+    assert min(saved.within) > 0
+    assert saved.beyond, "the trunk's own activations are kept too"
 
 
 def test_the_pyramid_on_224_pixels_has_the_papers_grids() -> None:
