@@ -123,6 +123,7 @@ def opened(mask: Tensor, count: int, prefix: int) -> Tensor:
 
 def edited_class(kind: type[nn.Module]) -> type[nn.Module] | None:
     """The class that stands in for an attention class of transformers; None for one that is not known here."""
+    kind = vars(kind).get("plain", kind)  # a model that is described while it is edited
     name = kind.__name__
     if PLAIN.get(name) is None or kind.__module__ != f"transformers.models.{PLAIN[name]}.modeling_{PLAIN[name]}":
         return None

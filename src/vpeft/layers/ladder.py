@@ -62,6 +62,7 @@ class Ladder(nn.Module):
         narrow = [max(1, wide // reduction) for wide in widths]
         self.ladders = nn.ModuleList(nn.Linear(a, s, bias=bias) for a, s in zip(widths, narrow, strict=True))
         self.blocks = nn.ModuleList(SideBlock(s, count) for s, count in zip(narrow[1:], heads, strict=True))
+        self.grids = list(grids)
         self.shrink = [a[0] // b[0] if a and b else 1 for a, b in pairwise(grids)]
         self.bridges = nn.ModuleList(nn.Linear(a, b) if a != b else nn.Identity() for a, b in pairwise(narrow))
         gates = len(heads) if gated else 0
@@ -74,8 +75,8 @@ class Ladder(nn.Module):
     def forward(self, feature: Tensor, *values: Tensor) -> Tensor:
         h: Tensor = self.ladders[0](values[0])
         for i, block in enumerate(self.blocks):
-            if self.shrink[i] > 1:  # (B, H, W, s): the mean over each cell, an odd last row or column by itself
-                h = F.avg_pool2d(h.permute(0, 3, 1, 2), self.shrink[i], ceil_mode=True).permute(0, 2, 3, 1)
+            if self.shrink[i] > 1:  # the mean over each cell, an odd last row or column by itself
+                h = self._shrunk(h, self.shrink[i], self.grids[i])
             h, rung = self.bridges[i](h), self.ladders[i + 1](values[i + 1])
             h = self._mix(i, block(h), rung) if self.gate_after else block(self._mix(i, h, rung))
         token = self.how == "token"  # the norm acts on each token, so a class token can be taken before it
@@ -84,6 +85,13 @@ class Ladder(nn.Module):
             return y
         g = torch.sigmoid(self.last / self.temperature)
         return g * y + (1 - g) * feature
+
+    @staticmethod
+    def _shrunk(h: Tensor, by: int, grid: Grid) -> Tensor:
+        """(B, H, W, s), or the same in a row, (B, H * W, s)."""
+        mapped = h.reshape(h.shape[0], *grid, -1) if h.dim() == 3 and grid is not None else h
+        mapped = F.avg_pool2d(mapped.permute(0, 3, 1, 2), by, ceil_mode=True).permute(0, 2, 3, 1)
+        return mapped.flatten(1, 2) if h.dim() == 3 else mapped
 
     def _mix(self, i: int, side: Tensor, rung: Tensor) -> Tensor:
         if not self.learnable:

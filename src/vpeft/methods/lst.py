@@ -76,7 +76,7 @@ class LST(Method):
         read = (backbone.embedding, *kept)
         ladder = Ladder(
             [backbone.embedding.width, *(block.dim for block in kept)],
-            [place.grid for place in read],
+            [place.grid if len(backbone.stages) == 1 else place.cells for place in read],
             [_heads(block) for block in kept],
             reduction=self.reduction,
             temperature=self.temperature,
