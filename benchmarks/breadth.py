@@ -170,9 +170,9 @@ def counts(entry: dict[str, Any], passed: set[str]) -> bool:
 
 def page(found: dict[str, Any]) -> str:
     """The page in Markdown."""
-    names, kinds = found["names"], found["kinds"]
+    names, kinds, passed = found["names"], found["kinds"], passed_kinds(found)
     own = [name for name, entry in names.items() if entry.get("live")]
-    live = [name for name, entry in names.items() if counts(entry, passed_kinds(found))]
+    live = [name for name, entry in names.items() if counts(entry, passed)]
     proved = [k for k, verdict in kinds.items() if verdict["verify"] == "live"]
     of_proved = [name for name in live if names[name]["kind"] in proved]
     lines = [
@@ -201,14 +201,12 @@ def page(found: dict[str, Any]) -> str:
         if entry.get("family"):
             families[entry["family"]].append(entry)
     for family, entries in sorted(families.items(), key=lambda item: -len(item[1])):
-        counts = " | ".join(str(sum(bool(e.get(m, {}).get("attached")) for e in entries)) for m in METHODS[1:])
-        lines.append(
-            f"| {family} | {len(entries)} | {sum(counts(e, passed_kinds(found)) for e in entries)} | {counts} |"
-        )
+        attached = " | ".join(str(sum(bool(e.get(m, {}).get("attached")) for e in entries)) for m in METHODS[1:])
+        lines.append(f"| {family} | {len(entries)} | {sum(counts(e, passed) for e in entries)} | {attached} |")
     lines += ["", "## Not live with LoRA, by reason", "", "| reason | class | names |", "|---|---|---|"]
     reasons: Counter[tuple[str, str]] = Counter()
     for entry in names.values():
-        if not counts(entry, passed_kinds(found)):
+        if not counts(entry, passed):
             reason = entry.get("reason") or entry.get("why") or entry.get("lora", {}).get("reason", "")
             reasons[(_short(reason), entry["class"])] += 1
     lines += [f"| {reason} | {kind} | {count} |" for (reason, kind), count in reasons.most_common()]
