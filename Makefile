@@ -56,6 +56,7 @@ docs-check: $(VENV)/.dev
 	$(BIN)/python tools/docs.py --check
 	$(TEST_ENV) $(BIN)/python tools/method_pages.py --check
 	$(TEST_ENV) $(BIN)/python tools/pocket_page.py --check
+	$(TEST_ENV) $(BIN)/python tools/counts.py --check
 	PYTHONPATH=src:. $(BIN)/python -m tests.contract.matrix --check docs/coverage.md
 
 slow: $(VENV)/.dev  ## the slow tests: examples, killed processes, two processes, whole-graph compilation
@@ -68,6 +69,7 @@ matrix: $(VENV)/.dev  ## run the contract on every method and family and write d
 docs: $(VENV)/.dev  ## write the generated tables and snippets of docs/ and README.md anew
 	$(BIN)/python tools/docs.py
 	$(TEST_ENV) $(BIN)/python tools/pocket_page.py
+	$(TEST_ENV) $(BIN)/python tools/counts.py
 	$(TEST_ENV) $(BIN)/python tools/method_pages.py
 
 format: $(VENV)/.dev  ## format the code
