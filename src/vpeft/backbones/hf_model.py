@@ -30,7 +30,7 @@ INNER = (
     "segformer",
 )
 # the last layer of a model for a task, or the projection into a space shared with text
-LAST = ("classifier", "visual_projection")
+HEADS = ("classifier", "visual_projection")
 
 
 def tower(model: nn.Module) -> Any:
@@ -44,7 +44,7 @@ def tower(model: nn.Module) -> Any:
 
 def classifier(model: nn.Module) -> nn.Module:
     """The model's own last layer; an identity where it has none."""
-    for name in LAST:
+    for name in HEADS:
         found = model._modules.get(name)
         if found is not None:
             return found
