@@ -31,12 +31,14 @@ def carry_out(edit: Edit, adapter: str, wiring: Wiring) -> None:
 
 
 def _enter(place: Place) -> Point:
-    assert place.enter is not None, f"{place.name} has no way in"
+    if place.enter is None:
+        raise MissingPlace(f"What enters {place.name} of this backbone is no tensor that an edit could read or change.")
     return place.enter
 
 
 def _exit(place: Place) -> Point:
-    assert place.exit is not None, f"{place.name} has no way out"
+    if place.exit is None:
+        raise MissingPlace(f"What leaves {place.name} of this backbone is no tensor that an edit could read or change.")
     return place.exit
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.places import Projection
+from ..backbones.points import MissingPlace
 from ..errors import VpeftError
 from ..layers.contrast import supervised_contrastive, two_views
 from ..layers.sparse_delta import SparseDelta
@@ -38,6 +39,8 @@ class GPS(Method):
     as two views already.
     """
 
+    variants = ({"loss": "cross_entropy"},)
+
     k: int = Field(default=1, gt=0)
     """weights of each row; the tables use 1 (VTAB-1k), 2 (camelyon, CUB), 15 (Cars) and 20 (NABirds)"""
     loss: Literal["contrastive", "cross_entropy"] = "contrastive"
@@ -46,6 +49,11 @@ class GPS(Method):
     """t of the contrastive loss"""
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
+        if self.loss == "contrastive" and backbone.example is not None:
+            raise MissingPlace(
+                f"GPS's contrastive pass compares two views of each image, and {backbone.facts.architecture} takes no"
+                " images. With loss='cross_entropy' it needs labels only."
+            )
         for place in backbone.places():
             if not isinstance(place, Projection):
                 continue

@@ -78,12 +78,13 @@ class Queries(nn.Module):
         self.mixers = nn.ModuleList(
             QueryMixer(width, method.bottleneck, method.inner, *scales, drop) for _ in range(depth)
         )
+        self.feature_width = width  # not the backbone's, where that projects its pooled feature
         self.fusion = QueryFusion(width, 3 * depth, method.bottleneck, drop, method.drop_path)
         self.paths = tuple(frozen_path(block) for block in backbone.blocks)
         own = {name: getattr(*at) for name, at in backbone.norm.own.items()} if backbone.has_norm else {}
         with torch.no_grad():
             for name, start in own.items():
-                if name in ("weight", "bias") and not start.is_meta:
+                if name in ("weight", "bias") and not start.is_meta and len(start) == width:
                     getattr(self.fusion.out, name).copy_(start)
 
     def forward(self, feature: Tensor, *values: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ class VisualPromptingPixel(Method):
         return False
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
+        if not backbone.pixels.offers("before"):
+            raise MissingPlace(f"{backbone.facts.architecture} takes no pixels that a prompt could be added to.")
         height, width = backbone.facts.image_size
         needed = 2 * self.width if self.shape == "padding" else self.width
         if needed >= min(height, width):
