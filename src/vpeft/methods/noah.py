@@ -85,13 +85,7 @@ class NOAH(Method):
         for i, block in enumerate(backbone.blocks):
             prompt, lora, adapter = (widths[i] for widths in made)
             if block.carrier is None or block.layout is not Layout.TOKENS or block.rewrites.get("insert_tokens"):
-                raise MissingPlace(
-                    f"NOAH's prompts need a plain sequence; {block.name} has {block.layout.value} or masks."
-                )
-            if block.rewrites.get("insert_tokens"):
-                raise MissingPlace(
-                    f"NOAH's prompts come and go without the attention of {block.name} being told of them."
-                )
+                raise MissingPlace(f"NOAH needs a plain sequence; {block.name} has {block.layout.value} or masks.")
             if any(made[0]):
                 bound = math.sqrt(6.0 / ((self.width + 1) * block.dim))  # Xavier for 1 x width x D, as the code
                 yield block.wrap(ElasticPrompts(prompt, block.dim, i, table, block.carrier, bound, self.dropout))
