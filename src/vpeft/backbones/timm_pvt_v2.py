@@ -43,6 +43,24 @@ class EditedPvtAttention(PvtAttention):
         return out
 
 
+class NextPatches(nn.Module):
+    """The frozen way from one stage's tokens to the next one's: norm, map, overlapping patches, tokens.
+
+    It holds the backbone's live modules without being their parent, so that they are no part of what holds it.
+    """
+
+    def __init__(self, norm: nn.Module, patches: nn.Module, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.inner, self.grid = (norm, patches), grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N', C')."""
+        normed, patches = self.inner
+        mapped = normed.forward(x).unflatten(1, self.grid).permute(0, 3, 1, 2)
+        out: Tensor = patches.forward(mapped)
+        return out.flatten(1, 2)
+
+
 @family("timm_pvt_v2", "timm.models.pvt_v2.PyramidVisionTransformerV2")
 def describe_timm_pvt_v2(model: nn.Module) -> Backbone:
     """timm PVT v2: overlapping patches, keys and values from a reduced grid, a depthwise convolution in the MLP."""
@@ -52,9 +70,10 @@ def describe_timm_pvt_v2(model: nn.Module) -> Backbone:
     for number, layer in enumerate(net.stages):
         stride = int(net.feature_info[number]["reduction"])
         grid = (-(-size[0] // stride), -(-size[1] // stride))
-        stages.append(
-            _stage(number, layer, Where(start, Layout.TOKENS, grid, 0, stride), number == len(net.stages) - 1)
-        )
+        stage = _stage(number, layer, Where(start, Layout.TOKENS, grid, 0, stride), number == len(net.stages) - 1)
+        if stages:
+            stage.downsample = NextPatches(net.stages[number - 1].norm, layer.downsample, stages[-1].cells)
+        stages.append(stage)
         start += len(layer.blocks)
     first, last = stages[0], stages[-1]
     mapped = Where(-1, Layout.MAP, first.grid, 0, first.stride)
@@ -62,9 +81,10 @@ def describe_timm_pvt_v2(model: nn.Module) -> Backbone:
         name="embedding",
         width=first.width,
         enter=None,
-        exit=Point(net.patch_embed, "output"),
+        exit=first.enter,
         verbs=frozenset({"after", "tap"}),
-        **mapped.shared(),
+        nesting=-1,  # before whatever acts on the spans that begin there
+        **mapped.but(Layout.TOKENS).shared(),
     )
     trunk = Span(
         name="trunk",
@@ -140,7 +160,6 @@ def _stage(number: int, layer: Any, where: Where, last: bool) -> Stage:
         nesting=1,
         parts=parts,
         index=number,
-        downsample=layer.downsample,
         blocks=blocks,
         **where.shared(),
     )
