@@ -118,7 +118,7 @@ class Training:
             {key: identity[key] for key in ("data", "preprocessing", "augmentation") if key in identity},
         )
         with untouched_randomness():
-            to_training_mode(tuned, settings.batch_norm)
+            to_training_mode(tuned)
             made = accelerate(
                 tuned,
                 settings.acceleration,
@@ -154,7 +154,7 @@ class Training:
         """The rest of the present epoch; False if a stop was asked for in its middle."""
         assert self.stop is not None
         self.at.mark = time.perf_counter()
-        to_training_mode(self.tuned, self.settings.batch_norm)
+        to_training_mode(self.tuned)
         for images, labels in self.batches.epoch(self.at.epoch, self.at.batch):
             self.step(images, labels)
             self.at.count_time()

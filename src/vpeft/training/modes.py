@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def to_training_mode(tuned: nn.Module, batch_norm: Literal["with_weights", "frozen"]) -> None:
-    """Training mode: dropout and drop path act, and BatchNorm of the backbone follows an explicit policy.
+def to_training_mode(tuned: nn.Module) -> None:
+    """Training mode: dropout and drop path act.
 
-    Its layers normalise with their pre-trained statistics, which do not move, unless the adapter was attached with
-    `statistics="adapt"`: then the statistics are the adapter's own, and move. "frozen" keeps them still even so. Layers
-    that a method added are always in training mode. LayerNorm and GroupNorm have no statistics and no such choice.
+    BatchNorm layers of a TunedModel's backbone normalise with their pre-trained statistics, which do not move, unless
+    the adapter was attached with `statistics="adapt"`: then the statistics are the adapter's own, and move. Layers that
+    a method added are always in training mode. LayerNorm and GroupNorm have no statistics and no such choice.
     """
     tuned.train()
-    if batch_norm == "frozen":
-        for module in getattr(tuned, "backbone", tuned).modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
 
 
 @contextmanager

@@ -66,9 +66,9 @@ class Optimisation(BaseModel):
         default=1, ge=1, description="Epochs between validations; the last epoch always is one."
     )
     drop_last: bool = Field(default=False, description="Leave out an epoch's last batch when it is not full.")
-    batch_norm: Literal["with_weights", "frozen"] = Field(
-        default="with_weights",
-        description="Backbone's BatchNorm statistics: move in layers whose own weights train, or stay everywhere.",
+    batch_norm: Literal["frozen", "adapt"] = Field(
+        default="frozen",
+        description="Backbone's BatchNorm statistics in a run: still, or moving and saved with the adapter.",
     )
     precision: Precision = Field(default="fp32", description="Arithmetic of the forward pass; the weights stay fp32.")
     device: Literal["auto", "cpu"] = Field(default="auto", description="Best device of this machine, or the processor.")

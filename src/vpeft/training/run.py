@@ -91,7 +91,8 @@ def run_recipe(
     data = open_data(recipe.data).prepared(preprocessing)
     with untouched_randomness():
         seed_everything(derived_seed(recipe.seed, "tune"))
-        tuned = tune(model, *recipe.methods, num_classes=len(data.labels), show=show)
+        statistics = recipe.optimisation.batch_norm
+        tuned = tune(model, *recipe.methods, num_classes=len(data.labels), statistics=statistics, show=show)
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "recipe": recipe.model_dump(mode="json"),

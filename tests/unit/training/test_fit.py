@@ -20,7 +20,6 @@ from vpeft.training.checkpoint import BadCheckpoint, read_checkpoint
 from vpeft.training.evaluate import UnsuitableData, evaluate
 from vpeft.training.fit import UnsuitableSettings, fit
 from vpeft.training.machine import UnsuitableMachine
-from vpeft.training.modes import to_training_mode
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.result import EpochRecord, Result
 from vpeft.training.schedule import rate_at
@@ -300,21 +299,6 @@ def test_what_contradicts_itself_is_refused() -> None:
         fit(tuned_vit(), Patches(0), progress=False)
     with pytest.raises(UnsuitableData, match="A label is 4, but the model has 3 classes"):
         fit(tuned_vit(), Patches(10, classes=5), progress=False)
-
-
-def test_batch_norm_follows_the_policy() -> None:
-    class Normed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
-            self.backbone[0].requires_grad_(False)
-            self.added = nn.BatchNorm2d(3)
-
-    model = Normed()
-    to_training_mode(model, "with_weights")
-    assert [model.backbone[0].training, model.backbone[1].training, model.added.training] == [False, True, True]
-    to_training_mode(model, "frozen")
-    assert [model.backbone[0].training, model.backbone[1].training, model.added.training] == [False, False, True]
 
 
 def test_taken_up_between_the_last_step_and_the_end_of_its_epoch(tmp_path: Path) -> None:
