@@ -64,7 +64,7 @@ class Preprocessing(BaseModel):
         if settings is not None or processor:
             return cls.from_processor(processor or {}, settings)
         if not stated:
-            return cls()
+            return cls.from_attributes(model)
         config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         channels, height, width = config["input_size"]
         if channels != 3 or len(config["mean"]) != 3:
@@ -80,6 +80,24 @@ class Preprocessing(BaseModel):
             crop_pct=config["crop_pct"],
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
+        )
+
+    @classmethod
+    def from_attributes(cls, model: nn.Module) -> Self:
+        """What a model without a configuration says in attributes: open_clip's `preprocess_cfg`, an `image_size`."""
+        told: Mapping[str, Any] = getattr(model, "preprocess_cfg", None) or {}
+        side = told.get("size") or getattr(model, "image_size", None) or 224
+        size = (int(side), int(side)) if isinstance(side, int) else (int(side[0]), int(side[1]))
+        if not told:
+            return cls(size=size)
+        how: dict[str, Resize] = {"longest": "longer", "squash": "squash"}
+        return cls(
+            size=size,
+            resize=how.get(told.get("resize_mode", "shortest"), "shorter"),
+            interpolation=told.get("interpolation", "bicubic"),
+            crop_pct=1.0,
+            mean=tuple(told["mean"]),
+            std=tuple(told["std"]),
         )
 
     @classmethod

@@ -72,6 +72,15 @@ def test_size_that_the_model_was_built_for() -> None:
     assert Preprocessing.from_model(model).size == (96, 96)
 
 
+def test_attributes_of_torchvision_and_open_clip_models() -> None:
+    model = nn.Linear(2, 2)
+    model.image_size = 384  # as torchvision's VisionTransformer has it
+    assert Preprocessing.from_model(model) == Preprocessing(size=(384, 384))
+    model.preprocess_cfg = {"size": 240, "mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3), "resize_mode": "squash"}
+    expected = Preprocessing(size=(240, 240), resize="squash", crop_pct=1.0, mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+    assert Preprocessing.from_model(model) == expected
+
+
 def test_model_that_states_nothing() -> None:
     assert Preprocessing.from_model(nn.Linear(2, 2)) == Preprocessing()
 
