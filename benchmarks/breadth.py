@@ -181,7 +181,8 @@ def page(found: dict[str, Any]) -> str:
         "Made by `python benchmarks/breadth.py`; do not edit. Each model is built at full size on the meta device."
         " *Live*: one forward pass runs every edit of LoRA, and every new tensor is in the graph of its output.",
         "",
-        f"timm {found['timm']} has {len(names)} names. **{len(live)} are live with LoRA**, {len(own)} of them by a"
+        f"timm {found['timm']} has {found['total']} names; {len(names)} were tried so far."
+        f" **{len(live)} are live with LoRA**, {len(own)} of them by a"
         f" pass of their own and {len(live) - len(own)} by that of another name of the same kind. They are of"
         f" {len({names[n]['kind'] for n in live})} kinds (a model class and the set of its modules' classes); of"
         f" {len(kinds)} kinds the smallest model was also built with values and proved by `verify`: {len(proved)} are"
@@ -232,7 +233,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     path, start = FOLDER / "breadth.json", time.monotonic()
-    found: dict[str, Any] = {"timm": timm.__version__, "names": {}, "kinds": {}}
+    found: dict[str, Any] = {"timm": timm.__version__, "total": len(timm.list_models()), "names": {}, "kinds": {}}
     if path.exists() and not options.fresh:
         found = json.loads(path.read_text())
     names = [name for name in timm.list_models() if options.only in name]
