@@ -29,11 +29,12 @@ def convnext() -> nn.Module:
 
 
 def resnet(block: str = "BasicBlock") -> nn.Module:
-    """Two of the four layers: three blocks of widths 64 and 128 (times four in bottlenecks)."""
+    """The first of the four layers, two blocks of width 64: the library makes no narrower one."""
     from torchvision.models import resnet as library
 
     model = library.ResNet(getattr(library, block), [2, 2, 1, 1])
-    model.layer3, model.layer4, model.fc = nn.Sequential(), nn.Sequential(), nn.Identity()
+    model.layer2, model.layer3, model.layer4 = nn.Sequential(), nn.Sequential(), nn.Sequential()
+    model.fc = nn.Identity()
     return _sized(model)
 
 
