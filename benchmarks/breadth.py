@@ -201,7 +201,7 @@ def page(found: dict[str, Any]) -> str:
     for entry in names.values():
         if entry.get("family"):
             families[entry["family"]].append(entry)
-    for family, entries in sorted(families.items(), key=lambda item: -len(item[1])):
+    for family, entries in sorted(families.items(), key=lambda item: (-len(item[1]), item[0])):
         attached = " | ".join(str(sum(bool(e.get(m, {}).get("attached")) for e in entries)) for m in METHODS[1:])
         lines.append(f"| {family} | {len(entries)} | {sum(counts(e, passed) for e in entries)} | {attached} |")
     lines += ["", "## Not live with LoRA, by reason", "", "| reason | class | names |", "|---|---|---|"]
@@ -210,7 +210,10 @@ def page(found: dict[str, Any]) -> str:
         if not counts(entry, passed):
             reason = entry.get("reason") or entry.get("why") or entry.get("lora", {}).get("reason", "")
             reasons[(_short(reason), entry["class"])] += 1
-    lines += [f"| {reason} | {kind} | {count} |" for (reason, kind), count in reasons.most_common()]
+    lines += [
+        f"| {reason} | {kind} | {count} |"
+        for (reason, kind), count in sorted(reasons.items(), key=lambda i: (-i[1], i[0]))
+    ]
     failed = {k: v for k, v in kinds.items() if v["verify"] != "live"}
     if failed:
         lines += ["", "## Kinds that `verify` did not prove", "", "| kind | name | what it said |", "|---|---|---|"]
