@@ -223,7 +223,7 @@ def ignores_neighbours(cell: Cell) -> None:
 
 def checkpoint_blocks(tuned: TunedModel) -> None:
     """Recompute each block in the backward pass: by the library's own switch, or by hand where it has none."""
-    for switch in ("set_grad_checkpointing", "gradient_checkpointing_enable"):
+    for switch in ("set_grad_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable"):
         if hasattr(tuned.backbone, switch) and getattr(tuned.backbone, "supports_gradient_checkpointing", True):
             getattr(tuned.backbone, switch)()
             return

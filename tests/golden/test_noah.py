@@ -207,5 +207,5 @@ def test_bad_fields_are_refused() -> None:
         vpeft.tune(tiny_vit(), NOAH().with_genes(((1,), (1,), (1,))), show=False)
     with pytest.raises(BadField, match="only 8 rows"):
         vpeft.tune(tiny_vit(), NOAH(width=8), show=False)
-    with pytest.raises(vpeft.MissingPlace, match="sequence of tokens"):
+    with pytest.raises(vpeft.MissingPlace, match="plain sequence"):
         vpeft.tune(tiny_swin(), NOAH(), show=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_out_of_memory_states_the_measured_need_and_what_to_change() -> None:
     model = tuned()
     before = weights(model)
     with pytest.raises(OutOfMemory) as caught:
-        fit(model, Patches(8), optimisation=SHORT, progress=False)
+        fit(model, Patches(8), optimisation=SHORT, progress=False, acceleration="off")
     text = str(caught.value)
     assert "8 images at a time (batch 8, accumulate 1, precision fp32)" in text
     assert "accumulate = 2 (the same steps" in text
@@ -156,6 +157,11 @@ def test_out_of_memory_states_the_measured_need_and_what_to_change() -> None:
     model.train()
     each = saved_bytes(model, torch.randn(3, 3, 32, 32)) - saved_bytes(model, torch.randn(2, 3, 32, 32))
     assert f"Measured: {readable(each)} per image" in text
+    # That is of the plain computation; what is accelerated keeps less, and the message says what was measured.
+    with pytest.raises(OutOfMemory) as caught:
+        fit(tuned(), Patches(8), optimisation=SHORT, progress=False)
+    less = re.search(r"Measured: ([\d.]+) KiB per image", str(caught.value))
+    assert less is not None and float(less[1]) * 1024 < each
 
 
 def test_another_error_is_not_taken_for_it() -> None:
