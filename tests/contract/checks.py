@@ -23,6 +23,7 @@ import vpeft
 from tests.families import EVERY
 from tests.models import images_for, library_features
 from vpeft.injection.merge import CannotMerge
+from vpeft.injection.operations import NothingRead
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import LoRA, Method
 
@@ -234,7 +235,7 @@ def checkpoint_blocks(tuned: TunedModel) -> None:
 
 
 def survives_checkpointing(cell: Cell) -> None:
-    """Activation checkpointing gives equal gradients."""
+    """Activation checkpointing gives equal gradients, or is refused by name."""
     grads = []
     for checkpointed in (False, True):
         tuned = cell.trained()
@@ -248,7 +249,12 @@ def survives_checkpointing(cell: Cell) -> None:
         for parameter in parameters.values():
             parameter.grad = None
         torch.manual_seed(0)
-        tuned(cell.images()).square().sum().backward()
+        try:
+            tuned(cell.images()).square().sum().backward()
+        except NothingRead:
+            if not checkpointed:
+                raise
+            return
         grads.append({key: p.grad for key, p in parameters.items()})
     for key, expected in grads[0].items():
         found = grads[1][key]

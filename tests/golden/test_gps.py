@@ -176,3 +176,12 @@ def test_lives_beside_another_method() -> None:
     tuned = vpeft.tune(base_vit(), GPS(), SSF(), num_classes=2, show=False)
     tuned.prepare([(images_for(base_vit(), 4), torch.tensor([0, 1, 0, 1]))])
     assert all(bool(layer.chosen) for layer in layers(tuned).values())
+
+
+def test_places_before_the_choice_are_centres_of_unlike_channels() -> None:
+    """Behind a ReLU one channel may be silent on every image; a kernel's rim may meet no pixel of a small map."""
+    layer = SparseDelta(5, 3 * 9, 2, taps=9)
+    assert layer.index.tolist() == [[4, 13], [13, 22], [22, 5], [4, 13], [13, 22]]
+    assert SparseDelta(4, 3, 1).index.tolist() == [[0], [1], [2], [0]]
+    depthwise = SparseDelta(6, 9, 1, taps=9)
+    assert depthwise.index.unique().tolist() == [4]

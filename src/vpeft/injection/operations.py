@@ -13,6 +13,11 @@ from torch.nn import functional as F
 
 from ..backbones.points import Layout
 from ..backbones.tokens import TokenCarrier
+from ..errors import VpeftError
+
+
+class NothingRead(VpeftError):
+    """An edit that reads another place ran without it."""
 
 
 class Slot:
@@ -31,7 +36,11 @@ class Slot:
         """The tensor, which the slot gives up so that it keeps no memory alive."""
         value = self.value
         if value is None:
-            raise RuntimeError("An edit read a place that was not executed before it in this forward pass.")
+            raise NothingRead(
+                "An edit wanted a tensor that was not read before it in this pass. Under activation checkpointing a"
+                " part of the backbone is run again by itself, without what it read from other parts: turn"
+                " checkpointing off for this method on this backbone. Without checkpointing, this is a bug."
+            )
         self.value = None
         if self.turn:
             value = value.permute(0, 2, 3, 1)

@@ -12,22 +12,25 @@ class SparseDelta(nn.Module):
     Args:
         rows, columns: out and in.
         k: changed entries in each row, at most `columns`.
+        taps: of a convolution, entries of a row for each input channel: the size of its kernel.
 
     The values start at zero. They are all that the optimiser sees: no moment and no weight decay touches another entry,
-    and decay pulls a chosen one to its pre-trained value. The places are k in the middle until `choose` is called; they
-    are saved with the adapter.
+    and decay pulls a chosen one to its pre-trained value. Until `choose` is called row r changes the centre of the
+    kernel of input channel r (and of the next ones); the places are saved with the adapter.
     """
 
     index: Tensor
     chosen: Tensor
 
-    def __init__(self, rows: int, columns: int, k: int) -> None:
+    def __init__(self, rows: int, columns: int, k: int, taps: int = 1) -> None:
         super().__init__()
         self.k = min(k, columns)
         self.values = nn.Parameter(torch.zeros(rows, self.k))
-        # the middle of a row is the centre of a depthwise kernel, which meets pixels on the smallest of maps
-        middle = (columns - self.k) // 2 + torch.arange(self.k, dtype=torch.int32)
-        self.register_buffer("index", middle.expand(rows, -1).clone())
+        # The centre meets pixels on the smallest of maps, and unlike channels are not all silent behind a ReLU
+        channels = columns // taps
+        order = torch.arange(columns, dtype=torch.int32).view(channels, taps).roll(-(taps // 2), 1).T.flatten()
+        place = (torch.arange(rows)[:, None] % channels + torch.arange(self.k)) % columns
+        self.register_buffer("index", order[place])
         self.register_buffer("chosen", torch.zeros((), dtype=torch.bool))
 
     def choose(self, score: Tensor) -> None:

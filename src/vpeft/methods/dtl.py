@@ -27,12 +27,8 @@ class DTL(Method):
 
     On stages of several widths h starts again at zero in each stage, and stages without a write are not read (what is
     read there would go nowhere). Where there is no class token the backbone's own pooling stays, as in the code.
+    Activation checkpointing is refused: the side sum passes from block to block beside the hidden state.
     """
-
-    exceptions = {
-        "survives_checkpointing": "the side sum passes from block to block beside the hidden state, so that a block"
-        " cannot be run again by itself; the blocks before the first write keep nothing for backward anyway"
-    }
 
     rank: int = Field(default=2, gt=0)
     """R; 2 on ViT, 4 on Swin"""

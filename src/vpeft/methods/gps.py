@@ -59,7 +59,8 @@ class GPS(Method):
                 continue
             if place.rows is None:
                 weight = place.weight
-                yield place.reparametrize(SparseDelta(len(weight), weight[0].numel(), self.k))
+                taps = weight[0, 0].numel()
+                yield place.reparametrize(SparseDelta(len(weight), weight[0].numel(), self.k, taps))
             if "bias" in place.own:
                 yield place.unfreeze("bias")
         for block in backbone.blocks:
@@ -71,7 +72,9 @@ class GPS(Method):
         chosen = [(e.place, e.layer) for e in tuned.adapter().edits if isinstance(e.layer, SparseDelta)]
         if all(bool(layer.chosen) for _, layer in chosen):
             return  # a loaded or resumed adapter keeps its places
-        tensors = [module.get_parameter(name) for module, name in (place.parameter("weight") for place, _ in chosen)]
+        homes = [place.parameter("weight") for place, _ in chosen]
+        # an edited module may answer `weight` with the weight in use: the stored one is wanted
+        tensors = [dict(module.named_parameters(recurse=False))[name] for module, name in homes]
         flags = [tensor.requires_grad for tensor in tensors]
         total: list[Tensor] = []
         try:
