@@ -39,8 +39,8 @@ from vpeft.report import make_report
 
 METHODS = ("linear_probe", "lora", "adaptformer", "ssf")
 TASK = ("digits", "classes")
-# What a probe of frozen features cannot see: how far away. Real pictures, two methods are enough to show it.
-SECOND_TASK = ("pocket", "distance")
+# What frozen features say little of: which way a thing points. Two methods are enough to show it.
+SECOND_TASK = ("pocket", "orientation")
 SECOND_METHODS = ("linear_probe", "lora")
 TIER = "demo"
 BACKBONE = "pocket_vit"
@@ -114,7 +114,7 @@ def demo(
     )
     engine = KeepingEngine(folder=out / "adapters")
     ledger = run_bench(config, engine=engine, console=screen)
-    _say(screen, f"   And {' and '.join(SECOND_METHODS)} on {'/'.join(SECOND_TASK)}: how far away, on real pictures.")
+    _say(screen, f"   And {' and '.join(SECOND_METHODS)} on {'/'.join(SECOND_TASK)}: which way things point.")
     second = {"suite": SECOND_TASK[0], "tasks": SECOND_TASK[1:], "methods": SECOND_METHODS}
     run_bench(config.model_copy(update=second), engine=engine, console=screen)
 

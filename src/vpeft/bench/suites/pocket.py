@@ -37,7 +37,7 @@ SUITE = Suite(
     tiers={
         "smoke": Tier(protocol="pocket-smoke@1", seeds=TIERS["smoke"].seeds, tasks=TIERS["smoke"].tasks or ()),
         "quick": Tier(protocol="pocket-quick@1", seeds=TIERS["quick"].seeds, tasks=TIERS["quick"].tasks or ()),
-        "demo": Tier(protocol="pocket-demo@1", seeds=1, tasks=("distance",)),
+        "demo": Tier(protocol="pocket-demo@1", seeds=1, tasks=("orientation",)),
         "full": Tier(protocol="pocket@1", seeds=TIERS["full"].seeds, tasks=TIERS["full"].tasks or ()),
     },
     default_tier="quick",
