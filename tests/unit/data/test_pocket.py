@@ -111,7 +111,7 @@ def test_a_difference_names_the_split() -> None:
 
 
 def test_tiers_name_tasks_that_exist() -> None:
-    assert set(TIERS) == {"smoke", "quick", "full"}
+    assert set(TIERS) == {"smoke", "quick", "demo", "full"}
     assert len(TIERS["smoke"].tasks or ()) == 2
     for tier in TIERS.values():
         assert set(tier.tasks or ()) <= set(NAMES)
