@@ -19,6 +19,7 @@ from typing import Any, cast
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import outline
 from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
 from .blocks import Block, MlpSite, Stage
 from .places import Norm, Place, stored_weight
@@ -201,21 +202,7 @@ def make_stages(units: Sequence[Unit], size: Size, stride: int) -> Units:
         where = _where(made, size, depth)
         blocks = [_block(unit, depth + i, number, replace(where, depth=depth + i)) for i, unit in enumerate(kept)]
         depth, made.width = depth + len(blocks), blocks[-1].width
-        made.stages.append(
-            Stage(
-                name=f"stages.{number}",
-                width=blocks[0].width,
-                enter=blocks[0].enter,
-                exit=blocks[-1].exit,
-                verbs=span_verbs(None) - {"unfreeze"},
-                nesting=1,
-                parts={**parts, **{block.name: block for block in blocks}},
-                index=number,
-                downsample=_one(changes),
-                blocks=blocks,
-                **where.shared(),
-            )
-        )
+        made.stages.append(outline.stage(number, blocks, where, parts, downsample=_one(changes)))
     return made
 
 

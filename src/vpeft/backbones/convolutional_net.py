@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .anatomy import Where, projection, span_verbs
+from . import outline
+from .anatomy import Where, projection
 from .backbone import Backbone, Facts
 from .convolutional import Size, Unit, conv_stride, is_norm, leaves, make_stages, norm_place
-from .places import Place, Projection, Site, Span
+from .places import Place, Projection
 from .points import Layout, Point
 from .timm_vit import architecture
 
@@ -59,14 +60,7 @@ def make_net(
     start = Where(-1, Layout.CHANNELS_FIRST, (-(-size[0] // stride), -(-size[1] // stride)), 0, stride)
     end = Where(depth, Layout.CHANNELS_FIRST, (1, 1) if pooled_head else made.grid, 0, made.stride)
     width0 = [p.width for p in stem_places if isinstance(p, Projection)][-1]
-    embedding = Site(
-        name="embedding",
-        width=width0,
-        enter=None,
-        exit=Point(after_stem, "output"),
-        verbs=frozenset({"after", "tap"}),
-        **start.shared(),
-    )
+    embedding = outline.embedding(Point(after_stem, "output"), start, width0)
     heads: list[Place] = [projection(key, layer, end) for key, layer in head.items()]
     assert made.first is not None and made.last is not None
     first = made.first
@@ -83,27 +77,14 @@ def make_net(
             pooling=pooling,
             dynamic_size=True,
         ),
-        pixels=Site(
-            name="pixels",
-            width=stem_places[0].width_in,
-            enter=Point(stem[0], "input"),
-            exit=None,
-            verbs=frozenset({"before", "tap"}),
-            layout=Layout.CHANNELS_FIRST,
-            depth=-1,
-        ),
-        trunk=Span(
-            name="trunk",
-            width=made.width,
-            width_in=width0,
+        pixels=outline.pixels(Point(stem[0], "input"), stem_places[0].width_in),
+        trunk=outline.trunk(
+            made.stages,
+            width0,
+            made.width,
+            Where(0, Layout.CHANNELS_FIRST, made.grid, 0, made.stride),
             enter=Point(first, "input"),
             exit=Point(made.last, "output"),
-            verbs=span_verbs(None) - {"unfreeze"},
-            nesting=0,
-            layout=Layout.CHANNELS_FIRST,
-            depth=0,
-            grid=made.grid,
-            stride=made.stride,
         ),
         stages=made.stages,
         norm=None if final is None else norm_place("norm", final, end, overwritten=True),

@@ -6,12 +6,13 @@ from typing import Any, cast
 
 from torch import nn
 
+from . import outline
 from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream
 from .backbone import Backbone, Facts
 from .blocks import Block, MlpSite, Stage
 from .describe import family
 from .hf_model import Pooling, architecture, as_pixels, classifier, mean_of_map, pixels, pooler_output, size_of, tower
-from .places import Norm, Place, Site, Span
+from .places import Norm, Place
 from .points import Layout, Point
 
 MODELING = "transformers.models"
@@ -47,14 +48,7 @@ def describe_hf_convnext(model: nn.Module) -> Backbone:
         stages.append(_stage(number, module, sum(len(s.blocks) for s in stages), strides, grid))
     depth, last = sum(len(stage.blocks) for stage in stages), stages[-1]
     final, end, pooling = _end(inner, Where(depth, Layout.CHANNELS_FIRST, last.grid, 0, last.stride), last.width)
-    embedding = Site(
-        name="embedding",
-        width=width0,
-        enter=None,
-        exit=Point(patch_norm, "output"),
-        verbs=frozenset({"after", "tap"}),
-        **stem.shared(),
-    )
+    embedding = outline.embedding(Point(patch_norm, "output"), stem, width0)
     others: list[Place] = [projection("patch", patch, stem), norm("patch_norm", patch_norm, stem, width0), embedding]
     return Backbone(
         module=model,
@@ -70,19 +64,7 @@ def describe_hf_convnext(model: nn.Module) -> Backbone:
             dynamic_size=True,
         ),
         pixels=pixels(config.num_channels, pooling),
-        trunk=Span(
-            name="trunk",
-            width=last.width,
-            width_in=width0,
-            enter=stages[0].enter,
-            exit=last.exit,
-            verbs=span_verbs(None) - {"unfreeze"},
-            nesting=0,
-            layout=Layout.CHANNELS_FIRST,
-            depth=0,
-            grid=stages[0].grid,
-            stride=stride,
-        ),
+        trunk=outline.trunk(stages, width0),
         stages=stages,
         norm=final,
         others=others,
@@ -118,19 +100,12 @@ def _stage(number: int, module: Any, start: int, stride: int, grid: tuple[int, i
         after = Where(start - 1, Layout.CHANNELS_FIRST, grid, 0, stride)
         parts[f"{prefix}.norm"] = norm(f"{prefix}.norm", steps[0], before, int(steps[1].weight.shape[1]))
         parts[f"{prefix}.reduction"] = projection(f"{prefix}.reduction", steps[1], after)
-    parts.update({block.name: block for block in blocks})
-    return Stage(
-        name=f"stages.{number}",
-        width=blocks[0].width,
-        enter=blocks[0].enter,
-        exit=blocks[-1].exit,
-        verbs=span_verbs(None) - {"unfreeze"},
-        nesting=1,
-        parts=parts,
-        index=number,
+    return outline.stage(
+        number,
+        blocks,
+        Where(start, Layout.CHANNELS_FIRST, grid, 0, stride),
+        parts,
         downsample=nn.Sequential(*steps) if steps else None,
-        blocks=blocks,
-        **Where(start, Layout.CHANNELS_FIRST, grid, 0, stride).shared(),
     )
 
 

@@ -10,14 +10,15 @@ from typing import Any, cast
 
 from torch import nn
 
-from .anatomy import Where, norm, projection, site, span_verbs
+from . import outline
+from .anatomy import Where, norm, projection, site
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, Stage
 from .describe import UnknownBackbone, family
 from .hf_model import Pooling, architecture, as_pixels, classifier, pixels, pooler_output, size_of, tower
 from .hf_reading import read_layer
 from .hf_vit import assembled
-from .places import Place, Site, Span
+from .places import Place
 from .points import Layout, Point
 
 MODELING = "transformers.models.hiera.modeling_hiera"
@@ -49,15 +50,7 @@ def describe_hf_hiera(model: nn.Module) -> Backbone:
     tokens = Where(-1, Layout.TOKENS, None, 0, first.stride)
     others: list[Place] = [
         projection("patch", patch, tokens.but(Layout.CHANNELS_FIRST)),
-        Site(
-            name="embedding",
-            width=first.width,
-            enter=None,
-            exit=Point(stem, "output"),
-            verbs=frozenset({"after", "tap", "unfreeze"}),
-            own={"pos_embed": (stem, "position_embeddings")},
-            **tokens.shared(),
-        ),
+        outline.embedding(Point(stem, "output"), tokens, first.width, own={"pos_embed": (stem, "position_embeddings")}),
     ]
     pooling = Pooling(as_pixels, pooler_output)
     return Backbone(
@@ -73,16 +66,7 @@ def describe_hf_hiera(model: nn.Module) -> Backbone:
             pooling="avg",
         ),
         pixels=pixels(config.num_channels, pooling),
-        trunk=Span(
-            name="trunk",
-            width=last.width,
-            width_in=first.width,
-            enter=first.enter,
-            exit=last.exit,
-            verbs=span_verbs(None) - {"unfreeze"},
-            nesting=0,
-            **Where(0, Layout.TOKENS, None, 0, first.stride).shared(),
-        ),
+        trunk=outline.trunk(stages),
         stages=stages,
         norm=norm("norm", inner.pooler.layernorm, Where(depth, Layout.VECTOR), last.width),
         others=others,
@@ -115,20 +99,7 @@ def _stage(number: int, module: Any, where: Where) -> Stage:
             projection(f"{name}.mlp.fc2", layer.mlp.fc2, before),
         ]
         parts = {place.name: place for place in inner}
-    parts.update({block.name: block for block in blocks})
-    return Stage(
-        name=f"stages.{number}",
-        width=blocks[0].width,
-        enter=blocks[0].enter,
-        exit=blocks[-1].exit,
-        verbs=span_verbs(None) - {"unfreeze"},
-        nesting=1,
-        parts=parts,
-        index=number,
-        downsample=First(layers[0]) if pools else None,
-        blocks=blocks,
-        **where.shared(),
-    )
+    return outline.stage(number, blocks, where, parts, downsample=First(layers[0]) if pools else None)
 
 
 def _block(index: int, stage: int, layer: Any, stage_where: Where) -> Block:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import outline
 from .places import Site
-from .points import Layout, Point
+from .points import Point
 
 # where a model for a task keeps the tower that makes the features
 INNER = (
@@ -178,12 +179,4 @@ class TokenAndMean:
 
 def pixels(channels: int, pooling: Pooling) -> Site:
     """The images, where the model first sees them."""
-    return Site(
-        name="pixels",
-        width=channels,
-        enter=Point(pooling.anchor, "input"),
-        exit=None,
-        verbs=frozenset({"before", "tap"}),
-        layout=Layout.CHANNELS_FIRST,
-        depth=-1,
-    )
+    return outline.pixels(Point(pooling.anchor, "input"), channels)

@@ -11,14 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .anatomy import Where, norm, projection, span_verbs
+from . import outline
+from .anatomy import Where, norm, projection
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, Stage
 from .describe import family
 from .hf_model import Pooling, architecture, as_pixels, classifier, mean_of_cells, pixels, size_of, tower
 from .hf_reading import read_layer
 from .hf_vit import assembled, attention_places
-from .places import Attention, Place, Site, Span
+from .places import Attention, Place
 from .points import Layout, Point
 
 MODELING = "transformers.models.segformer.modeling_segformer"
@@ -60,14 +61,7 @@ def describe_hf_segformer(model: nn.Module) -> Backbone:
     others: list[Place] = [
         projection("patch", stem.proj, tokens.but(Layout.CHANNELS_FIRST)),
         norm("patch_norm", stem.layer_norm, tokens, first.width),
-        Site(
-            name="embedding",
-            width=first.width,
-            enter=None,
-            exit=Point(stem, "output"),
-            verbs=frozenset({"after", "tap"}),
-            **tokens.shared(),
-        ),
+        outline.embedding(Point(stem, "output"), tokens, first.width),
     ]
     pooling = Pooling(as_pixels, mean_of_cells)
     decoder = model._modules.get("decode_head")
@@ -85,16 +79,7 @@ def describe_hf_segformer(model: nn.Module) -> Backbone:
             dynamic_size=True,
         ),
         pixels=pixels(inner.config.num_channels, pooling),
-        trunk=Span(
-            name="trunk",
-            width=last.width,
-            width_in=first.width,
-            enter=first.enter,
-            exit=last.exit,
-            verbs=span_verbs(None) - {"unfreeze"},
-            nesting=0,
-            **replace(tokens, depth=0).shared(),
-        ),
+        trunk=outline.trunk(stages),
         stages=stages,
         norm=norm(
             "norm", inner.stages[-1].layer_norm, Where(depth, Layout.TOKENS, last.grid, 0, last.stride), last.width
@@ -120,19 +105,12 @@ def _stage(number: int, module: Any, before: tuple[nn.Module, tuple[int, int]] |
         reduction = projection(f"{name}.reduction", patches.proj, entering.but(Layout.CHANNELS_FIRST))
         parts[f"{name}.reduction"] = reduction
         parts[f"{name}.patch_norm"] = norm(f"{name}.patch_norm", patches.layer_norm, entering, reduction.width)
-    parts.update({block.name: block for block in blocks})
-    return Stage(
-        name=f"stages.{number}",
-        width=blocks[0].width,
-        enter=blocks[0].enter,
-        exit=blocks[-1].exit,
-        verbs=span_verbs(None) - {"unfreeze"},
-        nesting=1,
-        parts=parts,
-        index=number,
+    return outline.stage(
+        number,
+        blocks,
+        where,
+        parts,
         downsample=None if before is None else Between(before[0], module.patch_embeddings, before[1]),
-        blocks=blocks,
-        **where.shared(),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from . import outline
 from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream, token_rewrites
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite, Stage
@@ -13,7 +14,7 @@ from .describe import family
 from .hf_attention import edited_class
 from .hf_model import Pooling, architecture, as_pixels, classifier, pixels, pooler_output, tower
 from .hf_windows import windowed_class
-from .places import Attention, Place, Site, Span
+from .places import Attention, Place
 from .points import Layout, Point, StandIn
 from .window_tokens import BesideTokens
 
@@ -56,23 +57,14 @@ def describe_hf_swin(model: nn.Module) -> Backbone:
         here = ((here[0] + 1) // 2, (here[1] + 1) // 2)
     mean = Point(inner.layernorm, "output")
     stages[-1].pooled = stages[-1].blocks[-1].pooled = mean
-    pairs = tuple(pair for stage in stages for pair in stage.rewrites["insert_tokens"])
-    pairs += tuple((layer.downsample, windowed_class(layer.downsample)) for layer in layers if layer.downsample)
+    merging = tuple((layer.downsample, windowed_class(layer.downsample)) for layer in layers if layer.downsample)
     depth, last, width = sum(len(stage.blocks) for stage in stages), stages[-1], stages[-1].width
     tokens = Where(-1, Layout.TOKENS, grid, 0, stride)
     own = {} if stem.position_embeddings is None else {"pos_embed": (stem, "position_embeddings")}
     others: list[Place] = [
         projection("patch", patch, tokens.but(Layout.CHANNELS_FIRST)),
         norm("patch_norm", stem.norm, tokens, width0),
-        Site(
-            name="embedding",
-            width=width0,
-            enter=None,
-            exit=Point(stem, "output"),
-            verbs=frozenset({"after", "tap", *(("unfreeze",) if own else ())}),
-            own=own,
-            **tokens.shared(),
-        ),
+        outline.embedding(Point(stem, "output"), tokens, width0, own=own),
     ]
     pooling = Pooling(as_pixels, pooler_output)
     return Backbone(
@@ -88,22 +80,7 @@ def describe_hf_swin(model: nn.Module) -> Backbone:
             pooling="avg",
         ),
         pixels=pixels(inner.config.num_channels, pooling),
-        trunk=Span(
-            name="trunk",
-            width=width,
-            width_in=width0,
-            enter=stages[0].enter,
-            exit=last.exit,
-            verbs=span_verbs(carrier) - {"unfreeze"},
-            nesting=0,
-            carrier=carrier,
-            pooled=mean,
-            rewrites=token_rewrites(pairs),
-            layout=Layout.TOKENS,
-            depth=0,
-            grid=grid,
-            stride=stride,
-        ),
+        trunk=outline.trunk(stages, width0, pooled=mean, between=merging),
         stages=stages,
         norm=norm("norm", inner.layernorm, Where(depth, Layout.TOKENS, last.grid, 0, last.stride), width),
         others=others,
@@ -133,26 +110,10 @@ def _stage(
         first = len(inner.norm.weight) == reduction.width_in  # version 2 norms what was reduced
         closing = norm(f"{name}.norm", inner.norm, before, len(inner.norm.weight), (reduction,) if first else ())
         parts = {place.name: place for place in ((closing, reduction) if first else (reduction, closing))}
-    parts.update({block.name: block for block in blocks})
     carried: Pairs = ((layer, windowed_class(layer)),)
     for block in blocks:
         block.rewrites = token_rewrites((*block.rewrites["insert_tokens"], *carried))
-    pairs = carried + tuple(pair for block in blocks for pair in block.rewrites["insert_tokens"][:-1])
-    return Stage(
-        name=f"stages.{number}",
-        width=blocks[0].width,
-        enter=blocks[0].enter,
-        exit=blocks[-1].exit,
-        verbs=span_verbs(carrier) - {"unfreeze"},
-        nesting=1,
-        carrier=carrier,
-        rewrites=token_rewrites(pairs),
-        parts=parts,
-        index=number,
-        downsample=merging,
-        blocks=blocks,
-        **where.shared(),
-    )
+    return outline.stage(number, blocks, where, parts, downsample=merging)
 
 
 def _block(index: int, stage: int, layer: Any, grid: tuple[int, int], stride: int, carrier: BesideTokens) -> Block:

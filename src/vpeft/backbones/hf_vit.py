@@ -11,14 +11,15 @@ from typing import Any, cast
 
 from torch import nn
 
+from . import outline
 from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream, token_rewrites
 from .backbone import Backbone, Facts
-from .blocks import AttentionSite, Block, MlpSite, Stage
+from .blocks import AttentionSite, Block, MlpSite
 from .describe import family
 from .hf_attention import edited_class
 from .hf_model import architecture, classifier, pair, pixels, pooler_output, size_of, tower
 from .hf_reading import Layer, Reading, read_layer, read_model
-from .places import Attention, Place, Projection, Site, Span
+from .places import Attention, Place, Projection, Site
 from .points import Layout, Point
 from .tokens import TokenCarrier
 
@@ -89,36 +90,9 @@ def describe_hf_vit(model: nn.Module) -> Backbone:
         _block(index, layer, Where(index, Layout.TOKENS, grid, prefix, side[0]), width, carrier, shared_bias)
         for index, layer in enumerate(layers)
     ]
-    pairs = tuple(pair for block in blocks for pair in block.rewrites.get("insert_tokens", ()))
-    blocks[-1].pooled = reading.mean
     tokens, after = Where(-1, Layout.TOKENS, grid, prefix, side[0]), Where(depth, Layout.TOKENS, grid, prefix, side[0])
     start = Where(0, Layout.TOKENS, grid, prefix, side[0])
-    trunk = Span(
-        name="trunk",
-        width=width,
-        enter=Point(layers[0], "input"),
-        exit=Point(layers[-1], "output"),
-        verbs=span_verbs(carrier) - {"unfreeze"},
-        nesting=0,
-        carrier=carrier,
-        pooled=reading.mean,
-        rewrites=token_rewrites(pairs),
-        **start.shared(),
-    )
-    stage = Stage(
-        name="stages.0",
-        width=width,
-        enter=trunk.enter,
-        exit=trunk.exit,
-        verbs=trunk.verbs,
-        nesting=1,
-        carrier=carrier,
-        pooled=reading.mean,
-        rewrites=token_rewrites(pairs),
-        parts={block.name: block for block in blocks},
-        blocks=blocks,
-        **start.shared(),
-    )
+    trunk, stage = outline.tower(blocks, start, reading.mean)
     others: list[Place] = [_patch(patch, tokens), _embedding(inner, stem, tokens, width)]
     if "pre_layrnorm" in inner._modules:
         others.append(norm("norm_pre", inner.pre_layrnorm, tokens, width))
@@ -190,15 +164,7 @@ def _embedding(inner: Any, stem: Any, tokens: Where, width: int) -> Site:
     if "position_embedding" in stem._modules:
         own["pos_embed"] = (stem.position_embedding, "weight")
     source = inner._modules.get("pre_layrnorm", stem)
-    return Site(
-        name="embedding",
-        width=width,
-        enter=None,
-        exit=Point(source, "output"),
-        verbs=frozenset({"after", "tap", "unfreeze"}),
-        own=own,
-        **tokens.shared(),
-    )
+    return outline.embedding(Point(source, "output"), tokens, width, own=own)
 
 
 def _block(index: int, layer: Any, where: Where, width: int, carrier: TokenCarrier, shared_bias: bool) -> Block:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import VpeftError
+from . import outline
 from .anatomy import Where, norm
 from .backbone import Backbone, Facts
 from .describe import family
@@ -20,7 +21,6 @@ from .open_clip_vision import clip_block, embedding_of, no_classifier
 from .places import Place, Site
 from .points import Layout, Point
 from .tokens import TokenCarrier
-from .towers import tower
 
 
 class NoTextTower(VpeftError):
@@ -111,20 +111,12 @@ def describe_open_clip_text(model: nn.Module) -> Backbone:
         for index, block in enumerate(text.transformer.resblocks)
     ]
     depth = len(blocks)
-    trunk, stage = tower(blocks, Where(0, Layout.TOKENS, None, 1), carrier, None)
+    trunk, stage = outline.tower(blocks, Where(0, Layout.TOKENS, None, 1))
     own = {"pos_embed": (model, "positional_embedding")}
     if text.cls_emb is not None:
         own["cls_token"] = (model, "cls_emb")
     others: list[Place] = [
-        Site(
-            name="embedding",
-            width=width,
-            enter=None,
-            exit=Point(text.transformer, "input"),
-            verbs=frozenset({"after", "tap", "unfreeze"}),
-            own=own,
-            **Where(-1, Layout.TOKENS, None, 1).shared(),
-        )
+        outline.embedding(Point(text.transformer, "input"), Where(-1, Layout.TOKENS, None, 1), width, own=own)
     ]
     last = text.text_projection
     out = width if last is None else int(last.out_features if isinstance(last, nn.Linear) else last.shape[1])

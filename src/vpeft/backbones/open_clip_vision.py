@@ -11,15 +11,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from . import outline
 from .anatomy import Where, norm, projection
 from .backbone import Backbone, Facts
 from .blocks import Block
 from .describe import UnknownBackbone, family
 from .multihead import EditedMultihead, multihead_places
-from .places import Place, Site
+from .places import Place
 from .points import Layout, Point
 from .tokens import TokenCarrier
-from .towers import Parts, pre_norm_block, tower
+from .towers import Parts, pre_norm_block
 
 
 @family("open_clip", "open_clip.model.CLIP", "open_clip.model.CustomTextCLIP", "open_clip.coca_model.CoCa")
@@ -93,15 +94,12 @@ def describe_open_clip_vision(model: nn.Module) -> Backbone:
     mean = None
     if vit.pool_type == "avg" and not attends:
         mean = Point(vit.transformer if vit.final_ln_after_pool else vit.ln_post, "output")
-    trunk, stage = tower(blocks, Where(0, Layout.TOKENS, grid, 1, stride), carrier, mean)
-    embedding = Site(
-        name="embedding",
-        width=width,
-        enter=None,
-        exit=Point(vit.ln_pre, "output"),
-        verbs=frozenset({"after", "tap", "unfreeze"}),
+    trunk, stage = outline.tower(blocks, Where(0, Layout.TOKENS, grid, 1, stride), mean)
+    embedding = outline.embedding(
+        Point(vit.ln_pre, "output"),
+        where,
+        width,
         own={"cls_token": (vit, "class_embedding"), "pos_embed": (vit, "positional_embedding")},
-        **where.shared(),
     )
     others: list[Place] = [
         projection("patch", vit.conv1, Where(-1, Layout.CHANNELS_FIRST, grid, 0, stride)),
@@ -127,15 +125,7 @@ def describe_open_clip_vision(model: nn.Module) -> Backbone:
             prefix_tokens=1,
             pooling=pooling,
         ),
-        pixels=Site(
-            name="pixels",
-            width=int(vit.conv1.in_channels),
-            enter=Point(vit.conv1, "input"),
-            exit=None,
-            verbs=frozenset({"before", "tap"}),
-            layout=Layout.CHANNELS_FIRST,
-            depth=-1,
-        ),
+        pixels=outline.pixels(Point(vit.conv1, "input"), int(vit.conv1.in_channels)),
         trunk=trunk,
         stages=[stage],
         norm=norm("norm", vit.ln_post, end, int(vit.ln_post.weight.shape[0])),

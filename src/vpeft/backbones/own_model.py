@@ -12,11 +12,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
+from . import outline
 from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite, Stage
 from .convolutional import is_norm, leftovers, norm_place
-from .places import Norm, Place, Projection, Site, Span, stored_weight
+from .places import Norm, Place, Projection, Span, stored_weight
 from .points import Layout, Point
 from .seen import BadAnatomy, Classifier, Pooling, Seen, find, watch
 from .tokens import TokenCarrier
@@ -143,12 +144,6 @@ def describe_own(model: nn.Module, anatomy: Anatomy) -> Backbone:
     rest = [entry for entry in seen.values() if id(entry.module) not in named and entry.name != anatomy.classifier]
     once = [entry for entry in rest if entry.times == 1 and len(entry.shape) >= 2]
     others += [place for entry in once if (place := _plain(entry, depth)) is not None]
-    enter, leave = Point(model, "input"), Point(model, "output")
-    if stages:
-        enter, leave = _point(stages[0].enter), _point(stages[-1].exit)
-    elif anatomy.features is not None:
-        enter = Point(next(iter(seen.values())).module, "input")
-    trunk_width = stages[-1].width if stages else width
     backbone = Backbone(
         module=model,
         facts=Facts(
@@ -161,25 +156,10 @@ def describe_own(model: nn.Module, anatomy: Anatomy) -> Backbone:
             prefix_tokens=anatomy.prefix_tokens,
             pooling=anatomy.pool,
         ),
-        pixels=Site(
-            name="pixels",
-            width=channels,
-            enter=Point(model if anatomy.features is None else next(iter(seen.values())).module, "input"),
-            exit=None,
-            verbs=frozenset({"before", "tap"}),
-            layout=Layout.CHANNELS_FIRST,
-            depth=-1,
+        pixels=outline.pixels(
+            Point(model if anatomy.features is None else next(iter(seen.values())).module, "input"), channels
         ),
-        trunk=Span(
-            name="trunk",
-            width=trunk_width,
-            enter=enter,
-            exit=leave,
-            verbs=(stages[0].verbs if stages else frozenset()),
-            nesting=0,
-            carrier=stages[0].carrier if stages else None,
-            **Where(0, LAYOUTS[anatomy.layout], stages[0].grid if stages else None, anatomy.prefix_tokens).shared(),
-        ),
+        trunk=_trunk(model, anatomy, seen, stages, width),
         stages=stages,
         norm=final,
         others=others,
@@ -206,9 +186,22 @@ def _check_that_all_run(model: nn.Module, stages: list[Stage], seen: dict[str, S
                 )
 
 
-def _point(point: Point | None) -> Point:
-    assert point is not None
-    return point
+def _trunk(model: nn.Module, anatomy: Anatomy, seen: dict[str, Seen], stages: list[Stage], width: int) -> Span:
+    """All blocks; without any, from where the images enter to the end, as something that offers no edit."""
+    layout = LAYOUTS[anatomy.layout]
+    if stages:
+        return outline.trunk(stages, where=Where(0, layout, stages[0].grid, anatomy.prefix_tokens))
+    enter = model if anatomy.features is None else next(iter(seen.values())).module
+    where = Where(0, layout, None, anatomy.prefix_tokens)
+    return Span(
+        name="trunk",
+        width=width,
+        enter=Point(enter, "input"),
+        exit=Point(model, "output"),
+        verbs=frozenset(),
+        nesting=0,
+        **where.shared(),
+    )
 
 
 def _plain(entry: Seen, depth: int) -> Place | None:
@@ -244,16 +237,7 @@ def _outside(
         where = Where(-1, layout, None, anatomy.prefix_tokens)
         at = Point(start, "input") if anatomy.embedding is None else Point(find(model, anatomy.embedding), "output")
         width = _block_width(start, anatomy)
-        others.append(
-            Site(
-                name="embedding",
-                width=width,
-                enter=None,
-                exit=at,
-                verbs=frozenset({"after", "tap"}),
-                **where.shared(),
-            )
-        )
+        others.append(outline.embedding(at, where, width))
     if anatomy.norm is None:
         return others, None
     layer = find(model, anatomy.norm)
@@ -290,21 +274,7 @@ def _stages(model: nn.Module, anatomy: Anatomy) -> list[Stage]:
             for i, module in enumerate(modules)
         ]
         depth += len(blocks)
-        stages.append(
-            Stage(
-                name=f"stages.{number}",
-                width=blocks[0].width,
-                enter=blocks[0].enter,
-                exit=blocks[-1].exit,
-                verbs=span_verbs(carrier) - {"unfreeze"},
-                nesting=1,
-                carrier=carrier,
-                parts={block.name: block for block in blocks},
-                index=number,
-                blocks=blocks,
-                **where.shared(),
-            )
-        )
+        stages.append(outline.stage(number, blocks, where))
     return stages
 
 

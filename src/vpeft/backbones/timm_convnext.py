@@ -11,11 +11,12 @@ from typing import Any, cast
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
+from . import outline
 from .anatomy import Where, branch, norm, own_parameters, projection, skip, span_verbs, stream
 from .backbone import Backbone, Facts
 from .blocks import Block, Stage
 from .describe import UnknownBackbone, family
-from .places import Place, Site, Span
+from .places import Place
 from .points import Layout, Point
 from .timm_vit import architecture, mlp_places
 
@@ -54,16 +55,7 @@ def describe_timm_convnext(model: nn.Module) -> Backbone:
         others.append(projection(f"patch_{number}", conv, stem))
     if not isinstance(net.stem[-1], nn.Conv2d):
         others.append(norm("patch_norm", net.stem[-1], stem, width0))
-    others.append(
-        Site(
-            name="embedding",
-            width=width0,
-            enter=None,
-            exit=Point(net.stem, "output"),
-            verbs=frozenset({"after", "tap"}),
-            **stem.shared(),
-        )
-    )
+    others.append(outline.embedding(Point(net.stem, "output"), stem, width0))
     end = Where(depth, Layout.CHANNELS_FIRST, last.grid, 0, last.stride)
     final = None
     head_norm = getattr(net.head, "norm", None)
@@ -87,28 +79,8 @@ def describe_timm_convnext(model: nn.Module) -> Backbone:
             pooling="avg",
             dynamic_size=True,
         ),
-        pixels=Site(
-            name="pixels",
-            width=int(stem_convs[0].weight.shape[1]),
-            enter=Point(net.stem, "input"),
-            exit=None,
-            verbs=frozenset({"before", "tap"}),
-            layout=Layout.CHANNELS_FIRST,
-            depth=-1,
-        ),
-        trunk=Span(
-            name="trunk",
-            width=last.width,
-            width_in=width0,
-            enter=Point(net.stages[0], "input"),
-            exit=Point(net.stages[-1], "output"),
-            verbs=span_verbs(None) - {"unfreeze"},
-            nesting=0,
-            layout=Layout.CHANNELS_FIRST,
-            depth=0,
-            grid=stages[0].grid,
-            stride=first_stride,
-        ),
+        pixels=outline.pixels(Point(net.stem, "input"), int(stem_convs[0].weight.shape[1])),
+        trunk=outline.trunk(stages, width0, enter=Point(net.stages[0], "input"), exit=Point(net.stages[-1], "output")),
         stages=stages,
         norm=final,
         others=others,
@@ -135,19 +107,12 @@ def _stage(number: int, layer: Any, start: int, stride: int, grid: tuple[int, in
         parts[f"{prefix}.reduction"] = projection(
             f"{prefix}.reduction", conv, Where(start - 1, Layout.CHANNELS_FIRST, grid, 0, stride)
         )
-    parts.update({block.name: block for block in blocks})
-    return Stage(
-        name=f"stages.{number}",
-        width=blocks[0].width,
-        enter=blocks[0].enter,
-        exit=blocks[-1].exit,
-        verbs=span_verbs(None) - {"unfreeze"},
-        nesting=1,
-        parts=parts,
-        index=number,
+    return outline.stage(
+        number,
+        blocks,
+        Where(start, Layout.CHANNELS_FIRST, grid, 0, stride),
+        parts,
         downsample=None if isinstance(layer.downsample, nn.Identity) else layer.downsample,
-        blocks=blocks,
-        **Where(start, Layout.CHANNELS_FIRST, grid, 0, stride).shared(),
     )
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from . import outline
 from .anatomy import Where, branch, norm, projection, skip, span_verbs, stream
 from .backbone import Backbone, Facts
-from .blocks import AttentionSite, Block, MlpSite, Stage
-from .places import Norm, Place, Rewrites, Site, Span
+from .blocks import AttentionSite, Block, MlpSite
+from .places import Norm, Place, Rewrites
 from .points import Layout, Point
 from .tokens import TokenCarrier
 
@@ -151,19 +152,16 @@ def isotropic(
     prefix, grid, stride = first.prefix, first.grid, first.stride
     stem = Where(-1, Layout.CHANNELS_FIRST, grid, 0, stride)
     start = Where(-1, layout, grid, prefix, stride)
-    embedding = Site(
-        name="embedding",
-        width=width,
-        enter=None,
-        exit=embedded,
-        verbs=frozenset({"after", "tap", "unfreeze"}),
+    embedding = outline.embedding(
+        embedded,
+        start,
+        width,
         own={
             name: (model, name)
             for name in ("cls_token", "dist_token", "reg_token", "pos_embed")
             if model._parameters.get(name) is not None
         },
-        nesting=-1 if embedded.side == "input" else 4,  # before whatever acts on the spans that begin there
-        **start.shared(),
+        nesting=-1 if embedded.side == "input" else 4,
     )
     others: list[Place] = [projection("patch", net.patch_embed.proj, stem), embedding]
     patch_norm, norm_pre = getattr(net.patch_embed, "norm", None), getattr(net, "norm_pre", None)
@@ -174,38 +172,7 @@ def isotropic(
     pool = getattr(net, "attn_pool", None)
     averaged = net.global_pool == "avg" and pool is None and carrier is not None and end is None
     mean = Point(net.norm, "output") if averaged else None
-    blocks[-1].pooled = mean
-    rewrites: Rewrites = {}
-    pairs = tuple(pair for block in blocks for pair in block.rewrites.get("insert_tokens", ()))
-    if pairs:
-        rewrites = {"insert_tokens": pairs}
-    shared = Where(0, layout, grid, prefix, stride).shared()
-    trunk = Span(
-        name="trunk",
-        width=width,
-        enter=first.enter,
-        exit=blocks[-1].exit,
-        verbs=span_verbs(carrier) - {"unfreeze"},
-        nesting=0,
-        carrier=carrier,
-        pooled=mean,
-        rewrites=rewrites,
-        **shared,
-    )
-    stage = Stage(
-        name="stages.0",
-        width=width,
-        enter=trunk.enter,
-        exit=trunk.exit,
-        verbs=span_verbs(carrier) - {"unfreeze"},
-        nesting=1,
-        carrier=carrier,
-        pooled=mean,
-        rewrites=rewrites,
-        parts={block.name: block for block in blocks},
-        blocks=blocks,
-        **shared,
-    )
+    trunk, stage = outline.tower(blocks, Where(0, layout, grid, prefix, stride), mean)
     after = Where(depth, layout, grid, prefix, stride)
     last, pooled_norm = getattr(net, "norm", None), getattr(net, "fc_norm", None)
     if final is None and last is not None and not isinstance(last, nn.Identity):
@@ -225,15 +192,7 @@ def isotropic(
             pooling=net.global_pool,
             dynamic_size=dynamic,
         ),
-        pixels=Site(
-            name="pixels",
-            width=int(net.patch_embed.proj.weight.shape[1]),
-            enter=Point(net.patch_embed, "input"),
-            exit=None,
-            verbs=frozenset({"before", "tap"}),
-            layout=Layout.CHANNELS_FIRST,
-            depth=-1,
-        ),
+        pixels=outline.pixels(Point(net.patch_embed, "input"), int(net.patch_embed.proj.weight.shape[1])),
         trunk=trunk,
         stages=[stage],
         norm=final,

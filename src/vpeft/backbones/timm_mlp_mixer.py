@@ -12,13 +12,14 @@ from typing import Any
 from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingBlock
 from torch import nn
 
+from . import outline
 from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
 from .backbone import Backbone, Facts
-from .blocks import AttentionSite, Block, Stage
+from .blocks import AttentionSite, Block
 from .convolutional import drop_rate, leftovers
 from .convolutional_net import timm_classifier, timm_pooled
 from .describe import UnknownBackbone, family
-from .places import Place, Site, Span
+from .places import Place, Site
 from .points import Layout, Point
 from .timm_vit import architecture, mlp_places
 
@@ -36,30 +37,8 @@ def describe_timm_mlp_mixer(model: nn.Module) -> Backbone:
     others: list[Place] = [projection("patch", patch.proj, stem)]
     if not isinstance(patch.norm, nn.Identity):
         others.append(norm("patch_norm", patch.norm, tokens, width))
-    others.append(
-        Site(
-            name="embedding",
-            width=width,
-            enter=None,
-            exit=Point(patch, "output"),
-            verbs=frozenset({"after", "tap"}),
-            **tokens.shared(),
-        )
-    )
-    within = Where(0, Layout.TOKENS, grid, 0, stride)
-    enter, leave = Point(net.blocks[0], "input"), Point(net.blocks[-1], "output")
-    verbs = span_verbs(None) - {"unfreeze"}
-    stage = Stage(
-        name="stages.0",
-        width=width,
-        enter=enter,
-        exit=leave,
-        verbs=verbs,
-        nesting=1,
-        parts={block.name: block for block in blocks},
-        blocks=blocks,
-        **within.shared(),
-    )
+    others.append(outline.embedding(Point(patch, "output"), tokens, width))
+    trunk, stage = outline.tower(blocks, Where(0, Layout.TOKENS, grid, 0, stride))
     return Backbone(
         module=net,
         facts=Facts(
@@ -72,16 +51,8 @@ def describe_timm_mlp_mixer(model: nn.Module) -> Backbone:
             prefix_tokens=0,
             pooling=net.global_pool,
         ),
-        pixels=Site(
-            name="pixels",
-            width=int(patch.proj.weight.shape[1]),
-            enter=Point(patch, "input"),
-            exit=None,
-            verbs=frozenset({"before", "tap"}),
-            layout=Layout.CHANNELS_FIRST,
-            depth=-1,
-        ),
-        trunk=Span(name="trunk", width=width, enter=enter, exit=leave, verbs=verbs, nesting=0, **within.shared()),
+        pixels=outline.pixels(Point(patch, "input"), int(patch.proj.weight.shape[1])),
+        trunk=trunk,
         stages=[stage],
         norm=norm("norm", net.norm, Where(depth, Layout.TOKENS, grid, 0, stride), width),
         others=others,

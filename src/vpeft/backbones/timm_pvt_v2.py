@@ -9,12 +9,13 @@ from timm.models.pvt_v2 import Block as PvtBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .anatomy import Where, norm, projection, site, span_verbs
+from . import outline
+from .anatomy import Where, norm, projection, site
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite, Stage
 from .convolutional_net import image_size
 from .describe import UnknownBackbone, family
-from .places import Attention, Place, Projection, Site, Span
+from .places import Attention, Place, Projection
 from .points import Layout, Point
 from .timm_isotropic import architecture, own_classifier, pooled_by_head, residual_block
 
@@ -77,28 +78,8 @@ def describe_timm_pvt_v2(model: nn.Module) -> Backbone:
         start += len(layer.blocks)
     first, last = stages[0], stages[-1]
     mapped = Where(-1, Layout.MAP, first.grid, 0, first.stride)
-    embedding = Site(
-        name="embedding",
-        width=first.width,
-        enter=None,
-        exit=first.enter,
-        verbs=frozenset({"after", "tap"}),
-        nesting=-1,  # before whatever acts on the spans that begin there
-        **mapped.but(Layout.TOKENS).shared(),
-    )
-    trunk = Span(
-        name="trunk",
-        width=last.width,
-        width_in=first.width,
-        enter=first.enter,
-        exit=last.exit,
-        verbs=span_verbs(None) - {"unfreeze"},
-        nesting=0,
-        layout=Layout.TOKENS,
-        depth=0,
-        grid=first.grid,
-        stride=first.stride,
-    )
+    embedding = outline.embedding(first.enter, mapped.but(Layout.TOKENS), first.width, nesting=-1)
+    trunk = outline.trunk(stages)
     after = Where(start, Layout.TOKENS, last.grid, 0, last.stride)
     return Backbone(
         module=model,
@@ -113,15 +94,7 @@ def describe_timm_pvt_v2(model: nn.Module) -> Backbone:
             pooling=net.global_pool,
             dynamic_size=True,
         ),
-        pixels=Site(
-            name="pixels",
-            width=int(net.patch_embed.proj.weight.shape[1]),
-            enter=Point(net.patch_embed, "input"),
-            exit=None,
-            verbs=frozenset({"before", "tap"}),
-            layout=Layout.CHANNELS_FIRST,
-            depth=-1,
-        ),
+        pixels=outline.pixels(Point(net.patch_embed, "input"), int(net.patch_embed.proj.weight.shape[1])),
         trunk=trunk,
         stages=stages,
         norm=norm("norm", net.stages[-1].norm, after, last.width),
@@ -151,18 +124,7 @@ def _stage(number: int, layer: Any, where: Where, last: bool) -> Stage:
     if not last:
         behind = Where(blocks[-1].depth, Layout.TOKENS, where.grid, 0, where.stride)
         parts[f"stages.{number}.norm"] = norm(f"stages.{number}.norm", layer.norm, behind, blocks[-1].width)
-    return Stage(
-        name=f"stages.{number}",
-        width=blocks[0].width,
-        enter=blocks[0].enter,
-        exit=blocks[-1].exit,
-        verbs=span_verbs(None) - {"unfreeze"},
-        nesting=1,
-        parts=parts,
-        index=number,
-        blocks=blocks,
-        **where.shared(),
-    )
+    return outline.stage(number, blocks, where, parts)
 
 
 def _block(index: int, stage: int, module: Any, where: Where) -> Block:

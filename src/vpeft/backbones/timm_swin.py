@@ -11,11 +11,12 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, Swi
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import outline
 from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream, token_rewrites
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, Stage
 from .describe import UnknownBackbone, family
-from .places import Attention, Place, Site, Span
+from .places import Attention, Place
 from .points import Layout, Point
 from .timm_isotropic import architecture, own_classifier, pooled_by_head
 from .timm_vit import mlp_places
@@ -145,38 +146,20 @@ def windowed(family: str, model: nn.Module, kinds: Kinds) -> Backbone:
             _stage(number, layer, sum(len(s.blocks) for s in stages), patch_stride * 2**number, carrier, kinds)
         )
     depth = sum(len(stage.blocks) for stage in stages)
-    pairs = tuple(pair for stage in stages for pair in stage.rewrites.get("insert_tokens", ())) + tuple(merging)
     stages[-1].pooled = stages[-1].blocks[-1].pooled = mean
-    width0, first, last = int(swin.patch_embed.proj.weight.shape[0]), stages[0], stages[-1]
+    width0, last = int(swin.patch_embed.proj.weight.shape[0]), stages[-1]
     mapped = Where(-1, Layout.MAP, grid, 0, patch_stride)
     others: list[Place] = [projection("patch", swin.patch_embed.proj, mapped.but(Layout.CHANNELS_FIRST))]
     if not isinstance(swin.patch_embed.norm, nn.Identity):
         others.append(norm("patch_norm", swin.patch_embed.norm, mapped, width0))
-    others.append(
-        Site(
-            name="embedding",
-            width=width0,
-            enter=None,
-            exit=Point(swin.patch_embed, "output"),
-            verbs=frozenset({"after", "tap"}),
-            **mapped.shared(),
-        )
-    )
-    trunk = Span(
-        name="trunk",
-        width=last.width,
-        width_in=width0,
+    others.append(outline.embedding(Point(swin.patch_embed, "output"), mapped, width0))
+    trunk = outline.trunk(
+        stages,
+        width0,
         enter=Point(swin.layers[0], "input"),
         exit=Point(swin.layers[-1], "output"),
-        verbs=span_verbs(carrier) - {"unfreeze"},
-        nesting=0,
-        carrier=carrier,
         pooled=mean,
-        rewrites=token_rewrites(pairs),
-        layout=Layout.MAP,
-        depth=0,
-        grid=first.grid,
-        stride=patch_stride,
+        between=tuple(merging),
     )
     return Backbone(
         module=swin,
@@ -190,15 +173,7 @@ def windowed(family: str, model: nn.Module, kinds: Kinds) -> Backbone:
             prefix_tokens=0,
             pooling=swin.global_pool,
         ),
-        pixels=Site(
-            name="pixels",
-            width=int(swin.patch_embed.proj.weight.shape[1]),
-            enter=Point(swin.patch_embed, "input"),
-            exit=None,
-            verbs=frozenset({"before", "tap"}),
-            layout=Layout.CHANNELS_FIRST,
-            depth=-1,
-        ),
+        pixels=outline.pixels(Point(swin.patch_embed, "input"), int(swin.patch_embed.proj.weight.shape[1])),
         trunk=trunk,
         stages=stages,
         norm=norm("norm", swin.norm, Where(depth, Layout.MAP, last.grid, 0, last.stride), swin.num_features),
@@ -223,26 +198,10 @@ def _stage(number: int, layer: Any, start: int, stride: int, carrier: BesideToke
             own = norm(f"{prefix}.norm", merging.norm, before, merging.out_dim)
         for part in (own, reduction) if kinds.norm_first else (reduction, own):
             parts[part.name] = part
-    parts.update({block.name: block for block in blocks})
     carried = (layer, kinds.stage)
     for block in blocks:
         block.rewrites = token_rewrites((*block.rewrites["insert_tokens"], carried))
-    pairs = (carried, *(pair for block in blocks for pair in block.rewrites["insert_tokens"][:-1]))
-    return Stage(
-        name=f"stages.{number}",
-        width=blocks[0].width,
-        enter=blocks[0].enter,
-        exit=blocks[-1].exit,
-        verbs=span_verbs(carrier) - {"unfreeze"},
-        nesting=1,
-        carrier=carrier,
-        rewrites=token_rewrites(pairs),
-        parts=parts,
-        index=number,
-        downsample=merging if merges else None,
-        blocks=blocks,
-        **where.shared(),
-    )
+    return outline.stage(number, blocks, where, parts, downsample=merging if merges else None)
 
 
 def _block(index: int, stage: int, module: Any, stride: int, carrier: BesideTokens) -> Block:

@@ -6,11 +6,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from . import outline
 from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
 from .backbone import Backbone, Facts
 from .blocks import Block, MlpSite, Stage
 from .describe import UnknownBackbone, family
-from .places import Place, Site, Span
+from .places import Place
 from .points import Layout, Point
 from .torchvision_efficientnet import last_of_classifier
 from .torchvision_resnet import stated_size
@@ -32,16 +33,8 @@ def describe_torchvision_convnext(model: nn.Module) -> Backbone:
     net: Any = model
     size, stem = stated_size(model), net.features[0]
     width0, stride = int(stem[0].out_channels), int(stem[0].stride[0])
-    first_stride = stride
     mapped = Where(-1, Layout.CHANNELS_FIRST, _grid(size, stride), 0, stride)
-    embedding = Site(
-        name="embedding",
-        width=width0,
-        enter=None,
-        exit=Point(stem, "output"),
-        verbs=frozenset({"after", "tap"}),
-        **mapped.shared(),
-    )
+    embedding = outline.embedding(Point(stem, "output"), mapped, width0)
     others: list[Place] = [
         projection("patch", stem[0], mapped),
         norm("patch_norm", stem[1], mapped, width0),
@@ -73,28 +66,8 @@ def describe_torchvision_convnext(model: nn.Module) -> Backbone:
             pooling="avg",
             dynamic_size=True,
         ),
-        pixels=Site(
-            name="pixels",
-            width=int(stem[0].in_channels),
-            enter=Point(stem, "input"),
-            exit=None,
-            verbs=frozenset({"before", "tap"}),
-            layout=Layout.CHANNELS_FIRST,
-            depth=-1,
-        ),
-        trunk=Span(
-            name="trunk",
-            width=last.width,
-            width_in=width0,
-            enter=stages[0].enter,
-            exit=last.exit,
-            verbs=span_verbs(None) - {"unfreeze"},
-            nesting=0,
-            layout=Layout.CHANNELS_FIRST,
-            depth=0,
-            grid=stages[0].grid,
-            stride=first_stride,
-        ),
+        pixels=outline.pixels(Point(stem, "input"), int(stem[0].in_channels)),
+        trunk=outline.trunk(stages, width0),
         stages=stages,
         norm=final,
         others=others,
@@ -120,20 +93,7 @@ def _stage(number: int, layer: Any, down: Any, start: int, stride: int, grid: tu
         parts[f"{prefix}.reduction"] = projection(
             f"{prefix}.reduction", down[1], Where(start - 1, Layout.CHANNELS_FIRST, grid, 0, stride)
         )
-    parts.update({block.name: block for block in blocks})
-    return Stage(
-        name=f"stages.{number}",
-        width=blocks[0].width,
-        enter=blocks[0].enter,
-        exit=blocks[-1].exit,
-        verbs=span_verbs(None) - {"unfreeze"},
-        nesting=1,
-        parts=parts,
-        index=number,
-        downsample=down,
-        blocks=blocks,
-        **Where(start, Layout.CHANNELS_FIRST, grid, 0, stride).shared(),
-    )
+    return outline.stage(number, blocks, Where(start, Layout.CHANNELS_FIRST, grid, 0, stride), parts, downsample=down)
 
 
 def _block(index: int, stage: int, module: Any, stride: int, grid: tuple[int, int]) -> Block:

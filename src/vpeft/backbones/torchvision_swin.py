@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
+from . import outline
 from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream
 from .attention_bias import widened
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite, Stage
 from .describe import UnknownBackbone, family
 from .functional_qkv import BiasedLinear
-from .places import Attention, Place, Site, Span
+from .places import Attention, Place
 from .points import Layout, Point, StandIn
 from .torchvision_resnet import stated_size
 
@@ -131,14 +132,7 @@ def describe_torchvision_swin(model: nn.Module) -> Backbone:
     width0, stride = int(stem[0].out_channels), int(stem[0].stride[0])
     first = Where(-1, Layout.MAP, (size[0] // stride, size[1] // stride), 0, stride)
     grid, reach = (size[0] // stride, size[1] // stride), stride
-    embedding = Site(
-        name="embedding",
-        width=width0,
-        enter=None,
-        exit=Point(stem, "output"),
-        verbs=frozenset({"after", "tap"}),
-        **first.shared(),
-    )
+    embedding = outline.embedding(Point(stem, "output"), first, width0)
     others: list[Place] = [
         projection("patch", stem[0], first.but(Layout.CHANNELS_FIRST)),
         norm("patch_norm", stem[2], first, width0),
@@ -167,28 +161,8 @@ def describe_torchvision_swin(model: nn.Module) -> Backbone:
             pooling="avg",
             dynamic_size=True,
         ),
-        pixels=Site(
-            name="pixels",
-            width=int(stem[0].in_channels),
-            enter=Point(stem, "input"),
-            exit=None,
-            verbs=frozenset({"before", "tap"}),
-            layout=Layout.CHANNELS_FIRST,
-            depth=-1,
-        ),
-        trunk=Span(
-            name="trunk",
-            width=last.width,
-            width_in=width0,
-            enter=stages[0].enter,
-            exit=last.exit,
-            verbs=span_verbs(None) - {"unfreeze"},
-            nesting=0,
-            layout=Layout.MAP,
-            depth=0,
-            grid=stages[0].grid,
-            stride=stride,
-        ),
+        pixels=outline.pixels(Point(stem, "input"), int(stem[0].in_channels)),
+        trunk=outline.trunk(stages, width0),
         stages=stages,
         norm=norm("norm", swin.norm, Where(depth, Layout.MAP, last.grid, 0, last.stride), last.width),
         others=others,
@@ -211,20 +185,7 @@ def _stage(number: int, layer: Any, merging: Any, where: Where) -> Stage:
         )
         for part in (own, reduction) if opens else (reduction, own):
             parts[part.name] = part
-    parts.update({block.name: block for block in blocks})
-    return Stage(
-        name=f"stages.{number}",
-        width=blocks[0].width,
-        enter=blocks[0].enter,
-        exit=blocks[-1].exit,
-        verbs=span_verbs(None) - {"unfreeze"},
-        nesting=1,
-        parts=parts,
-        index=number,
-        downsample=merging,
-        blocks=blocks,
-        **where.shared(),
-    )
+    return outline.stage(number, blocks, where, parts, downsample=merging)
 
 
 def _block(index: int, stage: int, module: Any, around: Where) -> Block:

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import outline
 from .anatomy import Where, norm, projection
 from .backbone import Backbone, Facts
 from .describe import UnknownBackbone, family
 from .multihead import multihead_places
-from .places import Place, Site
+from .places import Place
 from .points import Layout, Point
 from .tokens import TokenCarrier
-from .towers import Parts, pre_norm_block, tower
+from .towers import Parts, pre_norm_block
 
 
 def _pooled(model: nn.Module, images: Tensor) -> Tensor:
@@ -60,15 +61,12 @@ def describe_torchvision_vit(model: nn.Module) -> Backbone:
         attn = multihead_places(f"blocks.{index}.attn", block.self_attention, here)
         blocks.append(pre_norm_block(index, parts, attn, here, carrier))
     depth = len(blocks)
-    trunk, stage = tower(blocks, Where(0, Layout.TOKENS, where.grid, 1, stride), carrier, None)
-    embedding = Site(
-        name="embedding",
-        width=width,
-        enter=None,
-        exit=Point(vit.encoder.dropout, "output"),
-        verbs=frozenset({"after", "tap", "unfreeze"}),
+    trunk, stage = outline.tower(blocks, Where(0, Layout.TOKENS, where.grid, 1, stride))
+    embedding = outline.embedding(
+        Point(vit.encoder.dropout, "output"),
+        where,
+        width,
         own={"cls_token": (vit, "class_token"), "pos_embed": (vit.encoder, "pos_embedding")},
-        **where.shared(),
     )
     others = [*_stem(vit.conv_proj, where), embedding]
     head: Any = vit.heads
@@ -91,15 +89,7 @@ def describe_torchvision_vit(model: nn.Module) -> Backbone:
             prefix_tokens=1,
             pooling="token",
         ),
-        pixels=Site(
-            name="pixels",
-            width=first.width_in,
-            enter=Point(vit.conv_proj, "input"),
-            exit=None,
-            verbs=frozenset({"before", "tap"}),
-            layout=Layout.CHANNELS_FIRST,
-            depth=-1,
-        ),
+        pixels=outline.pixels(Point(vit.conv_proj, "input"), first.width_in),
         trunk=trunk,
         stages=[stage],
         norm=norm("norm", vit.encoder.ln, Where(depth, Layout.TOKENS, where.grid, 1, stride), width),

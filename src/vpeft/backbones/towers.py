@@ -8,9 +8,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream, token_rewrites
-from .blocks import AttentionSite, Block, MlpSite, Stage
-from .places import Place, Span
+from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
+from .blocks import AttentionSite, Block, MlpSite
+from .places import Place
 from .points import Point
 from .tokens import TokenCarrier
 
@@ -103,37 +103,3 @@ def pre_norm_block(index: int, parts: Parts, attn: AttentionSite, where: Where, 
 
 def _other(end: nn.Module, inner: nn.Module) -> tuple[nn.Module, ...]:
     return () if end is inner else (end,)
-
-
-def tower(blocks: list[Block], where: Where, carrier: TokenCarrier | None, mean: Point | None) -> tuple[Span, Stage]:
-    """The trunk and its only stage; `mean` is where pooled tokens leave, if a mean over the tokens follows."""
-    pairs = tuple(pair for block in blocks for pair in block.rewrites.get("insert_tokens", ()))
-    first, last = blocks[0], blocks[-1]
-    last.pooled = mean
-    trunk = Span(
-        name="trunk",
-        width=last.width,
-        enter=first.enter,
-        exit=last.exit,
-        verbs=span_verbs(carrier) - {"unfreeze"},
-        nesting=0,
-        carrier=carrier,
-        pooled=mean,
-        rewrites=token_rewrites(pairs),
-        **where.shared(),
-    )
-    stage = Stage(
-        name="stages.0",
-        width=last.width,
-        enter=first.enter,
-        exit=last.exit,
-        verbs=trunk.verbs,
-        nesting=1,
-        carrier=carrier,
-        pooled=mean,
-        rewrites=token_rewrites(pairs),
-        parts={block.name: block for block in blocks},
-        blocks=blocks,
-        **where.shared(),
-    )
-    return trunk, stage

@@ -1,0 +1,130 @@
+"""What stands around the blocks of every family: the pixels, the embedding, the stages and the trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from .anatomy import Where, span_verbs, token_rewrites
+from .blocks import Block, Stage
+from .places import Place, Rewrites, Site, Span
+from .points import Layout, Point
+
+Pairs = tuple[tuple[nn.Module, type[nn.Module]], ...]
+
+
+def _carrying(parts: Sequence[Place], more: Pairs = ()) -> Rewrites:
+    """What all of `parts` need re-expressed when tokens are inserted, each module once."""
+    pairs = (pair for part in parts for pair in part.rewrites.get("insert_tokens", ()))
+    return token_rewrites(tuple(dict.fromkeys((*pairs, *more))))
+
+
+def pixels(enter: Point, channels: int) -> Site:
+    """The images (B, channels, H, W), where the model first sees them."""
+    return Site(
+        name="pixels",
+        width=channels,
+        enter=enter,
+        exit=None,
+        verbs=frozenset({"before", "tap"}),
+        layout=Layout.CHANNELS_FIRST,
+        depth=-1,
+    )
+
+
+def embedding(
+    exit: Point | None, where: Where, width: int, own: dict[str, tuple[nn.Module, str]] | None = None, nesting: int = 4
+) -> Site:
+    """What enters the first block; `own` are its own parameters, such as the class token and the positions."""
+    return Site(
+        name="embedding",
+        width=width,
+        enter=None,
+        exit=exit,
+        verbs=frozenset({"after", "tap", "unfreeze"}) if own else frozenset({"after", "tap"}),
+        own=own or {},
+        nesting=nesting,
+        **where.shared(),
+    )
+
+
+def stage(
+    index: int,
+    blocks: Sequence[Block],
+    where: Where,
+    before: Mapping[str, Place] | None = None,
+    downsample: nn.Module | None = None,
+    pooled: Point | None = None,
+) -> Stage:
+    """Blocks of one resolution, from the first one's input to the last one's output.
+
+    Args:
+        before: the places of the downsampling, which belongs to the stage that it leads to.
+        pooled: where inserted tokens leave that are to be part of the backbone's mean over the tokens.
+    """
+    carrier = blocks[0].carrier
+    return Stage(
+        name=f"stages.{index}",
+        width=blocks[0].width,
+        enter=blocks[0].enter,
+        exit=blocks[-1].exit,
+        verbs=span_verbs(carrier) - {"unfreeze"},
+        nesting=1,
+        carrier=carrier,
+        pooled=pooled,
+        rewrites=_carrying(blocks),
+        parts={**(before or {}), **{block.name: block for block in blocks}},
+        index=index,
+        downsample=downsample,
+        blocks=list(blocks),
+        **where.shared(),
+    )
+
+
+def trunk(
+    stages: Sequence[Stage],
+    width_in: int = 0,
+    width: int = 0,
+    where: Where | None = None,
+    enter: Point | None = None,
+    exit: Point | None = None,
+    pooled: Point | None = None,
+    between: Pairs = (),
+) -> Span:
+    """All stages, laid out as the first one unless `where` says otherwise.
+
+    A backbone whose blocks were not recognised has no stages: `width_in`, `width`, `where`, `enter`, `exit` tell then.
+
+    Args:
+        width_in, width: of what enters and leaves, where the first and the last stage do not tell.
+        enter, exit: where the trunk begins before the first block, or ends behind the last one.
+        between: what is re-expressed between the stages for tokens to pass.
+    """
+    if stages:
+        first, last = stages[0], stages[-1]
+        where = where or Where(0, first.layout, first.grid, first.prefix, first.stride)
+        width_in, width = width_in or first.width, width or last.width
+        enter, exit = enter or first.enter, exit or last.exit
+    assert where is not None
+    carrier = stages[0].carrier if stages else None
+    return Span(
+        name="trunk",
+        width=width,
+        width_in=width_in,
+        enter=enter,
+        exit=exit,
+        verbs=span_verbs(carrier) - {"unfreeze"},
+        nesting=0,
+        carrier=carrier,
+        pooled=pooled,
+        rewrites=_carrying(stages, between),
+        **where.shared(),
+    )
+
+
+def tower(blocks: Sequence[Block], where: Where, pooled: Point | None = None) -> tuple[Span, Stage]:
+    """The trunk and its only stage; `pooled` is where tokens leave that a mean behind the blocks is to include."""
+    blocks[-1].pooled = pooled
+    only = stage(0, blocks, where, pooled=pooled)
+    return trunk([only], where=where, pooled=pooled), only
