@@ -172,6 +172,8 @@ def _rewrite(
                 said = idea.install(tuned, changes)
                 after = _tried(tuned, images)
             assert plain is not None and now is not None
+            if after.drawn != plain.drawn:
+                raise NotApplicable("it would draw other random numbers: dropout acts on what it leaves out")
             worst, where = difference(plain, after)
             step, _ = difference(now, after)
             if not worst <= tolerance:

@@ -19,10 +19,15 @@ NOISE = 0.1
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a model did with two images: its numbers by name, and the bytes that it kept for the backward pass."""
+    """What a model did with two images: its numbers by name, and the bytes that it kept for the backward pass.
+
+    `drawn` is where the random generators then stood: a layer that draws for fewer tokens gives other masks at the next
+    step, which two images may not show.
+    """
 
     numbers: dict[str, Tensor]
     kept: int
+    drawn: bytes = b""
 
 
 def behaviour(tuned: TunedModel, images: Tensor) -> Behaviour:
@@ -46,6 +51,7 @@ def behaviour(tuned: TunedModel, images: Tensor) -> Behaviour:
             with torch.enable_grad():
                 with torch.autograd.graph.saved_tensors_hooks(pack, _same):
                     logits = tuned(images)
+                drawn = _generators(images)
                 size = sum(storage.nbytes() for storage in kept.values())
                 kept.clear()
                 generator = torch.Generator().manual_seed(1)
@@ -65,11 +71,16 @@ def behaviour(tuned: TunedModel, images: Tensor) -> Behaviour:
         finally:
             for name, p in parameters.items():
                 p.grad = before[name]
-    return Behaviour(numbers, size)
+    return Behaviour(numbers, size, drawn)
 
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _generators(images: Tensor) -> bytes:
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in _devices(images))]
+    return b"".join(state.numpy().tobytes() for state in states)
 
 
 def _devices(images: Tensor) -> list[torch.device]:

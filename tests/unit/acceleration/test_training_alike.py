@@ -168,6 +168,16 @@ def test_a_second_derivative_is_refused_and_not_wrong() -> None:
     made.close()
 
 
+def test_what_would_draw_other_random_numbers_is_refused() -> None:
+    from vpeft.acceleration.choose import accelerate
+
+    # Eight units with p = 0.1: the masks of two images are the same often enough to hide it from the numbers.
+    made = accelerate(tuned_with("adapter", {}).train(), "class_token_only")
+    assert made.lines() == [
+        "- class_token_only: it would draw other random numbers: dropout acts on what it leaves out"
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", all_methods())
 def test_every_method_trains_alike(name: str) -> None:
