@@ -165,10 +165,13 @@ class FusedLowRank(Idea):
                 slot = op.inputs[0]
                 if len(op.inputs) != 1 or id(slot) not in held or slot.turn or slot.rows is not None:
                     break
+                if op.rows is not None and op.rows.groups > 1:
+                    reason = "the rows of a low-rank change do not lie side by side"
+                    break
                 if op.layer.dropout.p > 0:
                     reason = "dropout acts on the input of each low-rank change"
                     break
-                parts.append(Part(op.layer, op.rows))
+                parts.append(Part(op.layer, None if op.rows is None else (op.rows.start, op.rows.stop)))
                 used += [(hook.operations, op), held[id(slot)]]
             for listed, op in used:
                 changes.exchange(listed, op, None)

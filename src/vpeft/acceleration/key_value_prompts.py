@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vpeft.acceleration.changes import Changes, hooked
 from vpeft.acceleration.idea import Idea, NotApplicable
 from vpeft.backbones.blocks import Block
+from vpeft.backbones.rows import Rows
 from vpeft.injection.operations import Operation, Slot, TokensIn, TokensOut
 from vpeft.injection.tuned_model import TunedModel
 
@@ -78,8 +79,8 @@ class FurtherKeys:
             torch.cat([values.to(v.dtype).expand(count, -1, -1, -1), v], dim=2),
         )
 
-    def _split(self, made: Tensor, rows: tuple[int, int] | None) -> Tensor:
-        part = made if rows is None else made[..., rows[0] : rows[1]]
+    def _split(self, made: Tensor, rows: Rows | None) -> Tensor:
+        part = made if rows is None else rows.take(made)
         return part.reshape(*part.shape[:2], self.heads, -1).transpose(1, 2)
 
 

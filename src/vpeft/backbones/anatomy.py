@@ -16,6 +16,7 @@ from .edits import Verb
 from .places import Norm, Place, Projection, Rewrites, Site, Span, Stream, stored_weight
 from .points import Layout, Point
 from .rewrites import STANDARDISED, weight_rewrite
+from .rows import Rows
 from .tokens import TokenCarrier
 
 HIDDEN: frozenset[Verb] = frozenset({"before", "after", "parallel", "tap"})
@@ -64,12 +65,12 @@ def inner_parameters(prefix: str, module: nn.Module) -> dict[str, tuple[nn.Modul
 
 
 def projection(
-    name: str, module: nn.Module, where: Where, rows: tuple[int, int] | None = None, width_in: int = 0
+    name: str, module: nn.Module, where: Where, rows: Rows | tuple[int, int] | None = None, width_in: int = 0
 ) -> Projection:
     """A linear or convolution that the model runs as a module; with `rows`, a slice of its outputs."""
     weight = stored_weight(module)
     groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    rewrite = weight_rewrite(module)
+    rewrite, rows = weight_rewrite(module), Rows(*rows) if isinstance(rows, tuple) else rows
     verbs: set[Verb] = {"after", "parallel", "tap"}
     if rows is None:
         verbs |= {"before", "unfreeze"}
@@ -77,7 +78,7 @@ def projection(
         verbs.add("reparametrize")
     return Projection(
         name=name,
-        width=weight.shape[0] if rows is None else rows[1] - rows[0],
+        width=weight.shape[0] if rows is None else rows.count,
         width_in=width_in or weight.shape[1] * groups,
         enter=Point(module, "input"),
         exit=Point(module, "output"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import nearest
 from .edits import Edit, Lifetime, Verb
 from .points import Layout, MissingPlace, Point
+from .rows import Rows
 from .tokens import TokenCarrier
 
 WHOLE = "backbone"
@@ -248,7 +249,7 @@ class Projection(Place):
     """
 
     module: nn.Module = field(default_factory=nn.Identity)
-    rows: tuple[int, int] | None = None
+    rows: Rows | None = None
     biases: tuple[tuple[nn.Module, str], ...] = ()
     standardised: bool = False
     bias_ignored: bool = False
@@ -261,7 +262,7 @@ class Projection(Place):
     def weight(self) -> Tensor:
         """The weight that belongs to this place: (out, in) or (out, in / groups, kh, kw)."""
         whole = stored_weight(self.module)
-        return whole if self.rows is None else whole[self.rows[0] : self.rows[1]]
+        return whole if self.rows is None else self.rows.take(whole, 0)
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..backbones.edits import Edit
 from ..backbones.places import Place, Projection, Stream
 from ..backbones.points import Layout, MissingPlace, Point
+from ..backbones.rows import Rows
 from .hooks import Wiring
 from .operations import (
     Add,
@@ -22,6 +23,7 @@ from .operations import (
     Tap,
     TokensIn,
     TokensOut,
+    channels_of,
 )
 
 
@@ -42,7 +44,7 @@ def _exit(place: Place) -> Point:
     return place.exit
 
 
-def _rows(place: Place) -> tuple[int, int] | None:
+def _rows(place: Place) -> Rows | None:
     return place.rows if isinstance(place, Projection) else None
 
 
@@ -56,7 +58,11 @@ def _read(edit: Edit, adapter: str, wiring: Wiring) -> list[Slot]:
             _maker(source, adapter, wiring).results.append(slot)
         else:
             point = source.exit if source.exit is not None else _enter(source)
-            slot = Slot(turn and source.layout is Layout.CHANNELS_FIRST, _rows(source))
+            slot = Slot(
+                turn and source.layout is Layout.CHANNELS_FIRST,
+                _rows(source),
+                -1 if turn else channels_of(source.layout),
+            )
             wiring.at(point, Hold(adapter, source.nesting, slot, point.overwritten))
         slots.append(slot)
     return slots

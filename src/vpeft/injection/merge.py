@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..backbones.edits import Edit
 from ..backbones.places import Norm, Projection, Span, stored_weight
+from ..backbones.rows import Rows
 from ..errors import VpeftError
-from .operations import pad_rows
 
 
 class CannotMerge(VpeftError):
@@ -176,9 +176,14 @@ def _weight(place: Projection) -> Tensor:
 
 def _add(merged: Merged, place: Projection, delta: Tensor, shift: Tensor | None) -> None:
     whole = _weight(place)
-    merged.change(place.module, "weight", whole + pad_rows(delta.reshape(-1, *whole.shape[1:]), place.rows, len(whole)))
+    merged.change(place.module, "weight", whole + _pad(delta.reshape(-1, *whole.shape[1:]), place.rows, len(whole)))
     if shift is not None:
-        _add_bias(merged, place, pad_rows(shift, place.rows, len(whole)))
+        _add_bias(merged, place, _pad(shift, place.rows, len(whole)))
+
+
+def _pad(change: Tensor, rows: Rows | None, total: int) -> Tensor:
+    """A change of some output rows as a change of all: (rows, ...) -> (total, ...)."""
+    return change if rows is None else rows.pad(change, total)
 
 
 def _bias(place: Projection) -> Tensor | None:
@@ -206,14 +211,14 @@ def _add_bias(merged: Merged, place: Projection, shift: Tensor) -> None:
 def _compose(merged: Merged, place: Projection, layer: nn.Module) -> None:
     """y -> M y + m behind a projection: M W and M b + m, on its rows."""
     matrix, shift = layer.linear_map()  # type: ignore[operator]
-    start, stop = place.rows or (0, len(_weight(place)))
+    rows = place.rows or Rows(0, len(_weight(place)))
     whole, bias = _weight(place), _bias(place)
-    rows = whole[start:stop]
-    mapped = (matrix @ rows.flatten(1)).reshape(rows.shape)
-    offset = shift if bias is None else matrix @ bias[start:stop] + shift
+    own = rows.take(whole, 0)
+    mapped = (matrix @ own.flatten(1)).reshape(own.shape)
+    offset = shift if bias is None else matrix @ rows.take(bias, 0) + shift
     base = whole.new_zeros(len(whole)) if bias is None else bias
-    merged.change(place.module, "weight", whole.slice_scatter(mapped, 0, start, stop))
-    _set_bias(merged, place, base.slice_scatter(offset, 0, start, stop))
+    merged.change(place.module, "weight", rows.put(whole, mapped, 0))
+    _set_bias(merged, place, rows.put(base, offset, 0))
 
 
 def _scale(merged: Merged, own: dict[str, tuple[nn.Module, str]], place: object, layer: nn.Module) -> None:
@@ -228,9 +233,8 @@ def _rescale(merged: Merged, place: Projection | nn.Module, scale: Tensor, shift
     assert weight is not None
     rows = place.rows if isinstance(place, Projection) else None
     if rows is not None:
-        full_scale = torch.ones(len(weight), dtype=scale.dtype, device=scale.device)
-        full_scale[rows[0] : rows[1]] = scale
-        scale, shift = full_scale, pad_rows(shift, rows, len(weight))
+        ones = torch.ones(len(weight), dtype=scale.dtype, device=scale.device)
+        scale, shift = rows.put(ones, scale, 0), rows.pad(shift, len(weight))
     merged.change(module, "weight", weight * scale.reshape(-1, *([1] * (weight.dim() - 1))))
     value = shift if bias is None else bias * scale + shift
     if isinstance(place, Projection):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..backbones.points import Layout
+from ..backbones.rows import Rows
 from ..backbones.tokens import TokenCarrier
 from ..errors import VpeftError
 
@@ -26,11 +26,12 @@ class Slot:
     Args:
         turn: whether it was read as (B, D, H, W) and is handed on as (B, H, W, D).
         rows: the channels that are handed on, where only some of them were read; None for all.
+        dim: where the channels are as they are handed on.
     """
 
-    def __init__(self, turn: bool = False, rows: tuple[int, int] | None = None) -> None:
+    def __init__(self, turn: bool = False, rows: Rows | None = None, dim: int = -1) -> None:
         self.value: Tensor | None = None
-        self.turn, self.rows = turn, rows
+        self.turn, self.rows, self.dim = turn, rows, dim
 
     def take(self) -> Tensor:
         """The tensor, which the slot gives up so that it keeps no memory alive."""
@@ -44,10 +45,15 @@ class Slot:
         self.value = None
         if self.turn:
             value = value.permute(0, 2, 3, 1)
-        return value if self.rows is None else value[..., self.rows[0] : self.rows[1]]
+        return value if self.rows is None else self.rows.take(value, self.dim)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "value": None}  # a copy or a pickle starts between two forward passes
+
+
+def channels_of(layout: Layout) -> int:
+    """The axis of the channels."""
+    return 1 if layout is Layout.CHANNELS_FIRST else -1
 
 
 def call(layer: nn.Module, came: Layout, goes: Layout, hidden: Tensor, *more: Tensor) -> Tensor:
@@ -87,7 +93,7 @@ class Apply(Operation):
         layer: nn.Module,
         layout: Layout,
         reads: list[Slot],
-        rows: tuple[int, int] | None = None,
+        rows: Rows | None = None,
     ) -> None:
         super().__init__(adapter, rank)
         self.layer, self.layout, self.reads, self.rows = layer, layout, reads, rows
@@ -96,9 +102,9 @@ class Apply(Operation):
         values = [slot.take() for slot in self.reads]
         if self.rows is None:
             return call(self.layer, self.layout, self.layout, hidden, *values)
-        start, stop = self.rows
-        part = call(self.layer, self.layout, self.layout, hidden[..., start:stop], *values)
-        return hidden.slice_scatter(part.to(hidden.dtype), -1, start, stop)
+        dim = channels_of(self.layout)
+        part = call(self.layer, self.layout, self.layout, self.rows.take(hidden, dim), *values)
+        return self.rows.put(hidden, part.to(hidden.dtype), dim)
 
 
 class Hold(Operation):
@@ -124,7 +130,7 @@ class Add(Operation):
         came: Layout,
         goes: Layout,
         inputs: list[Slot],
-        rows: tuple[int, int] | None,
+        rows: Rows | None,
     ) -> None:
         super().__init__(adapter, rank)
         self.layer, self.came, self.goes, self.inputs, self.rows = layer, came, goes, inputs, rows
@@ -134,8 +140,8 @@ class Add(Operation):
         change = call(self.layer, self.came, self.goes, first, *more)
         if self.rows is None:
             return hidden + change
-        start, stop = self.rows
-        return hidden.slice_scatter((hidden[..., start:stop] + change).to(hidden.dtype), -1, start, stop)
+        dim = channels_of(self.goes)
+        return self.rows.put(hidden, (self.rows.take(hidden, dim) + change).to(hidden.dtype), dim)
 
 
 class ReplaceSkip(Operation):
@@ -245,7 +251,7 @@ class Tap(Operation):
 class EditWeight(Operation):
     """W -> layer(W), on the given rows."""
 
-    def __init__(self, adapter: str, rank: float, layer: nn.Module, rows: tuple[int, int] | None) -> None:
+    def __init__(self, adapter: str, rank: float, layer: nn.Module, rows: Rows | None) -> None:
         super().__init__(adapter, rank)
         self.layer, self.rows = layer, rows
 
@@ -253,8 +259,7 @@ class EditWeight(Operation):
         if self.rows is None:
             whole: Tensor = self.layer(hidden)
             return whole
-        start, stop = self.rows
-        return hidden.slice_scatter(self.layer(hidden[start:stop]), 0, start, stop)
+        return self.rows.put(hidden, self.layer(self.rows.take(hidden, 0)), 0)
 
 
 class EditCore:
@@ -270,11 +275,3 @@ class EditCore:
     def act(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.layer(q, k, v)
         return q, k, v
-
-
-def pad_rows(change: Tensor, rows: tuple[int, int] | None, total: int) -> Tensor:
-    """A change of some output rows as a change of all: (rows, ...) -> (total, ...)."""
-    if rows is None:
-        return change
-    below = (0, 0) * (change.dim() - 1)
-    return F.pad(change, (*below, rows[0], total - rows[1]))

@@ -54,5 +54,5 @@ def fisher(
         raise NoBatches("Fisher information is measured on labelled images, but `prepare` was given none.")
     found = [total[id(place.module)] / count for place in places]
     return [
-        power if place.rows is None else power[slice(*place.rows)] for power, place in zip(found, places, strict=True)
+        power if place.rows is None else place.rows.take(power, 0) for power, place in zip(found, places, strict=True)
     ]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..backbones.blocks import AttentionSite, Block
 from ..backbones.points import MissingPlace
+from ..backbones.rows import Rows
 
 EPS = 1e-5  # all norms of SynQT's side path; the backbone's own have 1e-6
 
@@ -71,7 +72,7 @@ class FrozenPath:
     def __init__(
         self,
         before: tuple[nn.Module, ...],
-        query: tuple[nn.Module, tuple[int, int] | None],
+        query: tuple[nn.Module, Rows | None],
         norms: tuple[nn.Module | None, nn.Module | None],
         proj: nn.Module,
         after: tuple[nn.Module, ...],
@@ -86,8 +87,8 @@ class FrozenPath:
         q = _run(self.before, p)
         module, rows = self.query
         weight, bias = module.weight, module.bias
-        start, stop = rows or (0, len(weight))  # type: ignore[arg-type]
-        q = F.linear(q, weight[start:stop], None if bias is None else bias[start:stop])  # type: ignore[index]
+        rows = rows or Rows(0, len(weight))  # type: ignore[arg-type]
+        q = F.linear(q, rows.take(weight, 0), None if bias is None else rows.take(bias, 0))  # type: ignore[arg-type]
         split = [x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (q, k, v)]
         for i, norm in enumerate(self.norms):
             split[i] = split[i] if norm is None else norm.forward(split[i])

@@ -67,7 +67,7 @@ class Salience:
         elif self.place.layout is Layout.TOKENS:
             x = x[:, self.place.prefix :]
         rows = self.place.rows if isinstance(self.place, Projection) else None
-        x = x if rows is None else x[..., rows[0] : rows[1]]
+        x = x if rows is None else rows.take(x)
         squares = x.double().reshape(len(self.labels), -1, x.shape[-1]).square().sum(dim=1)
         for label in set(self.labels.tolist()):
             mine = squares[self.labels == label].sum(dim=0)

@@ -138,7 +138,7 @@ def test_verb(family: str, short: str, verb: str) -> None:
     elif verb == "reparametrize":
         layer = Scaled()
         if isinstance(place, Projection) and place.rows:
-            start, stop = place.rows
+            start, stop = place.rows.start, place.rows.stop
             fns["attn.qkv", "weight"] = lambda w: torch.cat([w[:start], layer(w[start:stop]), w[stop:]])
         else:
             fns[short, "weight"] = layer
