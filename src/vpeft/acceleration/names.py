@@ -7,6 +7,7 @@ from vpeft.errors import VpeftError, nearest
 # Name -> what it does; in the order in which they are listed.
 NAMES: dict[str, str] = {
     "frozen_prefix": "outputs of everything before the first trained place are computed once per image",
+    "decoded_images": "images are decoded and resized once, and kept as eight-bit pixels",
     "class_token_only": "the last block computes queries, projection and MLP for the class token only, as only that is"
     " read",
     "key_value_prompts": "inserted tokens whose outputs are dropped are computed as keys and values, once for a batch",

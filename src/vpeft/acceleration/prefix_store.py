@@ -107,6 +107,35 @@ class Store:
             shutil.rmtree(self._partial, ignore_errors=True)
 
 
+def digest_of(rows: Sequence[Tensor]) -> str:
+    """A digest of rows bit by bit, as of what a frozen part gives for fixed images: it tells whose rows are whose."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{tuple(row.shape)} {row.dtype}".encode())
+        digest.update(row.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def room(gib: float, folder: Path | None) -> tuple[float, str]:
+    """The bytes that rows may take in `folder`, or in memory, and the words for it."""
+    allowed = gib * 2**30
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        # A full disk breaks more than this run: a tenth of what is free stays free.
+        return (0.9 * free, f"are free in {folder}") if 0.9 * free < allowed else (allowed, "are allowed")
+    try:
+        available = 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return allowed, "are allowed"
+    return (available, "is half of the free memory") if available < allowed else (allowed, "are allowed")
+
+
+def mebibytes(count: float) -> str:
+    """Bytes in MiB, or GiB where it is half of one."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
+
+
 def _mapped(path: Path, count: int, spec: Spec) -> Tensor:
     size = count * math.prod(spec.shape)
     flat: Tensor = torch.from_file(str(path), shared=True, size=size, dtype=spec.dtype)

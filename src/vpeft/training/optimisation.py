@@ -89,10 +89,13 @@ class Optimisation(BaseModel):
         description="What saves work without changing results: auto, off, or names with commas between them.",
     )
     prefix_gib: float = Field(
-        default=4.0, gt=0, description="Memory or room on the disk for outputs of the frozen part, in GiB."
+        default=4.0,
+        gt=0,
+        description="Memory or room on the disk for what is computed once (outputs of the frozen part, or decoded"
+        " images), in GiB.",
     )
     prefix_folder: Path | None = Field(
-        default=None, description="Folder that keeps outputs of the frozen part for other runs; none: in memory."
+        default=None, description="Folder that keeps what is computed once for other runs; none: in memory."
     )
 
     @field_validator("acceleration")
