@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .training.evaluate import evaluate
     from .training.fit import fit
     from .training.recipe import Recipe
+    from .training.together import Run, fit_together
 
 _HOMES = {
     "Anatomy": ".backbones.own_model",
@@ -43,6 +44,8 @@ _HOMES = {
     "DeadPlace": ".injection.verify",
     "evaluate": ".training.evaluate",
     "fit": ".training.fit",
+    "fit_together": ".training.together",
+    "Run": ".training.together",
     "Recipe": ".training.recipe",
 }
 
@@ -52,6 +55,7 @@ __all__ = [
     "DeadPlace",
     "MissingPlace",
     "Recipe",
+    "Run",
     "TunedModel",
     "VpeftError",
     "__version__",
@@ -59,6 +63,7 @@ __all__ = [
     "describe",
     "evaluate",
     "fit",
+    "fit_together",
     "load",
     "methods",
     "suites",

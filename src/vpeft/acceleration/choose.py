@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from vpeft.acceleration import prefix_cache
+from vpeft.acceleration import decoded_images, prefix_cache, shared_trunk
 from vpeft.acceleration.attention_kernel import AttentionKernel
 from vpeft.acceleration.changes import Changes
 from vpeft.acceleration.class_token_only import ClassTokenOnly
@@ -27,6 +27,9 @@ from vpeft.acceleration.proof import (
     two_images,
 )
 from vpeft.acceleration.recompute import Recompute
+from vpeft.acceleration.recompute_blocks import RecomputeBlocks
+from vpeft.acceleration.shared_trunk import StreamedPrefix
+from vpeft.data.image_set import ImageSet
 from vpeft.errors import VpeftError
 from vpeft.injection.tuned_model import TunedModel
 
@@ -38,6 +41,7 @@ IDEAS: tuple[Idea, ...] = (
     FusedScaleShift(),
     AttentionKernel(),
     Recompute(),
+    RecomputeBlocks(),
 )
 # What only saves memory is not used for a smaller share than this.
 LEAST = 0.01
@@ -58,11 +62,14 @@ class Accelerated:
 
     Attributes:
         outcomes: one for each acceleration that was asked for.
-        prefix: the model on records, where there are some.
+        prefix: the model on records, or on batches whose frozen part is computed once for several runs, if either is.
+        train, val: image sets that stand for those of the situation, where pixels of them are kept.
     """
 
-    def __init__(self, changes: Changes, outcomes: list[Outcome], prefix: CachedPrefix | None) -> None:
+    def __init__(self, changes: Changes, outcomes: list[Outcome], prefix: CachedPrefix | StreamedPrefix | None) -> None:
         self._changes, self.outcomes, self.prefix = changes, outcomes, prefix
+        self.train: ImageSet | None = None
+        self.val: ImageSet | None = None
 
     @property
     def rounding(self) -> list[str]:
@@ -99,7 +106,26 @@ def accelerate(
         UnknownAcceleration: a name does not exist.
     """
     names = wanted(choice)
+    made = _on_the_model(tuned, names, situation, autocast, precision)
+    try:
+        if decoded_images.NAME in names and situation is not None and situation.stream is None:
+            _decode(made, situation)
+    except BaseException:
+        made.close()
+        raise
+    made.outcomes.sort(key=lambda outcome: list(NAMES).index(outcome.name))
+    return made
+
+
+def _on_the_model(
+    tuned: TunedModel,
+    names: list[str],
+    situation: Situation | None,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    precision: str,
+) -> Accelerated:
     changes, outcomes = Changes(tuned), list[Outcome]()
+    names = [name for name in names if name != decoded_images.NAME]
     if not names:
         return Accelerated(changes, outcomes, None)
     unfit = _unfit(tuned)
@@ -117,8 +143,19 @@ def accelerate(
     except BaseException:
         changes.undo()
         raise
-    outcomes.sort(key=lambda outcome: list(NAMES).index(outcome.name))
     return Accelerated(changes, outcomes, prefix)
+
+
+def _decode(made: Accelerated, situation: Situation) -> None:
+    """Keep pixels, where the images are read more than once."""
+    try:
+        if made.prefix is not None:
+            raise NotApplicable("the records of the frozen part stand for the images")
+        made.train, made.val, text = decoded_images.keep(situation)
+    except NotApplicable as reason:
+        made.outcomes.append(Outcome(decoded_images.NAME, False, str(reason), True))
+    else:
+        made.outcomes.append(Outcome(decoded_images.NAME, True, text, True))
 
 
 def _unfit(tuned: TunedModel) -> str | None:
@@ -133,14 +170,24 @@ def _unfit(tuned: TunedModel) -> str | None:
 
 def _record(
     tuned: TunedModel, changes: Changes, situation: Situation, outcomes: list[Outcome], whole: bool
-) -> CachedPrefix | None:
+) -> CachedPrefix | StreamedPrefix | None:
     """Records, if the cut is of the kind asked for: of the whole trunk first, as nothing else is then needed."""
     before = len(changes)
+    prefix: CachedPrefix | StreamedPrefix
     try:
-        cut = prefix_cache.worth_it(tuned, situation)
-        if cut.trunk != whole:
-            return None
-        prefix, text = prefix_cache.build(tuned, changes, situation, cut)
+        try:
+            cut = prefix_cache.worth_it(tuned, situation)
+            if cut.trunk != whole:
+                return None
+            prefix, text = prefix_cache.build(tuned, changes, situation, cut)
+        except NotApplicable:
+            if situation.stream is None:
+                raise
+            changes.undo(before)
+            cut = prefix_cache.frozen_part(tuned)
+            if cut.trunk != whole:
+                return None
+            prefix, text = shared_trunk.join(tuned, changes, situation, cut)
     except NotApplicable as reason:
         changes.undo(before)
         outcomes.append(Outcome(prefix_cache.NAME, False, str(reason), True))

@@ -7,13 +7,11 @@ sample for which the model gives other numbers from records than from images.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,11 +20,14 @@ from vpeft.acceleration.changes import Changes
 from vpeft.acceleration.frozen_prefix import Prefix, all_modes
 from vpeft.acceleration.idea import NotApplicable
 from vpeft.acceleration.prefix_cut import Cut, drawing_layer, find_cut
-from vpeft.acceleration.prefix_store import Spec, Store
+from vpeft.acceleration.prefix_store import Spec, Store, digest_of, mebibytes, room
 from vpeft.acceleration.proof import TOLERANCE, TOLERANCE_16, OffZero, two_images
 from vpeft.acceleration.same_images import Images, why_not_the_same
 from vpeft.injection.adapter_file import weights_digest
 from vpeft.injection.tuned_model import TunedModel
+
+if TYPE_CHECKING:
+    from vpeft.acceleration.shared_trunk import SharedRecords, Stream
 
 NAME = "frozen_prefix"
 SAMPLE = 4
@@ -46,6 +47,8 @@ class Situation:
         gib: memory, or room in `folder`, that records may take.
         folder: where records are kept for other runs; None keeps them in memory for this one.
         identity: what the images and the preprocessing are; without it nothing is kept in a folder.
+        shared: records that other runs of this process made, and to which this one adds its own.
+        stream: batches that other runs see at the same time.
     """
 
     train: Images
@@ -58,6 +61,8 @@ class Situation:
     gib: float = 4.0
     folder: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
+    shared: SharedRecords | None = None
+    stream: Stream | None = None
 
 
 class Numbered:
@@ -82,6 +87,11 @@ class CachedPrefix:
         self.tuned, self.prefix, self.store = tuned, prefix, store
         self.train, self.val = train, val
 
+    @property
+    def scoring(self) -> CachedPrefix:
+        """The model on records of the validation images."""
+        return self
+
     def __call__(self, numbers: Tensor) -> Tensor:
         device = next(self.tuned.parameters()).device
         rows = [row.to(device, non_blocking=True) for row in self.store.rows(numbers.cpu())]
@@ -97,23 +107,33 @@ class CachedPrefix:
         return torch.stack(found).to(numbers.device)
 
 
+def frozen_part(tuned: TunedModel) -> Cut:
+    """Where the frozen part ends, if it gives the same numbers for the same images.
+
+    Raises:
+        NotApplicable: with the reason.
+    """
+    with OffZero(tuned):  # in training mode the pass would move the statistics of norms behind the cut
+        cut = find_cut(tuned, two_images(tuned))
+    drawing = drawing_layer(tuned, cut)
+    if drawing is not None:
+        raise NotApplicable(f"{drawing} draws at random or gathers statistics, before what is trained")
+    return cut
+
+
 def worth_it(tuned: TunedModel, situation: Situation) -> Cut:
     """Where the frozen part ends, if records of it are of use and stay true.
 
     Raises:
         NotApplicable: with the reason.
     """
-    if situation.epochs < 2:
+    if situation.epochs < 2 and situation.shared is None:
         raise NotApplicable("in a single epoch nothing is computed twice")
     if situation.mixes is not None:
         raise NotApplicable(situation.mixes)
     if len(situation.train) < 2:
         raise NotApplicable("one image is not worth it")
-    with OffZero(tuned):  # in training mode the pass would move the statistics of norms behind the cut
-        cut = find_cut(tuned, two_images(tuned))
-    drawing = drawing_layer(tuned, cut)
-    if drawing is not None:
-        raise NotApplicable(f"{drawing} draws at random or gathers statistics, before what is trained")
+    cut = frozen_part(tuned)
     changing = why_not_the_same(situation.train)
     if changing is not None:
         raise NotApplicable(changing)
@@ -126,30 +146,43 @@ def build(tuned: TunedModel, changes: Changes, situation: Situation, cut: Cut) -
     Raises:
         NotApplicable: with the reason; the caller undoes the changes.
     """
-    prefix = Prefix(tuned, cut, changes)
+    return recorded(tuned, Prefix(tuned, cut, changes), situation, cut)
+
+
+def recorded(tuned: TunedModel, prefix: Prefix, situation: Situation, cut: Cut) -> tuple[CachedPrefix, str]:
+    """`build`, with the frozen part already taken hold of."""
     sets = [situation.train]
     if situation.val is not None and why_not_the_same(situation.val) is None:
         sets.append(situation.val)
     with OffZero(tuned):
-        specs = _specs(tuned, prefix, situation)
+        specs, mark = _specs(tuned, prefix, situation)
     each = sum(spec.bytes for spec in specs)
-    room, where = _room(situation)
-    if each * sum(map(len, sets)) > room and each * len(situation.train) <= room:
-        sets = sets[:1]
-    count = sum(map(len, sets))
-    if each * count > room:
-        raise NotApplicable(
-            f"records of {cut.words} take {_gib(each * count)} ({each / 2**20:.2f} MiB an image), and {_gib(room)}"
-            f" {where}; raise prefix_gib, or give prefix_folder"
-        )
-    store, found = _store(tuned, cut, situation, specs, count)
+    facts = (mark, situation.batch, situation.precision, next(tuned.parameters()).device.type)
+    shelf = None if situation.folder is not None and _keeps(situation) else situation.shared
+    shelved = None if shelf is None else shelf.find(sets, facts)
+    if shelved is None:
+        if shelf is not None:
+            shelf.make_room(each * sum(map(len, sets)), situation.gib * 2**30)
+        allowed, where = room(situation.gib, situation.folder if _keeps(situation) else None)
+        if each * sum(map(len, sets)) > allowed and each * len(situation.train) <= allowed:
+            sets = sets[:1]
+            shelved = None if shelf is None else shelf.find(sets, facts)
+        count = sum(map(len, sets))
+        if shelved is None and each * count > allowed:
+            raise NotApplicable(
+                f"records of {cut.words} take {mebibytes(each * count)} ({each / 2**20:.2f} MiB an image), and"
+                f" {mebibytes(allowed)} {where}; raise prefix_gib, or give prefix_folder"
+            )
+    count, first = sum(map(len, sets)), len(situation.train)
+    if shelved is not None:
+        store, found, labels = shelved.store, True, shelved.labels
+    else:
+        store, found = _store(tuned, cut, situation, specs, count)
+        labels = [_label(images, i) for images in sets for i in range(len(images))] if found else []
     try:
-        if found:
-            labels = [_label(images, i) for images in sets for i in range(len(images))]
-        else:
+        if not found:
             with OffZero(tuned):
                 labels = _fill(tuned, prefix, store, sets, situation)
-        first = len(situation.train)
         train = Numbered(situation.train, 0, labels[:first])
         val = Numbered(sets[1], first, labels[first:]) if len(sets) > 1 else None
         cached = CachedPrefix(tuned, prefix, store, train, val)
@@ -158,10 +191,12 @@ def build(tuned: TunedModel, changes: Changes, situation: Situation, cut: Cut) -
     except BaseException:
         store.discard()
         raise
+    if shelf is not None and not found:
+        shelf.put(sets, facts, store, labels)
     equal = "the same bits on a sample" if worst == 0 else f"equal on a sample to {worst:.0e}"
     how = "found in" if found else "kept in"
-    place = f"{how} {situation.folder}" if situation.folder is not None and _keeps(situation) else "kept in memory"
-    return cached, f"{cut.words} of {count} images, {_gib(store.bytes)} {place}, {equal}"
+    place = f"{how} {situation.folder}" if situation.folder is not None and _keeps(situation) else f"{how} memory"
+    return cached, f"{cut.words} of {count} images, {mebibytes(store.bytes)} {place}, {equal}"
 
 
 def _label(images: Images, index: int) -> int:
@@ -169,7 +204,8 @@ def _label(images: Images, index: int) -> int:
     return int(targets[index]) if targets is not None else int(images[index][1])
 
 
-def _specs(tuned: TunedModel, prefix: Prefix, situation: Situation) -> list[Spec]:
+def _specs(tuned: TunedModel, prefix: Prefix, situation: Situation) -> tuple[list[Spec], str]:
+    """The rows of an image, and a digest of what the frozen part gives for the first image and the last."""
     device = next(tuned.parameters()).device
     images = torch.stack([situation.train[i][0] for i in (0, len(situation.train) - 1)]).to(device)
     found = []
@@ -179,21 +215,7 @@ def _specs(tuned: TunedModel, prefix: Prefix, situation: Situation) -> list[Spec
             found.append(prefix.record(images))
     if not all(torch.equal(one, other) for one, other in zip(*found, strict=True)):
         raise NotApplicable("what is frozen gives other numbers each time it is run")
-    return [Spec(tuple(value.shape[1:]), value.dtype) for value in found[0]]
-
-
-def _room(situation: Situation) -> tuple[float, str]:
-    room = situation.gib * 2**30
-    if situation.folder is not None and _keeps(situation):
-        situation.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(situation.folder).free
-        # A full disk breaks more than this run: a tenth of what is free stays free.
-        return (0.9 * free, f"are free in {situation.folder}") if 0.9 * free < room else (room, "are allowed")
-    try:
-        available = 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return room, "are allowed"
-    return (available, "is half of the free memory") if available < room else (room, "are allowed")
+    return [Spec(tuple(value.shape[1:]), value.dtype) for value in found[0]], digest_of(found[0])
 
 
 def _keeps(situation: Situation) -> bool:
@@ -232,28 +254,33 @@ def _fill(tuned: TunedModel, prefix: Prefix, store: Store, sets: Sequence[Images
 
 
 def _prove(cached: CachedPrefix, situation: Situation) -> float:
-    """The largest relative difference of the logits from records and from images, in training and evaluation mode."""
-    tuned, worst = cached.tuned, 0.0
+    """`prove` on some of the images that were recorded."""
     count = len(cached.train) + (0 if cached.val is None else len(cached.val))
     numbers = torch.tensor(sorted({round(i * (count - 1) / (SAMPLE - 1)) for i in range(SAMPLE)}))
-    device = next(tuned.parameters()).device
-    images = cached.images(numbers).to(device)
-    tolerance = TOLERANCE if situation.precision == "fp32" else TOLERANCE_16
+    images = cached.images(numbers).to(next(cached.tuned.parameters()).device)
+    return prove(cached.tuned, situation, images, cached, numbers)
+
+
+def prove(
+    tuned: TunedModel, situation: Situation, images: Tensor, other: Callable[[Tensor], Tensor], given: Tensor
+) -> float:
+    """The largest relative difference of tuned(images) and other(given), in training and evaluation mode.
+
+    Raises:
+        NotApplicable: it is too large.
+    """
+    worst, tolerance = 0.0, TOLERANCE if situation.precision == "fp32" else TOLERANCE_16
     with OffZero(tuned), all_modes(tuned), torch.no_grad(), situation.autocast():
         for training in (True, False):
             if not training:
                 tuned.eval()
             out = []
-            for model, given in ((tuned, images), (cached, numbers)):
+            for model, batch in ((tuned, images), (other, given)):
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
-                    out.append(model(given).float())
+                    out.append(model(batch).float())
             found = float((out[0] - out[1]).abs().max() / out[0].abs().max().clamp(min=1e-12))
             if not found <= tolerance:
                 raise NotApplicable(f"from records the logits of a sample differ by {found:.0e} of their size")
             worst = max(worst, found)
     return worst
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

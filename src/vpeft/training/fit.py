@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpeft.acceleration.shared_trunk import SharedRecords
 from vpeft.errors import VpeftError
 from vpeft.injection.adapter_file import weights_digest
 from vpeft.training.atomic import write_json
@@ -46,6 +47,7 @@ def fit(
     identity: dict[str, Any] | None = None,
     task: HasLoss | None = None,
     acceleration: str | None = None,
+    shared: SharedRecords | None = None,
 ) -> Result:
     """Train what `tuned` declares trainable; the model then holds the weights of the last epoch, or those asked for.
 
@@ -69,12 +71,62 @@ def fit(
         identity: facts (JSON) about data and model by which a checkpoint must agree, besides those that are seen here.
         task: its loss is minimised; None is cross-entropy over the logits.
         acceleration: in place of `optimisation.acceleration`: "auto", "off", or names with commas between them.
+        shared: where calls for other models on the same data sets find and leave the outputs of the frozen part.
 
     Raises:
         NonFinite: NaN or infinity; the message names the tensor, and the weights before that step are saved.
         OutOfMemory: with the measured need and what to change.
         BadCheckpoint: the checkpoint in `out` is damaged or of another run.
         UnsuitableData: no images, or labels that the model has no class for.
+        UnsuitableSettings: early stopping or keep = "best" without validation images.
+    """
+    settings = checked_settings(optimisation, train, val, epochs=epochs, acceleration=acceleration)
+    folder = Path(out) if out is not None else None
+    facts = checkpoint_facts(tuned, folder, identity)
+    shown = display(progress)
+    with untouched_randomness(), repeatable_kernels(settings.deterministic):
+        run = Training(
+            tuned,
+            train,
+            val,
+            settings,
+            out=folder,
+            workers=workers,
+            shown=shown,
+            after_epoch=after_epoch,
+            identity=facts,
+            task=task,
+            shared=shared,
+        )
+        try:
+            if resume:
+                take_up(run)
+            with StopRequest(active=folder is not None) as stop:
+                result = run.run(stop)
+        except TrainingFailed as failure:
+            failure.result = run.result("failed", str(failure))
+            write_result(folder, failure.result)
+            raise
+        finally:
+            shown.close()
+            run.close()
+            tuned.eval()
+    write_result(folder, result)
+    return result
+
+
+def checked_settings(
+    optimisation: Optimisation | None,
+    train: LabelledImages,
+    val: LabelledImages | None,
+    *,
+    epochs: int | None = None,
+    acceleration: str | None = None,
+) -> Optimisation:
+    """All settings of a run on these images, with what was stated besides in the place of what they say.
+
+    Raises:
+        UnsuitableData: no images.
         UnsuitableSettings: early stopping or keep = "best" without validation images.
     """
     settings = optimisation if optimisation is not None else Optimisation()
@@ -89,42 +141,25 @@ def fit(
     if val is None and (settings.early_stopping is not None or settings.keep == "best"):
         asked = "early_stopping" if settings.early_stopping is not None else 'keep = "best"'
         raise UnsuitableSettings(f"{asked} needs validation images, and there are none. Give some, or leave it out.")
-    folder = Path(out) if out is not None else None
+    return settings
+
+
+def checkpoint_facts(tuned: TunedModel, folder: Path | None, identity: dict[str, Any] | None) -> dict[str, Any]:
+    """The facts by which a checkpoint must agree with a run."""
     facts = dict(identity or {})
     if folder is not None:
         # A checkpoint holds what is trained; on another frozen backbone it would go on without a word, and wrongly.
         facts["frozen_weights"] = weights_digest(tuned.description, tuned)
-    shown = display(progress)
-    with untouched_randomness(), repeatable_kernels(settings.deterministic):
-        run = Training(
-            tuned,
-            train,
-            val,
-            settings,
-            out=folder,
-            workers=workers,
-            shown=shown,
-            after_epoch=after_epoch,
-            identity=facts,
-            task=task,
-        )
-        try:
-            if folder is not None and resume and (folder / CHECKPOINT).exists():
-                run.restore(read_checkpoint(folder / CHECKPOINT))
-            with StopRequest(active=folder is not None) as stop:
-                result = run.run(stop)
-        except TrainingFailed as failure:
-            failure.result = run.result("failed", str(failure))
-            _write(folder, failure.result)
-            raise
-        finally:
-            shown.close()
-            run.close()
-            tuned.eval()
-    _write(folder, result)
-    return result
+    return facts
 
 
-def _write(folder: Path | None, result: Result) -> None:
+def take_up(run: Training) -> None:
+    """Go on from the checkpoint in the run's folder, if there is one."""
+    if run.out is not None and (run.out / CHECKPOINT).exists():
+        run.restore(read_checkpoint(run.out / CHECKPOINT))
+
+
+def write_result(folder: Path | None, result: Result) -> None:
+    """Leave the result in the run's folder."""
     if folder is not None:
         write_json(folder / RESULT, result.model_dump(mode="json"))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vpeft.acceleration.choose import Accelerated, accelerate
 from vpeft.acceleration.prefix_cache import Situation
+from vpeft.acceleration.shared_trunk import Fed, SharedRecords, Stream, StreamedPrefix
 from vpeft.training import checkpoint as disk
 from vpeft.training.batches import Batch, Batches, LabelledImages
 from vpeft.training.evaluate import evaluate
@@ -59,6 +60,8 @@ class Training:
         after_epoch: AfterEpoch | None,
         identity: dict[str, Any],
         task: HasLoss | None,
+        shared: SharedRecords | None = None,
+        stream: Stream | None = None,
     ) -> None:
         self.tuned, self.train, self.val, self.settings = tuned, train, val, settings
         self.out, self.workers, self.shown, self.after_epoch = out, workers, shown, after_epoch
@@ -66,21 +69,24 @@ class Training:
         self.device: torch.device = self.machine.device
         tuned.to(self.device)
         reset_peak(self.device)
-        pin = self.device.type == "cuda"
-        self.batches = Batches(
-            train, settings.batch, seed=settings.seed, drop_last=settings.drop_last, workers=workers, pin=pin
-        )
+        self.batches: Batches | Fed = Fed(stream) if stream else batches_of(train, settings, workers, self.device)
         self.total = self.batches.per_epoch * settings.epochs
         seed_everything(derived_seed(settings.seed, "training"))
         with untouched_randomness():
             seed_everything(derived_seed(settings.seed, "prepare"))
             tuned.prepare(_OnDevice(self.batches, self.device))
-        self.accelerated = self._accelerate(identity)
+        self.accelerated = self._accelerate(identity, shared, stream)
         records = self.accelerated.prefix
-        if records is not None:
+        if isinstance(records, StreamedPrefix):
+            self.batches = records.batches()
+        elif records is not None:
             # In the same order, as that depends on the seed and on the number of images alone.
             self.batches = Batches(records.train, settings.batch, seed=settings.seed, drop_last=settings.drop_last)
+        if records is not None:
             self.val = val if records.val is None else records.val
+        elif self.accelerated.train is not None:
+            self.batches = batches_of(self.accelerated.train, settings, workers, self.device)
+            self.val = val if self.accelerated.val is None else self.accelerated.val
         try:
             self.take = Stepper(tuned, settings, self.machine, self.batches.per_epoch, task, records)
         except BaseException:
@@ -101,8 +107,9 @@ class Training:
         self.val_scores: Scores | None = None
         self.resumed_at: int | None = None
         self.stop: StopRequest | None = None
+        self.ended: Result | None = None
 
-    def _accelerate(self, identity: dict[str, Any]) -> Accelerated:
+    def _accelerate(self, identity: dict[str, Any], shared: SharedRecords | None, stream: Stream | None) -> Accelerated:
         """Put on the model what saves work without changing its numbers, and say what."""
         settings, tuned = self.settings, self.tuned
         situation = Situation(
@@ -116,6 +123,8 @@ class Training:
             settings.prefix_gib,
             settings.prefix_folder,
             {key: identity[key] for key in ("data", "preprocessing", "augmentation") if key in identity},
+            shared,
+            stream,
         )
         with untouched_randomness():
             to_training_mode(tuned)
@@ -136,22 +145,33 @@ class Training:
 
     # -- running ----------------------------------------------------------------------------------------------------
 
+    @property
+    def in_step(self) -> bool:
+        """Whether its batches are shared with other runs, so that it is best stepped side by side with them."""
+        return isinstance(self.batches, Fed)
+
     def run(self, stop: StopRequest) -> Result:
         """Train to the end, or to a stop that was asked for; a failure is raised after what is good is saved."""
-        self.stop = stop
-        if self.at.finished:
-            return self.result("done")
-        self.shown.start(self.settings.epochs, self.batches.per_epoch, self.at.step)
-        while self.at.epoch < self.settings.epochs and not self.at.reason:
-            if not self.run_epoch():
-                return self.stopped()
-            if stop.requested:
-                return self.stopped()
-        self.finish()
-        return self.result("done")
+        for _ in self.steps(stop):
+            pass
+        assert self.ended is not None
+        return self.ended
 
-    def run_epoch(self) -> bool:
-        """The rest of the present epoch; False if a stop was asked for in its middle."""
+    def steps(self, stop: StopRequest) -> Iterator[None]:
+        """`run`, which can be left alone for a while after each step; the result is then in `ended`."""
+        self.stop = stop
+        if not self.at.finished:
+            self.shown.start(self.settings.epochs, self.batches.per_epoch, self.at.step)
+            while self.at.epoch < self.settings.epochs and not self.at.reason and not stop.requested:
+                yield from self.epoch_steps()
+            if stop.requested:
+                self.ended = self.stopped()
+                return
+            self.finish()
+        self.ended = self.result("done")
+
+    def epoch_steps(self) -> Iterator[None]:
+        """The rest of the present epoch, as far as a stop is not asked for in its middle."""
         assert self.stop is not None
         self.at.mark = time.perf_counter()
         to_training_mode(self.tuned)
@@ -160,12 +180,14 @@ class Training:
             self.at.count_time()
             self.show()
             if self.stop.requested:
-                return False
+                return
             every = self.settings.checkpoint_steps
             if every is not None and self.at.step % every == 0:
                 self.save()
+            left = time.perf_counter()
+            yield
+            self.at.mark += time.perf_counter() - left  # what others did meanwhile is not this run's time
         self.end_epoch()
-        return True
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """One optimiser step; if it meets numbers that are not finite, the weights from before it are saved."""
@@ -230,7 +252,7 @@ class Training:
             batch=self.settings.batch,
             workers=0 if recorded else self.workers,
             precision=self.settings.precision,
-            records=records if recorded else None,
+            records=records.scoring if records is not None and recorded else None,
         )
 
     def stopped(self) -> Result:
@@ -318,10 +340,22 @@ class Training:
         )
 
 
+def batches_of(train: LabelledImages, settings: Optimisation, workers: int, device: torch.device) -> Batches:
+    """The batches of images that a run with these settings sees."""
+    return Batches(
+        train,
+        settings.batch,
+        seed=settings.seed,
+        drop_last=settings.drop_last,
+        workers=workers,
+        pin=device.type == "cuda",
+    )
+
+
 class _OnDevice:
     """The training batches of epoch 0 on the device, as often as they are asked for."""
 
-    def __init__(self, batches: Batches, device: torch.device) -> None:
+    def __init__(self, batches: Batches | Fed, device: torch.device) -> None:
         self.batches, self.device = batches, device
 
     def __iter__(self) -> Iterator[Batch]:

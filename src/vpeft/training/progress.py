@@ -56,6 +56,23 @@ class Silent:
     def close(self) -> None: ...
 
 
+class OneOf(Silent):
+    """One of several runs that go on at the same time: a line for each epoch, under the run's name."""
+
+    def __init__(self, name: str, shown: Display) -> None:
+        self._name, self._shown = name, shown
+        self._epochs = 0
+
+    def start(self, epochs: int, steps_per_epoch: int, step: int) -> None:
+        self._epochs = epochs
+
+    def epoch(self, record: EpochRecord) -> None:
+        self.say(epoch_line(record, self._epochs))
+
+    def say(self, text: str) -> None:
+        self._shown.say(f"{self._name}  {text}")
+
+
 class Lines:
     """One line per epoch, and one every half minute within an epoch; no control characters."""
 

@@ -79,6 +79,23 @@ def untouched_randomness() -> Iterator[None]:
         set_random_state(tensors, plain)
 
 
+class OwnRandomness:
+    """Generators of one run beside others: each block goes on where the block before ended, and leaves no trace."""
+
+    def __init__(self) -> None:
+        self._state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with untouched_randomness():
+            if self._state is not None:
+                set_random_state(*self._state)
+            try:
+                yield
+            finally:
+                self._state = random_state()
+
+
 @contextmanager
 def batch_randomness(seed: int) -> Iterator[None]:
     """Draws on the processor come from `seed` inside the block, and the generators are afterwards as before.

@@ -1,0 +1,207 @@
+"""Several runs over one trunk: what is frozen in all of them is computed once for all.
+
+Two forms. Where images are the same in every epoch, the records that one run made serve the others, whatever their
+order, seed and length: `SharedRecords`. Where they are not, runs of the same seed and batch still see the same batches:
+they are stepped side by side, and the one that comes to a batch first computes its frozen part for all: `Stream`.
+
+Which runs have the same frozen part is read off no name: it is the digest of what that part gives for fixed images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.frozen_prefix import Prefix
+from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.prefix_cache import CachedPrefix, Situation, prove, recorded
+from vpeft.acceleration.prefix_cut import Cut
+from vpeft.acceleration.prefix_store import Store, digest_of
+from vpeft.acceleration.proof import OffZero, two_images
+from vpeft.acceleration.same_images import Images, why_not_the_same
+from vpeft.injection.tuned_model import TunedModel
+
+Rows = list[Tensor]
+
+
+# -- the same images in every epoch ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """Records of some data sets, one after the other, with the labels. The sets are held, so that they stay who they
+    are."""
+
+    sets: tuple[Images, ...]
+    facts: tuple[Any, ...]
+    store: Store
+    labels: list[int]
+
+
+class SharedRecords:
+    """Records in memory for several runs of one process; give it to each call of `fit`.
+
+    Runs share what was recorded of the very same data set objects by the same frozen part, at the same batch size and
+    in the same precision: then the records are the bits that each run would have made for itself. Anything else is
+    recorded anew. What was not used for the longest time makes room.
+    """
+
+    def __init__(self) -> None:
+        self._shelved: list[Shelved] = []
+
+    @property
+    def bytes(self) -> int:
+        """Of all records."""
+        return sum(one.store.bytes for one in self._shelved)
+
+    def find(self, sets: Sequence[Images], facts: tuple[Any, ...]) -> Shelved | None:
+        """The records of these sets under these facts, or None."""
+        for one in self._shelved:
+            same = len(one.sets) == len(sets) and all(a is b for a, b in zip(one.sets, sets, strict=True))
+            if same and one.facts == facts:
+                self._shelved.remove(one)
+                self._shelved.append(one)
+                return one
+        return None
+
+    def make_room(self, needed: float, room: float) -> None:
+        """Forget the longest unused until `needed` more bytes stay within `room`."""
+        while self._shelved and self.bytes + needed > room:
+            self._shelved.pop(0)
+
+    def put(self, sets: Sequence[Images], facts: tuple[Any, ...], store: Store, labels: list[int]) -> None:
+        """Keep records for other runs."""
+        self._shelved.append(Shelved(tuple(sets), facts, store, labels))
+
+
+# -- the same batches, whose images change --------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Batches as a function of (epoch, number)."""
+
+    @property
+    def per_epoch(self) -> int: ...
+
+    @property
+    def images_per_epoch(self) -> int: ...
+
+    def epoch(self, number: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+class Stream:
+    """Batches for runs that go side by side: each is loaded once, and what is frozen is computed once for it.
+
+    Any order of asking gives the same batches; it is cheap where all runs are at the same one.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.images, self.labels = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        self._at: tuple[int, int] | None = None
+        self._open: Iterator[tuple[Tensor, Tensor]] = iter(())
+        self._next: tuple[int, int] | None = None
+        self._rows: dict[tuple[str, int, int], Rows] = {}
+
+    def go_to(self, epoch: int, number: int) -> None:
+        """Make this batch the present one."""
+        if self._at == (epoch, number):
+            return
+        if self._next != (epoch, number):
+            self._open = self.source.epoch(epoch, number)
+        self._rows.clear()
+        self.images, self.labels = next(self._open)
+        self._at, self._next = (epoch, number), (epoch, number + 1)
+        if number + 1 == self.source.per_epoch:
+            next(self._open, None)  # so that loading processes know that the epoch is over
+
+    def rows(self, mark: str, prefix: Prefix, numbers: Tensor) -> Rows:
+        """What the frozen part of this mark gives for a stretch of the present batch."""
+        first, count = int(numbers[0]), len(numbers)
+        if (mark, first, count) not in self._rows:
+            images = self.images[first : first + count]
+            self._rows[mark, first, count] = prefix.record(images.to(numbers.device, non_blocking=True))
+        return self._rows[mark, first, count]
+
+
+class Fed:
+    """The batches of one run out of a stream: images, or the positions of images in the batch, with labels."""
+
+    def __init__(self, stream: Stream, positions: bool = False) -> None:
+        self.stream, self.positions = stream, positions
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in a whole epoch."""
+        return self.stream.source.per_epoch
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images in a whole epoch."""
+        return self.stream.source.images_per_epoch
+
+    def epoch(self, number: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch `number` from batch `first` on."""
+        for at in range(first, self.per_epoch):
+            self.stream.go_to(number, at)
+            images, labels = self.stream.images, self.stream.labels
+            yield (torch.arange(len(images)) if self.positions else images), labels
+
+
+class StreamedPrefix:
+    """The model on a stream: calling it with positions in the present batch (B,) gives logits (B, classes).
+
+    Attributes:
+        scoring: the model on records of the validation images, where there are some.
+    """
+
+    def __init__(self, prefix: Prefix, stream: Stream, mark: str, scoring: CachedPrefix | None) -> None:
+        self.prefix, self.stream, self.mark, self.scoring = prefix, stream, mark, scoring
+
+    @property
+    def val(self) -> Images | None:
+        """The validation images as numbers of their records, where there are some."""
+        return None if self.scoring is None else self.scoring.train
+
+    def batches(self) -> Fed:
+        """What to train on."""
+        return Fed(self.stream, positions=True)
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        return self.prefix.replay(self.stream.rows(self.mark, self.prefix, numbers))
+
+    def images(self, numbers: Tensor) -> Tensor:
+        """The images (B, 3, H, W) at these positions of the present batch."""
+        return self.stream.images[numbers.cpu()].to(numbers.device)
+
+
+def join(tuned: TunedModel, changes: Changes, situation: Situation, cut: Cut) -> tuple[StreamedPrefix, str]:
+    """Let the model train on the stream of its situation; returns the model on it and what is to be said.
+
+    Raises:
+        NotApplicable: with the reason; the caller undoes the changes.
+    """
+    stream = situation.stream
+    assert stream is not None
+    if situation.mixes is not None:
+        raise NotApplicable(situation.mixes)
+    prefix, images = Prefix(tuned, cut, changes), two_images(tuned)
+    with OffZero(tuned), torch.random.fork_rng(devices=[]), situation.autocast():
+        mark = digest_of(prefix.record(images))
+        if digest_of(prefix.record(images)) != mark:
+            raise NotApplicable("what is frozen gives other numbers each time it is run")
+    worst = prove(tuned, situation, images, lambda given: prefix.replay(prefix.record(given)), images)
+    scoring = None
+    if situation.val is not None and why_not_the_same(situation.val) is None:
+        try:
+            scoring, _ = recorded(tuned, prefix, replace(situation, train=situation.val, val=None), cut)
+        except NotApplicable:  # no room: validation computes everything
+            scoring = None
+    equal = "the same bits on a sample" if worst == 0 else f"equal on a sample to {worst:.0e}"
+    text = f"{cut.words} is computed once a batch for all runs of this seed and frozen part, {equal}"
+    return StreamedPrefix(prefix, stream, f"{mark} {situation.precision}", scoring), text

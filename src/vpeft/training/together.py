@@ -1,0 +1,227 @@
+"""`fit_together`: train several tuned models on the same images, with what is frozen in all of them computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpeft.acceleration.shared_trunk import SharedRecords, Stream
+from vpeft.training.batches import LabelledImages
+from vpeft.training.failures import TrainingFailed
+from vpeft.training.fit import UnsuitableSettings, checked_settings, checkpoint_facts, take_up, write_result
+from vpeft.training.interrupts import StopRequest
+from vpeft.training.loop import AfterEpoch, Training, batches_of
+from vpeft.training.machine import accelerator, repeatable_kernels
+from vpeft.training.optimisation import Optimisation
+from vpeft.training.progress import Display, OneOf, display
+from vpeft.training.randomness import OwnRandomness
+from vpeft.training.result import Result
+from vpeft.training.step import HasLoss
+
+if TYPE_CHECKING:
+    from vpeft.injection.tuned_model import TunedModel
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of several runs: what a call of `fit` would be given, but for the images.
+
+    Attributes:
+        tuned: a model of its own; what is trained in it belongs to no other run.
+        optimisation: all settings; None takes the defaults.
+        out: folder for its checkpoint and its result: all runs have one, or none.
+        after_epoch, identity, task: as for `fit`.
+        name: how its lines of progress begin.
+    """
+
+    tuned: TunedModel
+    optimisation: Optimisation | None = None
+    out: Path | str | None = None
+    after_epoch: AfterEpoch | None = None
+    identity: dict[str, Any] | None = None
+    task: HasLoss | None = None
+    name: str | None = None
+
+
+def fit_together(
+    runs: Sequence[Run],
+    train: LabelledImages,
+    val: LabelledImages | None = None,
+    *,
+    epochs: int | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    workers: int = 0,
+    acceleration: str | None = None,
+    shared: SharedRecords | None = None,
+) -> list[Result]:
+    """Train all `runs`, each with the numbers that `fit` alone would give it; results in their order.
+
+    Every run has its own trained part, optimiser, schedule, seed, random numbers and order of images. What is frozen
+    in several of them (the trunk of probes and side networks, the blocks before the first trained one) is computed
+    once for these: once an image where images are the same in every epoch, then everything may differ between runs but
+    the batch size and the precision; else once a batch, for runs that also agree in seed, `drop_last` and
+    `accumulate`, as only those see the same batches. Runs that share nothing are trained all the same.
+
+    A run that fails does not end the others: its result has the state "failed" and the reason, its model the weights
+    from before the step that failed.
+
+    Args:
+        runs: at least one; their models are on the same backbone or on different ones.
+        train, val: as for `fit`, for all runs.
+        epochs: in place of every run's own number.
+        resume: go on from the checkpoints in the runs' folders.
+        progress: one line for each epoch of each run, on standard error.
+        workers: processes that load images; no influence on the results.
+        acceleration: in place of every run's own.
+        shared: outputs of frozen parts that earlier calls left, and in which this call leaves its own.
+
+    Raises:
+        UnsuitableSettings: no runs, two runs with one model or one folder, or folders for some of them only.
+        VpeftError: what `fit` raises before the first step.
+    """
+    settings = [
+        checked_settings(run.optimisation, train, val, epochs=epochs, acceleration=acceleration) for run in runs
+    ]
+    folders = [None if run.out is None else Path(run.out) for run in runs]
+    _refuse_mixing(runs, folders)
+    if shared is None and len(runs) > 1:
+        shared = SharedRecords()
+    shown = display(progress)
+    streams = _streams(settings, train, workers)
+    with ExitStack() as stack:
+        stack.callback(shown.close)
+        stop = stack.enter_context(StopRequest(active=folders[0] is not None))
+        members = []
+        for number, (run, its, folder) in enumerate(zip(runs, settings, folders, strict=True)):
+            name = run.name or f"run {number + 1}/{len(runs)}"
+            member = _Member(run, its, folder, OneOf(name, shown))
+            stack.callback(member.close)
+            member.begin(train, val, workers, shared, streams.get(_batches(its)), resume)
+            members.append(member)
+        while live := [member for member in members if member.result is None]:
+            alone = next((member for member in live if not member.in_step), None)
+            if alone is not None:
+                alone.go_on(stop, to_the_end=True)
+            else:
+                # Who is behind comes first: after an interruption runs may stand at different steps.
+                min(live, key=lambda member: member.position).go_on(stop)
+    return [member.result for member in members if member.result is not None]
+
+
+class _Member:
+    """One run among others."""
+
+    def __init__(self, run: Run, settings: Optimisation, folder: Path | None, shown: Display) -> None:
+        self.run, self.settings, self.folder, self.shown = run, settings, folder, shown
+        self.result: Result | None = None
+        self._training: Training | None = None
+        self._steps: Iterator[None] | None = None
+        self._randomness = OwnRandomness()
+
+    @contextmanager
+    def _as_if_alone(self) -> Iterator[None]:
+        with self._randomness(), repeatable_kernels(self.settings.deterministic):
+            yield
+
+    def begin(
+        self,
+        train: LabelledImages,
+        val: LabelledImages | None,
+        workers: int,
+        shared: SharedRecords | None,
+        stream: Stream | None,
+        resume: bool,
+    ) -> None:
+        """Set everything up, and take up what an interrupted call left."""
+        with self._as_if_alone():
+            self._training = Training(
+                self.run.tuned,
+                train,
+                val,
+                self.settings,
+                out=self.folder,
+                workers=workers,
+                shown=self.shown,
+                after_epoch=self.run.after_epoch,
+                identity=checkpoint_facts(self.run.tuned, self.folder, self.run.identity),
+                task=self.run.task,
+                shared=shared,
+                stream=stream,
+            )
+            if resume:
+                take_up(self._training)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether others see the same batches."""
+        return self._training is not None and self._training.in_step
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch and batch."""
+        assert self._training is not None
+        return self._training.at.epoch, self._training.at.batch
+
+    def go_on(self, stop: StopRequest, to_the_end: bool = False) -> None:
+        """Take a step, or all that are left."""
+        training = self._training
+        assert training is not None
+        if self._steps is None:
+            self._steps = training.steps(stop)
+        with self._as_if_alone():
+            try:
+                for _ in self._steps:
+                    if not to_the_end:
+                        return
+                self.result = training.ended
+            except TrainingFailed as failure:
+                self.result = training.result("failed", str(failure))
+                self.shown.say(f"failed: {failure}")
+        assert self.result is not None
+        write_result(self.folder, self.result)
+
+    def close(self) -> None:
+        """Leave the model as `fit` leaves it."""
+        if self._training is not None:
+            self._training.close()
+            self.run.tuned.eval()
+
+
+def _batches(settings: Optimisation) -> tuple[Any, ...]:
+    """What runs must agree in to see the same batches, in the same parts and precision on the same device."""
+    of_batches = (settings.seed, settings.batch, settings.drop_last, settings.accumulate)
+    return (*of_batches, settings.precision, settings.device, settings.deterministic)
+
+
+def _streams(settings: Sequence[Optimisation], train: LabelledImages, workers: int) -> dict[tuple[Any, ...], Stream]:
+    """One stream for each kind of batches that several runs see."""
+    kinds = [_batches(its) for its in settings]
+    return {
+        kind: Stream(batches_of(train, its, workers, accelerator(its.precision, its.device).device))
+        for kind, its in zip(kinds, settings, strict=True)
+        if kinds.count(kind) > 1
+    }
+
+
+def _refuse_mixing(runs: Sequence[Run], folders: Sequence[Path | None]) -> None:
+    if not runs:
+        raise UnsuitableSettings("There are no runs to train.")
+    if len({id(run.tuned) for run in runs}) < len(runs):
+        raise UnsuitableSettings("Two runs have the same model. Tune one for each run, on a backbone of its own.")
+    named = [folder for folder in folders if folder is not None]
+    if named and len(named) < len(runs):
+        raise UnsuitableSettings("Some runs have a folder (`out`) and some have none. Name one for each, or for none.")
+    if len({folder.resolve() for folder in named}) < len(named):
+        raise UnsuitableSettings("Two runs have the same folder (`out`). Name one for each run.")
+    owners: dict[int, int] = {}
+    for number, run in enumerate(runs):
+        for name, parameter in run.tuned.trainable():
+            if owners.setdefault(id(parameter), number) != number:
+                raise UnsuitableSettings(
+                    f"Runs {owners[id(parameter)] + 1} and {number + 1} train the same tensor ({name}). "
+                    "Tune each on a backbone of its own (`copy.deepcopy`)."
+                )
