@@ -21,6 +21,7 @@ import json
 import time
 import warnings
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -225,12 +226,57 @@ def _short(text: str) -> str:
     return " ".join(text.replace("|", "/").split())[:160]
 
 
+@dataclass(frozen=True)
+class Late:
+    """Whether the time given is over."""
+
+    end: float
+
+    def __bool__(self) -> bool:
+        return time.monotonic() > self.end
+
+
+def probe_all(found: dict[str, Any], names: list[str], late: Late, again: bool) -> None:
+    """Try each name that is not live yet; `again` makes the passes of those that count by their kind so far."""
+    passed = passed_kinds(found)
+    for number, name in enumerate(names):
+        if late:
+            break
+        entry = found["names"].get(name, {})
+        if entry.get("live") or (not again and counts(entry, passed)) or (again and not counts(entry, passed)):
+            continue
+        found["names"][name] = entry = probe(name, set() if again else passed)
+        if entry.get("live"):
+            passed.add(entry["kind"])
+        if number % 25 == 0:
+            gc.collect()
+            write(found)
+
+
+def prove_all(found: dict[str, Any], names: set[str], late: Late) -> None:
+    """Build the smallest live model of each kind with values and let `verify` prove it, the smallest first."""
+    passed = passed_kinds(found)
+    smallest: dict[str, str] = {}
+    for name in sorted(names & set(found["names"]), key=lambda n: (found["names"][n].get("parameters", 0), n)):
+        entry = found["names"][name]
+        if counts(entry, passed) and entry["parameters"] <= SMALL:
+            smallest.setdefault(entry["kind"], name)
+    for kind, name in smallest.items():
+        if late:
+            break
+        if found["kinds"].get(kind, {}).get("verify") != "live":
+            found["kinds"][kind] = {"name": name, "verify": prove(name)}
+            gc.collect()
+            write(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="forget what the file says")
     parser.add_argument("--page", action="store_true", help="only write the page")
     parser.add_argument("--only", default="", help="names that contain this")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
+    parser.add_argument("--one-round", action="store_true", help="one pass for each kind, none for its other names")
     parser.add_argument("--no-verify", action="store_true", help="leave out the proofs on real models")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -241,31 +287,12 @@ def main() -> None:
         found = json.loads(path.read_text())
     names = [name for name in timm.list_models() if options.only in name]
     if not options.page:
-        passed = passed_kinds(found)
-        for number, name in enumerate([*names, *names]):  # a second round makes the passes that the first left out
-            if time.monotonic() - start > options.seconds:
-                break
-            entry, again = found["names"].get(name, {}), number >= len(names)
-            if entry.get("live") or (not again and counts(entry, passed)):
-                continue
-            found["names"][name] = entry = probe(name, set() if again else passed)
-            if entry.get("live"):
-                passed.add(entry["kind"])
-            if number % 25 == 0:
-                gc.collect()
-                write(found)
-        smallest: dict[str, str] = {}
-        for name in sorted(found["names"], key=lambda n: found["names"][n].get("parameters", 0)):
-            if counts(found["names"][name], passed) and options.only in name:
-                smallest.setdefault(found["names"][name]["kind"], name)
-        for kind, name in smallest.items():
-            if options.no_verify or time.monotonic() - start > options.seconds:
-                break
-            small = found["names"][name]["parameters"] <= SMALL
-            if small and found["kinds"].get(kind, {}).get("verify") != "live":
-                found["kinds"][kind] = {"name": name, "verify": prove(name)}
-                gc.collect()
-                write(found)
+        late = Late(start + options.seconds)
+        probe_all(found, names, late, again=False)
+        if not options.no_verify:
+            prove_all(found, set(names), late)
+        if not options.one_round:
+            probe_all(found, names, late, again=True)
     write(found)
 
 

@@ -52,8 +52,9 @@ anatomy = vpeft.Anatomy(
     stride=8,
 )
 described = vpeft.describe(MyNet(), anatomy)
-tuned = vpeft.tune(described, vpeft.methods.LoRA(rank=4), vpeft.methods.VPTDeep(tokens=2), num_classes=10)
+lora, prompts = vpeft.methods.LoRA(rank=4), vpeft.methods.VPTDeep(tokens=2)
+tuned = vpeft.tune(described, lora, prompts, num_classes=10, show=False)
 # [/anatomy]
 
 if __name__ == "__main__":
-    print(described, tuned(torch.zeros(1, 3, 32, 32)).shape)
+    print(tuned.plan(), tuned(torch.zeros(1, 3, 32, 32)).shape)

@@ -67,10 +67,11 @@ def test_every_example_is_on_a_page() -> None:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to run in, with the recipe that examples read, and the registry of methods as it was after."""
+    """An empty folder to run in, with the files that examples read, and the registry of methods as it was after."""
     from vpeft.methods import all_methods, registry
 
-    shutil.copy(ROOT / "examples" / "recipe.toml", tmp_path)
+    for name in ("recipe.toml", "own_model.py", "own_model.toml"):
+        shutil.copy(ROOT / "examples" / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     known = dict(all_methods())
     yield tmp_path

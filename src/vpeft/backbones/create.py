@@ -1,4 +1,7 @@
-"""Make a backbone from its name: a timm name, or `hf:` and a transformers id or folder; its own weights or a file's."""
+"""Make a backbone from its name: a timm name, `hf:` and a transformers id or folder, or `py:` and code of one's own.
+
+Its weights are the library's own or a file's.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import nn
 
 from ..errors import VpeftError, nearest
 from .origin import Origin, remember
+from .own_code import OWN_CODE, create_from_own_code
 from .positions import say
 from .weights import Difference, file_digest, load_weights
 
@@ -28,18 +32,21 @@ def create_backbone(
     prefix: str = "",
     allow: Sequence[Difference] = (),
     image_size: int | tuple[int, int] | None = None,
+    described: bool = True,
 ) -> nn.Module:
     """The model that `name` stands for, without a classifier.
 
     Args:
-        name: a timm name with or without its pre-training tag, `pocket_vit`, which is shipped with vpeft, or `hf:` and
-            the id or folder of a transformers checkpoint.
+        name: a timm name with or without its pre-training tag, `pocket_vit`, which is shipped with vpeft, `hf:` and the
+            id or folder of a transformers checkpoint, or `py:` and FILE.py:NAME or package.module:NAME, a function or
+            class that makes the model; that code is run.
         pretrained: load the weights (the shipped ones, or from the library's own cache or download).
         weights: load these instead: a .safetensors, .npz or .pth file, or a state dict. Pickles are read as weights
             only.
         prefix: what the keys of `weights` start with, for instance "module." or "teacher.backbone.".
         allow: differences between weights and model that are accepted: "missing", "unexpected", "shape".
         image_size: pixels of a side, or height and width; position embeddings are resized to it, and it is said.
+        described: False takes a transformers model that no family knows, for an anatomy to describe.
 
     Raises:
         UnknownModelName: with the nearest names.
@@ -50,7 +57,11 @@ def create_backbone(
     if name.startswith(TRANSFORMERS):
         from .hf_create import create_from_transformers
 
-        model, notes = create_from_transformers(name.removeprefix(TRANSFORMERS), own, size, allow)
+        model, notes = create_from_transformers(name.removeprefix(TRANSFORMERS), own, size, allow, described)
+    elif name.startswith(OWN_CODE):
+        if size is not None:
+            raise UnknownModelName(f"{name} is made by code of yours, so its image size is set there, not here.")
+        model, notes, own = create_from_own_code(name.removeprefix(OWN_CODE)), [], False
     else:
         model, notes = _from_timm(name, own, size)
     digest = None
@@ -100,7 +111,7 @@ def _from_timm(name: str, pretrained: bool, size: tuple[int, int] | None) -> tup
     if not timm.is_model(architecture):
         raise UnknownModelName(
             f"timm has no model {name!r}. {nearest(architecture, timm.list_models())} A checkpoint of transformers is"
-            f" named {TRANSFORMERS}ID or {TRANSFORMERS}FOLDER."
+            f" named {TRANSFORMERS}ID or {TRANSFORMERS}FOLDER; code of your own, {OWN_CODE}FILE.py:NAME."
         )
     sized: dict[str, Any] = {} if size is None else {"img_size": size}
     try:

@@ -83,6 +83,7 @@ def describe(model: nn.Module, anatomy: Anatomy | dict[str, Any] | Literal["gene
         f"No description knows {type(model).__module__}.{type(model).__qualname__}. Say where its blocks are:"
         " describe(model, anatomy=Anatomy(blocks=..., mlp=...)), see docs/own_model.md; or take every linear,"
         ' convolution and norm by its own name, without blocks and prompts: describe(model, anatomy="generic").'
+        " On the command line that is --anatomy FILE.toml or --anatomy generic."
         f" Known families: {_listing(known)}. To add one, write one file in vpeft/backbones/ (see CONTRIBUTING)."
     )
 

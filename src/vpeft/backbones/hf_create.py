@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import VpeftError, need_extra
-from .describe import describe, families
+from .describe import UnknownBackbone, describe, families
 from .weights import DIFFERENCES, BadWeights, Difference, load_weights
 
 # the vision half of models that also read text, and of those whose plain class has a pooler that is rarely trained
@@ -31,7 +31,7 @@ class NoCheckpoint(VpeftError):
 
 
 def create_from_transformers(
-    where: str, pretrained: bool, size: tuple[int, int] | None, allow: Sequence[Difference]
+    where: str, pretrained: bool, size: tuple[int, int] | None, allow: Sequence[Difference], described: bool = True
 ) -> tuple[nn.Module, list[str]]:
     """The model of a checkpoint without its classifier, and sentences on what was resized or left out.
 
@@ -40,6 +40,7 @@ def create_from_transformers(
         pretrained: load its weights; otherwise random ones.
         size: height and width in pixels, if not the model's own.
         allow: differences between checkpoint and model that are accepted.
+        described: False takes a class that no family knows.
 
     Raises:
         NoCheckpoint: nothing is there, or it is no vision model that is described here.
@@ -50,7 +51,7 @@ def create_from_transformers(
         config = transformers.AutoConfig.from_pretrained(where)
     except (OSError, ValueError) as error:
         raise NoCheckpoint(f"transformers finds no checkpoint {where!r}: {_first(error)}") from None
-    kind, stated = _model_class(transformers, config), list(config.architectures or [])
+    kind, stated = _model_class(transformers, config, described), list(config.architectures or [])
     whole, options = config, {}
     if hasattr(config, "vision_config") and "Vision" in kind.__name__:
         config = config.vision_config
@@ -71,7 +72,7 @@ def create_from_transformers(
     return model.eval(), notes
 
 
-def _model_class(transformers: Any, config: Any) -> Any:
+def _model_class(transformers: Any, config: Any, described: bool) -> Any:
     """The class of the checkpoint, if it is described; else its vision tower, or what AutoModel takes."""
     known = {dotted.rpartition(".")[2] for entry in families().values() for dotted in entry.classes}
     names = [*(config.architectures or []), CHOSEN.get(config.model_type, "")]
@@ -85,11 +86,13 @@ def _model_class(transformers: Any, config: Any) -> Any:
     except KeyError:
         found = None
     found = found[0] if isinstance(found, (tuple, list)) else found
+    if found is not None and not described:
+        return found
     if found is None or found.__name__ not in known:
         vision = sorted(name for name in known if name.endswith("Model"))
         raise NoCheckpoint(
             f"The checkpoint is a {config.model_type!r} model, which no description knows. Described are:"
-            f" {', '.join(vision)}."
+            f' {", ".join(vision)}. With an anatomy, or "generic" for one, any is taken: see docs/own_model.md.'
         )
     return found
 
@@ -117,7 +120,7 @@ def _made(
         raise BadWeights(f"{where} holds a pickle that could run code, which is not read: {_first(error)}") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise NoCheckpoint(f"The weights of {where!r} cannot be loaded: {_first(error)}") from None
-    unused = {id(parameter) for parameter in describe(model).unused}
+    unused = {id(parameter) for parameter in _unused(model)}
     idle = {key for key, parameter in model.named_parameters() if id(parameter) in unused}
     found = {
         "missing": sorted(set(told["missing_keys"]) - idle),
@@ -146,6 +149,13 @@ def _made(
             f" {', '.join(map(repr, refused))}."
         )
     return model, notes + [f"Allowed, {key}: {', '.join(found[key][:6])}." for key in words if found[key]]
+
+
+def _unused(model: nn.Module) -> tuple[nn.Parameter, ...]:
+    try:
+        return describe(model).unused
+    except UnknownBackbone:
+        return ()
 
 
 @contextmanager
@@ -185,8 +195,11 @@ def _sized(
     twin = kind(twin_config, **options)
     if not pretrained:
         return twin, []
-    first = describe(twin).blocks[0]
-    report = load_weights(twin, model.state_dict(), grid=first.grid, name=where)
+    try:
+        grid = describe(twin).blocks[0].grid
+    except UnknownBackbone:
+        grid = None
+    report = load_weights(twin, model.state_dict(), grid=grid, name=where)
     return twin, report.notes
 
 

@@ -7,6 +7,8 @@ more is known.
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -19,7 +21,7 @@ from .blocks import AttentionSite, Block, MlpSite, Stage
 from .convolutional import is_norm, leftovers, norm_place
 from .places import Norm, Place, Projection, Span, stored_weight
 from .points import Layout, Point
-from .seen import BadAnatomy, Classifier, Pooling, Seen, find, watch
+from .seen import BadAnatomy, Classifier, Pooling, Seen, find, stated_size, watch
 from .tokens import TokenCarrier
 
 LAYOUTS = {"tokens": Layout.TOKENS, "map": Layout.MAP, "channels_first": Layout.CHANNELS_FIRST}
@@ -79,8 +81,8 @@ class Anatomy(BaseModel):
     """the last layer, whose input is the pooled feature; without it the model's output is"""
     pool: Literal["none", "token", "avg"] = "none"
     """what is left to do to have one vector for each image"""
-    image_size: tuple[int, int] = (224, 224)
-    """height and width in pixels"""
+    image_size: tuple[int, int] | None = None
+    """height and width in pixels; by default what the model states in its configuration, or 224 x 224"""
     stride: int | None = Field(default=None, gt=0)
     """pixels per cell of the grid at the first stage, for methods that need the grid"""
 
@@ -100,6 +102,27 @@ class Anatomy(BaseModel):
     @property
     def generic(self) -> bool:
         return not self.blocks
+
+
+def read_anatomy(path: str | Path) -> Anatomy:
+    """The anatomy that a TOML file holds: its nouns as plain keys.
+
+    Raises:
+        BadAnatomy: the file cannot be read, or holds other keys or values than nouns.
+    """
+    try:
+        return Anatomy(**tomllib.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise BadAnatomy(
+            f'The anatomy {str(path)!r} cannot be read: {error.strerror or error}. It is a TOML file, or "generic".'
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadAnatomy(f"The anatomy {str(path)!r} is not valid TOML: {error}.") from None
+
+
+def anatomy_from(said: str | Path) -> Anatomy:
+    """What a recipe or a command calls an anatomy: "generic", or a TOML file of nouns."""
+    return Anatomy() if said == "generic" else read_anatomy(said)
 
 
 def as_anatomy(given: Anatomy | dict[str, Any] | Literal["generic"]) -> Anatomy:
@@ -129,12 +152,16 @@ def describe_own(model: nn.Module, anatomy: Anatomy) -> Backbone:
         anatomy.prefix_tokens,
         anatomy.layout == "channels_first",
     )
+    if anatomy.image_size is None:
+        anatomy = anatomy.model_copy(update={"image_size": stated_size(model)})
+    size = anatomy.image_size
+    assert size is not None
     for name in WHOLE_MODEL:
         given = getattr(anatomy, name)
         for one in given if isinstance(given, tuple) else [given]:
             if one is not None:
                 find(model, one)
-    seen, width, channels = watch(model, pooling, anatomy.image_size)
+    seen, width, channels = watch(model, pooling, size)
     stages = _stages(model, anatomy)
     _check_that_all_run(model, stages, seen)
     depth = sum(len(stage.blocks) for stage in stages)
@@ -150,7 +177,7 @@ def describe_own(model: nn.Module, anatomy: Anatomy) -> Backbone:
             family="generic" if anatomy.generic else "own_model",
             library=type(model).__module__.partition(".")[0],
             architecture=type(model).__name__,
-            image_size=anatomy.image_size,
+            image_size=size,
             depth=depth,
             width=width,
             prefix_tokens=anatomy.prefix_tokens,
@@ -267,7 +294,8 @@ def _stages(model: nn.Module, anatomy: Anatomy) -> list[Stage]:
         if not modules:
             raise BadAnatomy(f"{name!r} holds no modules, so it is no list of blocks.")
         stride = None if anatomy.stride is None else anatomy.stride * 2**number
-        grid = None if stride is None else (anatomy.image_size[0] // stride, anatomy.image_size[1] // stride)
+        size = anatomy.image_size
+        grid = None if stride is None or size is None else (size[0] // stride, size[1] // stride)
         where = Where(depth, LAYOUTS[anatomy.layout], grid, anatomy.prefix_tokens, stride or 1)
         blocks = [
             _block(module, depth + i, number, anatomy, Where(depth + i, *_rest(where)), carrier)

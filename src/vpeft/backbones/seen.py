@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Pooling:
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> (B, D)."""
-        came = self._reach(model, images)
+        came = self._named(self._reach(model, images))
         if not isinstance(came, Tensor):
             raise BadAnatomy(
                 f"{type(model).__name__} gives a {type(came).__name__}, not a tensor of features. Name a method that"
@@ -57,6 +58,14 @@ class Pooling:
                 ' is needed. Say how they are pooled: pool="token" or pool="avg".'
             )
         return came
+
+    def _named(self, came: Any) -> Any:
+        """Of an output with named parts, as transformers' models give: what is pooled, or what is to be pooled."""
+        if isinstance(came, Tensor) or not isinstance(came, Mapping):
+            return came
+        if self.pool == "none" and isinstance(came.get("pooler_output"), Tensor):
+            return came["pooler_output"].flatten(1)
+        return came.get("last_hidden_state", came)
 
     def _reach(self, model: nn.Module, images: Tensor) -> Any:
         if self.features is not None:
@@ -97,6 +106,15 @@ class Seen:
     module: nn.Module
     times: int = 0
     shape: tuple[int, ...] = ()
+
+
+def stated_size(model: nn.Module) -> tuple[int, int]:
+    """Height and width that a model states: timm's `pretrained_cfg`, transformers' `config`, an attribute; or 224."""
+    timm: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    if "input_size" in timm:
+        return int(timm["input_size"][1]), int(timm["input_size"][2])
+    side = getattr(getattr(model, "config", model), "image_size", None) or 224
+    return (int(side), int(side)) if isinstance(side, int) else (int(side[-2]), int(side[-1]))
 
 
 def find(model: nn.Module, name: str) -> nn.Module:

@@ -32,6 +32,7 @@ def _evaluate(
     batch: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 64,
     device: Device = "auto",
     weights: Path | None = None,
+    backbone: str | None = None,
     json: Switch = False,
     given: dict[str, Any],
 ) -> None:
@@ -50,6 +51,8 @@ def _evaluate(
         Where to compute; auto takes the best that this machine has.
     weights:
         The backbone's file of weights, if it is no longer where it was in training.
+    backbone:
+        The backbone, where the adapter cannot make it itself: py:FILE.py:NAME for code of yours.
     json:
         Print JSON, with the confusion matrix, instead of a table.
     """
@@ -57,7 +60,7 @@ def _evaluate(
     if "source" not in values:
         raise NoData("No data were given. Say --data FOLDER: one sub-folder of images for each label.")
     config = validated(DataConfig, values, _FLAGS)
-    loaded = open_adapter(adapter, device=device, weights=weights)
+    loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone)
     images = open_for_evaluation(config, loaded.labels).with_transform(loaded.preprocessing.transform())
     scores = score(loaded.model, images, batch=batch, workers=config.workers)
     if json:

@@ -14,6 +14,7 @@ from cyclopts import Parameter, validators
 from rich.text import Text
 
 from vpeft.backbones.create import create_backbone
+from vpeft.backbones.own_model import anatomy_from
 from vpeft.cli import show
 from vpeft.cli.about import property_rows, published_figures
 from vpeft.cli.flags import Switch, with_flags
@@ -31,6 +32,7 @@ def _explain(
     /,
     *,
     backbone: Annotated[str, Parameter(alias="-b")] = "pocket_vit",
+    anatomy: str | None = None,
     classes: int = 1000,
     batch: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     json: Switch = False,
@@ -46,7 +48,9 @@ def _explain(
     method:
         A name from `vpeft methods`.
     backbone:
-        A name from `vpeft backbones`.
+        A name from `vpeft backbones`, hf:ID, or py:FILE.py:NAME for code of yours.
+    anatomy:
+        For a model that no family knows: a TOML file of its nouns (docs/own_model.md), or `generic`.
     classes:
         Number of classes of the head.
     batch:
@@ -57,12 +61,12 @@ def _explain(
     kind = get(method)
     fields = chosen_fields(method, given)
     configured = kind(**fields)
+    nouns = None if anatomy is None else anatomy_from(anatomy)
     with torch.device("meta"):
-        tuned = tune(
-            create_backbone(backbone, pretrained=False), configured, num_classes=classes, verify=False, show=False
-        )
+        made = create_backbone(backbone, pretrained=False, described=nouns is None)
+        tuned = tune(made, configured, num_classes=classes, anatomy=nouns, verify=False, show=False)
     plan = tuned.plan()
-    known = None if fields else default_memory(method, backbone)
+    known = None if fields or nouns is not None else default_memory(method, backbone)
     one = properties_of(configured, memory=known, tuned=tuned, backbone=backbone)
     facts, figures = facts_of(method), published_figures(method)
     memory = None if batch is None else plan_memory(tuned, batch)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vpeft.backbones.create import create_backbone
+from vpeft.backbones.own_code import OWN_CODE
 from vpeft.backbones.positions import ResizedPositions
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.errors import VpeftError
@@ -50,14 +51,15 @@ class Loaded:
 
 
 def open_adapter(
-    path: Path, *, device: Device = "auto", backbone: nn.Module | None = None, weights: Path | None = None
+    path: Path, *, device: Device = "auto", backbone: nn.Module | str | None = None, weights: Path | None = None
 ) -> Loaded:
     """Make the backbone that the file names, put the adapter on it, and get ready to predict.
 
     Args:
         path: the adapter file.
         device: where to compute.
-        backbone: the backbone, if it is at hand.
+        backbone: the backbone, if it is at hand, or its name, where the file cannot make it: code of one's own is run
+            only when it is named here, never because a file names it.
         weights: the backbone's file of weights, if it is no longer where it was when the adapter was trained.
 
     Raises:
@@ -65,7 +67,7 @@ def open_adapter(
     """
     manifest = read_manifest(path)
     chosen = pick_device(device)
-    base = backbone if backbone is not None else _made_again(manifest, path, weights)
+    base = backbone if isinstance(backbone, nn.Module) else _made_again(manifest, path, weights, backbone)
     model = load(base, path).to(chosen).eval()
     if not manifest.labels:
         raise VpeftError(f"{path} has no labels, so its outputs cannot be named. Save it with labels=[...].")
@@ -74,11 +76,22 @@ def open_adapter(
     return Loaded(model, manifest, preprocessing, list(manifest.labels), chosen)
 
 
-def _made_again(manifest: Manifest, path: Path, weights: Path | None) -> nn.Module:
+def _made_again(manifest: Manifest, path: Path, weights: Path | None, named: str | None) -> nn.Module:
     """The backbone as it was when the adapter was made on it."""
-    origin = manifest.origin
+    origin, described = manifest.origin, manifest.anatomy is None
+    stated = manifest.backbone if origin is None else origin.name
+    if named is None and stated.startswith(OWN_CODE):
+        raise VpeftError(
+            f"{path} was made on {stated}, and code is not run because a file names it. If you trust that code, say"
+            f" --backbone {stated}."
+        )
     if origin is None:
-        return create_backbone(manifest.backbone, pretrained=weights is None, weights=weights)
+        if named is None and not described:
+            raise VpeftError(
+                f"{path} was made on {stated}, a model of one's own, and does not say what makes it. Say it with"
+                f" --backbone {OWN_CODE}FILE.py:NAME."
+            )
+        return create_backbone(named or stated, pretrained=weights is None, weights=weights, described=described)
     file = weights if weights is not None else None if origin.weights is None else Path(origin.weights)
     if weights is None and file is not None and not file.is_file():
         raise VpeftError(
@@ -90,12 +103,13 @@ def _made_again(manifest: Manifest, path: Path, weights: Path | None) -> nn.Modu
         if origin.seed is not None:
             seed_everything(origin.seed)
         return create_backbone(
-            origin.name,
+            named or origin.name,
             pretrained=origin.pretrained,
             weights=file,
             prefix=origin.prefix,
             allow=origin.allow,
             image_size=origin.image_size,
+            described=described,
         )
 
 

@@ -41,6 +41,7 @@ def predict(
     batch: Annotated[int, _POSITIVE] = 32,
     device: Device = "auto",
     weights: Path | None = None,
+    backbone: str | None = None,
     strict: Switch = False,
 ) -> None:
     """Name what is on images, with a saved adapter.
@@ -61,13 +62,15 @@ def predict(
         Where to compute; auto takes the best that this machine has.
     weights:
         The backbone's file of weights, if it is no longer where it was in training.
+    backbone:
+        The backbone, where the adapter cannot make it itself: py:FILE.py:NAME for code of yours.
     strict:
         Stop at the first image that cannot be read, instead of skipping it with a warning.
     """
     if not images:
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
     files = find_images(images)
-    loaded = open_adapter(adapter, device=device, weights=weights)
+    loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone)
     predictions = list(predictions_for(loaded, files, top=top, batch=batch, strict=strict))
     if not predictions:
         raise NothingToPredict(f"None of the {len(files)} files could be read as an image.")

@@ -36,8 +36,10 @@ def run_flags() -> tuple[Flag, ...]:
     also = FieldInfo(
         annotation=tuple[str, ...], default=(), description="Further methods that act together with the first."
     )
+    nouns = Recipe.model_fields["anatomy"].description or ""
     return (
-        *flags_of(Recipe, group=_RUN, skip=("data", "method", "also", "optimisation")),
+        *flags_of(Recipe, group=_RUN, skip=("data", "method", "also", "optimisation", "anatomy")),
+        Flag(("--anatomy",), ("anatomy",), FieldInfo(annotation=str, default=None), _RUN, nouns),
         Flag(("--method",), ("method",), method, _RUN, method.description or ""),
         Flag(("--also",), ("also",), also, _RUN, also.description or ""),
         *data_flags(("data",)),

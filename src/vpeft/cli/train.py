@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from vpeft.backbones.own_code import OWN_CODE
 from vpeft.cli import show
 from vpeft.cli.failure import INTERRUPTED, say_warning
 from vpeft.cli.flags import Switch, with_flags
@@ -71,7 +72,9 @@ def _sentences(outcome: RunOutcome) -> list[str]:
     if outcome.adapter is not None:
         size = outcome.adapter.stat().st_size / 1e6
         lines.append(f"adapter: {outcome.adapter} ({size:.2f} MB); record: {outcome.record}")
-        lines.append(f"use it: vpeft predict {outcome.adapter} IMAGES")
+        name = outcome.recipe.backbone
+        named = f" --backbone {name}" if name.startswith(OWN_CODE) else ""
+        lines.append(f"use it: vpeft predict {outcome.adapter} IMAGES{named}")
     return lines
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.edits import Edit
+from vpeft.backbones.own_model import Anatomy
 from vpeft.backbones.points import MissingPlace
 from vpeft.injection.merge import why_not
 from vpeft.injection.tune import tune
@@ -77,9 +78,9 @@ class Properties:
 
 
 @cache
-def _frozen(backbone: str) -> nn.Module:
+def _frozen(backbone: str, described: bool = True) -> nn.Module:
     with torch.device("meta"):
-        return create_backbone(backbone, pretrained=False)
+        return create_backbone(backbone, pretrained=False, described=described)
 
 
 def on_meta(method: Method) -> TunedModel:
@@ -97,9 +98,10 @@ def on_meta(method: Method) -> TunedModel:
     raise refused[0]
 
 
-def _tuned(method: Method, backbone: str) -> TunedModel:
+def _tuned(method: Method, backbone: str, anatomy: Anatomy | None = None) -> TunedModel:
     with torch.device("meta"):
-        return tune(copy.deepcopy(_frozen(backbone)), method, num_classes=CLASSES, verify=False, show=False)
+        model = copy.deepcopy(_frozen(backbone, anatomy is None))
+        return tune(model, method, num_classes=CLASSES, anatomy=anatomy, verify=False, show=False)
 
 
 def bytes_for_backward(tuned: TunedModel) -> int:
@@ -109,8 +111,8 @@ def bytes_for_backward(tuned: TunedModel) -> int:
 
 
 @cache
-def _full(backbone: str) -> int:
-    return bytes_for_backward(_tuned(all_methods()["full_finetuning"](), backbone))
+def _full(backbone: str, anatomy: Anatomy | None = None) -> int:
+    return bytes_for_backward(_tuned(all_methods()["full_finetuning"](), backbone, anatomy))
 
 
 def relative_memory(tuned: TunedModel, backbone: str | None = None) -> float:
@@ -119,7 +121,9 @@ def relative_memory(tuned: TunedModel, backbone: str | None = None) -> float:
     Args:
         backbone: how `tuned`'s backbone was asked for; by default by the name of its architecture.
     """
-    return round(bytes_for_backward(tuned) / _full(backbone or _name(tuned)), 3)
+    nouns = tuned.description.anatomy
+    full = _full(backbone or _name(tuned), None if nouns is None else Anatomy(**nouns))
+    return round(bytes_for_backward(tuned) / full, 3)
 
 
 def kind_of_place(name: str) -> str:

@@ -13,10 +13,13 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    field_validator,
     model_serializer,
     model_validator,
 )
 
+from vpeft.backbones.own_model import Anatomy, anatomy_from
+from vpeft.backbones.seen import BadAnatomy
 from vpeft.backbones.weights import Difference
 from vpeft.data.config import DataConfig
 from vpeft.errors import VpeftError, nearest
@@ -81,7 +84,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str = Field(
-        description="Name of the pre-trained model; `vpeft backbones` lists them, hf:ID or hf:FOLDER is transformers'."
+        description="Name of the pre-trained model; `vpeft backbones` lists them, hf:ID or hf:FOLDER is transformers',"
+        " py:FILE.py:NAME a function or class of yours that makes one."
     )
     pretrained: bool = Field(default=True, description="Load the backbone's weights; false starts at random.")
     weights: Path | None = Field(
@@ -91,11 +95,21 @@ class Recipe(BaseModel):
     weights_allow: tuple[Difference, ...] = Field(
         default=(), description="Differences of weights and backbone to accept: missing, unexpected, shape."
     )
+    anatomy: Anatomy | None = Field(
+        default=None,
+        description="For a model that no family knows: a TOML file of its nouns (docs/own_model.md), or `generic`.",
+    )
     out: Path | None = Field(default=None, description="Folder for the adapter, the checkpoint and the record.")
     data: DataConfig
     method: MethodChoice
     also: tuple[MethodChoice, ...] = Field(default=(), description="Further methods that act together with the first.")
     optimisation: Optimisation = Field(default_factory=Optimisation)
+
+    @field_validator("anatomy", mode="before")
+    @classmethod
+    def _nouns(cls, given: Any) -> Any:
+        """A table of nouns, the name of a file of them, or "generic": the nouns themselves are kept in every case."""
+        return anatomy_from(given) if isinstance(given, (str, Path)) else given
 
     @property
     def seed(self) -> int:
@@ -135,6 +149,8 @@ class Recipe(BaseModel):
                 return cls.model_validate(dict(values))
             except ValidationError as error:
                 mistakes = [_worded(one) for one in error.errors(include_url=False)]
+            except BadAnatomy as error:
+                mistakes = [f"anatomy: {error}"]
             except VpeftError as error:
                 mistakes = [f"method: {error}"]
         raise BadRecipe(f"{where} does not fit:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vpeft.backbones.create import create_backbone
+from vpeft.backbones.describe import describe
 from vpeft.backbones.origin import Origin, origin_of, remember
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
@@ -82,17 +83,22 @@ def run_recipe(
             weights=recipe.weights,
             prefix=recipe.weights_prefix,
             allow=recipe.weights_allow,
+            described=recipe.anatomy is None,
         )
     origin = origin_of(model) or Origin(name=recipe.backbone, pretrained=recipe.pretrained)
     if not origin.pretrained:  # random tensors, or some where the file lacks them: the seed brings them back
         origin = origin.model_copy(update={"seed": seed})
         remember(model, origin)
-    preprocessing = _preprocessing(Preprocessing.from_model(model), recipe.data)
+    described = describe(model, recipe.anatomy)
+    stated = Preprocessing.from_model(model)
+    if recipe.anatomy is not None:
+        stated = stated.resized(described.facts.image_size)
+    preprocessing = _preprocessing(stated, recipe.data)
     data = open_data(recipe.data).prepared(preprocessing)
     with untouched_randomness():
         seed_everything(derived_seed(recipe.seed, "tune"))
         statistics = recipe.optimisation.batch_norm
-        tuned = tune(model, *recipe.methods, num_classes=len(data.labels), statistics=statistics, show=show)
+        tuned = tune(described, *recipe.methods, num_classes=len(data.labels), statistics=statistics, show=show)
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "recipe": recipe.model_dump(mode="json"),
@@ -115,6 +121,7 @@ def run_recipe(
         "pretrained": recipe.pretrained,
         "weights": origin.weights_sha256,
         "methods": [choice.model_dump() for choice in (recipe.method, *recipe.also)],
+        **({} if described.anatomy is None else {"anatomy": described.anatomy}),
         "data": data.manifest.digest,
         "preprocessing": preprocessing.model_dump(mode="json"),
         "augmentation": recipe.data.augmentation,
