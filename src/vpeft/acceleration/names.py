@@ -15,9 +15,11 @@ NAMES: dict[str, str] = {
     "fused_scale_shift": "scales and shifts are folded into the frozen linear map or norm before them at every step",
     "attention_kernel": "attention in 16 bits on a processor by whichever kernel measures as the faster one",
     "low_memory": "outputs of norms and of the MLP's first layer are computed again in the backward pass, not kept",
+    "recompute_blocks": "every block keeps its input alone and is computed again in the backward pass (gradient"
+    " checkpointing)",
 }
 # Costs time for memory, so `auto` leaves it out.
-ON_REQUEST = frozenset({"low_memory"})
+ON_REQUEST = frozenset({"low_memory", "recompute_blocks"})
 
 
 class UnknownAcceleration(VpeftError):

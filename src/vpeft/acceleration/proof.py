@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vpeft.acceleration.kept import SavedForBackward
 from vpeft.injection.tuned_model import TunedModel
 
 # Largest accepted difference, relative to the largest value of a tensor. In fp32 what is exact differs by 1e-6, more in
@@ -33,15 +34,6 @@ class Behaviour:
 def behaviour(tuned: TunedModel, images: Tensor) -> Behaviour:
     """One forward and backward pass in the model's present mode, always with the same random numbers."""
     parameters = dict(tuned.trainable())
-    own = {t.untyped_storage()._cdata for t in (*tuned.parameters(), *tuned.buffers(), images)}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage
-        return tensor
-
     before = {name: p.grad for name, p in parameters.items()}
     with torch.random.fork_rng(devices=_devices(images)):
         torch.manual_seed(0)
@@ -49,11 +41,10 @@ def behaviour(tuned: TunedModel, images: Tensor) -> Behaviour:
             for p in parameters.values():
                 p.grad = None
             with torch.enable_grad():
-                with torch.autograd.graph.saved_tensors_hooks(pack, _same):
+                with SavedForBackward(tuned, [images]) as saved:
                     logits = tuned(images)
-                drawn = _generators(images)
-                size = sum(storage.nbytes() for storage in kept.values())
-                kept.clear()
+                drawn, size = _generators(images), saved.bytes
+                del saved
                 generator = torch.Generator().manual_seed(1)
                 direction = torch.randn(logits.shape, generator=generator).to(logits.device)
                 loss = (logits.float() * direction).sum()
@@ -72,10 +63,6 @@ def behaviour(tuned: TunedModel, images: Tensor) -> Behaviour:
             for name, p in parameters.items():
                 p.grad = before[name]
     return Behaviour(numbers, size, drawn)
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _generators(images: Tensor) -> bytes:

@@ -1,0 +1,85 @@
+"""Gradient checkpointing: a block keeps its input alone, and is run again in the backward pass.
+
+It saves several times as much memory as making single tensors again, and costs a second forward pass of all that is
+behind the first trained place. Gradients are the same bits: the same kernels see the same tensors, and dropout draws
+the same numbers. Where an edit hands a tensor from one block to another, a block cannot be run again by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.kept import held
+from vpeft.backbones.tokens import TokenCarrier
+from vpeft.injection.tuned_model import TunedModel
+
+
+class RunAgain:
+    """Stands before the class of a block."""
+
+    training: bool
+    vpeft_carrier: TokenCarrier | None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        plain = super().forward  # type: ignore[misc]
+        if not (self.training and torch.is_grad_enabled()):
+            return plain(*args, **kwargs)
+        carrier = self.vpeft_carrier
+        before = _state(carrier)
+
+        def run(state: dict[str, Tensor | None], *given: Any, **named: Any) -> tuple[Any, dict[str, Tensor | None]]:
+            # Tokens that travel beside the sequence are an input and an output of the block like the sequence itself.
+            found = _state(carrier)
+            _put(carrier, state)
+            try:
+                return plain(*given, **named), _state(carrier)
+            finally:
+                _put(carrier, found)
+
+        out, after = checkpoint(run, before, *args, use_reentrant=False, **kwargs)
+        _put(carrier, after)
+        outputs = (*(out if isinstance(out, tuple) else (out,)), *after.values())
+        if any(isinstance(one, Tensor) and one.requires_grad for one in outputs):
+            held((*args, *kwargs.values(), *before.values()))
+        return out
+
+
+def _state(carrier: TokenCarrier | None) -> dict[str, Tensor | None]:
+    if carrier is None:
+        return {}
+    return {name: value for name, value in vars(carrier).items() if value is None or isinstance(value, Tensor)}
+
+
+def _put(carrier: TokenCarrier | None, state: dict[str, Tensor | None]) -> None:
+    if carrier is not None:
+        vars(carrier).update(state)
+
+
+class RecomputeBlocks(Idea):
+    """Much less memory for a second forward pass: blocks are run again in the backward pass."""
+
+    name = "recompute_blocks"
+    for_memory = True
+
+    def install(self, tuned: TunedModel, changes: Changes) -> str:
+        modules: list[nn.Module] = []
+        for block in tuned.description.blocks:
+            if block.enter is None or block.exit is None or block.enter.module is not block.exit.module:
+                raise NotApplicable(f"{block.name} is not a module of its own that could be run again")
+            modules.append(block.exit.module)
+        own = next((m for m in tuned.backbone.modules() if _switched_on(m)), None)
+        if own is not None:
+            raise NotApplicable("the backbone's own checkpointing is on already")
+        for module in modules:
+            changes.stand_in(module, RunAgain, vpeft_carrier=tuned.description.trunk.carrier)
+        return f"{len(modules)} blocks are run again"
+
+
+def _switched_on(module: nn.Module) -> bool:
+    return any(getattr(module, name, False) is True for name in ("grad_checkpointing", "gradient_checkpointing"))
