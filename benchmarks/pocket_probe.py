@@ -3,7 +3,8 @@
 For each task, test accuracy in per cent after 800 training images of: chance; a linear probe on the class token of the
 untrained and of the shipped `pocket_vit`; full fine-tuning from scratch and from the shipped weights; LoRA (rank 8 on
 q, k, v, proj, fc1, fc2). The learning rate of each is chosen on the 200 validation images; the test split is read once
-for each. This is a quick look at one seed, not the benchmark: `vpeft bench --suite pocket` is that.
+for each. This is a quick look at one seed, not the benchmark: `vpeft bench --suite pocket` is that. A FILE that
+exists is added to: what it holds of the same pictures after as many epochs stays.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 import vpeft
 import vpeft.backbones.pocket_vit  # registers the backbone with timm
-from vpeft.data.pocket import PocketTask, pocket_tasks
+from vpeft.data.pocket import PocketTask, digest, pocket_tasks
 
 COLUMNS = ("probe_random", "probe", "scratch", "full", "lora")
 RATES = {"scratch": (5e-4, 2e-3), "full": (2e-4, 1e-3), "lora": (2e-3, 6e-3)}
@@ -113,19 +114,26 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    table: dict[str, dict[str, float]] = {}
+    earlier: dict[str, dict[str, float | str]] = {}
+    if given.json is not None and given.json.exists():
+        earlier = json.loads(given.json.read_text())
+    table = {name: row for name, row in earlier.items() if name in pocket_tasks()}
     print(f"{'task':12} chance " + " ".join(f"{c:>12}" for c in given.only) + "  seconds", flush=True)
     for name, task in pocket_tasks().items():
         if given.names and name not in given.names:
             continue
         began, splits, classes = time.perf_counter(), _splits(task), len(task.labels)
-        row = {"chance": 100 / classes}
+        row: dict[str, float] = {"chance": 100 / classes}
+        made_of: dict[str, float | str] = {"epochs": given.epochs, "train": digest(*task.load("train"))[:12]}
         for column in given.only:
             if column.startswith("probe"):
                 row[column] = probe(_backbone(column == "probe", given.seed), splits, classes)
             else:
                 row[column] = tuned(column, splits, classes, given.epochs, given.seed)
-        table[name] = {column: round(value, 1) for column, value in row.items()}
+        kept = table.get(name, {})
+        if any(kept.get(key) != value for key, value in made_of.items()):
+            kept = {}
+        table[name] = {**kept, **made_of, **{column: round(value, 1) for column, value in row.items()}}
         cells = " ".join(f"{row[c]:12.1f}" for c in given.only)
         print(f"{name:12} {row['chance']:6.1f} {cells} {time.perf_counter() - began:8.0f}", flush=True)
         if given.json is not None:

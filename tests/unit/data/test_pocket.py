@@ -62,7 +62,7 @@ def test_every_split_has_a_digest_of_its_own(name: str) -> None:
 
 
 def test_a_task_is_what_its_digests_say() -> None:
-    pocket_tasks()["distance"].verify()  # the quickest; the slow test below does all
+    pocket_tasks()["position"].verify()  # the quickest; the slow test below does all
 
 
 @pytest.mark.slow
@@ -73,14 +73,14 @@ def test_all_tasks_are_what_their_digests_say(name: str) -> None:
 
 def test_no_picture_is_in_two_splits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VPEFT_CACHE", str(tmp_path))
-    splits = pocket_tasks()["distance"].splits()
+    splits = pocket_tasks()["position"].splits()
     train, test = ({image.tobytes() for image in splits[split][0]} for split in ("train", "test"))
     assert not train & test
 
 
 def test_cache_is_used_and_a_damaged_file_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VPEFT_CACHE", str(tmp_path))
-    task = pocket_tasks()["distance"]
+    task = pocket_tasks()["position"]
     first = task.load("val")
     (kept,) = (tmp_path / "pocket").iterdir()
     monkeypatch.setattr(type(task), "generate", lambda *_: pytest.fail("made again"))

@@ -47,7 +47,7 @@ def _surface(split: str, rng: np.random.Generator) -> tuple[Field, Field, Field]
     bands = _SPLIT_BANDS[split]
     band = whole[(b := bands[int(rng.integers(len(bands)))]) * height : (b + 1) * height]
     quarter = between(rng, -0.25, 0.25) + (0 if rng.random() < 0.5 else np.pi)
-    side = between(rng, 0.55, 0.78) * height
+    side = between(rng, 0.4, 0.6) * height
     reach = side * (abs(np.cos(quarter)) + abs(np.sin(quarter))) / 2
     x, y = between(rng, reach, band.shape[1] - reach), between(rng, reach, height - reach)
     u, v = (COLUMNS - SIDE / 2) * side / SIDE, (ROWS - SIDE / 2) * side / SIDE
@@ -58,15 +58,15 @@ def _crack(rng: np.random.Generator) -> Field:
     """A dark line that changes its direction at every step; may branch once."""
     mask = np.zeros((SIDE, SIDE))
     x, y, angle = between(rng, 12, 52), between(rng, 12, 52), between(rng, 0, 2 * np.pi)
-    forks = [(x, y, angle, int(rng.integers(4, 8)))]
+    forks = [(x, y, angle, int(rng.integers(5, 9)))]
     if rng.random() < 0.6:
-        forks.append((x, y, angle + between(rng, 1.2, 4.5), int(rng.integers(3, 6))))
+        forks.append((x, y, angle + between(rng, 1.2, 4.5), int(rng.integers(4, 7))))
     for at_x, at_y, heading, length in forks:
         for _ in range(length):
             heading += between(rng, -0.9, 0.9)
-            step = between(rng, 3, 7)
+            step = between(rng, 5, 9)
             to_x, to_y = at_x + step * np.cos(heading), at_y + step * np.sin(heading)
-            mask = np.maximum(mask, cover(segment(at_x, at_y, to_x, to_y, between(rng, 0.4, 1.0))))
+            mask = np.maximum(mask, cover(segment(at_x, at_y, to_x, to_y, between(rng, 0.7, 1.5))))
             at_x, at_y = to_x, to_y
     return mask
 
@@ -75,27 +75,27 @@ def _flawed(label: str, view: Field, band: Field, x: Field, y: Field, rng: np.ra
     grey = view[..., None] * np.ones(3)
     cx, cy = between(rng, 14, 50), between(rng, 14, 50)
     if label == "scratch":  # straight, bright or dark, thin
-        angle, half = between(rng, 0, np.pi), between(rng, 9, 20)
+        angle, half = between(rng, 0, np.pi), between(rng, 16, 28)
         dx, dy = half * np.cos(angle), half * np.sin(angle)
-        mask = cover(segment(cx - dx, cy - dy, cx + dx, cy + dy, between(rng, 0.3, 0.9)))
-        return paint(grey, mask * between(rng, 0.5, 0.9), np.full(3, float(rng.random() < 0.6)))
+        mask = cover(segment(cx - dx, cy - dy, cx + dx, cy + dy, between(rng, 0.6, 1.2)))
+        return paint(grey, mask * between(rng, 0.7, 1.0), np.full(3, float(rng.random() < 0.6)))
     if label == "crack":
-        return paint(grey, _crack(rng) * between(rng, 0.5, 0.9), np.zeros(3))
+        return paint(grey, _crack(rng) * between(rng, 0.7, 1.0), np.zeros(3))
     if label == "hole":  # dark, sharp edge, lit rim below
-        radius = between(rng, 2.5, 6)
-        grey = paint(grey, cover(disc(cx, cy + 1.0, radius + 0.8)) * 0.6, np.ones(3))
+        radius = between(rng, 5, 10)
+        grey = paint(grey, cover(disc(cx, cy + 1.5, radius + 1.0)) * 0.7, np.ones(3))
         return paint(grey, cover(disc(cx, cy, radius)) * 0.9, np.full(3, 0.05))
     if label == "stain":  # a translucent blot with a ragged edge; the texture shows through
-        ragged = ellipse(*turned(cx, cy, between(rng, 0, np.pi)), between(rng, 6, 13), between(rng, 5, 9))
+        ragged = ellipse(*turned(cx, cy, between(rng, 0, np.pi)), between(rng, 11, 20), between(rng, 9, 15))
         mask = cover((ragged + (clouds(rng, (8, 16)) - 0.5) * 10) / 2)
-        return grey * (1 - mask[..., None] * between(rng, 0.25, 0.5))
-    blend = cover((disc(cx, cy, between(rng, 9, 15)) + (clouds(rng, (6, 12)) - 0.5) * 8) / 2)
+        return grey * (1 - mask[..., None] * between(rng, 0.4, 0.65))
+    blend = cover((disc(cx, cy, between(rng, 14, 22)) + (clouds(rng, (6, 12)) - 0.5) * 8) / 2)
     if label == "worn":  # the texture is rubbed away
         around = [look_up(band, x + dx, y + dy) for dx in (-5, -2, 2, 5) for dy in (-5, -2, 2, 5)]
-        return paint(grey, blend * 0.85, np.mean(around, axis=0)[..., None] * np.ones(3))
+        return paint(grey, blend * 0.95, np.mean(around, axis=0)[..., None] * np.ones(3))
     if label == "shifted":  # a piece that does not continue its surroundings
         moved = look_up(band, band.shape[1] - x, band.shape[0] - y)
-        sharp = cover(np.maximum(np.abs(COLUMNS - cx) - between(rng, 7, 12), np.abs(ROWS - cy) - between(rng, 7, 12)))
+        sharp = cover(np.maximum(np.abs(COLUMNS - cx) - between(rng, 11, 18), np.abs(ROWS - cy) - between(rng, 11, 18)))
         return paint(grey, sharp, moved[..., None] * np.ones(3))
     return grey
 
@@ -109,7 +109,7 @@ def draw(split: str, count: int, rng: np.random.Generator) -> tuple[Images, Labe
         # uneven lighting and a tint
         light = 0.75 + 0.5 * clouds(rng, (2, 3))[..., None]
         tint = 0.75 + 0.25 * rng.random(3)
-        images[i] = to_bytes(noisy(picture * light * tint * between(rng, 0.7, 1.3), rng, between(rng, 0.01, 0.03)))
+        images[i] = to_bytes(noisy(picture * light * tint * between(rng, 0.7, 1.3), rng, between(rng, 0.005, 0.02)))
     return images, labels.astype(np.int64)
 
 

@@ -1,94 +1,126 @@
-"""pocket/distance: how far away is the middle of the picture? A real stereo pair, left in red and right in cyan."""
+"""pocket/distance: how far away is the nearest vehicle? A road in perspective, as KITTI's distance task has it."""
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.resources import files
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from vpeft.data.pocket.drawing import Field, between, clouds, noisy, to_bytes
+from vpeft.data.pocket.drawing import (
+    COLUMNS,
+    ROWS,
+    Field,
+    backdrop,
+    between,
+    box,
+    clouds,
+    colour,
+    contrasting,
+    cover,
+    ellipse,
+    noisy,
+    paint,
+    to_bytes,
+)
 from vpeft.data.pocket.task import SIDE, Images, Labels, PocketTask
 
-LABELS = ("nearest", "near", "middle", "far", "farther", "farthest")
-_CORE = 12  # the side of the square in the middle whose disparity counts
-_STRIP = 100  # the pair is cut into horizontal strips of so many rows
-_SPLIT = {"train": ((0, 0), (1, 1), (2, 0), (3, 1), (4, 0)), "test": ((0, 1), (1, 0), (2, 1), (3, 0), (4, 1))}
+EDGES = (4.0, 5.7, 8.2, 11.7, 16.7, 24.0)  # metres; each bin is 1.43 times as deep as the one before
+LABELS = tuple(f"{near:g} to {far:g} m" for near, far in pairwise(EDGES))
+_FOCAL = 60.0  # pixels: what is as wide as it is far fills nearly the whole picture
+# width and height in metres of a car, a van, a lorry: a lorry looks as large as a car that is half as far away
+_KINDS = ((1.8, 1.45), (2.0, 2.1), (2.5, 3.2))
 
 
-@cache
-def _pair() -> tuple[Field, Field, NDArray[np.float64]]:
-    """Left and right photograph, grey (500, 741) in [0, 1], and the left one's measured disparity in pixels."""
-    folder = files("skimage.data")
-    views = []
-    for name in ("motorcycle_left.png", "motorcycle_right.png"):
-        with (folder / name).open("rb") as stream:
-            views.append(np.asarray(Image.open(stream).convert("L")) / 255.0)
-    with (folder / "motorcycle_disp.npz").open("rb") as stream:
-        disparity = np.load(stream)["arr_0"].astype(np.float64)
-    return views[0], views[1], disparity
+class _Road:
+    """A level road seen by a camera of random pitch, height and place on it."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.horizon = between(rng, 12, 36)
+        self.eye = between(rng, 1.4, 1.8)  # metres above the road
+        self.aim = between(rng, 22, 42)  # the column in which the road ends
+        self.half = between(rng, 2.8, 4.5)
+        self.shift = between(rng, -1.0, 1.0) * self.half * 0.5  # of the camera off the middle of the road
+
+    def row(self, depth: float) -> float:
+        return self.horizon + _FOCAL * self.eye / depth
+
+    def column(self, across: float, depth: float) -> float:
+        return self.aim + _FOCAL * (across - self.shift) / depth
+
+    def ground(self, rng: np.random.Generator) -> Field:
+        sky, grass = colour(rng, 0.3, 1.0), colour(rng, 0.1, 0.8)
+        tar = np.full(3, between(rng, 0.15, 0.65)) + (rng.random(3) - 0.5) * 0.15
+        below = np.maximum(ROWS - self.horizon, 0.05)
+        depth = _FOCAL * self.eye / below
+        across = (COLUMNS - self.aim) * depth / _FOCAL + self.shift
+        picture = backdrop(rng, sky, 0.3)
+        land = paint(backdrop(rng, grass, 0.3), cover((np.abs(across) - self.half) * _FOCAL / depth), tar)
+        dashed = np.sin(depth * 2 * np.pi / between(rng, 3, 8) + between(rng, 0, 6)) > 0
+        line = cover((np.abs(across) - 0.12) * _FOCAL / depth) * dashed
+        picture = paint(picture, cover(self.horizon - ROWS), paint(land, line, np.full(3, between(rng, 0.7, 1.0))))
+        return picture
 
 
-@cache
-def _centres() -> dict[str, tuple[NDArray[np.intp], NDArray[np.int64]]]:
-    """Split -> top left corners (M, 2) of views and the class of each."""
-    _, _, disparity = _pair()
-    known = np.isfinite(disparity)
-    rows, columns = (g.ravel() for g in np.mgrid[0 : disparity.shape[0] - SIDE + 1, 0 : disparity.shape[1] - SIDE + 1])
-    half = (SIDE - _CORE) // 2
+def _roadside(picture: Field, road: _Road, depth: float, rng: np.random.Generator) -> Field:
+    """A house or a tree beside the road."""
+    scale, side = _FOCAL / depth, 1 if rng.random() < 0.5 else -1
+    wide, tall = between(rng, 1, 4), between(rng, 2, 7)
+    x = road.column(side * (road.half + wide / 2 + between(rng, 0.3, 5)), depth)
+    foot = road.row(depth)
+    ink = colour(rng, 0.05, 0.9)
+    if rng.random() < 0.5:
+        half = tall * scale / 2
+        return paint(picture, cover(box(COLUMNS - x, ROWS - foot + half, wide * scale / 2, half)), ink)
+    trunk = box(COLUMNS - x, ROWS - foot + tall * scale * 0.3, 0.15 * scale, tall * scale * 0.3)
+    picture = paint(picture, cover(trunk), ink * 0.5)
+    crown = ellipse(COLUMNS - x, ROWS - foot + tall * scale * 0.7, wide * scale / 2, tall * scale * 0.35)
+    return paint(picture, cover(crown), ink[None, None] * (0.7 + 0.6 * clouds(rng, (8, 16))[..., None]))
 
-    def window(field: NDArray[np.float64]) -> NDArray[np.float64]:
-        table = np.zeros((field.shape[0] + 1, field.shape[1] + 1))
-        table[1:, 1:] = field.cumsum(0).cumsum(1)
-        top, left = rows + half, columns + half
-        down, right = top + _CORE, left + _CORE
-        found: NDArray[np.float64] = table[down, right] - table[top, right] - table[down, left] + table[top, left]
-        return found
 
-    filled = np.where(known, np.round(disparity * 64) / 64, 0.0)  # sums of such numbers are exact
-    area = _CORE * _CORE
-    whole = window(known.astype(np.float64)) == area
-    mean = window(filled) / area
-    spread = window(filled**2) / area - mean**2
-    plain = whole & (spread < 6.0)  # one surface, not the border between two
-    edges = np.array([0.0, 14.0, 19.0, 28.0, 39.0, 48.0, 100.0])
-    kind = len(LABELS) - np.digitize(mean, edges)
-    clear = np.abs(mean[:, None] - edges[1:-1]).min(1) > 0.75
-    strip, within = np.divmod(rows, _STRIP)
-    half_width = disparity.shape[1] // 2
-    side, inset = np.divmod(columns, half_width)
-    fits = plain & clear & (within <= _STRIP - SIDE) & (inset <= half_width - SIDE)
-    splits = {}
-    for split, cells in _SPLIT.items():
-        mine = fits & np.any([(strip == s) & (side == h) for s, h in cells], 0)
-        splits[split] = (np.stack([rows[mine], columns[mine]], 1), kind[mine].astype(np.int64))
-    return splits
+def _vehicle(picture: Field, road: _Road, depth: float, rng: np.random.Generator) -> Field:
+    """The back of a vehicle that stands on the road."""
+    scale, kind = _FOCAL / depth, int(rng.integers(len(_KINDS)))
+    wide, tall = (size * scale * between(rng, 0.92, 1.08) for size in _KINDS[kind])
+    room = road.half - 0.5 * _KINDS[kind][0]
+    low, high = (np.clip((edge - road.aim) * depth / _FOCAL + road.shift, -room, room) for edge in (6, SIDE - 6))
+    x, foot = road.column(between(rng, float(low), float(high)), depth), road.row(depth)
+    ink = contrasting(rng, np.full(3, 0.4), 0.1)
+    u, v = COLUMNS - x, ROWS - foot  # v is negative above the ground
+    picture = paint(picture, cover(ellipse(u, v, wide * 0.6, tall * 0.07 + 0.3)) * 0.6, np.zeros(3))
+    for side in (-1, 1):
+        wheel = box(u - side * wide * 0.36, v + tall * 0.1, wide * 0.1, tall * 0.1)
+        picture = paint(picture, cover(wheel), np.full(3, 0.05))
+    waist = 0.55 if kind == 0 else 0.94
+    body = box(u, v + tall * (0.1 + waist) / 2, wide / 2, tall * (waist - 0.1) / 2)
+    if kind == 0:
+        body = np.minimum(body, box(u, v + tall * 0.75, wide * 0.4, tall * 0.25))
+    picture = paint(picture, cover(body), ink)
+    if kind < 2:  # a lorry has no rear window
+        pane = box(u, v + tall * 0.76, wide * 0.33, tall * 0.13)
+        picture = paint(picture, cover(pane), np.full(3, between(rng, 0.05, 0.25)))
+    for side in (-1, 1):
+        lamp = box(u - side * wide * 0.4, v + tall * (0.42 if kind == 0 else 0.22), wide * 0.07, tall * 0.05)
+        picture = paint(picture, cover(lamp), np.array([0.9, 0.1, 0.1]))
+    return picture
 
 
 def draw(split: str, count: int, rng: np.random.Generator) -> tuple[Images, Labels]:
-    left, right, _ = _pair()
-    # validation shares its part of the scene with training: there are too few parts for three
-    corners, kinds = _centres()["test" if split == "test" else "train"]
     labels = rng.permutation(np.arange(count) % len(LABELS))
-    stock = [rng.permutation(np.flatnonzero(kinds == kind)) for kind in range(len(LABELS))]
-    used = [0] * len(LABELS)
     images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
     for i, label in enumerate(labels.tolist()):
-        row, column = corners[stock[label][used[label] % len(stock[label])]]
-        used[label] += 1
-        views = []
-        for photograph in (left, right):
-            view = photograph[row : row + SIDE, column : column + SIDE]
-            if photograph is left:  # the same shadows fall on both
-                shade = 0.7 + 0.6 * clouds(rng, (2, 3))
-                gain, lift = between(rng, 0.7, 1.5), between(rng, -0.1, 0.1)
-            views.append((view - view.mean()) * gain + view.mean() * shade + lift)
-        picture = np.stack([views[0], views[1], views[1]], -1)
-        if rng.random() < 0.5:
-            picture = picture[::-1]
-        images[i] = to_bytes(noisy(picture, rng, between(rng, 0.01, 0.04)))
+        near, far = EDGES[label], EDGES[label + 1]
+        depth = near * (far / near) ** between(rng, 0.12, 0.88)
+        while True:  # a camera that looks up too far does not see where the vehicle stands
+            road = _Road(rng)
+            if road.row(depth) < SIDE - 3:
+                break
+        picture = road.ground(rng)
+        things = [(depth * between(rng, 1.5, 4), True) for _ in range(int(rng.integers(0, 3)))]
+        things += [(between(rng, 5, 40), False) for _ in range(int(rng.integers(1, 5)))]
+        for at, is_vehicle in sorted([*things, (depth, True)], reverse=True):  # the near hides the far
+            picture = (_vehicle if is_vehicle else _roadside)(picture, road, at, rng)
+        light = between(rng, 0.6, 1.2) * (0.85 + 0.3 * rng.random(3))
+        images[i] = to_bytes(noisy(picture * light, rng, between(rng, 0.01, 0.04)))
     return images, labels.astype(np.int64)
 
 
@@ -96,10 +128,9 @@ TASK = PocketTask(
     name="distance",
     group="structured",
     title="How far away?",
-    description="A window of a real stereo pair, left view in red and right in cyan; the distance of its middle.",
+    description="The nearest car, van or lorry on a road, 4 to 24 metres off; pitch and height of the camera vary.",
     labels=LABELS,
-    source="Middlebury 2014 stereo pair 'Motorcycle' with measured disparity, shipped with scikit-image",
-    licence="CC0 (as scikit-image states for its copy)",
-    needs=("skimage",),
+    source="drawn",
+    licence="Apache-2.0",
     draw=draw,
 )

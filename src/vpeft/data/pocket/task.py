@@ -25,7 +25,7 @@ Labels = NDArray[np.int64]  # (N,)
 Group = Literal["natural", "specialised", "structured"]
 
 SIDE = 64
-VERSION = 1  # raised whenever any picture or label of the suite changes; results of two versions are not comparable
+VERSION = 1  # raised when a picture or label of a released suite changes; results of two versions are not comparable
 SEED = 20_150_412  # of the suite; one number, so that everybody has the same pictures
 SIZES = {"train": 800, "val": 200, "test": 1200}
 DIGESTS = Path(__file__).with_name("digests.json")
