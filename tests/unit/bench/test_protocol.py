@@ -17,8 +17,8 @@ DIGESTS = {
     "digits-quick@1": "dc169f55c34e",
     "digits-smoke@1": "3d73866a0bb2",
     "digits-demo@1": "6aea12cc7111",
-    "pocket@1": "f389daad81c1",
-    "pocket-quick@1": "b6cf009ee4c6",
+    "pocket@1": "8c747973e081",
+    "pocket-quick@1": "35eecfd175f3",
     "pocket-demo@1": "be7069a55f90",
     "pocket-smoke@1": "abd865634306",
 }

@@ -31,9 +31,9 @@ class Tier:
 
 TIERS: dict[str, Tier] = {
     "smoke": Tier(("handwriting", "orientation"), epochs=3, seeds=1, learning_rates=(2e-3,), weight_decays=(1e-4,)),
-    "quick": Tier(None, epochs=15, seeds=1, learning_rates=(2e-3,), weight_decays=(1e-4,)),
+    "quick": Tier(None, epochs=6, seeds=1, learning_rates=(2e-3,), weight_decays=(1e-4,)),
     "demo": Tier(("orientation",), epochs=8, seeds=1, learning_rates=(2e-3,), weight_decays=(1e-4,)),
-    "full": Tier(None, epochs=20, seeds=3, learning_rates=(5e-4, 2e-3, 8e-3), weight_decays=(1e-4,)),
+    "full": Tier(None, epochs=10, seeds=3, learning_rates=(1e-3, 4e-3, 1.6e-2), weight_decays=(1e-4,)),
 }
 
 
