@@ -148,13 +148,21 @@ def _published_tables() -> str:
 def _pocket(name: str) -> list[str]:
     """Accuracies on the offline suite, from what a sweep has left in docs/."""
     found = json.loads(POCKET.read_text(encoding="utf-8")) if POCKET.exists() else {}
-    tasks = found.get("methods", {}).get(name, {})
-    if not tasks:
+    protocols = found.get("methods", {}).get(name, {})
+    if not protocols:
         return ["## On pocket", "Not measured yet."]
     rows = [
-        (task, f"{100 * one['mean']:.1f} % ± {100 * one['std']:.1f}", str(one["seeds"])) for task, one in tasks.items()
+        (
+            protocol,
+            task,
+            f"{100 * one['mean']:.1f} %" + (f" ± {100 * one['std']:.1f}" if one["std"] else ""),
+            one["seeds"],
+        )
+        for protocol, tasks in protocols.items()
+        for task, one in tasks.items()
     ]
-    return ["## On pocket", f"{found['title']}. {found['source']}", _table(("task", "accuracy", "seeds"), rows)]
+    text = _table(("protocol", "task", "accuracy", "seeds"), [(*row[:3], str(row[3])) for row in rows])
+    return ["## On pocket", f"{found['source']}; [the whole table](../pocket.md).", text]
 
 
 def _page_without_figures(kind: Any, why: str) -> str:

@@ -10,6 +10,8 @@ docs/pocket/probe.json (made by benchmarks/pocket_probe.py) or from the publishe
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from vpeft.bench.statistics import Correlation, rank_correlation
 from vpeft.bench.suites import suite
 from vpeft.data.pocket import SIZES, pocket_tasks
 from vpeft.data.pocket.task import stored_digests
-from vpeft.report.board import Board, boards
+from vpeft.report.board import Board, Row, boards
 from vpeft.report.published import PublishedTable, published
 from vpeft.report.tables import as_markdown
 
@@ -103,8 +105,10 @@ def _probe() -> str:
     if not PROBE.exists():
         command = "python benchmarks/pocket_probe.py --json docs/pocket/probe.json"
         return f"Not measured yet for the shipped weights: `{command}`."
-    found: dict[str, dict[str, float]] = json.loads(PROBE.read_text())
     groups = {name: task.group for name, task in pocket_tasks().items()}
+    read: dict[str, dict[str, float]] = json.loads(PROBE.read_text())
+    found = {name: row for name, row in read.items() if name in groups}
+    epochs = " or ".join(map(str, sorted({int(row["epochs"]) for row in found.values() if "epochs" in row})))
     rows = [
         [name, groups[name], *(_number(found[name].get(column)) for column in COLUMNS)]
         for name in groups
@@ -117,8 +121,9 @@ def _probe() -> str:
             [f"**{group}**", "mean", *(_number(sum(c) / len(c) if len(c) == len(inside) else None) for c in cells)]
         )
     return (
-        "Test accuracy in per cent, one seed, learning rate chosen on the validation images"
-        " (`python benchmarks/pocket_probe.py`); an empty cell was not measured on the shipped weights yet.\n\n"
+        "Test accuracy in per cent, one seed, 800 training images, learning rate chosen on the validation images"
+        f" (`python benchmarks/pocket_probe.py --epochs {epochs}`);"
+        " an empty cell was not measured on the shipped weights yet.\n\n"
         + _table(["task", "group", *COLUMNS.values()], rows)
     )
 
@@ -190,25 +195,27 @@ def _correlated(title: str, what: str, ours: Mapping[str, float], theirs: Mappin
 
 
 def results(records: Sequence[RunRecord]) -> dict[str, object]:
-    """docs/pocket/results.json: method -> task -> mean, std and seeds, of the tier with the most complete board."""
+    """docs/pocket/results.json: method -> protocol -> task -> mean, std (null with one seed) and seeds."""
     order = [_protocol_of(tier) for tier in ("full", "quick", "smoke")]
     plain = [board for board in boards(records) if not board.departures and board.protocol in order]
-    if not plain:
-        return {}
-    board = min(plain, key=lambda b: (order.index(b.protocol), -len(b.rows)))
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in board.rows:
-        if len(row.methods) != 1:
-            continue
-        cells = {column.name: row.cell(i) for i, column in enumerate(board.tasks)}
-        found[row.methods[0].name] = {
-            task: {"mean": round(cell[0], 4), "std": round(cell[1], 4), "seeds": len(board.seeds)}
-            for task, cell in cells.items()
-            if cell is not None
-        }
-    days = sorted(record.finished[:10] for record in board.records if record.finished)
-    source = f"`vpeft bench --suite pocket`, {board.protocol}, {days[0]} to {days[-1]}" if days else board.protocol
-    return {"title": f"{board.suite}, {board.protocol}, {board.backbone}", "source": source, "methods": found}
+    found: dict[str, dict[str, dict[str, dict[str, float | None]]]] = {}
+    for board in sorted(plain, key=lambda board: order.index(board.protocol)):
+        for row in board.rows:
+            if len(row.methods) == 1:
+                found.setdefault(row.methods[0].name, {})[board.protocol] = _cells(board, row)
+    days = sorted(record.finished[:10] for board in plain for record in board.records if record.finished)
+    source = f"`vpeft bench --suite pocket` on `pocket_vit`, {days[0]} to {days[-1]}" if days else ""
+    return {"source": source, "methods": found} if found else {}
+
+
+def _cells(board: Board, row: Row) -> dict[str, dict[str, float | None]]:
+    cells = {}
+    for index, column in enumerate(board.tasks):
+        scores = [score for score in row.scores[index].tolist() if not math.isnan(score)]
+        if scores:
+            std = round(statistics.stdev(scores), 4) if len(scores) > 1 else None
+            cells[column.name] = {"mean": round(statistics.fmean(scores), 4), "std": std, "seeds": len(scores)}
+    return cells
 
 
 def draw(full: Sequence[Board]) -> None:

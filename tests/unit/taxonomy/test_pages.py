@@ -113,9 +113,13 @@ def test_a_page_has_the_literature_and_says_what_is_not_measured(
     results = tmp_path / "results.json"
     monkeypatch.setattr(tool, "POCKET", results)
     assert tool._pocket("lora") == ["## On pocket", "Not measured yet."]
-    measured = {"count": {"mean": 0.8125, "std": 0.01, "seeds": 3}}
-    results.write_text(json.dumps({"title": "T", "source": "S", "methods": {"lora": measured}}))
-    assert "| count | 81.2 % ± 1.0 | 3 |" in tool._pocket("lora")[-1]
+    measured = {
+        "full@1": {"count": {"mean": 0.8125, "std": 0.01, "seeds": 3}},
+        "smoke@1": {"count": {"mean": 0.7, "std": None, "seeds": 1}},
+    }
+    results.write_text(json.dumps({"source": "S", "methods": {"lora": measured}}))
+    assert "| full@1 | count | 81.2 % ± 1.0 | 3 |" in tool._pocket("lora")[-1]
+    assert "| smoke@1 | count | 70.0 % | 1 |" in tool._pocket("lora")[-1]
     assert tool._pocket("ssf") == ["## On pocket", "Not measured yet."]
 
 
