@@ -24,7 +24,7 @@ SIZE = 32
 SQUEEZE = ("se.fc1", "se.conv_reduce")
 
 
-def _ready(model: nn.Module, size: int = SIZE) -> nn.Module:
+def ready(model: nn.Module, size: int = SIZE) -> nn.Module:
     """Rough weights and statistics, and a configuration that says how large the images are."""
     model.pretrained_cfg = {"input_size": (3, size, size), "architecture": f"tiny_{type(model).__name__.lower()}"}
     generator = torch.Generator().manual_seed(5)
@@ -54,13 +54,13 @@ def tiny_resnet(**options: Any) -> nn.Module:
         "avg_down": True,
         "block_args": {"attn_layer": partial(SEModule, rd_channels=4)},
     }
-    return _ready(ResNet(**{**chosen, **options}))
+    return ready(ResNet(**{**chosen, **options}))
 
 
 def tiny_basic_resnet(**options: Any) -> nn.Module:
     """Two 3x3 convolutions a block, a plain stem; widths 64 (timm's stem is that wide) to 16."""
     chosen: dict[str, Any] = {"block": BasicBlock, "layers": (1, 1, 1, 2), "channels": (16, 16, 24, 24)}
-    return _ready(ResNet(**{**chosen, "num_classes": 0, **options}))
+    return ready(ResNet(**{**chosen, "num_classes": 0, **options}))
 
 
 def tiny_resnetv2(**options: Any) -> nn.Module:
@@ -73,13 +73,13 @@ def tiny_resnetv2(**options: Any) -> nn.Module:
         "stem_type": "fixed",
         "norm_layer": partial(GroupNormAct, num_groups=4),
     }
-    return _ready(ResNetV2(**{**chosen, **options}))
+    return ready(ResNetV2(**{**chosen, **options}))
 
 
 def tiny_regnet(**options: Any) -> nn.Module:
     """RegNet Y with groups and squeeze-and-excitation."""
     chosen: dict[str, Any] = {"depth": 6, "w0": 8, "wa": 6.0, "wm": 1.5, "group_size": 8, "se_ratio": 0.25}
-    return _ready(RegNet(RegNetCfg(**{**chosen, "stem_width": 8, **options}), num_classes=0))
+    return ready(RegNet(RegNetCfg(**{**chosen, "stem_width": 8, **options}), num_classes=0))
 
 
 MQA, UIR = "mqa_r1_k3_h2_s1_d8_c16", "uir_r1_a3_k3_s1_e2_c16"
@@ -96,14 +96,14 @@ def tiny_efficientnet(**options: Any) -> nn.Module:
         "norm_layer": partial(BatchNormAct2d),
         "num_classes": 0,
     }
-    return _ready(EfficientNet(**{**chosen, **options}))
+    return ready(EfficientNet(**{**chosen, **options}))
 
 
 def tiny_mobilenet(**options: Any) -> nn.Module:
     """MobileNet V4's universal blocks, and a head that convolves the pooled map."""
     arch = [["cn_r1_k3_s2_e1_c8"], ["uir_r2_a3_k3_s2_e2_c16"], ["uir_r2_a0_k3_s1_e2_c24"]]
     chosen: dict[str, Any] = {"block_args": decode_arch_def(arch), "num_features": 32, "stem_size": 8, "num_classes": 0}
-    return _ready(MobileNetV3(**{**chosen, **options}))
+    return ready(MobileNetV3(**{**chosen, **options}))
 
 
 def tiny_mixer(**options: Any) -> nn.Module:

@@ -14,6 +14,8 @@ from .edits import Edit
 from .places import WHOLE, Norm, Place, Projection, Site, Span
 from .points import Layout, MissingPlace, Point
 
+MAPS = {Layout.MAP, Layout.CHANNELS_FIRST}  # alike for every layer, which sees channels last
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -93,15 +95,17 @@ class Backbone:
         pooled: Callable[[nn.Module, Tensor], Tensor],
         classifier: Callable[[nn.Module], nn.Module],
         end: Point | None = None,
+        end_layout: Layout | None = None,
         unused: Iterable[nn.Parameter] = (),
         example: Callable[[int], Tensor] | None = None,
     ) -> None:
         """`others` are the places outside the stages: the patch projection, the embedding, pooling norms ...
 
         `end` is where the sequence or map enters what follows the trunk, for models whose final norm comes after the
-        pooling. `unused` are parameters that take no part in the pooled feature (a mask token, a decoder).
+        pooling; `end_layout` is how it is laid out there, if not as the last block gives it. `unused` are parameters
+        that take no part in the pooled feature (a mask token, a decoder).
         """
-        self._end = end
+        self._end, self._end_layout = end, end_layout
         self.example = example
         self.unused = tuple(unused)
         self.module = module
@@ -185,14 +189,15 @@ class Backbone:
                 f"{self.facts.architecture} has no blocks, so they have no end. It has: {self._listing()}."
             )
         last, final = self.blocks[-1], self._norm
-        if final is not None and (final.layout, final.grid, final.width) == (last.layout, last.grid, last.width):
+        same = final is not None and (final.grid, final.width) == (last.grid, last.width)
+        if final is not None and same and (final.layout is last.layout or {final.layout, last.layout} == MAPS):
             return final.before(layer, reads=reads)
         if self._end is None:
             return last.after(layer, reads=reads)
         end = Site(
             name="end",
             width=last.width,
-            layout=last.layout,
+            layout=self._end_layout or last.layout,
             enter=self._end,
             exit=None,
             verbs=frozenset({"before"}),

@@ -153,7 +153,7 @@ def chain_places(
     """Places of a chain of convolutions and norms, and of the gates within; `overwritten` speaks of the last one."""
     found = list(leaves(modules, gates))
     parts: dict[str, Place] = {}
-    follows = [*found[1:], None]
+    follows = [*found[1:], None][: len(found)]
     for module, key, after in zip(found, named(found), follows, strict=True):
         last = overwritten and after is None
         if is_norm(module):
@@ -194,7 +194,7 @@ def make_stages(units: Sequence[Unit], size: Size, stride: int) -> Units:
         for step, unit in enumerate(changes):
             made.stride *= unit.stride
             prefix = f"stages.{number}.downsample" + (f"_{step}" if step else "")
-            parts.update(_change(prefix, unit, _where(made, size, depth)))
+            parts.update(change_places(prefix, unit, _where(made, size, depth)))
             made.width = _width(unit)
         if not kept:
             made.tail, made.behind = list(parts.values()), changes[0].module
@@ -224,7 +224,7 @@ def _one(changes: Sequence[Unit]) -> nn.Module | None:
     return changes[0].module if len(changes) == 1 else nn.Sequential(*(unit.module for unit in changes))
 
 
-def _change(prefix: str, unit: Unit, where: Where) -> dict[str, Place]:
+def change_places(prefix: str, unit: Unit, where: Where) -> dict[str, Place]:
     """Places of a unit that changes the shape: its branch's and its shortcut's."""
     parts = chain_places(prefix, unit.branch, unit.gate, where)
     if unit.shortcut is not None:

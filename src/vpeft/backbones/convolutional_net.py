@@ -54,12 +54,12 @@ def make_net(
     """
     net: Any = module
     size = size or image_size(module)
-    stem_places, stride = _stem(stem, size)
+    placed, stride = stem_places(stem, size)
     made = make_stages(units, size, stride)
     depth = sum(len(stage.blocks) for stage in made.stages)
     start = Where(-1, Layout.CHANNELS_FIRST, (-(-size[0] // stride), -(-size[1] // stride)), 0, stride)
     end = Where(depth, Layout.CHANNELS_FIRST, (1, 1) if pooled_head else made.grid, 0, made.stride)
-    width0 = [p.width for p in stem_places if isinstance(p, Projection)][-1]
+    width0 = [p.width for p in placed if isinstance(p, Projection)][-1]
     embedding = outline.embedding(Point(after_stem, "output"), start, width0)
     heads: list[Place] = [projection(key, layer, end) for key, layer in head.items()]
     assert made.first is not None and made.last is not None
@@ -77,7 +77,7 @@ def make_net(
             pooling=pooling,
             dynamic_size=True,
         ),
-        pixels=outline.pixels(Point(stem[0], "input"), stem_places[0].width_in),
+        pixels=outline.pixels(Point(stem[0], "input"), placed[0].width_in),
         trunk=outline.trunk(
             made.stages,
             width0,
@@ -88,14 +88,14 @@ def make_net(
         ),
         stages=made.stages,
         norm=None if final is None else norm_place("norm", final, end, overwritten=True),
-        others=[*stem_places, embedding, *made.tail, *heads],
+        others=[*placed, embedding, *made.tail, *heads],
         pooled=pooled or timm_pooled,
         classifier=classifier,
         end=Point(made.behind or behind, "input"),
     )
 
 
-def _stem(stem: Sequence[nn.Module], size: Size) -> tuple[list[Place], int]:
+def stem_places(stem: Sequence[nn.Module], size: Size) -> tuple[list[Place], int]:
     """`patch`, `patch_1`, ... and `patch_norm`, `patch_norm_1`, ..., and the stride of the whole stem."""
     places: list[Place] = []
     stride, convs, norms = 1, 0, 0

@@ -29,7 +29,7 @@ class Rows:
         if self.groups == 1:
             return whole.narrow(dim, self.start, self.stop - self.start)
         dim %= whole.dim()
-        part = whole.unflatten(dim, (self.groups, -1)).narrow(dim + 1, self.start, self.stop - self.start)
+        part = self._grouped(whole, dim).narrow(dim + 1, self.start, self.stop - self.start)
         return part.flatten(dim, dim + 1)
 
     def put(self, whole: Tensor, part: Tensor, dim: int = -1) -> Tensor:
@@ -37,13 +37,16 @@ class Rows:
         if self.groups == 1:
             return whole.slice_scatter(part, dim, self.start, self.stop)
         dim %= whole.dim()
-        grouped, shape = whole.unflatten(dim, (self.groups, -1)), (self.groups, -1)
-        return grouped.slice_scatter(part.unflatten(dim, shape), dim + 1, self.start, self.stop).flatten(dim, dim + 1)
+        grouped = self._grouped(whole, dim).slice_scatter(self._grouped(part, dim), dim + 1, self.start, self.stop)
+        return grouped.flatten(dim, dim + 1)
 
     def pad(self, part: Tensor, total: int) -> Tensor:
         """(rows, ...) -> (total, ...) with zeros in all other rows."""
         below = (0, 0) * (part.dim() - 1)
         if self.groups == 1:
             return F.pad(part, (*below, self.start, total - self.stop))
-        grouped = part.unflatten(0, (self.groups, -1))
-        return F.pad(grouped, (*below, self.start, total // self.groups - self.stop)).flatten(0, 1)
+        return F.pad(self._grouped(part, 0), (*below, self.start, total // self.groups - self.stop)).flatten(0, 1)
+
+    def _grouped(self, whole: Tensor, dim: int) -> Tensor:
+        """The axis `dim` as two: the group, and the place in it."""
+        return whole.reshape(*whole.shape[:dim], self.groups, -1, *whole.shape[dim + 1 :])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -132,6 +132,7 @@ def isotropic(
     final: Norm | None = None,
     end: Point | None = None,
     classifier: Callable[[nn.Module], nn.Module] = own_classifier,
+    patches: Sequence[Place] = (),
 ) -> Backbone:
     """The description of a model whose equal `blocks` run one after the other.
 
@@ -146,6 +147,7 @@ def isotropic(
         final: the last norm of a model that does not have it as `norm` or `fc_norm`.
         end: where the sequence leaves the blocks, if the last norm does not see it as it is then.
         classifier: gives the model's last layer.
+        patches: places of what makes the patches, where `patch_embed.proj` is no single convolution.
     """
     net: Any = model
     width, first, depth = int(net.embed_dim), blocks[0], len(blocks)
@@ -163,10 +165,11 @@ def isotropic(
         },
         nesting=-1 if embedded.side == "input" else 4,
     )
-    others: list[Place] = [projection("patch", net.patch_embed.proj, stem), embedding]
+    first_places = list(patches) or [projection("patch", net.patch_embed.proj, stem)]
+    others: list[Place] = [*first_places, embedding]
     patch_norm, norm_pre = getattr(net.patch_embed, "norm", None), getattr(net, "norm_pre", None)
     if patch_norm is not None and not isinstance(patch_norm, nn.Identity):
-        others.insert(1, norm("patch_norm", patch_norm, start.but(layout, prefix=0), width))
+        others.insert(len(first_places), norm("patch_norm", patch_norm, start.but(layout, prefix=0), width))
     if norm_pre is not None and not isinstance(norm_pre, nn.Identity):
         others.append(norm("norm_pre", norm_pre, start, width))
     pool = getattr(net, "attn_pool", None)
@@ -192,7 +195,7 @@ def isotropic(
             pooling=net.global_pool,
             dynamic_size=dynamic,
         ),
-        pixels=outline.pixels(Point(net.patch_embed, "input"), int(net.patch_embed.proj.weight.shape[1])),
+        pixels=outline.pixels(Point(net.patch_embed, "input"), first_places[0].width_in),
         trunk=trunk,
         stages=[stage],
         norm=final,

@@ -17,6 +17,7 @@ from .blocks import AttentionSite, Block, MlpSite
 from .describe import UnknownBackbone, family
 from .places import Attention, Place
 from .points import Layout, Point
+from .rows import Rows
 from .timm_isotropic import architecture as architecture
 from .timm_isotropic import isotropic, layer_scales, residual_block
 from .tokens import TokenCarrier
@@ -120,6 +121,7 @@ def attention_places(
     kinds: dict[type[nn.Module], type[nn.Module]] | None = None,
     outer: Where | None = None,
     own: dict[str, tuple[nn.Module, str]] | None = None,
+    by_head: bool = False,
 ) -> AttentionSite:
     """Places of an attention with timm's names: its fused qkv, the slices, the core and the output projection.
 
@@ -128,13 +130,16 @@ def attention_places(
         kinds: the class that stands in for each class of attention while edits act between q, k and v.
         outer: of what enters and leaves the attention, if that is laid out differently.
         own: parameters of the attention itself, by default those that it holds directly.
+        by_head: whether the fused rows lie head by head, each with its q, k and v.
     """
     kind = (kinds or {TimmAttention: EditedAttention, EditedAttention: EditedAttention}).get(type(module))
     qkv = projection(f"{name}.qkv", module.qkv, where)
-    third = qkv.width // 3
+    third, heads = qkv.width // 3, int(module.heads if hasattr(module, "heads") else module.num_heads)
     parts: dict[str, Place] = {"qkv": qkv}
+    groups = heads if by_head else 1
     for offset, letter in enumerate("qkv"):
-        parts[letter] = projection(f"{name}.{letter}", module.qkv, where, (offset * third, (offset + 1) * third))
+        rows = Rows(offset * third // groups, (offset + 1) * third // groups, groups)
+        parts[letter] = projection(f"{name}.{letter}", module.qkv, where, rows)
     parts["proj"] = projection(f"{name}.proj", module.proj, where)
     for inner in ("q_norm", "k_norm", "norm"):
         layer = getattr(module, inner, None)
@@ -148,8 +153,8 @@ def attention_places(
             exit=None,
             verbs=frozenset({"extend"}),
             rewrites={"extend": ((module, kind),)},
-            heads=module.num_heads,
-            head_width=third // module.num_heads,
+            heads=heads,
+            head_width=third // heads,
             **where.shared(),
         )
     gated = getattr(module, "gate", None) is not None
