@@ -1,4 +1,4 @@
-"""pocket/count: how many balls? Shaded balls among boxes and bars, of any size and colour, partly hidden."""
+"""pocket/count: how many balls? Shaded balls of any colour among blocks as large as they are."""
 
 from __future__ import annotations
 
@@ -43,24 +43,26 @@ def draw(split: str, count: int, rng: np.random.Generator) -> tuple[Images, Labe
     labels = rng.permutation(np.arange(count) % (MOST - FEWEST + 1))
     images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
     for i, label in enumerate(labels.tolist()):
-        balls, blocks = label + FEWEST, int(rng.integers(0, 4))
+        balls, blocks = label + FEWEST, int(rng.integers(0, 3))
         base = colour(rng, 0.15, 0.85)
-        picture = backdrop(rng, base, 0.2)
+        picture = backdrop(rng, base, 0.15)
+        hue = contrasting(rng, base, 0.25)  # the balls of a picture are much alike
         light = between(rng, 0, 2 * np.pi)
-        middle = between(rng, 4.5, 7.5)  # the size of the picture's things: area must not tell the count
+        middle = between(rng, 6.0, 7.0)
         kinds = rng.permutation(np.arange(balls + blocks)) < balls
         placed: list[tuple[float, float, float]] = []
         for is_ball in kinds.tolist():
-            radius = middle * between(rng, 0.75, 1.3)
+            radius = middle * between(rng, 0.9, 1.1)
             for _ in range(60):
                 x, y = between(rng, radius, SIDE - radius), between(rng, radius, SIDE - radius)
-                # overlapping by a quarter at most
-                if all((x - a) ** 2 + (y - b) ** 2 > (0.85 * (radius + r)) ** 2 for a, b, r in placed):
+                if all((x - a) ** 2 + (y - b) ** 2 > (1.05 * (radius + r)) ** 2 for a, b, r in placed):
                     break
             placed.append((x, y, radius))
-            ink = contrasting(rng, base, 0.15)
-            picture = _ball(picture, x, y, radius, ink, light) if is_ball else _block(picture, x, y, radius, ink, rng)
-        images[i] = to_bytes(noisy(picture, rng, between(rng, 0.01, 0.04)))
+            if is_ball:
+                picture = _ball(picture, x, y, radius, hue + (rng.random(3) - 0.5) * 0.15, light)
+            else:
+                picture = _block(picture, x, y, radius, contrasting(rng, base, 0.15), rng)
+        images[i] = to_bytes(noisy(picture, rng, between(rng, 0.01, 0.02)))
     return images, labels.astype(np.int64)
 
 
@@ -68,7 +70,7 @@ TASK = PocketTask(
     name="count",
     group="structured",
     title="How many balls?",
-    description="One to six shaded balls of any colour and size, with up to three blocks that do not count.",
+    description="One to six shaded balls of any colour on any ground, with up to two blocks that do not count.",
     labels=tuple(str(n) for n in range(FEWEST, MOST + 1)),
     source="drawn",
     licence="Apache-2.0",
