@@ -1,4 +1,4 @@
-"""pocket/orientation: which way does it point? Four kinds of vehicles seen from above, turned to one of eight headings."""
+"""pocket/orientation: which way does it point? A boat or a plane seen from above, turned to one of eight headings."""
 
 from __future__ import annotations
 
@@ -26,11 +26,6 @@ HEADINGS = 8
 _SHARE = 0.6
 
 
-def _car(u: Field, v: Field) -> tuple[Field, Field]:
-    body = box(u, v, 11, 5) - 2
-    return body, np.minimum(box(u - 3.5, v, 1.5, 4), box(u + 8, v, 0.8, 3.5))
-
-
 def _boat(u: Field, v: Field) -> tuple[Field, Field]:
     hull = np.maximum(ellipse(u + 4, v, 18, 7), -u - 11)
     return hull, box(u + 3, v, 3.5, 3)
@@ -43,17 +38,7 @@ def _plane(u: Field, v: Field) -> tuple[Field, Field]:
     return np.minimum(np.minimum(body, wings), tail), ellipse(u - 10, v, 2, 1.5)
 
 
-def _beetle(u: Field, v: Field) -> tuple[Field, Field]:
-    body = np.minimum(ellipse(u + 3, v, 10, 7.5), _knob(u - 9, v, 4.5))
-    feelers = np.maximum(np.abs(np.abs(v) - (u - 9) * 0.5) - 0.8, np.abs(u - 13) - 4)
-    return np.minimum(body, feelers), np.maximum(np.abs(v) - 0.8, np.abs(u + 4) - 8)
-
-
-def _knob(u: Field, v: Field, radius: float) -> Field:
-    return np.sqrt(u * u + v * v) - radius
-
-
-_KINDS = (_car, _boat, _plane, _beetle)
+_KINDS = (_boat, _plane)
 
 
 def draw(split: str, count: int, rng: np.random.Generator) -> tuple[Images, Labels]:
@@ -61,11 +46,11 @@ def draw(split: str, count: int, rng: np.random.Generator) -> tuple[Images, Labe
     images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
     for i, label in enumerate(labels.tolist()):
         angle = (label + between(rng, 0.5 - _SHARE / 2, 0.5 + _SHARE / 2)) / HEADINGS * 2 * np.pi
-        size = between(rng, 0.8, 1.35)
+        size = between(rng, 1.1, 1.6)
         x, y = between(rng, 22, 42), between(rng, 22, 42)
         base = colour(rng, 0.15, 0.85)
         picture = backdrop(rng, base, 0.3)
-        for _ in range(int(rng.integers(0, 4))):  # litter
+        for _ in range(int(rng.integers(0, 3))):  # litter
             radius = between(rng, 1.5, 4)
             at = between(rng, 0, SIDE), between(rng, 0, SIDE)
             picture = paint(picture, cover(disc(*at, radius)), contrasting(rng, base, 0.1))
@@ -76,7 +61,7 @@ def draw(split: str, count: int, rng: np.random.Generator) -> tuple[Images, Labe
         picture = picture * (1 - 0.35 * cover(np.roll(body, (2, 2), (0, 1)) * size)[..., None])  # its shadow
         picture = paint(picture, cover(body * size), ink)
         picture = paint(picture, cover(marking * size), contrasting(rng, ink, 0.25))
-        images[i] = to_bytes(noisy(picture, rng, between(rng, 0.01, 0.05)))
+        images[i] = to_bytes(noisy(picture, rng, between(rng, 0.01, 0.03)))
     return images, labels.astype(np.int64)
 
 
@@ -84,7 +69,7 @@ TASK = PocketTask(
     name="orientation",
     group="structured",
     title="Which way does it point?",
-    description="A car, boat, plane or beetle from above, of any colour; the class is its heading in 45 degree steps.",
+    description="A boat or plane from above, of any colour; the class is its heading in 45 degree steps.",
     labels=tuple(f"{45 * k} to {45 * (k + 1)} degrees" for k in range(HEADINGS)),
     source="drawn",
     licence="Apache-2.0",
