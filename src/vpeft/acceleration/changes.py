@@ -61,6 +61,16 @@ class Changes:
 
         self._back.append(back)
 
+    def note(self, module: nn.Module, **state: Any) -> None:
+        """Put `state` beside the module's attributes, where no key appears, for the class that it has."""
+        module.__dict__.update(state)
+
+        def back() -> None:
+            for name in state:
+                module.__dict__.pop(name, None)
+
+        self._back.append(back)
+
     def become(self, module: nn.Module, kind: type[nn.Module]) -> None:
         """Let the module be of the class `kind`, a subclass of its own."""
         plain = type(module)

@@ -11,6 +11,7 @@ from vpeft.acceleration import decoded_images, prefix_cache, shared_trunk
 from vpeft.acceleration.attention_kernel import AttentionKernel
 from vpeft.acceleration.changes import Changes
 from vpeft.acceleration.class_token_only import ClassTokenOnly
+from vpeft.acceleration.frozen_precision import FrozenPrecision
 from vpeft.acceleration.fused_low_rank import FusedLowRank
 from vpeft.acceleration.fused_scale_shift import FusedScaleShift
 from vpeft.acceleration.idea import Idea, NotApplicable
@@ -40,6 +41,7 @@ IDEAS: tuple[Idea, ...] = (
     FusedLowRank(),
     FusedScaleShift(),
     AttentionKernel(),
+    FrozenPrecision(),
     Recompute(),
     RecomputeBlocks(),
 )

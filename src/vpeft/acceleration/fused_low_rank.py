@@ -113,7 +113,11 @@ class LowRankBeside:
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             again = None if again is None else again.then(dtype)
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            cast: tuple[Tensor, ...] = getattr(self, "vpeft_cast", ())
+            if cast and cast[0].dtype == dtype:
+                x, weight, bias = x.to(dtype), cast[0], cast[1] if len(cast) > 1 else None
+            else:
+                x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
             factors = [factor.to(dtype) for factor in factors]
         spec = tuple((*(part.rows or (0, weight.shape[0])), part.layer.scale) for part in fused.parts)
         sources = () if again is None else again.sources

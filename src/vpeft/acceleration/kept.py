@@ -17,7 +17,7 @@ class SavedForBackward:
     """Counts, while entered, the bytes that autograd keeps for the backward pass.
 
     Distinct storages are counted once and whole, since a view keeps all of its storage alive. Not counted: the
-    parameters and buffers of `module`, and `inputs`, which exist anyway.
+    parameters and buffers of `module`, copies of them that stay from step to step, and `inputs`, which exist anyway.
 
         with SavedForBackward(tuned, [images]) as saved:
             loss = tuned(images).sum()
@@ -25,7 +25,8 @@ class SavedForBackward:
     """
 
     def __init__(self, module: nn.Module, inputs: Iterable[Tensor] = ()) -> None:
-        free = [*module.parameters(), *module.buffers(), *inputs]
+        casts = [tensor for one in module.modules() for tensor in one.__dict__.get("vpeft_cast", ())]
+        free = [*module.parameters(), *module.buffers(), *inputs, *casts]
         # A storage is known by its address inside torch: the data pointer is 0 for all tensors on the meta device.
         self._free = {tensor.untyped_storage()._cdata for tensor in free}
         # Storages are held while counting, so that a freed one's address cannot come again for another.

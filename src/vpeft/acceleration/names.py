@@ -14,7 +14,9 @@ NAMES: dict[str, str] = {
     "fused_low_rank": "low-rank changes are added into the frozen projection's output without copying it",
     "fused_scale_shift": "scales and shifts are folded into the frozen linear map or norm before them at every step",
     "attention_kernel": "attention in 16 bits on a processor by whichever kernel measures as the faster one",
-    "low_memory": "outputs of norms and of the MLP's first layer are computed again in the backward pass, not kept",
+    "frozen_precision": "in 16 bits, frozen weights are cast once and not at every step",
+    "low_memory": "outputs of norms and of the MLP's first layer are computed again in the backward pass, and masks are"
+    " kept as bits",
     "recompute_blocks": "every block keeps its input alone and is computed again in the backward pass (gradient"
     " checkpointing)",
 }

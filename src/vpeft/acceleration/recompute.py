@@ -2,7 +2,8 @@
 
 A frozen norm keeps its input for its own gradient anyway; its output, which a low-rank change keeps too, follows from
 that. The activation between the two layers of an MLP keeps its input, the widest tensor of a block; it follows from the
-input of the first layer. Both are computed by the same kernels as before, so gradients are the same bits.
+input of the first layer. Both are computed by the same kernels as before, so gradients are the same bits. Masks of ReLU
+and dropout are kept as bits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from vpeft.acceleration import bit_masks
 from vpeft.acceleration.changes import Changes
 from vpeft.acceleration.idea import Idea, NotApplicable
 from vpeft.injection.tuned_model import TunedModel
@@ -122,6 +124,8 @@ class Recompute(Idea):
                     if type(module) is nn.GELU:
                         changes.stand_in(module, Recomputing)
                         activations += 1
-        if not activations and not norms:
-            raise NotApplicable("no block has a LayerNorm, or a GELU behind a linear map")
-        return f"{norms} norms and {activations} activations are made again"
+        masks = bit_masks.install(tuned, changes)
+        if not activations and not norms and not masks:
+            raise NotApplicable("no block has a LayerNorm, a GELU behind a linear map, a ReLU or a dropout that acts")
+        said = f"{norms} norms and {activations} activations are made again"
+        return f"{said}, {masks} masks are kept as bits" if masks else said
