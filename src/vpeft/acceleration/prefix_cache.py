@@ -71,6 +71,7 @@ class Numbered:
     def __init__(self, images: Images, first: int, labels: Sequence[int]) -> None:
         self.images, self.targets = images, list(labels)
         self._numbers = torch.arange(first, first + len(self.targets))
+        self._labels = torch.tensor(self.targets, dtype=torch.int64)
         self.labels = getattr(images, "labels", None)
 
     def __len__(self) -> int:
@@ -78,6 +79,11 @@ class Numbered:
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
         return self._numbers[index], self.targets[index]
+
+    def rows(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Several at once: numbers (B,) and labels (B,)."""
+        at = torch.tensor(indices)
+        return self._numbers[at], self._labels[at]
 
 
 class CachedPrefix:

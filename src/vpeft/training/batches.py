@@ -25,6 +25,15 @@ class LabelledImages(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
 
 
+@runtime_checkable
+class InRows(Protocol):
+    """A data set in memory that gives whole batches, and draws nothing at random."""
+
+    def rows(self, indices: list[int], /) -> tuple[Tensor, Tensor]:
+        """The items at `indices`: what stands for the images, and labels int64, each (B, ...)."""
+        ...
+
+
 class _Seeded(Dataset[tuple[Tensor, int]]):
     """Items addressed by `_Address`, each batch drawn under a seed of its own."""
 
@@ -123,5 +132,9 @@ class Batches:
         tell = getattr(self.images, "set_epoch", None)
         if self._order.shuffled and callable(tell):
             tell(derived_seed(self.seed, "epoch", number))
+        if isinstance(self.images, InRows):
+            for addresses in self._order:
+                yield self.images.rows([index for _, _, index in addresses])
+            return
         for images, labels in self._loader:
             yield images, torch.as_tensor(labels, dtype=torch.int64)

@@ -90,7 +90,8 @@ class Stepper:
         self.loss = cross_entropy if task is None else task.loss
         self.named = list(tuned.trainable())
         self.optimiser = adamw(self.named, settings)
-        self._prepared = machine.prepare_optimizer(self.optimiser)
+        # accelerate's optimiser is needed for the loss scale alone; it searches the installed packages at every step.
+        self._scaled = machine.prepare_optimizer(self.optimiser) if machine.scaler is not None else None
         self._skipped = 0
 
     def rate(self, step: int) -> float:
@@ -153,7 +154,7 @@ class Stepper:
                 part = part + penalty
             # Parts may differ by one image: weighted so, their sum is the mean over the batch.
             part = part * (len(some) / len(images))
-            self.machine.backward(part)
+            part.backward() if self._scaled is None else self.machine.backward(part)
             loss += part.detach()
             hardest = wanted if wanted.ndim == 1 else wanted.argmax(1)
             right += (logits.detach().argmax(1) == hardest).sum()
@@ -173,20 +174,25 @@ class Stepper:
     def _apply(self, images: Tensor, loss: float, right: int, at: Standing) -> None:
         """Move the weights if loss and gradient are finite; otherwise keep them, they are good, and raise."""
         parameters = [parameter for _, parameter in self.named]
-        scaled = self.machine.scaler is not None
+        scaled = self._scaled is not None
         if self.settings.clip is not None or scaled:
             limit = self.settings.clip if self.settings.clip is not None else math.inf
-            norm = float(self.machine.clip_grad_norm_(parameters, limit))
+            if self._scaled is not None:
+                self.machine.unscale_gradients()
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         else:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
         # With a loss scale an overflowing gradient is ordinary: the step is skipped and the scale lowered.
         if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
             raise self._not_finite(images, loss, at)
-        self._prepared.step()
-        self._skipped = self._skipped + 1 if self._prepared.step_was_skipped else 0
-        if self._skipped >= _SKIPS_IN_A_ROW:
-            raise self._not_finite(images, loss, at)
+        if self._scaled is None:
+            self.optimiser.step()
+        else:
+            self._scaled.step()
+            self._skipped = self._skipped + 1 if self._scaled.step_was_skipped else 0
+            if self._skipped >= _SKIPS_IN_A_ROW:
+                raise self._not_finite(images, loss, at)
         self.optimiser.zero_grad()
         at.count(loss, right, len(images), norm if math.isfinite(norm) else 0.0)
 

@@ -36,7 +36,7 @@ class Counting:
     def __init__(self, models: list[TunedModel]) -> None:
         self.images = 0
         for tuned in models:
-            tuned.backbone.patch_embed.register_forward_pre_hook(self._count)
+            tuned.backbone.patch_embed.register_forward_pre_hook(self._count)  # type: ignore[union-attr]
 
     def _count(self, _: Any, args: tuple[torch.Tensor]) -> None:
         self.images += len(args[0])
@@ -63,11 +63,11 @@ def compare(
         [Run(tuned, its) for tuned, its in zip(models, settings, strict=True)], train(), val, progress=False
     )
     assert torch.equal(torch.get_rng_state(), state)
-    for (history, scores, its), result, tuned in zip(alone, results, models, strict=True):
+    for (history, scores, learnt), result, tuned in zip(alone, results, models, strict=True):
         assert result.state == "done"
         assert plain(result) == history
         assert result.val == scores
-        assert same(weights(tuned), its)
+        assert same(weights(tuned), learnt)
     return counting.images
 
 
@@ -186,7 +186,7 @@ def test_a_shared_part_of_other_weights_is_another_part() -> None:
     for weight in (0.0, 1e-3):
         tuned = made(PROBE)
         with torch.no_grad():
-            tuned.backbone.blocks[0].mlp.fc1.weight.add_(weight)
+            tuned.backbone.get_parameter("blocks.0.mlp.fc1.weight").add_(weight)
         alone = made(PROBE)
         alone.backbone.load_state_dict(tuned.backbone.state_dict())
         fit(tuned, images, optimisation=settings_of(), progress=False, shared=shared)
@@ -205,6 +205,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsuitableSettings, match="same folder"):
         fit_together([Run(tuned, out=tmp_path), Run(made(PROBE), out=tmp_path)], images)
     other = made(PROBE)
-    other.head.weight = tuned.head.weight  # type: ignore[union-attr, assignment]
+    assert other.head is not None and tuned.head is not None
+    other.head.weight = tuned.head.weight
     with pytest.raises(UnsuitableSettings, match="same tensor"):
         fit_together([Run(tuned), Run(other)], images)
