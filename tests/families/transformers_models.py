@@ -117,6 +117,28 @@ def hiera(**options: Any) -> nn.Module:
     return build("HieraModel", "HieraConfig", **{**more, **options})
 
 
+def swin_backbone(**options: Any) -> nn.Module:
+    more = {"image_size": 32, "patch_size": 2, "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+    more |= {"drop_path_rate": 0.0, "out_features": ["stage1", "stage2"]}
+    return build("SwinBackbone", "SwinConfig", **{**more, **options})
+
+
+def swinv2_backbone(**options: Any) -> nn.Module:
+    more = {"image_size": 32, "patch_size": 2, "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+    return build("Swinv2Backbone", "Swinv2Config", **{**more, "drop_path_rate": 0.0, **options})
+
+
+def beit_backbone(**options: Any) -> nn.Module:
+    more = {"use_relative_position_bias": True, "layer_scale_init_value": 0.5, "use_mask_token": False}
+    return build("BeitBackbone", "BeitConfig", **{**SEQUENCE, **more, **options})
+
+
+def hiera_backbone(**options: Any) -> nn.Module:
+    more: dict[str, Any] = {"image_size": [32, 32], "embed_dim": 12, "depths": [1, 3], "num_heads": [1, 2]}
+    more |= {"num_query_pool": 1, "masked_unit_size": [4, 4], "masked_unit_attention": [True, False], "mlp_ratio": 2.0}
+    return build("HieraBackbone", "HieraConfig", **{**more, "out_features": ["stage1", "stage2"], **options})
+
+
 def resnet(**options: Any) -> nn.Module:
     more = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [2, 2], "num_labels": 3}
     model: Any = build("ResNetForImageClassification", "ResNetConfig", **{**more, **options})
@@ -206,4 +228,8 @@ ALIKE: dict[str, Callable[[], nn.Module]] = {
     "hf_siglip": siglip,
     "hf_convnextv2": convnextv2,
     "hf_dinov3_convnext": dinov3_convnext,
+    "hf_swin_backbone": swin_backbone,
+    "hf_swinv2_backbone": swinv2_backbone,
+    "hf_beit_backbone": beit_backbone,
+    "hf_hiera_backbone": hiera_backbone,
 }

@@ -79,13 +79,28 @@ def describe(model: nn.Module, anatomy: Anatomy | dict[str, Any] | Literal["gene
         for entry in known.values():
             if dotted in entry.classes:
                 return entry.describe(model)
+    inner = _known_inside(model, known)
     raise UnknownBackbone(
-        f"No description knows {type(model).__module__}.{type(model).__qualname__}. Say where its blocks are:"
+        f"No description knows {type(model).__module__}.{type(model).__qualname__}. {inner}Say where its blocks are:"
         " describe(model, anatomy=Anatomy(blocks=..., mlp=...)), see docs/own_model.md; or take every linear,"
         ' convolution and norm by its own name, without blocks and prompts: describe(model, anatomy="generic").'
         " On the command line that is --anatomy FILE.toml or --anatomy generic."
         f" Known families: {_listing(known)}. To add one, write one file in vpeft/backbones/ (see CONTRIBUTING)."
     )
+
+
+def _known_inside(model: nn.Module, known: dict[str, Family]) -> str:
+    """Which part of a larger model could be described, as a detector's backbone; empty where none."""
+    classes = {dotted: entry for entry in known.values() for dotted in entry.classes}
+    for name, part in model.named_modules():
+        for base in type(part).__mro__:
+            entry = classes.get(f"{base.__module__}.{base.__qualname__}")
+            if entry is not None:
+                return (
+                    f"Its part {name}, a {type(part).__name__}, is of the family {entry.name}: tune"
+                    f" model.get_submodule({name!r}), and the whole model runs with the adapter. Or else: "
+                )
+    return ""
 
 
 def _listing(known: dict[str, Family]) -> str:

@@ -11,7 +11,18 @@ from .anatomy import Where, branch, norm, own_parameters, projection, site, skip
 from .backbone import Backbone, Facts
 from .blocks import Block, MlpSite, Stage
 from .describe import family
-from .hf_model import Pooling, architecture, as_pixels, classifier, mean_of_map, pixels, pooler_output, size_of, tower
+from .hf_model import (
+    Pooling,
+    architecture,
+    as_pixels,
+    classifier,
+    for_maps,
+    mean_of_map,
+    pixels,
+    pooler_output,
+    size_of,
+    tower,
+)
 from .places import Norm, Place
 from .points import Layout, Point
 
@@ -76,7 +87,7 @@ def describe_hf_convnext(model: nn.Module) -> Backbone:
 
 def _end(inner: Any, where: Where, width: int) -> tuple[Norm | None, Point | None, Pooling]:
     """The final norm, where the map enters what follows the trunk, and the pooling."""
-    if type(inner).__name__.endswith("Backbone"):
+    if for_maps(inner):
         norms = inner._modules.get("hidden_states_norms", {})
         final = norms[inner.out_features[-1]] if norms else None
         pooling = Pooling(as_pixels, mean_of_map)

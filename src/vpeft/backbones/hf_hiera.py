@@ -15,7 +15,18 @@ from .anatomy import Where, norm, projection, site
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, Stage
 from .describe import UnknownBackbone, family
-from .hf_model import Pooling, architecture, as_pixels, classifier, pixels, pooler_output, size_of, tower
+from .hf_model import (
+    Pooling,
+    architecture,
+    as_pixels,
+    classifier,
+    for_maps,
+    mean_of_map,
+    pixels,
+    pooler_output,
+    size_of,
+    tower,
+)
 from .hf_reading import read_layer
 from .hf_vit import assembled
 from .places import Place
@@ -35,9 +46,14 @@ class First(nn.Module):
         return self.layer(x)[0]
 
 
-@family("hf_hiera", f"{MODELING}.HieraModel", f"{MODELING}.HieraForImageClassification")
+@family(
+    "hf_hiera",
+    f"{MODELING}.HieraModel",
+    f"{MODELING}.HieraForImageClassification",
+    f"{MODELING}.HieraBackbone",
+)
 def describe_hf_hiera(model: nn.Module) -> Backbone:
-    """transformers Hiera, alone or for classification."""
+    """transformers Hiera, alone, for classification or as a detector's backbone."""
     inner = tower(model)
     stem, config, size = inner.embeddings, inner.config, size_of(inner.config)
     patch, stride = stem.patch_embeddings.projection, int(stem.patch_embeddings.projection.stride[0])
@@ -52,7 +68,17 @@ def describe_hf_hiera(model: nn.Module) -> Backbone:
         projection("patch", patch, tokens.but(Layout.CHANNELS_FIRST)),
         outline.embedding(Point(stem, "output"), tokens, first.width, own={"pos_embed": (stem, "position_embeddings")}),
     ]
-    pooling = Pooling(as_pixels, pooler_output)
+    maps = for_maps(model)
+    pooling = Pooling(as_pixels, mean_of_map if maps else pooler_output)
+    if maps:  # the last map is a grid of rows again, and normed as a sequence
+        norms = dict(inner.hidden_states_norms)
+        layer, behind = (
+            norms.pop(inner.out_features[-1]),
+            Where(depth, Layout.TOKENS, _grid(size, last), 0, last.stride),
+        )
+        idle, end = [p for other in norms.values() for p in other.parameters()], None
+    else:
+        layer, behind, idle, end = inner.pooler.layernorm, Where(depth, Layout.VECTOR), [], Point(inner.pooler, "input")
     return Backbone(
         module=model,
         facts=Facts(
@@ -68,12 +94,17 @@ def describe_hf_hiera(model: nn.Module) -> Backbone:
         pixels=pixels(config.num_channels, pooling),
         trunk=outline.trunk(stages),
         stages=stages,
-        norm=norm("norm", inner.pooler.layernorm, Where(depth, Layout.VECTOR), last.width),
+        norm=norm("norm", layer, behind, last.width),
         others=others,
         pooled=pooling,
         classifier=classifier,
-        end=Point(inner.pooler, "input"),
+        end=end,
+        unused=idle,
     )
+
+
+def _grid(size: tuple[int, int], last: Stage) -> tuple[int, int]:
+    return size[0] // last.stride, size[1] // last.stride
 
 
 def _stage(number: int, module: Any, where: Where) -> Stage:

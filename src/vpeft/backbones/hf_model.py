@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import outline
+from .describe import UnknownBackbone
 from .places import Site
 from .points import Point
 
@@ -56,6 +57,27 @@ def is_for_classes(model: nn.Module) -> bool:
     return "classifier" in model._modules
 
 
+def for_maps(model: Any) -> bool:
+    """Whether a model is one of the backbone API, which gives the maps of the stages that it was asked for.
+
+    Raises:
+        UnknownBackbone: its last map is not that of its last stage, so that later blocks would change nothing; or what
+            it gives are no maps.
+    """
+    asked, stages = getattr(model, "out_features", None), getattr(model, "stage_names", None)
+    if not asked or not stages:
+        return False
+    kind = type(model).__name__
+    if asked[-1] != stages[-1]:
+        raise UnknownBackbone(
+            f"This {kind} gives the maps of {', '.join(asked)}, so that edits behind {asked[-1]} would change nothing."
+            f" Make it with out_features that end with {stages[-1]!r}."
+        )
+    if getattr(model.config, "reshape_hidden_states", True) is False:
+        raise UnknownBackbone(f"This {kind} gives sequences, not maps. Make it with reshape_hidden_states=True.")
+    return True
+
+
 def architecture(model: nn.Module) -> str:
     """How `create_backbone` finds the model again: "hf:" and its id or folder; the class name of one made by hand."""
     name = getattr(getattr(model, "config", None), "_name_or_path", "")
@@ -93,7 +115,8 @@ class Pooling:
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         inner = tower(model)
-        return self.read(model, inner(**self.prepare(inner, self.anchor(images))))
+        called = model if for_maps(model) else inner
+        return self.read(model, called(**self.prepare(inner, self.anchor(images))))
 
 
 def as_pixels(inner: Any, images: Tensor) -> dict[str, Any]:

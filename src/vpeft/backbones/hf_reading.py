@@ -14,6 +14,7 @@ from .hf_model import (
     as_patches,
     as_pixels,
     first_token,
+    for_maps,
     is_for_classes,
     mean_of_map,
     mean_of_patches,
@@ -125,7 +126,7 @@ def read_model(model: Any, inner: Any, layers: Any, prefix: int) -> Reading:
     name, classes = type(inner).__name__, is_for_classes(model)
     final = inner._modules.get("layernorm", inner._modules.get("norm", inner._modules.get("post_layernorm")))
     last = Point(layers[-1], "output")
-    if name.endswith("Backbone"):
+    if for_maps(model):
         applied = getattr(inner.config, "apply_layernorm", False)
         final = final if applied or name.startswith("DINOv3") else None
         return Reading(Pooling(as_pixels, mean_of_map), "avg", final, mean=Point(final, "output") if final else last)

@@ -10,7 +10,7 @@ from .backbone import Backbone
 from .convolutional import Unit
 from .convolutional_net import make_net
 from .describe import family
-from .hf_model import Pooling, architecture, as_pixels, classifier, mean_of_map, pooler_output, size_of, tower
+from .hf_model import Pooling, architecture, as_pixels, classifier, for_maps, mean_of_map, pooler_output, size_of, tower
 from .points import Point
 
 MODELING = "transformers.models.resnet.modeling_resnet"
@@ -27,7 +27,7 @@ def describe_hf_resnet(model: nn.Module) -> Backbone:
     inner = tower(model)
     stem: Any = inner.embedder
     units = [_unit(layer) for stage in inner.encoder.stages for layer in stage.layers]
-    for_detectors = type(inner).__name__.endswith("Backbone")
+    for_detectors = for_maps(model)
     pooling = Pooling(as_pixels, mean_of_map if for_detectors else pooler_output)
     return make_net(
         model,

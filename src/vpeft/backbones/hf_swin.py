@@ -12,7 +12,17 @@ from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite, Stage
 from .describe import family
 from .hf_attention import edited_class
-from .hf_model import Pooling, architecture, as_pixels, classifier, pixels, pooler_output, tower
+from .hf_model import (
+    Pooling,
+    architecture,
+    as_pixels,
+    classifier,
+    for_maps,
+    mean_of_map,
+    pixels,
+    pooler_output,
+    tower,
+)
 from .hf_windows import windowed_class
 from .places import Attention, Place
 from .points import Layout, Point, StandIn
@@ -38,13 +48,16 @@ class Merging(nn.Module):
     "hf_swin",
     f"{MODELING}.swin.modeling_swin.SwinModel",
     f"{MODELING}.swin.modeling_swin.SwinForImageClassification",
+    f"{MODELING}.swin.modeling_swin.SwinBackbone",
     f"{MODELING}.swinv2.modeling_swinv2.Swinv2Model",
     f"{MODELING}.swinv2.modeling_swinv2.Swinv2ForImageClassification",
+    f"{MODELING}.swinv2.modeling_swinv2.Swinv2Backbone",
 )
 def describe_hf_swin(model: nn.Module) -> Backbone:
-    """transformers Swin and Swin V2, alone or for classification."""
-    inner = tower(model)
-    stem, layers, carrier = inner.embeddings, inner.encoder.layers, BesideTokens(inner.layernorm)
+    """transformers Swin and Swin V2, alone, for classification or as a detector's backbone."""
+    inner, maps = tower(model), for_maps(model)
+    final = _last_norm(model) if maps else inner.layernorm
+    stem, layers, carrier = inner.embeddings, inner.encoder.layers, BesideTokens(final or nn.Identity())
     patch = stem.patch_embeddings.projection
     grid = (int(stem.patch_grid[0]), int(stem.patch_grid[1]))
     stride, width0 = int(patch.stride[0]), int(patch.weight.shape[0])
@@ -55,7 +68,7 @@ def describe_hf_swin(model: nn.Module) -> Backbone:
         stages.append(_stage(number, layer, merging, start, here, stride * 2**number, carrier))
         merging = layer.downsample and Merging(layer.downsample, here)
         here = ((here[0] + 1) // 2, (here[1] + 1) // 2)
-    mean = Point(inner.layernorm, "output")
+    mean = stages[-1].exit if final is None else Point(final, "output")
     stages[-1].pooled = stages[-1].blocks[-1].pooled = mean
     merging = tuple((layer.downsample, windowed_class(layer.downsample)) for layer in layers if layer.downsample)
     depth, last, width = sum(len(stage.blocks) for stage in stages), stages[-1], stages[-1].width
@@ -66,7 +79,8 @@ def describe_hf_swin(model: nn.Module) -> Backbone:
         norm("patch_norm", stem.norm, tokens, width0),
         outline.embedding(Point(stem, "output"), tokens, width0, own=own),
     ]
-    pooling = Pooling(as_pixels, pooler_output)
+    pooling = Pooling(as_pixels, mean_of_map if maps else pooler_output)
+    behind = Where(depth, Layout.TOKENS, last.grid, 0, last.stride)
     return Backbone(
         module=model,
         facts=Facts(
@@ -82,12 +96,26 @@ def describe_hf_swin(model: nn.Module) -> Backbone:
         pixels=pixels(inner.config.num_channels, pooling),
         trunk=outline.trunk(stages, width0, pooled=mean, between=merging),
         stages=stages,
-        norm=norm("norm", inner.layernorm, Where(depth, Layout.TOKENS, last.grid, 0, last.stride), width),
+        norm=None if final is None else norm("norm", final, behind, width),
         others=others,
         pooled=pooling,
         classifier=classifier,
-        unused=[value for key, value in stem._parameters.items() if key == "mask_token" and value is not None],
+        unused=_unused(model, inner, final),
     )
+
+
+def _last_norm(model: Any) -> nn.Module | None:
+    """Of a detector's backbone: the norm of its last map; version 2 has none."""
+    norms = model._modules.get("hidden_states_norms")
+    found: nn.Module | None = None if norms is None else norms[model.out_features[-1]]
+    return found
+
+
+def _unused(model: Any, inner: Any, final: nn.Module | None) -> list[nn.Parameter]:
+    """The mask token, and norms that do not lead to the feature: of other maps, or of a sequence that is not read."""
+    idle = [value for key, value in inner.embeddings._parameters.items() if key == "mask_token" and value is not None]
+    norms = [inner._modules.get("layernorm"), *model._modules.get("hidden_states_norms", {}).values()]
+    return idle + [p for layer in norms if layer is not None and layer is not final for p in layer.parameters()]
 
 
 def _stage(

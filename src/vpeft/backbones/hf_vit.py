@@ -44,6 +44,7 @@ MODELING = "transformers.models"
     f"{MODELING}.dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone",
     f"{MODELING}.beit.modeling_beit.BeitModel",
     f"{MODELING}.beit.modeling_beit.BeitForImageClassification",
+    f"{MODELING}.beit.modeling_beit.BeitBackbone",
     f"{MODELING}.clip.modeling_clip.CLIPVisionModel",
     f"{MODELING}.clip.modeling_clip.CLIPVisionModelWithProjection",
     f"{MODELING}.clip.modeling_clip.CLIPForImageClassification",

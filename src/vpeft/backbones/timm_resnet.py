@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .backbone import Backbone
 from .convolutional import Unit, drop_rate
 from .convolutional_net import make_net, timm_classifier
-from .describe import family
+from .describe import UnknownBackbone, family
 from .points import Point
+from .seen import Classifier
 
 ENDS = ("drop_path", "se", "bn3", "bn2", "conv3", "conv2")  # what a branch can end with, the last first
 
@@ -38,6 +39,46 @@ def describe_timm_resnet(model: nn.Module) -> Backbone:
         pooling=net.global_pool.pool_type,
         classifier=timm_classifier,
     )
+
+
+@family("timm_resnet_features", "timm.models._features.FeatureListNet")
+def describe_features(model: nn.Module) -> Backbone:
+    """The maps of a timm ResNet, `features_only=True`, as DETR has them inside; pooled by the mean of the last."""
+    net: Any = model
+    names = [name for name in net if name.startswith("layer")]
+    if "conv1" not in net or not names or net.output_fmt != "NCHW":
+        raise UnknownBackbone(
+            f"This FeatureListNet holds {', '.join(net)}. Of timm's models made with features_only=True, ResNet"
+            " is described; make others without it."
+        )
+    told = {entry["module"]: entry for entry in net.feature_info.info}
+    if names[-1] not in net.return_layers:
+        raise UnknownBackbone(f"The maps of this FeatureListNet leave out {names[-1]}, its last layer.")
+    units, before = [], int(told["layer1"]["reduction"])
+    for name in names:
+        reduction = int(told[name]["reduction"])
+        units += [_unit(block, reduction // before if at == 0 else 1) for at, block in enumerate(net[name])]
+        before = reduction
+    return make_net(
+        model,
+        family="timm_resnet_features",
+        stem=[net[key] for key in ("conv1", "bn1", "act1", "maxpool") if key in net],
+        after_stem=net["maxpool"],
+        units=units,
+        behind=units[-1].module,
+        head={},
+        final=None,
+        pooling="avg",
+        classifier=Classifier(None),
+        name=type(model).__name__,
+        pooled=_mean_of_last,
+        width=int(told[names[-1]]["num_chs"]),
+    )
+
+
+def _mean_of_last(model: nn.Module, images: Tensor) -> Tensor:
+    maps: list[Tensor] = model(images)
+    return maps[-1].mean(dim=(2, 3))
 
 
 def _unit(block: Any, stride: int) -> Unit:
