@@ -154,7 +154,7 @@ class Stepper:
                 part = part + penalty
             # Parts may differ by one image: weighted so, their sum is the mean over the batch.
             part = part * (len(some) / len(images))
-            part.backward() if self._scaled is None else self.machine.backward(part)
+            torch.autograd.backward(part) if self._scaled is None else self.machine.backward(part)
             loss += part.detach()
             hardest = wanted if wanted.ndim == 1 else wanted.argmax(1)
             right += (logits.detach().argmax(1) == hardest).sum()
