@@ -105,6 +105,7 @@ def describe_timm_pvt_v2(model: nn.Module) -> Backbone:
         ],
         pooled=pooled_by_head,
         classifier=own_classifier,
+        no_tokens="its keys and values come from a convolution over the grid, and its MLPs convolve over the grid too",
     )
 
 
@@ -132,20 +133,23 @@ def _block(index: int, stage: int, module: Any, where: Where) -> Block:
     if kind is not PvtBlock:
         raise UnknownBackbone(f"blocks.{index} is a {kind.__name__}; timm_pvt_v2 describes the Block of PVT v2.")
     name, width = f"blocks.{index}", int(module.norm1.weight.shape[0])
-    attn = _attention(f"{name}.attn", module.attn, where, width)
+    attn = reduced_attention(f"{name}.attn", module.attn, where, width, EditedPvtAttention)
     block = residual_block(index, module, attn, _mlp(f"{name}.mlp", module.mlp, where, width), where, None)
     block.stage = stage
     return block
 
 
-def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSite:
-    """`kv` is fused; where it reads a reduced grid, `sr` and `norm` make that, and the core lies on no common grid."""
+def reduced_attention(name: str, module: Any, where: Where, width: int, edited: type[nn.Module]) -> AttentionSite:
+    """`kv` is fused; where it reads a reduced grid, `sr` and `norm` make that, and the core lies on no common grid.
+
+    `edited` stands in for the attention while edits act between q, k and v.
+    """
     reduced, grid = where, where.grid
     parts: dict[str, Place] = {"q": projection(f"{name}.q", module.q, where)}
     if module.sr is not None:
         assert grid is not None
         ratio = int(module.sr.stride[0])
-        size = (7, 7) if module.pool is not None else (grid[0] // ratio, grid[1] // ratio)
+        size = (7, 7) if getattr(module, "pool", None) is not None else (grid[0] // ratio, grid[1] // ratio)
         reduced, grid = Where(where.depth, where.layout, size, 0, where.stride * ratio), None
         parts["sr"] = projection(f"{name}.sr", module.sr, reduced.but(Layout.CHANNELS_FIRST))
         parts["norm"] = norm(f"{name}.norm", module.norm, reduced, width)
@@ -160,9 +164,9 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
         enter=None,
         exit=None,
         verbs=frozenset({"extend"}),
-        rewrites={"extend": ((module, EditedPvtAttention),)},
+        rewrites={"extend": ((module, edited),)},
         heads=module.num_heads,
-        head_width=module.head_dim,
+        head_width=width // module.num_heads,
         layout=where.layout,
         depth=where.depth,
         grid=grid,

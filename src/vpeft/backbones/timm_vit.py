@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -71,6 +72,10 @@ class LeadingBlock(TimmBlock):
         return out
 
 
+# blocks of other classes than timm's usual two, each entered by the file that describes it
+BLOCKS: dict[type[nn.Module], Callable[[int, Any, Where, TokenCarrier], Block]] = {}
+
+
 @family("timm_vit", "timm.models.vision_transformer.VisionTransformer")
 def describe_timm_vit(model: nn.Module) -> Backbone:
     """timm VisionTransformer and its relatives in that class (DeiT, MAE, CLIP, SigLIP, DINOv2 towers)."""
@@ -91,10 +96,12 @@ def vit_blocks(model: nn.Module) -> tuple[list[Block], TokenCarrier]:
 
 
 def _block(index: int, module: Any, where: Where, carrier: TokenCarrier) -> Block:
+    if type(module) in BLOCKS:
+        return BLOCKS[type(module)](index, module, where, carrier)
     if type(module) not in (TimmBlock, ResPostBlock):
         raise UnknownBackbone(
-            f"blocks.{index} is a {type(module).__name__}; timm_vit describes blocks of the classes Block and"
-            " ResPostBlock."
+            f"blocks.{index} is a {type(module).__name__}; timm_vit describes blocks of the classes Block,"
+            f" ResPostBlock, {', '.join(sorted(kind.__name__ for kind in BLOCKS))}."
         )
     name, width = f"blocks.{index}", int(module.norm1.weight.shape[0])
     block = residual_block(

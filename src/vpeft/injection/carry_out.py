@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..backbones.edits import Edit
 from ..backbones.places import Place, Projection, Stream
-from ..backbones.points import Layout, MissingPlace, Point
+from ..backbones.points import Layout, MissingPlace, Point, StandIn
 from ..backbones.rows import Rows
 from .hooks import Wiring
 from .operations import (
@@ -172,7 +172,10 @@ def _extend(edit: Edit, adapter: str, wiring: Wiring) -> None:
 
 
 def _unfreeze(edit: Edit, adapter: str, wiring: Wiring) -> None:
-    """Nothing to install: the adapter puts its own parameters into the backbone while it is on."""
+    """The adapter puts its own parameters into the backbone while it is on; here only what they need, if anything."""
+    for part in edit.place.walk():
+        needs = tuple(StandIn(module, kind) for module, kind in part.rewrites.get("unfreeze", ()))
+        wiring.express(needs, adapter)
 
 
 VERBS: dict[str, Callable[[Edit, str, Wiring], None]] = {

@@ -164,7 +164,7 @@ def test_missing_place_lists_what_exists() -> None:
         _ = backbone.blocks[0].attn
     with pytest.raises(vpeft.MissingPlace, match=r"no place 'attn\.core' in blocks\.0.*conv"):
         backbone.require("attn.core")
-    with pytest.raises(vpeft.MissingPlace, match="cannot insert_tokens; it offers: after, before"):
+    with pytest.raises(vpeft.MissingPlace, match=r"cannot insert_tokens: .* is a map,.*; it offers: after, before"):
         backbone.trunk.insert_tokens(nn.Identity())
     with pytest.raises(vpeft.MissingPlace, match=r"Did you mean .*blocks\.0\.mlp"):
         backbone.place("blocks.0.mpl")
@@ -173,10 +173,10 @@ def test_missing_place_lists_what_exists() -> None:
 def test_unknown_models_are_refused_with_the_list_of_families() -> None:
     with pytest.raises(vpeft.VpeftError, match="timm_vit .VisionTransformer.*CONTRIBUTING"):
         vpeft.describe(nn.Linear(3, 3))
-    from timm.models.vision_transformer import ParallelScalingBlock
+    from timm.models.vision_transformer import ParallelThingsBlock
 
-    with pytest.raises(vpeft.VpeftError, match="ParallelScalingBlock"):
-        vpeft.describe(tiny_vit(block_fn=ParallelScalingBlock))
+    with pytest.raises(vpeft.VpeftError, match="ParallelThingsBlock; timm_vit describes"):
+        vpeft.describe(tiny_vit(block_fn=ParallelThingsBlock))
 
 
 def test_create_backbone_names_the_nearest() -> None:
