@@ -14,6 +14,10 @@ from .edits import Edit
 from .places import WHOLE, Norm, Place, Projection, Site, Span
 from .points import Layout, MissingPlace, Point
 
+NO_TOKENS = {
+    True: "what passes through it is a map, which has rows and columns and no room for further tokens",
+    False: "nothing says that its blocks take sequences of any length",
+}
 MAPS = {Layout.MAP, Layout.CHANNELS_FIRST}  # alike for every layer, which sees channels last
 
 
@@ -98,12 +102,14 @@ class Backbone:
         end_layout: Layout | None = None,
         unused: Iterable[nn.Parameter] = (),
         example: Callable[[int], Tensor] | None = None,
+        no_tokens: str = "",
     ) -> None:
         """`others` are the places outside the stages: the patch projection, the embedding, pooling norms ...
 
         `end` is where the sequence or map enters what follows the trunk, for models whose final norm comes after the
         pooling; `end_layout` is how it is laid out there, if not as the last block gives it. `unused` are parameters
-        that take no part in the pooled feature (a mask token, a decoder).
+        that take no part in the pooled feature (a mask token, a decoder). `no_tokens` says why no tokens can be
+        inserted, where none can and the layout does not tell.
         """
         self._end, self._end_layout = end, end_layout
         self.example = example
@@ -128,6 +134,9 @@ class Backbone:
             top.append(norm)
         top += [self.outlet, self.logits]
         self._index = {place.name: place for head in top for place in head.walk()}
+        for place in (trunk, *stages, *self.blocks):
+            if "insert_tokens" not in place.verbs:
+                place.refusals = {"insert_tokens": no_tokens or NO_TOKENS[place.layout in MAPS]}
         self.whole = self._describe_whole(top)
         self._index[WHOLE] = self.whole
 

@@ -100,6 +100,7 @@ def describe_hf_hiera(model: nn.Module) -> Backbone:
         classifier=classifier,
         end=end,
         unused=idle,
+        no_tokens="its sequence is a list of mask units of one size, which are attended and pooled by their positions",
     )
 
 

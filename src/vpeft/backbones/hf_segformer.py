@@ -88,6 +88,7 @@ def describe_hf_segformer(model: nn.Module) -> Backbone:
         pooled=pooling,
         classifier=classifier,
         unused=() if decoder is None else decoder.parameters(),
+        no_tokens="its keys and values come from a convolution over the grid, and its MLPs convolve over the grid too",
     )
 
 

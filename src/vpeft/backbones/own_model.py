@@ -25,6 +25,7 @@ from .seen import BadAnatomy, Classifier, Pooling, Seen, find, stated_size, watc
 from .tokens import TokenCarrier
 
 LAYOUTS = {"tokens": Layout.TOKENS, "map": Layout.MAP, "channels_first": Layout.CHANNELS_FIRST}
+NO_TOKENS = "the anatomy does not say joins=True, which is that the blocks take sequences of any length"
 WHOLE_MODEL = ("blocks", "patch", "embedding", "norm", "classifier")
 
 
@@ -192,6 +193,7 @@ def describe_own(model: nn.Module, anatomy: Anatomy) -> Backbone:
         others=others,
         pooled=pooling,
         classifier=Classifier(anatomy.classifier),
+        no_tokens=NO_TOKENS if anatomy.layout == "tokens" else "",
     )
     backbone.anatomy = anatomy.model_dump(mode="json", exclude_defaults=True)
     return backbone

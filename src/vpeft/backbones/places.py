@@ -46,6 +46,7 @@ class Place:
         carrier: how inserted tokens travel, where `insert_tokens` is offered.
         pooled: where tokens leave that a mean over the sequence shall see: after the final norm. None where no mean
             over the tokens follows this place directly.
+        refusals: why a verb is not offered, for messages.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Place:
     carrier: TokenCarrier | None = None
     pooled: Point | None = None
     parts: dict[str, Place] = field(default_factory=dict)
+    refusals: Mapping[Verb, str] = field(default_factory=dict)
     nesting: int = 4  # 0 trunk, 1 stage, 2 block, 3 branch, 4 site: outer spans enter first and leave last
 
     def __post_init__(self) -> None:
@@ -121,7 +123,8 @@ class Place:
     def _edit(self, verb: Verb, **fields: Any) -> Edit:
         if verb not in self.verbs:
             can = ", ".join(sorted(self.verbs)) or "nothing"
-            raise MissingPlace(f"{self.name} cannot {verb}; it offers: {can}.")
+            why = f": {self.refusals[verb]}" if verb in self.refusals else ""
+            raise MissingPlace(f"{self.name} cannot {verb}{why}; it offers: {can}.")
         return Edit(self, verb, **fields)
 
     def before(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:

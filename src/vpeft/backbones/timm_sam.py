@@ -1,10 +1,15 @@
-"""timm's image encoder of SAM: a map through windows and, in some blocks, over the whole image; a neck at the end."""
+"""timm's image encoder of SAM: a map through windows and, in some blocks, over the whole image; a neck at the end.
+
+Inserted tokens travel beside the map: they join every window in front, as VPT has it for Swin, or the whole image, and
+have no position; the neck's convolutions have no place for them, so they leave before it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import torch
 from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models import checkpoint_seq
@@ -19,7 +24,8 @@ from timm.models.vision_transformer_sam import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .anatomy import Where, norm, projection
+from .anatomy import Where, norm, projection, token_rewrites
+from .attention_bias import widened
 from .backbone import Backbone
 from .blocks import Block
 from .describe import UnknownBackbone, family
@@ -27,68 +33,113 @@ from .places import Norm, Place
 from .points import Layout, Point, StandIn
 from .timm_isotropic import isotropic, layer_scales, residual_block
 from .timm_vit import attention_places, mlp_places
+from .window_tokens import BesideTokens, checkpointed_blocks
+
+
+def _tokens(module: nn.Module) -> Tensor | None:
+    carrier: BesideTokens | None = module.__dict__.get("vpeft_carrier")
+    return None if carrier is None else carrier.tokens
 
 
 class EditedSamAttention(SamAttention):
-    """timm's attention with edits between q, k, v and their use; bit-equal without. Further keys have no position."""
+    """timm's attention with edits between q, k, v and their use, and with the carrier's tokens in front of the cells.
+
+    Without either it is bit-equal to timm's. Tokens and further keys have no position: no bias, and they are not
+    turned. What comes out for the tokens is averaged over the windows and left with the carrier.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
-        count, heads = height * width, self.num_heads
-        x = x.reshape(batch, count, -1)
+        cells, heads, beside = height * width, self.num_heads, _tokens(self)
+        x = x.reshape(batch, cells, -1)
+        if beside is not None:
+            tokens = beside.repeat_interleave(batch // len(beside), dim=0)
+            x = torch.cat([tokens, x], dim=1)
+        count, front = x.shape[1], x.shape[1] - cells
         qkv = self.qkv(x).view(batch, count, 3, heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.reshape(3, batch * heads, count, -1).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         bias = None
         if self.use_rel_pos:
             size = (height, width)
-            bias = get_decomposed_rel_pos_bias(q, self.rel_pos_h, self.rel_pos_w, size, size)
+            bias = get_decomposed_rel_pos_bias(q[:, front:], self.rel_pos_h, self.rel_pos_w, size, size)
         elif self.rope is not None:
             turn: Any = self.rope
-            q, k = (apply_rot_embed_cat(part, turn.get_embed()).type_as(v) for part in (q, k))
-        core: Any = self.vpeft_core
-        q, k, v = (part.flatten(0, 1) for part in core(*(part.unflatten(0, (batch, heads)) for part in (q, k, v))))
+            q, k = (
+                torch.cat([part[:, :front], apply_rot_embed_cat(part[:, front:], turn.get_embed()).type_as(v)], dim=1)
+                for part in (q, k)
+            )
+        core: Any = self.__dict__.get("vpeft_core")
+        if core is not None:
+            q, k, v = (part.flatten(0, 1) for part in core(*(part.unflatten(0, (batch, heads)) for part in (q, k, v))))
         if bias is not None:
-            bias = F.pad(bias, (k.shape[1] - count, 0))
-        if self.fused_attn and not core.needs_map:
+            bias = widened(bias, count, k.shape[1], 0)
+        if self.fused_attn and (core is None or not core.needs_map):
             dropout = self.attn_drop.p if self.training else 0.0
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         else:
             scores = (q * self.scale) @ k.transpose(-2, -1)
-            scores = core.scores(scores.unflatten(0, (batch, heads))).flatten(0, 1)
+            if core is not None:
+                scores = core.scores(scores.unflatten(0, (batch, heads))).flatten(0, 1)
             weights = (scores if bias is None else scores + bias).softmax(dim=-1)
-            weights = core.weights(weights.unflatten(0, (batch, heads))).flatten(0, 1)
+            if core is not None:
+                weights = core.weights(weights.unflatten(0, (batch, heads))).flatten(0, 1)
             x = self.attn_drop(weights) @ v
         x = x.view(batch, heads, count, -1).transpose(1, 2).reshape(batch, count, -1)
         out: Tensor = self.proj_drop(self.proj(x))
-        return out.view(batch, height, width, -1)
+        if beside is not None:
+            own = out[:, :front].unflatten(0, (len(beside), -1))  # type: ignore[no-untyped-call]
+            cast(BesideTokens, self.vpeft_carrier).tokens = own.mean(dim=1)
+        return out[:, front:].reshape(batch, height, width, -1)
 
 
 class EditedSamBlock(SamBlock):
-    """A block whose attention branch ends at an identity, behind the windows; bit-equal to timm's."""
+    """A block whose attention branch ends at an identity, behind the windows; bit-equal to timm's.
+
+    The carrier's tokens pass the frozen norm and LayerScale of the attention; edits act on what flows through the
+    places, which in the windows and in the MLP branch includes the tokens, in front.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
-        windows, padded = window_partition(self.norm1(x), self.window_size)
+        tokens, carrier = _tokens(self), cast(BesideTokens, self.__dict__.get("vpeft_carrier"))
+        windows, padded = self.norm1(x), None
+        if self.window_size > 0:
+            windows, padded = window_partition(windows, self.window_size)
+        if tokens is not None:
+            carrier.tokens = self.norm1.forward(tokens)
         windows = self.drop_path1(self.ls1(self.attn(windows)))
-        back = window_unpartition(windows, self.window_size, (height, width), padded)
-        closing: Any = self.vpeft_closing
-        x = (x + closing(back)).reshape(batch, height * width, -1)
+        if padded is not None:
+            windows = window_unpartition(windows, self.window_size, (height, width), padded)
+        closing: Any = self.__dict__.get("vpeft_closing")
+        x = (x + (windows if closing is None else closing(windows))).reshape(batch, height * width, -1)
+        if tokens is not None:
+            own = self.drop_path1.forward(self.ls1.forward(cast(Tensor, carrier.tokens)))
+            x = torch.cat([tokens + own, x], dim=1)
         out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        if tokens is not None:
+            carrier.tokens, out = out[:, : tokens.shape[1]], out[:, tokens.shape[1] :]
         return out.reshape(batch, height, width, -1)
 
 
 class EditedSam(VisionTransformerSAM):
-    """The model with an identity between the last block and the neck, in the blocks' layout."""
+    """The model with an identity between the last block and the neck, in the blocks' layout; bit-equal to timm's.
+
+    Its activation checkpoints take the carrier's tokens in and out with the map.
+    """
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
         if self.pos_embed is not None:
             x = x + resample_abs_pos_embed_nhwc(self.pos_embed, x.shape[1:3])
         x = self.norm_pre(self.patch_drop(self.pos_drop(x)))
-        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
-        end: Any = self.vpeft_end
-        out: Tensor = self.neck(end(x).permute(0, 3, 1, 2))
+        carrier: BesideTokens | None = self.__dict__.get("vpeft_carrier")
+        if self.grad_checkpointing and carrier is not None:
+            x = checkpointed_blocks(self.blocks, carrier, x)
+        else:
+            x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        end: Any = self.__dict__.get("vpeft_end")
+        out: Tensor = self.neck((x if end is None else end(x)).permute(0, 3, 1, 2))
         return out
 
 
@@ -103,16 +154,20 @@ def describe_timm_sam(model: nn.Module) -> Backbone:
     """timm VisionTransformerSAM: windows and global attention over a map, decomposed relative positions or rotary."""
     sam: Any = model
     stride, grid = int(sam.patch_embed.patch_size[0]), tuple(sam.patch_embed.grid_size)
+    carrier = BesideTokens(nn.Identity())
     blocks = [
-        _block(index, module, Where(index, Layout.MAP, grid, 0, stride)) for index, module in enumerate(sam.blocks)
+        _block(index, module, Where(index, Layout.MAP, grid, 0, stride), carrier)
+        for index, module in enumerate(sam.blocks)
     ]
+    for block in blocks:
+        block.rewrites = token_rewrites((*block.rewrites["insert_tokens"], (model, EditedSam)))
     more, final = _neck(sam, Where(len(blocks), Layout.CHANNELS_FIRST, grid, 0, stride))
     end = nn.Identity()
     return isotropic(
         "timm_sam",
         model,
         blocks,
-        None,
+        carrier,
         Point(sam.norm_pre, "output"),
         layout=Layout.MAP,
         more=more,
@@ -146,7 +201,7 @@ def _neck(sam: Any, where: Where) -> tuple[tuple[Place, ...], Norm | None]:
     return tuple(more), final
 
 
-def _block(index: int, module: Any, where: Where) -> Block:
+def _block(index: int, module: Any, where: Where, carrier: BesideTokens) -> Block:
     kind: type = type(module)
     if kind is not SamBlock and kind is not EditedSamBlock:
         raise UnknownBackbone(f"blocks.{index} is a {kind.__name__}; timm_sam describes the Block of SAM.")
@@ -156,7 +211,8 @@ def _block(index: int, module: Any, where: Where) -> Block:
     attn = attention_places(f"{name}.attn", module.attn, rows, width, KINDS, outer=attended)
     attn.core.per_window = window > 0
     mlp = mlp_places(f"{name}.mlp", module.mlp, where.but(Layout.TOKENS), width)
-    block = residual_block(index, module, attn, mlp, where, None, gains=layer_scales(module))
+    carried = token_rewrites(((module, EditedSamBlock), (module.attn, EditedSamAttention)))
+    block = residual_block(index, module, attn, mlp, where, carrier, gains=layer_scales(module), rewrites=carried)
     for part in ("norm2", "mlp_branch", "skip2", "stream2"):
         block.parts[part].layout = Layout.TOKENS
     if window:

@@ -2,22 +2,18 @@
 
 `shifted_window_attention` is handed `qkv.weight` and `proj.weight`, so that no hook on either ever fires. While an edit
 is there, a class of this file stands in for the attention and calls both. Version 2 hides the keys' rows of the bias;
-its blocks close their branches with the norms. Tokens cannot be inserted: the windows are cut inside the attention.
+its blocks close their branches with the norms. Inserted tokens travel beside the map, as in VPT.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
+from torchvision.models.swin_transformer import SwinTransformerBlock, SwinTransformerBlockV2
 
 from . import outline
-from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream
-from .attention_bias import widened
+from .anatomy import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream, token_rewrites
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite, Stage
 from .describe import UnknownBackbone, family
@@ -25,91 +21,15 @@ from .functional_qkv import BiasedLinear
 from .places import Attention, Place
 from .points import Layout, Point, StandIn
 from .torchvision_resnet import stated_size
-
-
-def _attend(attention: Any, x: Tensor, cosine: bool) -> Tensor:
-    """(B, H, W, D) -> (B, H, W, D) as torchvision computes it, through the projections and with edits between them."""
-    batch, height, width, channels = x.shape
-    heads, (high, wide) = attention.num_heads, attention.window_size
-    x = F.pad(x, (0, 0, 0, -width % wide, 0, -height % high))
-    rows, columns = x.shape[1] // high, x.shape[2] // wide
-    # one window that covers an axis is never shifted along it
-    down = 0 if rows == 1 else attention.shift_size[0]
-    across = 0 if columns == 1 else attention.shift_size[1]
-    if down + across > 0:
-        x = torch.roll(x, shifts=(-down, -across), dims=(1, 2))
-    x = x.view(batch, rows, high, columns, wide, channels).permute(0, 1, 3, 2, 4, 5)
-    x = x.reshape(batch * rows * columns, high * wide, channels)
-    qkv = _projected(attention, x, cosine).reshape(len(x), high * wide, 3, heads, channels // heads)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    core: Any = attention.__dict__.get("vpeft_core")
-    if core is not None:
-        q, k, v = core(q, k, v)
-    if cosine:
-        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
-        scores = scores * torch.clamp(attention.logit_scale, max=math.log(100.0)).exp()
-    else:
-        scores = (q * (channels // heads) ** -0.5).matmul(k.transpose(-2, -1))
-    if core is not None:
-        scores = core.scores(scores)
-    count, keys = q.shape[2], k.shape[2]
-    scores = scores + widened(attention.get_relative_position_bias(), count, keys, 0)
-    if down + across > 0:
-        mask = widened(_mask(x, (rows, high, down), (columns, wide, across)), count, keys, 0)
-        scores = scores.view(batch, rows * columns, heads, count, keys) + mask[None, :, None]
-        scores = scores.view(-1, heads, count, keys)
-    weights = F.softmax(scores, dim=-1)
-    weights = weights if core is None else core.weights(weights)
-    weights = F.dropout(weights, p=attention.attention_dropout, training=attention.training)
-    x = attention.proj(weights.matmul(v).transpose(1, 2).reshape(len(x), count, channels))
-    x = F.dropout(x, p=attention.dropout, training=attention.training)
-    x = x.view(batch, rows, columns, high, wide, channels).permute(0, 1, 3, 2, 4, 5)
-    x = x.reshape(batch, rows * high, columns * wide, channels)
-    if down + across > 0:
-        x = torch.roll(x, shifts=(down, across), dims=(1, 2))
-    return x[:, :height, :width, :].contiguous()
-
-
-def _projected(attention: Any, x: Tensor, cosine: bool) -> Tensor:
-    """q, k and v of every window; with cosine attention the keys have no bias."""
-    bias = attention.qkv.bias
-    if not cosine or bias is None:
-        plain: Tensor = attention.qkv(x)
-        return plain
-    third = bias.numel() // 3
-    bias = torch.cat([bias[:third], torch.zeros_like(bias[:third]), bias[2 * third :]])
-    if isinstance(attention.qkv, BiasedLinear):
-        return cast(Tensor, attention.qkv(x, bias))
-    return F.linear(x, attention.qkv.weight, bias)
-
-
-def _mask(x: Tensor, down: tuple[int, int, int], across: tuple[int, int, int]) -> Tensor:
-    """-100 between cells that only the shift brought into one window, 0 elsewhere, (windows, area, area)."""
-    regions = [_regions(x, *axis) for axis in (down, across)]
-    region = regions[0][:, None, :, None] * 3 + regions[1][None, :, None, :]
-    flat = region.reshape(down[0] * across[0], -1)
-    return (flat[:, None, :] != flat[:, :, None]).to(x.dtype) * -100.0
-
-
-def _regions(x: Tensor, windows: int, size: int, shift: int) -> Tensor:
-    """Along one axis: 0 before the last window, 1 in it, 2 for what the shift brought round: (windows, size)."""
-    at = torch.arange(windows * size, device=x.device)
-    region = (at >= windows * size - size).long() + (at >= windows * size - shift).long() * (shift > 0)
-    return region.view(windows, size)
-
-
-class EditedShiftedWindows(ShiftedWindowAttention):  # type: ignore[misc]
-    """torchvision's shifted window attention with edits; bit-equal to it without. Further keys have no position."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _attend(self, x, False)
-
-
-class EditedCosineWindows(ShiftedWindowAttentionV2):  # type: ignore[misc]
-    """torchvision's cosine window attention with edits; bit-equal to it without. Further keys have no position."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _attend(self, x, True)
+from .torchvision_windows import (
+    EditedCosineWindows,
+    EditedShiftedWindows,
+    PromptedBlock,
+    PromptedBlockV2,
+    PromptedMerging,
+    PromptedMergingV2,
+)
+from .window_tokens import BesideTokens
 
 
 def _pooled(model: nn.Module, images: Tensor) -> Tensor:
@@ -139,15 +59,17 @@ def describe_torchvision_swin(model: nn.Module) -> Backbone:
         embedding,
     ]
     stages: list[Stage] = []
-    between: Any = None
+    carrier, merging, between = BesideTokens(swin.norm), [], cast(Any, None)
     for part in swin.features[1:]:
         if not isinstance(part, nn.Sequential):
+            merging.append((part, PromptedMergingV2 if "V2" in type(part).__name__ else PromptedMerging))
             between, reach, grid = part, reach * 2, ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
             continue
         start = sum(len(stage.blocks) for stage in stages)
-        stages.append(_stage(len(stages), part, between, Where(start, Layout.MAP, grid, 0, reach)))
+        stages.append(_stage(len(stages), part, between, Where(start, Layout.MAP, grid, 0, reach), carrier))
         between = None
-    depth, last = sum(len(stage.blocks) for stage in stages), stages[-1]
+    depth, last, mean = sum(len(stage.blocks) for stage in stages), stages[-1], Point(swin.norm, "output")
+    last.pooled = last.blocks[-1].pooled = mean
     return Backbone(
         module=model,
         facts=Facts(
@@ -162,7 +84,7 @@ def describe_torchvision_swin(model: nn.Module) -> Backbone:
             dynamic_size=True,
         ),
         pixels=outline.pixels(Point(stem, "input"), int(stem[0].in_channels)),
-        trunk=outline.trunk(stages, width0),
+        trunk=outline.trunk(stages, width0, pooled=mean, between=tuple(merging)),
         stages=stages,
         norm=norm("norm", swin.norm, Where(depth, Layout.MAP, last.grid, 0, last.stride), last.width),
         others=others,
@@ -171,9 +93,9 @@ def describe_torchvision_swin(model: nn.Module) -> Backbone:
     )
 
 
-def _stage(number: int, layer: Any, merging: Any, where: Where) -> Stage:
+def _stage(number: int, layer: Any, merging: Any, where: Where, carrier: BesideTokens) -> Stage:
     """One stage; the merging of patches before it belongs to it."""
-    blocks = [_block(where.depth + at, number, module, where) for at, module in enumerate(layer)]
+    blocks = [_block(where.depth + at, number, module, where, carrier) for at, module in enumerate(layer)]
     parts: dict[str, Place] = {}
     if merging is not None:
         prefix = f"stages.{number}.downsample"
@@ -188,12 +110,12 @@ def _stage(number: int, layer: Any, merging: Any, where: Where) -> Stage:
     return outline.stage(number, blocks, where, parts, downsample=merging)
 
 
-def _block(index: int, stage: int, module: Any, around: Where) -> Block:
-    name, width = f"blocks.{index}", int(module.norm1.normalized_shape[0])
-    post = type(module).__name__ == "SwinTransformerBlockV2"
-    if not post and type(module).__name__ != "SwinTransformerBlock":
+def _block(index: int, stage: int, module: Any, around: Where, carrier: BesideTokens) -> Block:
+    name, width, kind = f"blocks.{index}", int(module.norm1.normalized_shape[0]), type(module)
+    post = kind in (SwinTransformerBlockV2, PromptedBlockV2)
+    if not post and kind not in (SwinTransformerBlock, PromptedBlock):
         raise UnknownBackbone(
-            f"{name} is a {type(module).__name__}; torchvision_swin describes SwinTransformerBlock and its version 2."
+            f"{name} is a {kind.__name__}; torchvision_swin describes SwinTransformerBlock and its version 2."
         )
     where = Where(index, Layout.MAP, around.grid, 0, around.stride)
     attn = _attention(f"{name}.attn", module.attn, where, width)
@@ -221,8 +143,12 @@ def _block(index: int, stage: int, module: Any, around: Where) -> Block:
         width=width,
         enter=Point(module, "input"),
         exit=Point(module, "output"),
-        verbs=span_verbs(None),
+        verbs=span_verbs(carrier),
         nesting=2,
+        carrier=carrier,
+        rewrites=token_rewrites(
+            ((module, PromptedBlockV2 if post else PromptedBlock), (module.attn, _attention_class(module.attn)))
+        ),
         parts={
             "norm1": norm(f"{name}.norm1", module.norm1, where, width, reads[0]),
             "attn": attn,
@@ -242,9 +168,12 @@ def _block(index: int, stage: int, module: Any, around: Where) -> Block:
     )
 
 
+def _attention_class(module: Any) -> type[nn.Module]:
+    return EditedCosineWindows if hasattr(module, "logit_scale") else EditedShiftedWindows
+
+
 def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSite:
-    cosine = hasattr(module, "logit_scale")
-    kind: type[nn.Module] = EditedCosineWindows if cosine else EditedShiftedWindows
+    cosine, kind = hasattr(module, "logit_scale"), _attention_class(module)
     high, wide = module.window_size
     inside = Where(where.depth, Layout.TOKENS, (int(high), int(wide)), 0, where.stride)
     made = {"qkv": projection(f"{name}.qkv", module.qkv, inside)}

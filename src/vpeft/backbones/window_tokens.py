@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -72,8 +73,12 @@ def attend_beside(block: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor
 
 def checkpointed(stage: Any, carrier: BesideTokens, x: Tensor) -> Tensor:
     """A stage whose activation checkpoints take the carrier's tokens in and out with the map."""
-    x = stage.downsample(x)
-    for block in stage.blocks:
+    return checkpointed_blocks(stage.blocks, carrier, stage.downsample(x))
+
+
+def checkpointed_blocks(blocks: Iterable[nn.Module], carrier: BesideTokens, x: Tensor) -> Tensor:
+    """Blocks one after the other, each recomputed with the tokens that it was given."""
+    for block in blocks:
         x, carrier.tokens = checkpoint(_beside, block, carrier, x, carrier.tokens, use_reentrant=False)
     return x
 

@@ -209,3 +209,9 @@ def test_models_of_a_known_structure_are_described_as_well(name: str) -> None:
     stored = Path(__file__).parent / "place_names" / f"{name}.txt"
     assert [place.name for place in backbone.places()] == stored.read_text().splitlines()
     vpeft.tune(model, LoRA(rank=2, targets=("fc1", "fc2")), registry.get("ssf")(), num_classes=3, show=False)
+
+
+@pytest.mark.parametrize(("name", "why"), [("segformer", "convolution over the grid"), ("hiera", "mask units")])
+def test_prompts_are_refused_with_the_reason(name: str, why: str) -> None:
+    with pytest.raises(vpeft.MissingPlace, match=f"cannot insert_tokens: .*{why}"):
+        vpeft.tune(getattr(models, name)(), registry.get("vpt_deep")(), verify=False, show=False)

@@ -70,6 +70,12 @@ def test_the_generic_description_says_what_it_cannot_offer() -> None:
         vpeft.tune(own(), LoRA(), show=False)
 
 
+def test_prompts_need_to_be_told_that_the_blocks_take_them() -> None:
+    silent = ANATOMY.model_copy(update={"joins": False})
+    with pytest.raises(vpeft.MissingPlace, match="cannot insert_tokens: the anatomy does not say joins=True"):
+        vpeft.tune(own(), VPTDeep(tokens=2), anatomy=silent, show=False)
+
+
 @pytest.mark.parametrize(
     ("nouns", "said"),
     [

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vpeft
+from tests.families import timm_attention, torchvision_models
 from tests.models import images_for, tiny_swin, tiny_vit
 from vpeft.backbones.backbone import Backbone
 from vpeft.backbones.edits import Edit
@@ -97,6 +101,125 @@ def test_swin_carries_tokens_as_vpt_does(lifetime: str) -> None:
     assert torch.allclose(tuned.features(images), expected, atol=2e-5)
 
 
+def _attended(attn: Any, rows: Tensor, open_to: Tensor, n: int, cosine: bool) -> Tensor:
+    """Attention over n tokens and one window of torchvision, (n + cells, D); `open_to` says which cells see which."""
+    D, heads = rows.shape[1], attn.num_heads
+    bias = attn.qkv.bias.clone()
+    if cosine:
+        bias[D : 2 * D] = 0
+    q, k, v = (rows @ attn.qkv.weight.T + bias).reshape(len(rows), 3, heads, -1).permute(1, 2, 0, 3)
+    if cosine:
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        scores = q @ k.transpose(-1, -2) * attn.logit_scale.clamp(max=math.log(100)).exp()
+    else:
+        scores = q @ k.transpose(-1, -2) * (D // heads) ** -0.5
+    scores[:, n:, n:] += attn.get_relative_position_bias()[0]
+    scores[:, n:, n:] += torch.where(open_to, 0.0, -100.0)
+    out: Tensor = (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(rows), D) @ attn.proj.weight.T + attn.proj.bias
+    return out
+
+
+def torchvision_block(block: Any, grid: Tensor, tokens: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
+    """One block of torchvision on one image, (H, W, D) and (n, D), cell by cell where it matters."""
+    (height, width, D), n, side = grid.shape, len(tokens), block.attn.window_size[0]
+    shift = block.attn.shift_size[0] if height > side else 0
+    entering = torch.cat([tokens, grid.reshape(-1, D)])
+    rows = entering if cosine else block.norm1(entering)
+    cells = rows[n:].reshape(height, width, D)
+    mapped, own, windows = torch.zeros_like(cells), torch.zeros(n, D), (height // side) * (width // side)
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            # where each cell of this window comes from, before the roll; cells see each other if neither wrapped alone
+            down = [(top + i + shift) for i in range(side)]
+            across = [(left + j + shift) for j in range(side)]
+            where = [(y % height, x % width, y >= height, x >= width) for y in down for x in across]
+            window = torch.stack([cells[y, x] for y, x, _, _ in where])
+            seen = torch.tensor([[a[2:] == b[2:] for b in where] for a in where])
+            out = _attended(block.attn, torch.cat([rows[:n], window]), seen, n, cosine)
+            own += out[:n] / windows
+            for (y, x, _, _), value in zip(where, out[n:], strict=True):
+                mapped[y, x] = value
+    joined = torch.cat([own, mapped.reshape(-1, D)])
+    sequence = entering + (block.norm1(joined) if cosine else joined)
+    sequence = sequence + (block.norm2(block.mlp(sequence)) if cosine else block.mlp(block.norm2(sequence)))
+    return sequence[n:].reshape(height, width, D), sequence[:n]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@torch.no_grad()
+def test_torchvisions_swin_carries_tokens_as_vpt_does(version: int) -> None:
+    model: Any = (torchvision_models.swin if version == 1 else torchvision_models.swin_v2)().eval()
+    images = images_for(model, 2)
+    tuned = vpeft.tune(copy.deepcopy(model), Insert(), verify=False, show=False)
+    tokens = next(tuned.trainable())[1]
+    expected = []
+    for image in images:
+        grid, mine = model.features[0](image[None])[0], tokens
+        for part in model.features[1:]:
+            if isinstance(part, nn.Sequential):
+                for block in part:
+                    grid, mine = torchvision_block(block, grid, mine, version == 2)
+                continue
+            grid, four = part(grid[None])[0], torch.cat([mine] * 4, dim=-1)
+            mine = part.reduction(part.norm(four)) if version == 1 else part.norm(part.reduction(four))
+        expected.append(model.norm(torch.cat([mine, grid.flatten(0, 1)])).mean(dim=0))
+    assert torch.allclose(tuned.features(images), torch.stack(expected), atol=3e-5)
+    with tuned.disable():
+        assert torch.equal(tuned.features(images), model(images))
+
+
+def sam_block(block: Any, grid: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """One block of SAM on one image, (H, W, D) and (n, D): tokens in every window, or over the whole image."""
+    attn, n, (height, width, D) = block.attn, len(tokens), grid.shape
+    side, heads = block.window_size or height, attn.num_heads
+    entering = torch.cat([tokens, grid.reshape(-1, D)])
+    rows = block.norm1(entering)
+    cells = F.pad(rows[n:].reshape(height, width, D), (0, 0, 0, -width % side, 0, -height % side))
+    mapped, outs = torch.zeros_like(cells), []
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            window = cells[top : top + side, left : left + side].reshape(-1, D)
+            qkv = attn.qkv(torch.cat([rows[:n], window])).reshape(n + side * side, 3, heads, -1)
+            q, k, v = qkv.permute(1, 2, 0, 3)
+            scores = q @ k.transpose(-1, -2) * attn.scale
+            at = torch.arange(side)
+            apart = at[:, None] - at[None, :] + side - 1
+            own = q[:, n:].reshape(heads, side, side, -1)
+            rise = torch.einsum("hyxc,yYc->hyxY", own, attn.rel_pos_h[apart])
+            run = torch.einsum("hyxc,xXc->hyxX", own, attn.rel_pos_w[apart])
+            scores[:, n:, n:] += (rise[..., None] + run[..., None, :]).reshape(heads, side * side, side * side)
+            out = attn.proj((scores.softmax(-1) @ v).transpose(0, 1).reshape(-1, D))
+            outs.append(out[:n])
+            mapped[top : top + side, left : left + side] = out[n:].reshape(side, side, D)
+    joined = torch.cat([torch.stack(outs).mean(dim=0), mapped[:height, :width].reshape(-1, D)])
+    sequence = entering + block.ls1(joined)
+    sequence = sequence + block.ls2(block.mlp(block.norm2(sequence)))
+    return sequence[n:].reshape(height, width, D), sequence[:n]
+
+
+@pytest.mark.parametrize("span", ["trunk", "blocks.1"])
+@torch.no_grad()
+def test_sam_carries_tokens_through_windows_and_the_whole_image(span: str) -> None:
+    model: Any = timm_attention.tiny_sam().eval()
+    assert {bool(block.window_size) for block in model.blocks} == {False, True}
+    images = images_for(model, 2)
+    tuned = vpeft.tune(copy.deepcopy(model), Insert(span=span, lifetime="span"), verify=False, show=False)
+    tokens = next(tuned.trainable())[1]
+    maps = []
+    for image in images:
+        grid = model.patch_embed(image[None])[0] + model.pos_embed[0]
+        mine = tokens
+        for number, block in enumerate(model.blocks):
+            taking = span == "trunk" or span == f"blocks.{number}"
+            grid, left = sam_block(block, grid, mine if taking else mine[:0])
+            mine = left if taking else mine
+        maps.append(grid)
+    expected = model.forward_head(model.neck(torch.stack(maps).permute(0, 3, 1, 2)), pre_logits=True)
+    assert torch.allclose(tuned.features(images), expected, atol=3e-5)
+    with tuned.disable():
+        assert torch.equal(tuned.features(images), model.forward_head(model.forward_features(images), pre_logits=True))
+
+
 @pytest.mark.parametrize("pool", ["avg", "token"])
 def test_vit_mean_includes_pooled_tokens_after_the_norm(pool: str) -> None:
     model = tiny_vit(global_pool=pool, fc_norm=False)
@@ -111,12 +234,21 @@ def test_vit_mean_includes_pooled_tokens_after_the_norm(pool: str) -> None:
     assert torch.allclose(tuned.features(images), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("span", ["trunk", "stages.1", "blocks.3"])
-def test_checkpointing_carries_the_tokens(span: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "span"),
+    [
+        (tiny_swin, "trunk"),
+        (tiny_swin, "stages.1"),
+        (tiny_swin, "blocks.3"),
+        (timm_attention.tiny_sam, "trunk"),
+        (timm_attention.tiny_sam, "blocks.1"),
+    ],
+)
+def test_checkpointing_carries_the_tokens(make: Callable[[], Any], span: str) -> None:
     grads = []
     for checkpointed in (False, True):
         torch.manual_seed(0)
-        model = tiny_swin()
+        model = make()
         images = images_for(model)
         model.set_grad_checkpointing(checkpointed)
         tuned = vpeft.tune(model, Insert(span=span), verify=False, show=False).eval()
