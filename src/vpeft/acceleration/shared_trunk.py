@@ -10,6 +10,7 @@ Which runs have the same frozen part is read off no name: it is the digest of wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from vpeft.acceleration.changes import Changes
-from vpeft.acceleration.frozen_prefix import Prefix
+from vpeft.acceleration.frozen_prefix import Prefix, all_modes
 from vpeft.acceleration.idea import NotApplicable
-from vpeft.acceleration.prefix_cache import CachedPrefix, Situation, prove, recorded
+from vpeft.acceleration.prefix_cache import CachedPrefix, Situation, build, prove, recorded, worth_it
 from vpeft.acceleration.prefix_cut import Cut
 from vpeft.acceleration.prefix_store import Store, digest_of
 from vpeft.acceleration.proof import OffZero, two_images
@@ -73,6 +74,10 @@ class SharedRecords:
         """Forget the longest unused until `needed` more bytes stay within `room`."""
         while self._shelved and self.bytes + needed > room:
             self._shelved.pop(0)
+
+    def forget(self, images: Images) -> None:
+        """Drop all records of this data set."""
+        self._shelved = [one for one in self._shelved if all(other is not images for other in one.sets)]
 
     def put(self, sets: Sequence[Images], facts: tuple[Any, ...], store: Store, labels: list[int]) -> None:
         """Keep records for other runs."""
@@ -205,3 +210,23 @@ def join(tuned: TunedModel, changes: Changes, situation: Situation, cut: Cut) ->
     equal = "the same bits on a sample" if worst == 0 else f"equal on a sample to {worst:.0e}"
     text = f"{cut.words} is computed once a batch for all runs of this seed and frozen part, {equal}"
     return StreamedPrefix(prefix, stream, f"{mark} {situation.precision}", scoring), text
+
+
+@contextmanager
+def for_scoring(tuned: TunedModel, situation: Situation) -> Iterator[CachedPrefix | None]:
+    """Inside: the model, in evaluation mode, on records of the situation's training images; None where there are none.
+
+    For scoring several models with the same frozen part on the same images, at the same batch size. On the model there
+    must be no other acceleration.
+    """
+    changes, made = Changes(tuned), None
+    try:
+        with all_modes(tuned):
+            tuned.eval()
+            try:
+                made, _ = build(tuned, changes, situation, worth_it(tuned, situation))
+            except NotApplicable:
+                changes.undo()
+            yield made
+    finally:
+        changes.undo()

@@ -6,20 +6,21 @@ import contextlib
 import copy
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
 from vpeft.bench.engine import Assignment
+from vpeft.bench.held import Held, KeptTensors
 from vpeft.bench.key import MethodSpec, Numerics
 from vpeft.bench.record import Costs, Scores
 from vpeft.bench.sealed import Images, Trained
-from vpeft.data.image_set import ArraySet, ImageSet
+from vpeft.data.image_set import ImageSet
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.adapter_file import weights_digest
 from vpeft.injection.tune import tune
@@ -33,8 +34,6 @@ from vpeft.training.optimisation import Optimisation, Precision
 from vpeft.training.randomness import derived_seed, seed_everything, untouched_randomness
 from vpeft.training.result import EpochRecord, Result
 
-# Tensors of images that are the same in every epoch are kept up to this size; beyond it they are made anew each time.
-KEPT_BYTES = 2**30
 # Images at a time when testing; no influence on the scores but for rounding.
 TEST_BATCH = 250
 # A run's key does not tell how it was computed, so of what saves work the benchmark takes only what repeats the very
@@ -46,10 +45,15 @@ RANDOM = "random:"
 
 @dataclass(frozen=True)
 class VpeftEngine:
-    """Trains with `vpeft.tune` and `vpeft.fit`. `accelerated` False stays on the processor."""
+    """Trains with `vpeft.tune` and `vpeft.fit`. `accelerated` False stays on the processor.
+
+    Runs of one engine share the images as tensors and the outputs of what is frozen, in `held`: the points of a grid
+    and the seeds of a method pass the images through the trunk once.
+    """
 
     accelerated: bool = True
     precision: Precision = "fp32"
+    held: Held = field(default_factory=Held, compare=False, repr=False, kw_only=True)
 
     @property
     def numerics(self) -> Numerics:
@@ -83,7 +87,7 @@ class VpeftEngine:
             # The same start for all methods as far as they share it, and whatever ran before in this process.
             seed_everything(derived_seed(identity.seed, "start"))
             tuned = tune(model, *methods, num_classes=len(assignment.labels), show=False)
-        images = _tensors(train, assignment.labels, prepared, augmentation, identity.seed)
+        images = self.held.images(train, assignment.labels, prepared, augmentation, identity.seed)
 
         def scored(now: TunedModel, record: EpochRecord) -> None:
             if after_epoch is not None:
@@ -100,12 +104,13 @@ class VpeftEngine:
             progress=False,
             after_epoch=scored if after_epoch is not None else None,
             identity={"run": identity.key()},
+            shared=self.held.training,
         )
         if result.state == "stopped":
             # `fit` has turned the signal into a checkpoint and an ordinary return. The benchmark is to stop, too; the
             # run stays planned and goes on from the checkpoint next time.
             raise KeyboardInterrupt(result.reason or "stopped")
-        trained = TrainedModel(tuned, assignment.labels, prepared, self.precision)
+        trained = TrainedModel(tuned, assignment.labels, prepared, self.precision, held=self.held)
         return replace(
             trained, costs=_costs(tuned, images, settings, result), history=tuple(map(_plain, result.history))
         )
@@ -138,39 +143,18 @@ class TrainedModel:
     precision: Precision
     costs: Costs = Costs()  # noqa: RUF009 - frozen, so one for all is safe
     history: tuple[dict[str, float], ...] = ()
+    # Where records are found; none while it is still in training, when records of its own may be in the way.
+    held: Held | None = None
 
     def evaluate(self, images: Images, split: str) -> Scores:
-        dataset = _tensors(images, self.labels, self.preprocessing, "none", 0)
-        scores = evaluate(self.tuned, dataset, batch=TEST_BATCH, precision=self.precision)
+        dataset = (self.held or Held()).images(images, self.labels, self.preprocessing, "none", 0)
+        if self.held is not None:
+            scores = self.held.scores(self.tuned, dataset, TEST_BATCH, self.precision)
+        else:
+            scores = evaluate(self.tuned, dataset, batch=TEST_BATCH, precision=self.precision)
         return Scores(
             split=split, top1=scores.top1, mean_per_class=scores.mean_per_class, loss=scores.loss, count=scores.count
         )
-
-
-class KeptTensors:
-    """Images (3, H, W) that are the same in every epoch, made once: decoding costs more than a small model does."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.labels = images.labels
-        self._images = torch.stack([images[index][0] for index in range(len(images))])
-        self._targets = images.targets
-
-    def __len__(self) -> int:
-        return len(self._targets)
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        return self._images[index], self._targets[index]
-
-
-def _tensors(
-    images: Images, labels: tuple[str, ...], prepared: Preprocessing, augmentation: str, seed: int
-) -> ImageSet | KeptTensors:
-    """A split as training and evaluation read it."""
-    same = augmentation == "none"
-    transform = prepared.transform() if same else prepared.augmented(augmentation)
-    found = ArraySet(images.pixels, images.labels, list(labels), transform=transform, seed=seed)
-    height, width = prepared.size
-    return KeptTensors(found) if same and len(found) * 3 * height * width * 4 <= KEPT_BYTES else found
 
 
 @lru_cache(maxsize=1)
