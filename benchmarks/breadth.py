@@ -119,6 +119,16 @@ def lives(tuned: vpeft.TunedModel) -> dict[str, Any]:
     return {"live": True, "sites": len(tuned.adapter().edits)}
 
 
+def layer_by_layer(name: str) -> dict[str, Any]:
+    """Whether LoRA on every linear and convolution is alive on a model that no family knows, described generically."""
+    try:
+        described = vpeft.describe(fresh(name), anatomy="generic")
+        tuned = vpeft.tune(described, get("lora")(targets=("all",)), num_classes=2, verify=False, show=False)
+    except Exception as error:
+        return {"live": False, "why": f"{type(error).__name__}: {str(error)[:200]}"}
+    return lives(tuned)
+
+
 def graph_leaves(output: torch.Tensor) -> set[int]:
     """The ids of the parameters that a backward pass from `output` would reach."""
     found: set[int] = set()
@@ -205,6 +215,17 @@ def page(found: dict[str, Any]) -> str:
     for family, entries in sorted(families.items(), key=lambda item: (-len(item[1]), item[0])):
         attached = " | ".join(str(sum(bool(e.get(m, {}).get("attached")) for e in entries)) for m in METHODS[1:])
         lines.append(f"| {family} | {len(entries)} | {sum(counts(e, passed) for e in entries)} | {attached} |")
+    unknown = [e for e in names.values() if e.get("reason") == "no family"]
+    generic = {e["kind"]: e["generic"]["live"] for e in unknown if "generic" in e}
+    if generic:
+        layered = sum(generic.get(e["kind"], False) for e in unknown)
+        lines += [
+            "",
+            f"{len(unknown)} names, of {len({e['kind'] for e in unknown})} kinds, are of no family. With"
+            f' `anatomy="generic"` and LoRA on every linear and convolution, {sum(generic.values())} of the'
+            f" {len(generic)} kinds that were tried so are live by one pass of one name; {layered} names are of these"
+            " kinds. They are not counted above.",
+        ]
     lines += ["", "## Not live with LoRA, by reason", "", "| reason | class | names |", "|---|---|---|"]
     reasons: Counter[tuple[str, str]] = Counter()
     for entry in names.values():
@@ -239,13 +260,18 @@ class Late:
 def probe_all(found: dict[str, Any], names: list[str], late: Late, again: bool) -> None:
     """Try each name that is not live yet; `again` makes the passes of those that count by their kind so far."""
     passed = passed_kinds(found)
+    layered = {entry["kind"] for entry in found["names"].values() if "generic" in entry}
     for number, name in enumerate(names):
         if late:
             break
         entry = found["names"].get(name, {})
         if entry.get("live") or (not again and counts(entry, passed)) or (again and not counts(entry, passed)):
             continue
+        asked = "generic" in entry
         found["names"][name] = entry = probe(name, set() if again else passed)
+        if entry.get("reason") == "no family" and (asked or entry["kind"] not in layered):
+            entry["generic"] = layer_by_layer(name)
+            layered.add(entry["kind"])
         if entry.get("live"):
             passed.add(entry["kind"])
         if number % 25 == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import vpeft
+from vpeft.backbones.positions import ResizedPositions
 from vpeft.cli.loaded import open_adapter
 from vpeft.injection.adapter_file import weights_digest
 from vpeft.training.recipe import Recipe
@@ -40,9 +42,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data.npz"
 
 
-def _run(data: Path, out: Path, **more: Any) -> RunOutcome:
+def _run(data: Path, out: Path, size: int | None = None, **more: Any) -> RunOutcome:
     given = {
-        "data": {"source": str(data)},
+        "data": {"source": str(data), "image_size": size},
         "method": {"name": "lora", "rank": 2},
         "out": out,
         "optimisation": {"epochs": 1, "batch": 6},
@@ -81,6 +83,17 @@ def test_a_file_of_weights_is_found_again_or_asked_for(data: Path, tmp_path: Pat
     with pytest.raises(vpeft.VpeftError, match=r"with the weights of .*w\.safetensors.*--weights FILE"):
         open_adapter(outcome.adapter, device="cpu")
     _same(outcome, weights=moved)
+
+
+def test_another_image_size_resizes_the_positions_and_says_so(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    file = tmp_path / "w.safetensors"
+    save_file(timm.create_model("weights_test_vit", num_classes=0).state_dict(), file)
+    with pytest.warns(ResizedPositions, match=r"resized from \(1, 5, 16\) to \(1, 17, 16\)"):
+        outcome = _run(data, tmp_path / "run", backbone="weights_test_vit", weights=str(file), size=32)
+    assert outcome.tuned.description.facts.image_size == (32, 32)
+    assert "resized" in json.loads((tmp_path / "run" / "run.json").read_text())["backbone"]["origin"]["notes"][0]
+    _same(outcome)
 
 
 def test_a_transformers_folder_is_a_backbone(data: Path, tmp_path: Path) -> None:

@@ -12,6 +12,10 @@ from torch import nn
 from ..errors import VpeftError
 
 
+class NothingRead(VpeftError):
+    """An edit that reads another place, or tokens that travel beside the model's own, ran without it."""
+
+
 class MissingPlace(VpeftError):
     """A method asked for a place, or for a verb at a place, that this backbone does not have."""
 

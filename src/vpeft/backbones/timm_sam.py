@@ -33,7 +33,7 @@ from .places import Norm, Place
 from .points import Layout, Point, StandIn
 from .timm_isotropic import isotropic, layer_scales, residual_block
 from .timm_vit import attention_places, mlp_places
-from .window_tokens import BesideTokens, checkpointed_blocks
+from .window_tokens import BesideTokens, beside, checkpointed_blocks
 
 
 def _tokens(module: nn.Module) -> Tensor | None:
@@ -50,10 +50,10 @@ class EditedSamAttention(SamAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
-        cells, heads, beside = height * width, self.num_heads, _tokens(self)
+        cells, heads, joining = height * width, self.num_heads, _tokens(self)
         x = x.reshape(batch, cells, -1)
-        if beside is not None:
-            tokens = beside.repeat_interleave(batch // len(beside), dim=0)
+        if joining is not None:
+            tokens = joining.repeat_interleave(batch // len(joining), dim=0)
             x = torch.cat([tokens, x], dim=1)
         count, front = x.shape[1], x.shape[1] - cells
         qkv = self.qkv(x).view(batch, count, 3, heads, -1).permute(2, 0, 3, 1, 4)
@@ -87,8 +87,8 @@ class EditedSamAttention(SamAttention):
             x = self.attn_drop(weights) @ v
         x = x.view(batch, heads, count, -1).transpose(1, 2).reshape(batch, count, -1)
         out: Tensor = self.proj_drop(self.proj(x))
-        if beside is not None:
-            own = out[:, :front].unflatten(0, (len(beside), -1))  # type: ignore[no-untyped-call]
+        if joining is not None:
+            own = out[:, :front].unflatten(0, (len(joining), -1))  # type: ignore[no-untyped-call]
             cast(BesideTokens, self.vpeft_carrier).tokens = own.mean(dim=1)
         return out[:, front:].reshape(batch, height, width, -1)
 
@@ -102,7 +102,7 @@ class EditedSamBlock(SamBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
-        tokens, carrier = _tokens(self), cast(BesideTokens, self.__dict__.get("vpeft_carrier"))
+        tokens, carrier = beside(self), cast(BesideTokens, self.__dict__.get("vpeft_carrier"))
         windows, padded = self.norm1(x), None
         if self.window_size > 0:
             windows, padded = window_partition(windows, self.window_size)

@@ -22,7 +22,7 @@ from torchvision.models.swin_transformer import (
 
 from .attention_bias import widened
 from .functional_qkv import BiasedLinear
-from .window_tokens import BesideTokens
+from .window_tokens import BesideTokens, beside
 
 
 def _tokens(module: nn.Module) -> Tensor | None:
@@ -48,10 +48,10 @@ def _attend(attention: Any, x: Tensor, cosine: bool) -> Tensor:
     x = x.view(batch, rows, high, columns, wide, channels).permute(0, 1, 3, 2, 4, 5)
     number = rows * columns
     x = x.reshape(batch * number, high * wide, channels)
-    beside = _tokens(attention)
-    tokens = 0 if beside is None else beside.shape[1]
-    if beside is not None:
-        x = torch.cat([beside[:, None].expand(-1, number, -1, -1).reshape(len(x), tokens, channels), x], dim=1)
+    joining = _tokens(attention)
+    tokens = 0 if joining is None else joining.shape[1]
+    if joining is not None:
+        x = torch.cat([joining[:, None].expand(-1, number, -1, -1).reshape(len(x), tokens, channels), x], dim=1)
     qkv = _projected(attention, x, cosine).reshape(*x.shape[:2], 3, heads, channels // heads)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     core: Any = attention.__dict__.get("vpeft_core")
@@ -75,7 +75,7 @@ def _attend(attention: Any, x: Tensor, cosine: bool) -> Tensor:
     weights = F.dropout(weights, p=attention.attention_dropout, training=attention.training)
     x = attention.proj(weights.matmul(v).transpose(1, 2).reshape(len(x), count, channels))
     x = F.dropout(x, p=attention.dropout, training=attention.training)
-    if beside is not None:
+    if joining is not None:
         attention.vpeft_carrier.tokens = x[:, :tokens].reshape(batch, number, tokens, channels).mean(dim=1)
         x = x[:, tokens:]
     x = x.reshape(batch, rows, columns, high, wide, channels).permute(0, 1, 3, 2, 4, 5)
@@ -135,7 +135,7 @@ class PromptedBlock(SwinTransformerBlock):  # type: ignore[misc]
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = _tokens(self)
+        tokens = beside(self)
         if tokens is None:
             plain: Tensor = super().forward(x)
             return plain
@@ -152,7 +152,7 @@ class PromptedBlockV2(SwinTransformerBlockV2):  # type: ignore[misc]
     """The same for version 2, whose norms close its branches."""
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = _tokens(self)
+        tokens = beside(self)
         if tokens is None:
             plain: Tensor = super().forward(x)
             return plain

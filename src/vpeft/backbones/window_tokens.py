@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .points import NothingRead
 from .tokens import TokenCarrier, spread_mean
 
 
@@ -44,6 +45,27 @@ class BesideTokens(TokenCarrier):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "tokens": None}  # a copy starts between two forward passes
+
+
+def beside(block: nn.Module) -> Tensor | None:
+    """The tokens that the carrier brings to a block, (B, n, D), if it brings any.
+
+    Raises:
+        NothingRead: the block had tokens, and is run again in the backward pass without them.
+    """
+    carrier: BesideTokens | None = block.__dict__.get("vpeft_carrier")
+    tokens = None if carrier is None else carrier.tokens
+    if carrier is None or torch.compiler.is_compiling():
+        return tokens
+    if torch._C._current_graph_task_id() == -1:  # no backward pass is under way
+        block.__dict__["vpeft_had_tokens"] = tokens is not None
+    elif tokens is None and block.__dict__.get("vpeft_had_tokens"):
+        raise NothingRead(
+            f"A {type(block).__name__} is run again in the backward pass, but the inserted tokens travel beside what it"
+            " was given and are not there. Checkpoint with the model's own switch, if it has one, or with"
+            " acceleration='recompute_blocks' in training; or not at all."
+        )
+    return tokens
 
 
 def attend_beside(block: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,14 +10,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from ..backbones.points import Layout
+from ..backbones.points import Layout, NothingRead
 from ..backbones.rows import Rows
 from ..backbones.tokens import TokenCarrier
-from ..errors import VpeftError
-
-
-class NothingRead(VpeftError):
-    """An edit that reads another place ran without it."""
 
 
 class Slot:

@@ -9,9 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
 from vpeft.backbones.origin import Origin, origin_of, remember
+from vpeft.backbones.own_code import OWN_CODE
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
@@ -73,23 +76,19 @@ def run_recipe(
         VpeftError: whatever a user can mend, in any of the steps; a failure of the training is in the record too.
     """
     started = datetime.now(UTC)
-    with untouched_randomness():
-        # For a backbone without pre-trained weights; the same recipe must find the same one again.
-        seed = derived_seed(recipe.seed, "backbone")
-        seed_everything(seed)
-        model = create_backbone(
-            recipe.backbone,
-            pretrained=recipe.pretrained,
-            weights=recipe.weights,
-            prefix=recipe.weights_prefix,
-            allow=recipe.weights_allow,
-            described=recipe.anatomy is None,
-        )
+    # For a backbone without pre-trained weights; the same recipe must find the same one again.
+    seed = derived_seed(recipe.seed, "backbone")
+    model = _backbone(recipe, seed, None)
+    described = describe(model, recipe.anatomy)
+    size = None if recipe.data.image_size is None else (recipe.data.image_size,) * 2
+    own_size = recipe.anatomy is None and not recipe.backbone.startswith(OWN_CODE)
+    if size is not None and own_size and not described.facts.dynamic_size and size != described.facts.image_size:
+        model = _backbone(recipe, seed, size)  # its positions are resized, and it is said
+        described = describe(model)
     origin = origin_of(model) or Origin(name=recipe.backbone, pretrained=recipe.pretrained)
     if not origin.pretrained:  # random tensors, or some where the file lacks them: the seed brings them back
         origin = origin.model_copy(update={"seed": seed})
         remember(model, origin)
-    described = describe(model, recipe.anatomy)
     stated = Preprocessing.from_model(model)
     if recipe.anatomy is not None:
         stated = stated.resized(described.facts.image_size)
@@ -159,6 +158,20 @@ def run_recipe(
         )
     record = _record(out, facts, result, scored)
     return RunOutcome(recipe, result, scored, tuned, data, preprocessing, adapter, record)
+
+
+def _backbone(recipe: Recipe, seed: int, size: tuple[int, int] | None) -> nn.Module:
+    with untouched_randomness():
+        seed_everything(seed)
+        return create_backbone(
+            recipe.backbone,
+            pretrained=recipe.pretrained,
+            weights=recipe.weights,
+            prefix=recipe.weights_prefix,
+            allow=recipe.weights_allow,
+            image_size=size,
+            described=recipe.anatomy is None,
+        )
 
 
 def _preprocessing(stated: Preprocessing, config: DataConfig) -> Preprocessing:
