@@ -145,10 +145,18 @@ def graph_leaves(output: torch.Tensor) -> set[int]:
 
 
 def prove(name: str) -> str:
-    """`verify` on the real model with random weights: "live", or what is wrong."""
+    """`verify` on the real model with random weights: "live", or what is wrong.
+
+    Scales and biases are moved off where they start: many a net is made with branches that are multiplied by zero, where
+    nothing inside could have a gradient.
+    """
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0)
     try:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(0.02 * torch.randn_like(parameter))
         tuned, _ = attach(vpeft.describe(model), "lora")
         facts = tuned.description.facts
         size = tuple(min(side, 64) for side in facts.image_size) if facts.dynamic_size else facts.image_size
