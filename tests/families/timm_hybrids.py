@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from timm.layers.hybrid_embed import HybridEmbed
 from timm.models.hiera import Hiera
 from timm.models.levit import LevitDistilled
 from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
@@ -13,6 +14,7 @@ from timm.models.metaformer import Attention, LayerNorm2dNoBias, LayerNormNoBias
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from timm.models.twins import Twins
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
+from timm.models.vitamin import GeGluMlp
 from timm.models.xcit import Xcit
 from torch import nn
 
@@ -97,6 +99,13 @@ def tiny_parallel(**options: Any) -> nn.Module:
     return tiny_vit(**{**chosen, "qkv_bias": False, "qk_norm": True, **options})
 
 
+def tiny_hybrid(project: bool, **options: Any) -> nn.Module:
+    """A ViT over the map of a small net of convolutions."""
+    net = nn.Sequential(nn.Conv2d(3, 12, 4, 4), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 24, 2, 2))
+    embed = partial(HybridEmbed, backbone=net, proj=project)
+    return ready(tiny_vit(embed_layer=embed, patch_size=1, embed_dim=24, depth=2, **options))
+
+
 def torchvision_maxvit() -> nn.Module:
     """torchvision's MaxVit: the same kinds of layers, widths 16 and 24, windows of 4x4; 32x32 pixels."""
     from torchvision.models.maxvit import MaxVit
@@ -137,6 +146,8 @@ VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "parallel, one output": lambda: tiny_parallel(
         block_fn=partial(ParallelScalingBlock, fuse_out_proj=True), qkv_bias=True, init_values=0.4
     ),
+    "vit on a map": lambda: tiny_hybrid(True),
+    "vit on a map that is as wide, gated MLP": lambda: tiny_hybrid(False, mlp_layer=GeGluMlp),
     "parallel differential": lambda: tiny_parallel(block_fn=DiffParallelScalingBlock),
     "coatnet early gate": lambda: tiny_coatnet(conv={"attn_early": True, "stride_mode": "1x1"}),
 }

@@ -13,7 +13,7 @@ from .backbone import Backbone, Facts
 from .convolutional import Size, Unit, conv_stride, is_norm, leaves, make_stages, norm_place
 from .places import Place, Projection
 from .points import Layout, Point
-from .timm_vit import architecture
+from .timm_isotropic import architecture
 
 
 def make_net(

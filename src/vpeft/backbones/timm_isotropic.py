@@ -166,6 +166,7 @@ def isotropic(
         nesting=-1 if embedded.side == "input" else 4,
     )
     first_places = list(patches) or [projection("patch", net.patch_embed.proj, stem)]
+    opening = next(module for module in net.patch_embed.modules() if isinstance(module, nn.Conv2d))  # of pixels
     others: list[Place] = [*first_places, embedding]
     patch_norm, norm_pre = getattr(net.patch_embed, "norm", None), getattr(net, "norm_pre", None)
     if patch_norm is not None and not isinstance(patch_norm, nn.Identity):
@@ -195,7 +196,7 @@ def isotropic(
             pooling=net.global_pool,
             dynamic_size=dynamic,
         ),
-        pixels=outline.pixels(Point(net.patch_embed, "input"), first_places[0].width_in),
+        pixels=outline.pixels(Point(net.patch_embed, "input"), int(opening.in_channels)),
         trunk=trunk,
         stages=[stage],
         norm=final,

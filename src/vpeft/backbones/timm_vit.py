@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .anatomy import Where, norm, own_parameters, projection, site
 from .backbone import Backbone
 from .blocks import AttentionSite, Block, MlpSite
+from .convolutional_net import stem_places
 from .describe import UnknownBackbone, family
 from .places import Attention, Place
 from .points import Layout, Point
@@ -81,8 +82,11 @@ def describe_timm_vit(model: nn.Module) -> Backbone:
     """timm VisionTransformer and its relatives in that class (DeiT, MAE, CLIP, SigLIP, DINOv2 towers)."""
     vit: Any = model
     blocks, carrier = vit_blocks(model)
-    embedded = Point(vit.norm_pre, "output")
-    return isotropic("timm_vit", model, blocks, carrier, embedded, dynamic=bool(vit.dynamic_img_size))
+    embedded, patches = Point(vit.norm_pre, "output"), vit.patch_embed
+    stem: list[Place] = []
+    if isinstance(patches.proj, nn.Identity):  # a convolutional net makes the patches by itself
+        stem, _ = stem_places((patches.backbone,), (int(patches.img_size[0]), int(patches.img_size[1])))
+    return isotropic("timm_vit", model, blocks, carrier, embedded, dynamic=bool(vit.dynamic_img_size), patches=stem)
 
 
 def vit_blocks(model: nn.Module) -> tuple[list[Block], TokenCarrier]:
@@ -90,6 +94,8 @@ def vit_blocks(model: nn.Module) -> tuple[list[Block], TokenCarrier]:
     vit: Any = model
     prefix, stride = int(vit.num_prefix_tokens), int(vit.patch_embed.patch_size[0])
     carrier, grid = TokenCarrier(prefix), tuple(vit.patch_embed.grid_size)
+    if hasattr(vit.patch_embed, "backbone"):  # patches of a net's map, not of the pixels
+        stride = int(vit.patch_embed.img_size[0]) // int(grid[0])
     wheres = (Where(index, Layout.TOKENS, grid, prefix, stride) for index in range(len(vit.blocks)))
     blocks = [_block(index, *pair, carrier) for index, pair in enumerate(zip(vit.blocks, wheres, strict=True))]
     return blocks, carrier
@@ -184,19 +190,27 @@ def attention_places(
 
 
 def mlp_places(name: str, module: Any, where: Where, width: int) -> MlpSite:
-    """Places of a timm MLP: `fc1`, `fc2`, and the `gate` of a SwiGLU that keeps it apart.
+    """Places of a timm MLP: `fc1`, `fc2`, and the `gate` of a gated one that keeps it apart.
 
     A gated MLP that stores both halves in one `fc1` has them both under that name.
     """
-    gated = hasattr(module, "fc1_g")
-    first = {"fc1": module.fc1_x, "gate": module.fc1_g} if gated else {"fc1": module.fc1}
-    parts: dict[str, Place] = {key: projection(f"{name}.{key}", layer, where) for key, layer in first.items()}
+    normed = not hasattr(module, "fc2")  # ViTamin's, whose norm comes first
+    last = module.w2 if normed else module.fc2
+    if normed:
+        first = {"fc1": module.w1, "gate": module.w0}
+    elif hasattr(module, "fc1_g"):
+        first = {"fc1": module.fc1_x, "gate": module.fc1_g}
+    else:
+        first = {"fc1": module.fc1}
+    readers = {key: projection(f"{name}.{key}", layer, where) for key, layer in first.items()}
+    parts: dict[str, Place] = dict(readers)
     inner = getattr(module, "norm", None)
     if inner is not None and not isinstance(inner, nn.Identity):
-        parts["norm"] = norm(f"{name}.norm", inner, where, int(inner.weight.shape[0]))
-    parts["fc2"] = projection(f"{name}.fc2", module.fc2, where)
-    consumers = tuple(part for key, part in parts.items() if key in first)
+        reads = tuple(readers.values()) if normed else ()
+        parts["norm"] = norm(f"{name}.norm", inner, where, int(inner.weight.shape[0]), reads)
+    parts["fc2"] = projection(f"{name}.fc2", last, where)
+    consumers = () if normed else tuple(readers.values())
     return cast(
         MlpSite,
-        site(name, MlpSite, Point(module, "input"), Point(module, "output"), where, width, parts, None, consumers),  # type: ignore[arg-type]
+        site(name, MlpSite, Point(module, "input"), Point(module, "output"), where, width, parts, None, consumers),
     )

@@ -77,7 +77,8 @@ class Ladder(nn.Module):
         for i, block in enumerate(self.blocks):
             if self.shrink[i] > 1:  # the mean over each cell, an odd last row or column by itself
                 h = self._shrunk(h, self.shrink[i], self.grids[i])
-            h, rung = self.bridges[i](h), self.ladders[i + 1](values[i + 1])
+            rung = self.ladders[i + 1](values[i + 1])
+            h = self.bridges[i](h).reshape(rung.shape)  # a map may come before blocks that have it in a row
             h = self._mix(i, block(h), rung) if self.gate_after else block(self._mix(i, h, rung))
         token = self.how == "token"  # the norm acts on each token, so a class token can be taken before it
         y: Tensor = self.up(self.norm(pool(h, "token")) if token else pool(self.norm(h), "mean", self.prefix))

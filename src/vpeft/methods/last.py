@@ -53,11 +53,11 @@ class LAST(Method):
         if self.rank % self.heads:
             raise BadField(f"LAST splits the rank over its heads, but {self.heads} heads do not divide {self.rank}.")
         first = backbone.blocks[0]
-        for block in backbone.blocks:
-            if (block.dim, block.grid) != (first.dim, first.grid):
+        for read in (*backbone.blocks, backbone.embedding):
+            if (read.width, read.grid) != (first.dim, first.grid):
                 raise MissingPlace(
-                    f"LAST adds the tokens of all blocks, so it needs one width and one grid; {block.name} of"
-                    f" {backbone.facts.architecture} has {block.dim} channels on {block.grid}, {first.name} has"
+                    f"LAST adds the tokens of all blocks, so it needs one width and one grid; {read.name} of"
+                    f" {backbone.facts.architecture} has {read.width} channels on {read.grid}, {first.name} has"
                     f" {first.dim} on {first.grid}."
                 )
         ends = backbone.blocks[self.gap - 1 : -1 : self.gap]

@@ -74,9 +74,10 @@ class LST(Method):
         if self.init != "random":
             backbone.require("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")
         read = (backbone.embedding, *kept)
+        alike = len(backbone.stages) == 1 and backbone.embedding.grid == kept[0].grid
         ladder = Ladder(
             [backbone.embedding.width, *(block.dim for block in kept)],
-            [place.grid if len(backbone.stages) == 1 else place.cells for place in read],
+            [place.grid if alike else place.cells for place in read],
             [_heads(block) for block in kept],
             reduction=self.reduction,
             temperature=self.temperature,

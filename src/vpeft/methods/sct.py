@@ -96,5 +96,5 @@ class SCT(Method):
         """Whose tensor is scored for the map at this place."""
         block = backbone.blocks[place.depth]
         if isinstance(place, Stream):
-            return block.norm2.input
+            return (block.norm2 if block.has("norm2") else block.mlp_branch).input  # what reads the stream next
         return block if self.site == "mlp" else place

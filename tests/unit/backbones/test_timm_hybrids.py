@@ -19,7 +19,7 @@ from tests.unit.backbones.test_families import (  # the same tests, on further s
     test_re_expressions_are_bit_equal_without_edits,
 )
 from vpeft.backbones.edits import Edit
-from vpeft.methods import FullFinetuning, LoRA, Method, PrefixTuning
+from vpeft.methods import LAST, LST, SCT, FullFinetuning, LoRA, Method, PrefixTuning
 
 __all__ = [
     "test_each_place_is_executed_once_with_its_width_and_layout",
@@ -171,6 +171,24 @@ def test_what_lies_between_the_blocks_has_places_of_its_own() -> None:
     assert all(block.has("attn.core") for block in (*maxvit.blocks, *coatnet.blocks))
     first = [name for name in coatnet.stages[0].parts if name.endswith(".fc1") and ".se." not in name]
     assert len(first) == 3, "two MBConv units and an attention block that halves the map"
+
+
+def test_methods_that_read_the_embedding_know_that_it_may_be_finer_than_the_blocks() -> None:
+    """CAFormer's first block stands behind convolutions: LAST refuses, LST averages over cells."""
+    with pytest.raises(vpeft.MissingPlace, match="one width and one grid; embedding of"):
+        vpeft.tune(made("timm_caformer"), LAST(), show=False)
+    assert vpeft.tune(made("timm_caformer"), LST(reduction=4), show=False).verify()
+
+
+def test_salient_channels_of_a_block_without_norms_are_those_that_the_mlp_reads() -> None:
+    tuned = vpeft.tune(made("timm_levit"), SCT(channels=4), num_classes=2, verify=False, show=False)
+    images, seen = images_for(tuned.backbone), []
+    handle = tuned.backbone.stages[0].blocks[0].mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    tuned.prepare([(images, torch.zeros(2, dtype=torch.long))])
+    handle.remove()
+    squares = seen[0].double().square().flatten(0, 1).sum(dim=0)
+    chosen = tuned.adapter().get_submodule("blocks.0.stream1.after").index
+    assert chosen.tolist() == squares.topk(4).indices.sort().values.tolist()
 
 
 UNKNOWN = {
