@@ -147,8 +147,8 @@ def graph_leaves(output: torch.Tensor) -> set[int]:
 def prove(name: str) -> str:
     """`verify` on the real model with random weights: "live", or what is wrong.
 
-    Scales and biases are moved off where they start: many a net is made with branches that are multiplied by zero, where
-    nothing inside could have a gradient.
+    Scales and biases are moved off where they start: many a net is made with branches that are multiplied by zero,
+    inside which nothing has a gradient.
     """
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0)
