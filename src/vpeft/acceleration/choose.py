@@ -247,4 +247,4 @@ def _tried(tuned: TunedModel, images: Any) -> Behaviour:
         return behaviour(tuned, images)
     except (RuntimeError, IndexError, ValueError, TypeError, VpeftError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NotApplicable(f"an edit does not run on fewer tokens ({first})") from None
+        raise NotApplicable(f"the model does not run with it ({first})") from None

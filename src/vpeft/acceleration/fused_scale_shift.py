@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -59,6 +60,11 @@ class _Scaled(torch.autograd.Function):
         return into, None, None, (product - t * total) / g, total
 
 
+def _vanishes(g: Tensor) -> bool:
+    """Whether a scale is too small to be divided by; where memory is planned there are no numbers, and none is."""
+    return not isinstance(g, FakeTensor) and float(g.detach().abs().min()) < SMALLEST_SCALE
+
+
 class ScaledLinear:
     """Stands before the class of a linear map."""
 
@@ -71,7 +77,7 @@ class ScaledLinear:
             return F.linear(x, weight, bias)
         g, t = folded.layer.scale, folded.layer.shift
         kind = x.device.type
-        if not self.training or float(g.detach().abs().min()) < SMALLEST_SCALE:  # type: ignore[attr-defined]
+        if not self.training or _vanishes(g):  # type: ignore[attr-defined]
             return F.linear(x, weight, bias) * g + t
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))

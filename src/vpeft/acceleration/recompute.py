@@ -84,9 +84,9 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        z = ctx.make(*ctx.saved_tensors)
-        into = torch.ops.aten.gelu_backward(grad, z, approximate=ctx.approximate)
-        return (into, None, None, *([None] * len(ctx.saved_tensors)))
+        sources = ctx.saved_tensors  # asked for once: under checkpointing they are made anew for each asking
+        into = torch.ops.aten.gelu_backward(grad, ctx.make(*sources), approximate=ctx.approximate)
+        return (into, None, None, *([None] * len(sources)))
 
 
 class Recomputing:

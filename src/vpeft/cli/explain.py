@@ -6,7 +6,7 @@ Formula, settings' plan, properties, recipe, traps and published figures: what t
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import torch
@@ -20,11 +20,15 @@ from vpeft.cli.about import property_rows, published_figures
 from vpeft.cli.flags import Switch, with_flags
 from vpeft.cli.method_flags import all_method_flags, chosen_fields
 from vpeft.injection.tune import tune
+from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import get
 from vpeft.methods.method import Method
 from vpeft.taxonomy.facts import facts_of
 from vpeft.taxonomy.properties import default_memory, properties_of
-from vpeft.training.memory_plan import plan_memory
+from vpeft.training.fit_memory import AGAIN, LOW_MEMORY, Choice, divisible, fitting
+from vpeft.training.memory_plan import MemoryPlan, plan_memory
+from vpeft.training.optimisation import Optimisation, Precision
+from vpeft.training.sizes import bytes_of, readable
 
 
 def _explain(
@@ -35,6 +39,8 @@ def _explain(
     anatomy: str | None = None,
     classes: int = 1000,
     batch: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    precision: Precision = "fp32",
+    fit_memory: str | None = None,
     json: Switch = False,
     given: dict[str, Any],
 ) -> None:
@@ -54,7 +60,11 @@ def _explain(
     classes:
         Number of classes of the head.
     batch:
-        Also say what memory a training step on so many images needs.
+        Also say what memory a training step on so many images needs, plainly and with accelerations.
+    precision:
+        Of the training step.
+    fit_memory:
+        Also say how a step stays within so much memory, such as 8GB.
     json:
         Print JSON instead of a table.
     """
@@ -69,7 +79,9 @@ def _explain(
     known = None if fields or nouns is not None else default_memory(method, backbone)
     one = properties_of(configured, memory=known, tuned=tuned, backbone=backbone)
     facts, figures = facts_of(method), published_figures(method)
-    memory = None if batch is None else plan_memory(tuned, batch)
+    needs = None
+    if batch is not None or fit_memory is not None:
+        needs = _needs(tuned, batch or Optimisation().batch, precision, fit_memory)
     if json:
         show.as_json(
             {
@@ -79,7 +91,7 @@ def _explain(
                 "recipe": facts.recipe,
                 "traps": facts.traps,
                 "published": figures,
-                **({} if memory is None else {"memory": {**memory.model_dump(), "total": memory.total}}),
+                **({} if needs is None else {"memory": needs.as_dict()}),
             }
         )
         return
@@ -88,8 +100,8 @@ def _explain(
     out.print(plan)
     out.print(Text())
     out.print(show.table(("property", "value"), property_rows(one, plan, classes)))
-    if memory is not None:
-        out.print(Text(f"\n{memory.sentence()}"))
+    if needs is not None:
+        out.print(Text("\n" + "\n".join(needs.lines())))
     out.print(Text("\n".join(["\nRecipe", facts.recipe or "None is recorded."])))
     out.print(Text("\n".join(["\nTraps", *(f"- {trap}" for trap in facts.traps or ("None is recorded.",))])))
     out.print(Text("\nPublished figures (not measured here)"))
@@ -100,6 +112,49 @@ def _explain(
             out.print(Text(f"    protocol: {figure['protocol']}"))
     doubts = "What is doubtful about the tables is in --json." if figures else "None that could be read at its source."
     out.print(Text(doubts))
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a step needs plainly and with accelerations, and how it stays within a limit."""
+
+    plain: MemoryPlan
+    others: dict[str, MemoryPlan]
+    limit: int | None
+    choice: Choice | None
+
+    def lines(self) -> list[str]:
+        found = [self.plain.sentence()]
+        found += [f"  with --acceleration {name}: {readable(plan.total)}" for name, plan in self.others.items()]
+        return found if self.choice is None or self.limit is None else [*found, *self.choice.lines(self.limit)]
+
+    def as_dict(self) -> dict[str, Any]:
+        def told(plan: MemoryPlan) -> dict[str, Any]:
+            return {**plan.model_dump(), "total": plan.total}
+
+        found = {**told(self.plain), "with": {name: told(plan) for name, plan in self.others.items()}}
+        if self.choice is not None:
+            way = self.choice.way
+            found["fits"] = {"acceleration": way.acceleration, "accumulate": way.parts, **told(way.plan)}
+        return found
+
+
+def _needs(tuned: TunedModel, batch: int, precision: Precision, fit_memory: str | None) -> _Needs:
+    plans: dict[str, MemoryPlan] = {}
+
+    def plan(acceleration: str) -> MemoryPlan:
+        if acceleration not in plans:
+            plans[acceleration] = plan_memory(tuned, batch, precision=precision, acceleration=acceleration)
+        return plans[acceleration]
+
+    limit = None if fit_memory is None else bytes_of(fit_memory)
+    others = {name: plan(name) for name in ("auto", f"auto,{LOW_MEMORY}", f"auto,{LOW_MEMORY},{AGAIN}")}
+    choice = None
+    if limit is not None:
+        tuned.train()
+        choice = fitting(limit, batch, "auto", 1, plan, least=1 if divisible(tuned) else None)
+        tuned.eval()
+    return _Needs(plan("off"), others, limit, choice)
 
 
 def _published(kind: type[Method]) -> str:

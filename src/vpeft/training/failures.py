@@ -94,7 +94,7 @@ def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, sai
         "a smaller image size or backbone" if part > 1 else "a smaller image size or backbone: one image is the least"
     )
     try:
-        with untouched_randomness(), _buffers_as_they_were(tuned):
+        with untouched_randomness(), buffers_as_they_were(tuned):
             # Not one: BatchNorm in training mode refuses it.
             two, three = (saved_bytes(tuned, sample[:1].expand(n, *sample.shape[1:]).contiguous()) for n in (2, 3))
     except (RuntimeError, MemoryError) as error:
@@ -116,7 +116,8 @@ def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, sai
 
 
 @contextmanager
-def _buffers_as_they_were(module: nn.Module) -> Iterator[None]:
+def buffers_as_they_were(module: nn.Module) -> Iterator[None]:
+    """Afterwards every buffer holds what it held before."""
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield

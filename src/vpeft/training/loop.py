@@ -17,6 +17,7 @@ from vpeft.training import checkpoint as disk
 from vpeft.training.batches import Batch, Batches, LabelledImages
 from vpeft.training.evaluate import evaluate
 from vpeft.training.failures import NonFinite
+from vpeft.training.fit_memory import within
 from vpeft.training.interrupts import StopRequest
 from vpeft.training.machine import accelerator
 from vpeft.training.memory import peak_memory, reset_peak
@@ -75,6 +76,10 @@ class Training:
         with untouched_randomness():
             seed_everything(derived_seed(settings.seed, "prepare"))
             tuned.prepare(_OnDevice(self.batches, self.device))
+        self.settings, said = within(tuned, train, settings, self.machine)
+        settings = self.settings
+        for line in said:
+            shown.say(line)
         self.accelerated = self._accelerate(identity, shared, stream)
         records = self.accelerated.prefix
         if isinstance(records, StreamedPrefix):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vpeft.acceleration.kept import SavedForBackward as SavedForBackward
 from vpeft.training.result import PeakMemory
+from vpeft.training.sizes import readable as readable
 
 
 def saved_bytes(module: nn.Module, images: Tensor) -> int:
@@ -39,12 +40,3 @@ def peak_memory(device: torch.device) -> PeakMemory:
     """The peaks so far, of the process and of the accelerator if `device` is one that counts."""
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return PeakMemory(process=process_peak(), accelerator=on_device)
-
-
-def readable(count: float) -> str:
-    """Bytes as people write them: 512 B, 3.4 MiB, 1.2 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

@@ -1,39 +1,39 @@
-"""Memory that training needs, predicted without weights: one forward pass on the meta device, counted to the byte."""
+"""Memory that training needs, predicted without weights: one forward pass of tensors without numbers, to the byte."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from vpeft.training.memory import readable, saved_bytes
+from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.choose import IDEAS
+from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.names import wanted
+from vpeft.training.fakes import without_numbers
+from vpeft.training.memory import saved_bytes
+from vpeft.training.optimisation import Precision
+from vpeft.training.sizes import readable
 
 if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
 
-
-class _FusedAttention(TorchFunctionMode):
-    """On the meta device torch chooses the plain products, which keep the attention map; a processor does not."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = dict(kwargs or {})
-        plain = all(given.get(name) is None for name in ("attn_mask", "scale")) and not given.get("is_causal")
-        if func is scaled_dot_product_attention and len(args) == 3 and plain and not given.get("enable_gqa"):
-            kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-            return kernel(*args, given.get("dropout_p", 0.0), False)[0]
-        return func(*args, **given)
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class MemoryPlan(BaseModel):
-    """Bytes in fp32, without accelerations. The activations are what the backward pass keeps of a whole batch."""
+    """Bytes of one step. The activations are what the backward pass keeps of the images that are computed at a time."""
 
     model_config = ConfigDict(frozen=True)
 
-    batch: int
+    batch: int = Field(description="Images at a time.")
+    precision: Precision = "fp32"
+    accelerations: list[str] = Field(default_factory=list, description="Those in use.")
     weights: int = Field(description="Of backbone, adapter and head, buffers included.")
     gradients: int = Field(description="Of what is trained.")
     optimiser: int = Field(description="AdamW's two moments of what is trained.")
@@ -46,47 +46,105 @@ class MemoryPlan(BaseModel):
         return self.weights + self.gradients + self.optimiser + self.activations
 
     def largest_batch(self, limit: int) -> int:
-        """The most images whose total stays within `limit` bytes; 0 if not even one does."""
+        """The most images at a time whose total stays within `limit` bytes; 0 if not even one does."""
         fixed = self.total - self.per_image * self.batch
         return max(0, (limit - fixed) // max(1, self.per_image))
 
+    def with_batch(self, batch: int) -> MemoryPlan:
+        """The same for another number of images at a time."""
+        more = self.per_image * (batch - self.batch)
+        return self.model_copy(update={"batch": batch, "activations": self.activations + more})
+
     def sentence(self) -> str:
         """The figures in one line."""
+        with_them = f", with {', '.join(self.accelerations)}" if self.accelerations else ""
         return (
-            f"memory for a batch of {self.batch} in fp32: {readable(self.weights)} weights,"
+            f"memory for a batch of {self.batch} in {self.precision}{with_them}: {readable(self.weights)} weights,"
             f" {readable(self.gradients)} gradients, {readable(self.optimiser)} optimiser,"
             f" {readable(self.activations)} kept for the backward pass ({readable(self.per_image)} per image);"
             f" together {readable(self.total)}"
         )
 
 
-def plan_memory(tuned: TunedModel, batch: int) -> MemoryPlan:
-    """Predict what one step on `batch` images needs. `tuned` is on the meta device; its modes are as before afterwards.
+def plan_memory(
+    tuned: TunedModel, batch: int, *, precision: Precision = "fp32", acceleration: str = "off", device: str = "cpu"
+) -> MemoryPlan:
+    """Predict what one step on `batch` images needs. `tuned` may be on the meta device; it is as before afterwards.
 
     The activations are those of this many images, and not a multiple of one: what does not grow with the batch (a
-    weight that is made anew) is counted once.
+    weight that is made anew) is counted once. Of the accelerations, those that change the model are put on it without
+    the proof that precedes a run, which may leave one out.
+
+    Raises:
+        UnknownAcceleration: a name does not exist.
     """
     modes = [(module, module.training) for module in tuned.modules()]
     shape = (tuned.description.pixels.width, *tuned.description.facts.image_size)
     counted = {}
     try:
         tuned.train()
-        with warnings.catch_warnings():
-            # Some operations warn that they have no kernel for the meta device and are decomposed; nothing is computed.
+        with warnings.catch_warnings(), without_numbers(tuned, device) as mode:
             warnings.simplefilter("ignore")
-            for images in (batch, batch + 1):
-                empty = torch.empty(images, *shape, device="meta")
-                with _FusedAttention():
-                    counted[images] = saved_bytes(tuned, empty)
+            autocast = torch.autocast(device, DTYPES[precision], enabled=precision != "fp32")
+            with autocast, _installed(tuned, wanted(acceleration)) as used:
+                casts = _casts(tuned)
+                for images in (batch, batch + 1):
+                    with mode:
+                        counted[images] = saved_bytes(tuned, torch.empty(images, *shape, device=device))
     finally:
         for module, training in modes:
             module.training = training
+    return _plan(tuned, batch, precision, used, casts, counted[batch], counted[batch + 1] - counted[batch])
+
+
+def measure_memory(
+    tuned: TunedModel, images: Tensor, batch: int, *, precision: Precision, accelerations: list[str]
+) -> MemoryPlan:
+    """The same, measured on two and three of `images` and extended to `batch`: exact where it grows evenly.
+
+    `tuned` is as it is to be trained: in training mode, with its accelerations on it and under autocast.
+    """
+    two, three = (saved_bytes(tuned, images[:count]) for count in (2, 3))
+    each = max(0, three - two)
+    return _plan(tuned, batch, precision, accelerations, _casts(tuned), two + each * (batch - 2), each)
+
+
+def _casts(tuned: TunedModel) -> int:
+    """Bytes of copies of weights in the precision of the forward pass."""
+    return sum(t.numel() * t.element_size() for one in tuned.modules() for t in one.__dict__.get("vpeft_cast", ()))
+
+
+def _plan(
+    tuned: TunedModel, batch: int, precision: Precision, used: list[str], casts: int, activations: int, each: int
+) -> MemoryPlan:
     trained = sum(p.numel() * p.element_size() for _, p in tuned.trainable())
+    weights = sum(t.numel() * t.element_size() for t in (*tuned.parameters(), *tuned.buffers()))
     return MemoryPlan(
         batch=batch,
-        weights=sum(t.numel() * t.element_size() for t in (*tuned.parameters(), *tuned.buffers())),
+        precision=precision,
+        accelerations=used,
+        weights=weights + casts,
         gradients=trained,
         optimiser=2 * trained,
-        activations=counted[batch],
-        per_image=counted[batch + 1] - counted[batch],
+        activations=activations,
+        per_image=each,
     )
+
+
+@contextmanager
+def _installed(tuned: TunedModel, names: list[str]) -> Iterator[list[str]]:
+    changes, used = Changes(tuned), list[str]()
+    try:
+        for idea in IDEAS:
+            before = len(changes)
+            if idea.name not in names:
+                continue
+            try:
+                idea.install(tuned, changes)
+            except NotApplicable:
+                changes.undo(before)
+            else:
+                used.append(idea.name)
+        yield used
+    finally:
+        changes.undo()

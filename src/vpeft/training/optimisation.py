@@ -8,10 +8,13 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vpeft.acceleration.names import UnknownAcceleration, wanted
+from vpeft.training.sizes import BadSize, bytes_of
 
 Precision = Literal["fp32", "bf16", "fp16"]
 # Fields that do not change a single bit of the result: a run may be resumed under other values of these.
-_NOT_NUMERICS = frozenset({"checkpoint_every", "checkpoint_steps", "acceleration", "prefix_gib", "prefix_folder"})
+_NOT_NUMERICS = frozenset(
+    {"checkpoint_every", "checkpoint_steps", "acceleration", "prefix_gib", "prefix_folder", "fit_memory"}
+)
 
 
 class Optimisation(BaseModel):
@@ -97,6 +100,22 @@ class Optimisation(BaseModel):
     prefix_folder: Path | None = Field(
         default=None, description="Folder that keeps what is computed once for other runs; none: in memory."
     )
+
+    fit_memory: str | None = Field(
+        default=None,
+        description="Largest memory of a training step, such as 8GB: a profile and parts of a batch are chosen to"
+        " stay within it.",
+    )
+
+    @field_validator("fit_memory")
+    @classmethod
+    def _a_size(cls, size: str | None) -> str | None:
+        try:
+            if size is not None:
+                bytes_of(size)
+        except BadSize as error:
+            raise ValueError(str(error)) from error
+        return size
 
     @field_validator("acceleration")
     @classmethod

@@ -35,6 +35,9 @@ def test_a_run_with_dropout_and_drop_path_ends_with_the_same_bits() -> None:
 
 def test_it_goes_with_the_others() -> None:
     # In parts of a batch, with the last block for one token, changes added in place, and norms made again.
+    made = accelerate(tuned_with("lora"), "auto,low_memory,recompute_blocks")
+    names = [outcome.name for outcome in made.outcomes if outcome.applied]
+    assert names == ["class_token_only", "fused_low_rank", "low_memory", "recompute_blocks"], made.lines()
     one, two = (weights_after(tuned_with("lora"), f"auto,low_memory{more}") for more in ("", ",recompute_blocks"))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 

@@ -3,40 +3,119 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import pytest
 import torch
 
 import vpeft
-from tests.models import tiny_vit
+from tests.contract.matrix import cell_or_refusal
+from tests.families import EVERY
+from tests.models import FAMILIES, tiny_vit
+from vpeft.acceleration.choose import accelerate
 from vpeft.cli import main
-from vpeft.methods import get
-from vpeft.training.memory import saved_bytes
-from vpeft.training.memory_plan import plan_memory
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.methods import all_methods, get
+from vpeft.training.memory import SavedForBackward, saved_bytes
+from vpeft.training.memory_plan import measure_memory, plan_memory
 
 # Three times as many tokens as the other tests have, so that a wrong guess at the attention would show.
 SIZE = {"img_size": 64, "patch_size": 8}
+Precision = Literal["fp32", "bf16"]
+
+
+def autocast(precision: Precision) -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def kept_by(tuned: TunedModel, batch: int, precision: Precision) -> int:
+    side = tuned.description.facts.image_size[0]
+    with autocast(precision):
+        return saved_bytes(tuned, torch.randn(batch, 3, side, side))
 
 
 @pytest.mark.parametrize("name", ["lora", "ssf", "vpt_deep", "bitfit", "full_finetuning", "linear_probe", "convpass"])
 def test_predicted_activations_are_those_that_are_kept(name: str) -> None:
     method = get(name)()
     real = vpeft.tune(tiny_vit(**SIZE), method, num_classes=3, show=False, verify=False).train()
-    kept = saved_bytes(real, torch.randn(5, 3, 64, 64))
     with torch.device("meta"):
         model = type(real.backbone)(**SIZE, embed_dim=48, depth=3, num_heads=3, num_classes=0)
         twin = vpeft.tune(model, method, num_classes=3, show=False, verify=False).eval()
-        plan = plan_memory(twin, 5)
-    assert plan.activations == pytest.approx(kept, rel=0.1)
+    tensors = [*twin.parameters(), *twin.buffers()]
+    for precision in ("fp32", "bf16"):
+        plan = plan_memory(twin, 5, precision=precision)  # type: ignore[arg-type]
+        assert plan.activations == pytest.approx(kept_by(real, 5, precision), rel=0.02)  # type: ignore[arg-type]
+    plan = plan_memory(twin, 5)
     assert plan.weights == sum(p.numel() * 4 for p in (*real.parameters(), *real.buffers()))
     assert plan.optimiser == 2 * plan.gradients == 8 * sum(p.numel() for _, p in real.trainable())
     assert not twin.training
+    assert all(one is other for one, other in zip(tensors, (*twin.parameters(), *twin.buffers()), strict=True))
     assert plan.largest_batch(plan.total) == 5
     assert plan.largest_batch(plan.total - plan.per_image) == 4
     assert plan.largest_batch(0) == 0
+    assert plan.with_batch(9).activations == pytest.approx(plan_memory(twin, 9).activations, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "precision", "acceleration"),
+    [
+        ("lora", "timm_vit", "fp32", "auto"),
+        ("lora", "timm_vit", "bf16", "auto,low_memory"),
+        ("vpt_deep", "timm_vit", "fp32", "auto,low_memory"),
+        ("bitfit", "timm_swin", "bf16", "recompute_blocks"),
+        ("ssf", "timm_convnext", "fp32", "auto,recompute_blocks"),
+        ("lora", "hf_clip", "fp32", "recompute_blocks"),
+    ],
+)
+def test_with_accelerations_it_is_what_they_leave(
+    name: str, family: str, precision: Precision, acceleration: str
+) -> None:
+    cell, _ = cell_or_refusal(name, family)
+    assert cell is not None
+    tuned = cell.tuned().train()
+    plan = plan_memory(tuned, 6, precision=precision, acceleration=acceleration)
+    made = accelerate(tuned, acceleration, autocast=lambda: autocast(precision), precision=precision)
+    used = [outcome.name for outcome in made.outcomes if outcome.applied]
+    assert plan.accelerations == used and used
+    side = tuned.description.facts.image_size[0]
+    images = torch.randn(6, 3, side, side)
+    with autocast(precision), SavedForBackward(tuned, [images]) as saved:
+        tuned(images)
+    with autocast(precision):
+        measured = measure_memory(tuned, images[:3], 6, precision=precision, accelerations=used)
+    made.close()
+    assert plan.activations == pytest.approx(saved.bytes, rel=0.02)
+    assert measured.activations == pytest.approx(saved.bytes, rel=0.05)
+    assert measured.weights == plan.weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [*FAMILIES, "hf_vit", "hf_clip", "torchvision_vit", "timm_eva", "timm_resnet"])
+def test_every_method_is_predicted_within_a_tenth(family: str) -> None:
+    if family not in EVERY:
+        pytest.skip("its library is not installed")
+    wrong, looked_at = [], 0
+    for name in all_methods():
+        cell, _ = cell_or_refusal(name, family)
+        if cell is None:
+            continue
+        tuned = cell.tuned().train()
+        for precision in ("fp32", "bf16"):
+            kept = kept_by(tuned, 5, precision)  # type: ignore[arg-type]
+            told = plan_memory(tuned, 5, precision=precision).activations  # type: ignore[arg-type]
+            looked_at += 1
+            if told != pytest.approx(kept, rel=0.1):
+                wrong.append((name, precision, kept, told))
+    assert looked_at > 20
+    assert not wrong
 
 
 def test_explain_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "lora", "--batch", "4", "--json"]) == 0
+    assert main(["explain", "lora", "--batch", "64", "--precision", "bf16", "--fit-memory", "30MB", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["memory"]
-    assert told["batch"] == 4 and told["total"] > told["activations"] > 0
+    assert (told["batch"], told["precision"]) == (64, "bf16") and told["total"] > told["activations"] > 0
+    totals = [told["total"], *(told["with"][name]["total"] for name in told["with"])]
+    assert totals == sorted(totals, reverse=True) and len(totals) == 4
+    assert told["fits"]["total"] <= 30 * 10**6 < told["total"] and told["fits"]["accumulate"] >= 1
+    assert main(["explain", "lora", "--fit-memory", "lots"]) == 1
+    assert "'lots' is no size of memory" in capsys.readouterr().err

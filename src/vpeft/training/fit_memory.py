@@ -1,0 +1,199 @@
+"""How to stay within a memory limit: as asked, or the first of a few changes that leave the result as it is.
+
+First what costs least: norms and activations made again, parts of a batch, blocks run again. The batch of an optimiser
+step stays as it was asked for, so that the recipe stays the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vpeft.acceleration.choose import accelerate
+from vpeft.errors import VpeftError
+from vpeft.training.batches import LabelledImages
+from vpeft.training.failures import buffers_as_they_were
+from vpeft.training.memory_plan import MemoryPlan, measure_memory
+from vpeft.training.modes import to_training_mode
+from vpeft.training.optimisation import Optimisation
+from vpeft.training.randomness import untouched_randomness
+from vpeft.training.sizes import bytes_of, readable
+
+if TYPE_CHECKING:
+    from vpeft.injection.tuned_model import TunedModel
+
+# Measured on a processor: parts of eight images take no longer than a whole batch. Smaller ones are the last resort.
+SMALL_PART = 8
+LOW_MEMORY, AGAIN = "low_memory", "recompute_blocks"
+
+Planning = Callable[[str], MemoryPlan]
+
+
+class CannotFit(VpeftError):
+    """No way of training stays within the memory that was allowed."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of training, and what it needs.
+
+    Attributes:
+        acceleration: as the setting is written.
+        parts: in how many parts a batch is computed.
+        plan: of one part.
+    """
+
+    acceleration: str
+    parts: int
+    plan: MemoryPlan
+
+    def words(self, asked: Way) -> str:
+        """What is changed."""
+        more = [f"acceleration {self.acceleration}"] if self.acceleration != asked.acceleration else []
+        more += [f"accumulate {self.parts}"] if self.parts != asked.parts else []
+        return f"{' and '.join(more) or 'as asked'}: {readable(self.plan.total)}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The way that was chosen, what was asked for, and all that was looked at."""
+
+    way: Way
+    asked: Way
+    looked_at: tuple[Way, ...]
+
+    def lines(self, limit: int) -> list[str]:
+        """What is said before training."""
+        images = self.way.plan.batch
+        first = f"memory: within {readable(limit)} by {self.way.words(self.asked)} for {images} images at a time"
+        others = [f"  {way.words(self.asked)}" for way in self.looked_at if way != self.way]
+        return [first, *others]
+
+
+def within(
+    tuned: TunedModel, images: LabelledImages, settings: Optimisation, machine: Accelerator
+) -> tuple[Optimisation, list[str]]:
+    """`settings` changed so that a step stays within `fit_memory`, and what is to be said; measured on three images.
+
+    Records of a frozen part are not counted: they have a limit of their own.
+
+    Raises:
+        CannotFit: with what each way needs.
+    """
+    if settings.fit_memory is None:
+        return settings, []
+    limit = bytes_of(settings.fit_memory)
+    some = torch.stack([images[i % len(images)][0] for i in range(3)]).to(machine.device)
+
+    def plan(acceleration: str) -> MemoryPlan:
+        made = accelerate(tuned, acceleration, autocast=machine.autocast, precision=settings.precision)
+        used = [outcome.name for outcome in made.outcomes if outcome.applied]
+        try:
+            with machine.autocast(), buffers_as_they_were(tuned):
+                precision = settings.precision
+                return measure_memory(tuned, some, settings.batch, precision=precision, accelerations=used)
+        finally:
+            made.close()
+
+    with untouched_randomness():
+        to_training_mode(tuned)
+        chosen = fitting(
+            limit,
+            settings.batch,
+            settings.acceleration,
+            settings.accumulate,
+            plan,
+            least=1 if divisible(tuned) else None,
+            patient=machine.device.type == "cpu",
+        )
+    way = chosen.way
+    changed = {"acceleration": way.acceleration, "accumulate": way.parts}
+    return settings.model_copy(update=changed), chosen.lines(limit)
+
+
+def divisible(tuned: TunedModel) -> bool:
+    """Whether a batch may be computed in parts: no norm gathers the batch's statistics, no layer compares its images.
+
+    `tuned` is in training mode.
+    """
+    gathers = any(isinstance(module, _BatchNorm) and module.training for module in tuned.modules())
+    return not gathers and not any("ignores_neighbours" in method.exceptions for method in tuned.methods())
+
+
+def fitting(
+    limit: int,
+    batch: int,
+    acceleration: str,
+    parts: int,
+    plan: Planning,
+    *,
+    least: int | None = 1,
+    patient: bool = True,
+) -> Choice:
+    """The first way within `limit` bytes.
+
+    Args:
+        limit: bytes for weights, gradients, optimiser and what the backward pass keeps.
+        batch: images of an optimiser step.
+        acceleration, parts: as asked.
+        plan: what a setting of the accelerations needs, for any number of images at a time.
+        least: fewest images of a part; None: the batch must not be divided further.
+        patient: whether parts of `SMALL_PART` images cost less time than running blocks again, as on a processor.
+
+    Raises:
+        CannotFit: none does; the message says what each needs.
+    """
+    ways: list[Way] = []
+    asked: Way | None = None
+    for setting, at_least in _settings(acceleration, least, patient):
+        whole = plan(setting)
+        if at_least is None:
+            way = Way(setting, parts, whole.with_batch(-(-batch // parts)))
+        else:
+            way = Way(setting, *_parted(whole, limit, batch, parts, at_least))
+        asked = way if asked is None else asked
+        if way in ways:
+            continue
+        ways.append(way)
+        if way.plan.total <= limit:
+            return Choice(way, asked, tuple(ways))
+    assert asked is not None
+    needs = "\n".join(f"  {way.words(asked)} for {way.plan.batch} images at a time" for way in ways)
+    raise CannotFit(
+        f"Nothing stays within {readable(limit)}:\n{needs}\n"
+        f"Allow at least {readable(min(way.plan.total for way in ways))}, take a smaller backbone or image size, or a"
+        " method that trains fewer of the first blocks."
+    )
+
+
+def _settings(acceleration: str, least: int | None, patient: bool) -> Iterator[tuple[str, int | None]]:
+    """Settings of the accelerations with the fewest images of a part; None leaves the parts alone."""
+    low, again = _and(acceleration, LOW_MEMORY), _and(_and(acceleration, LOW_MEMORY), AGAIN)
+    yield acceleration, None
+    yield low, None
+    if patient and least is not None:
+        yield low, max(least, SMALL_PART)
+    yield again, None
+    if least is not None:
+        yield again, max(least, SMALL_PART)
+        yield again, least
+
+
+def _and(acceleration: str, name: str) -> str:
+    if acceleration == "off":
+        return name
+    return acceleration if name in acceleration.split(",") else f"{acceleration},{name}"
+
+
+def _parted(whole: MemoryPlan, limit: int, batch: int, parts: int, least: int) -> tuple[int, MemoryPlan]:
+    """The fewest parts, at least `parts`, that stay within the limit; those of `least` images where none do."""
+    most = max(min(least, batch), whole.largest_batch(limit))
+    needed = max(parts, -(-batch // max(1, most)))
+    # Parts differ by one image at most, and none may be smaller than the least.
+    needed = max(parts, min(needed, max(1, batch // min(least, batch))))
+    return needed, whole.with_batch(-(-batch // needed))
