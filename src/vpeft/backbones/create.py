@@ -20,6 +20,14 @@ from .weights import Difference, file_digest, load_weights
 TRANSFORMERS = "hf:"
 
 
+# whose errors mean that a download failed
+NETWORK = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "urllib")
+
+
+class NoWeights(VpeftError):
+    """The pre-trained weights of a model cannot be had."""
+
+
 class UnknownModelName(VpeftError):
     """No library knows this model name."""
 
@@ -50,6 +58,7 @@ def create_backbone(
 
     Raises:
         UnknownModelName: with the nearest names.
+        NoWeights: the library's weights are not here and cannot be downloaded.
         BadWeights: the weights cannot be read or do not fit; every difference is listed.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -127,6 +136,14 @@ def _from_timm(name: str, pretrained: bool, size: tuple[int, int] | None) -> tup
             raise
         tags = ", ".join(timm.list_pretrained(f"{architecture}*")[:12]) or "none"
         raise UnknownModelName(f"{name}: {error} Names of this architecture with weights: {tags}.") from error
+    except Exception as error:
+        if not pretrained or not (isinstance(error, OSError) or type(error).__module__.startswith(NETWORK)):
+            raise
+        said = str(error).strip().partition("\n")[0]
+        raise NoWeights(
+            f"The pre-trained weights of {name} are not in the cache and cannot be downloaded: {said} Give a file of"
+            " them as `weights` (--weights FILE), or take random ones with pretrained=False (--no-pretrained)."
+        ) from error
     stated = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if sized and pretrained and stated and tuple(stated[1:]) != size:
         assert size is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,10 +56,16 @@ def read_weights(source: str | Path | Mapping[str, Any], prefix: str = "") -> di
     name = "The state dict" if isinstance(source, Mapping) else str(source)
     whole = source if isinstance(source, Mapping) else _read(Path(source))
     wrapped = [whole[key] for key in WRAPPERS if isinstance(whole.get(key), Mapping)]
-    flat = _flat(wrapped[0] if wrapped and not prefix else whole)
+    flat: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}
+    # a prefix may name a key of the file itself ("teacher.") or one inside the wrapper ("module.")
+    for table in (*wrapped, whole) if not prefix else (whole, *wrapped):
+        flat = _flat(table)
+        kept = {key[len(prefix) :]: value for key, value in flat.items() if key.startswith(prefix)}
+        if kept:
+            break
     if not flat:
         raise BadWeights(f"{name} holds no tensors.")
-    kept = {key[len(prefix) :]: value for key, value in flat.items() if key.startswith(prefix)}
     if not kept:
         tops = sorted({key.partition(".")[0] for key in flat})
         raise BadWeights(f"No key of {name} starts with {prefix!r}. Keys start with: {', '.join(tops[:8])}.")
@@ -92,10 +99,11 @@ def _read(path: Path) -> Mapping[str, Any]:
     except SafetensorError as error:
         raise BadWeights(f"{path} is no complete safetensors file ({error}). Get the file again.") from None
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" (it names {named[1]})" if named else ""
         raise BadWeights(
-            f"{path} is a pickle that holds more than tensors, and reading it could run code: {reason} vpeft reads"
-            " weights only. Save the state dict alone, best as .safetensors."
+            f"{path} is a pickle that holds more than tensors{what}, and reading it could run code. vpeft reads weights"
+            " only. Save the state dict alone, best as .safetensors."
         ) from None
     except (ValueError, RuntimeError, EOFError, OSError) as error:
         raise BadWeights(f"{path} cannot be read as weights: {str(error).partition(chr(10))[0]}") from None

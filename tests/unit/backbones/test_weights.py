@@ -15,6 +15,7 @@ from torch import nn
 
 import vpeft
 from tests.models import tiny_vit
+from vpeft.backbones.create import NoWeights
 from vpeft.backbones.origin import origin_of
 from vpeft.backbones.positions import ResizedPositions
 from vpeft.backbones.weights import BadWeights, load_weights, read_weights
@@ -56,6 +57,25 @@ def test_a_prefix_picks_one_of_several_models(source: nn.Module) -> None:
     wrapped = {f"module.{key}": value for key, value in source.state_dict().items()}
     with pytest.raises(BadWeights, match=r"Every key starts with 'module'; try prefix='module\.'"):
         load_weights(model, wrapped)
+
+
+def test_a_prefix_is_found_inside_the_wrapper_of_a_training_checkpoint(source: nn.Module, tmp_path: Path) -> None:
+    state = {f"module.{key}": value for key, value in source.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth", "module.").keys() == source.state_dict().keys()
+    with pytest.raises(BadWeights, match=r"No key of .* starts with 'net\.'"):
+        read_weights(tmp_path / "w.pth", "net.")
+
+
+def test_weights_that_cannot_be_downloaded_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("Name or service not known\nand much more")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(NoWeights, match=r"of test_vit are not in the cache.*service not known Give a file.*--weights"):
+        vpeft.create_backbone("test_vit")
+    with pytest.raises(ConnectionError):
+        vpeft.create_backbone("test_vit", pretrained=False)
 
 
 def test_differences_are_listed_and_refused_unless_asked(source: nn.Module) -> None:
