@@ -35,7 +35,7 @@ from vpeft.methods.registry import get
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs"
 METHODS = ("lora", "adaptformer", "ssf", "bitfit", "vpt_deep")
-SMALL = 60_000_000  # parameters of the largest model that is built with values
+SMALL = 130_000_000  # parameters of the largest model that is built with values
 
 
 def probe(name: str, passed: set[str]) -> dict[str, Any]:
