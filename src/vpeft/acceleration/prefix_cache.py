@@ -80,7 +80,7 @@ class Numbered:
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
         return self._numbers[index], self.targets[index]
 
-    def rows(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def batch_of(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Several at once: numbers (B,) and labels (B,)."""
         at = torch.tensor(indices)
         return self._numbers[at], self._labels[at]

@@ -26,10 +26,10 @@ class LabelledImages(Protocol):
 
 
 @runtime_checkable
-class InRows(Protocol):
+class InBatches(Protocol):
     """A data set in memory that gives whole batches, and draws nothing at random."""
 
-    def rows(self, indices: list[int], /) -> tuple[Tensor, Tensor]:
+    def batch_of(self, indices: list[int], /) -> tuple[Tensor, Tensor]:
         """The items at `indices`: what stands for the images, and labels int64, each (B, ...)."""
         ...
 
@@ -132,9 +132,9 @@ class Batches:
         tell = getattr(self.images, "set_epoch", None)
         if self._order.shuffled and callable(tell):
             tell(derived_seed(self.seed, "epoch", number))
-        if isinstance(self.images, InRows):
+        if isinstance(self.images, InBatches):
             for addresses in self._order:
-                yield self.images.rows([index for _, _, index in addresses])
+                yield self.images.batch_of([index for _, _, index in addresses])
             return
         for images, labels in self._loader:
             yield images, torch.as_tensor(labels, dtype=torch.int64)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpeft.acceleration import decoded_images
+from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.names import wanted
+from vpeft.acceleration.prefix_cache import Situation
+from vpeft.acceleration.same_images import why_not_the_same
 from vpeft.acceleration.shared_trunk import SharedRecords, Stream
 from vpeft.training.batches import LabelledImages
 from vpeft.training.failures import TrainingFailed
@@ -91,9 +96,9 @@ def fit_together(
     if shared is None and len(runs) > 1:
         shared = SharedRecords()
     shown = display(progress)
-    streams = _streams(settings, train, workers)
     with ExitStack() as stack:
         stack.callback(shown.close)
+        streams = _streams(settings, train, workers, shown)
         stop = stack.enter_context(StopRequest(active=folders[0] is not None))
         members = []
         for number, (run, its, folder) in enumerate(zip(runs, settings, folders, strict=True)):
@@ -197,14 +202,37 @@ def _batches(settings: Optimisation) -> tuple[Any, ...]:
     return (*of_batches, settings.precision, settings.device, settings.deterministic)
 
 
-def _streams(settings: Sequence[Optimisation], train: LabelledImages, workers: int) -> dict[tuple[Any, ...], Stream]:
+def _streams(
+    settings: Sequence[Optimisation], train: LabelledImages, workers: int, shown: Display
+) -> dict[tuple[Any, ...], Stream]:
     """One stream for each kind of batches that several runs see."""
-    kinds = [_batches(its) for its in settings]
-    return {
-        kind: Stream(batches_of(train, its, workers, accelerator(its.precision, its.device).device))
-        for kind, its in zip(kinds, settings, strict=True)
-        if kinds.count(kind) > 1
-    }
+    kinds, made = [_batches(its) for its in settings], dict[tuple[Any, ...], Stream]()
+    for kind, its in zip(kinds, settings, strict=True):
+        if kinds.count(kind) > 1 and kind not in made:
+            device = accelerator(its.precision, its.device).device
+            made[kind] = Stream(batches_of(_decoded(train, its, shown), its, workers, device))
+    return made
+
+
+def _decoded(train: LabelledImages, settings: Optimisation, shown: Display) -> LabelledImages:
+    """Images that change are decoded once at least, where a run alone would do so."""
+    if decoded_images.NAME not in wanted(settings.acceleration) or why_not_the_same(train) is None:
+        return train
+    situation = Situation(
+        train,
+        None,
+        settings.epochs,
+        settings.batch,
+        nullcontext,
+        gib=settings.prefix_gib,
+        folder=settings.prefix_folder,
+    )
+    try:
+        kept, _, text = decoded_images.keep(situation)
+    except NotApplicable:
+        return train
+    shown.say(f"+ {decoded_images.NAME}: {text}")
+    return kept
 
 
 def _refuse_mixing(runs: Sequence[Run], folders: Sequence[Path | None]) -> None:

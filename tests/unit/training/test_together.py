@@ -9,11 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import vpeft
 from tests.models import tiny_vit
+from tests.unit.data.pictures import pixels
 from tests.unit.training.material import Patches, same, weights
 from vpeft.acceleration.shared_trunk import SharedRecords
+from vpeft.data.config import DataConfig
+from vpeft.data.datasets import open_data
+from vpeft.data.image_set import ImageSet
+from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods.method import Method
 from vpeft.training.fit import UnsuitableSettings, fit
@@ -73,6 +79,30 @@ def compare(
 
 def settings_of(**given: Any) -> Optimisation:
     return Optimisation.model_validate({"epochs": 3, "batch": 8, "acceleration": "frozen_prefix", **given})
+
+
+def test_runs_side_by_side_decode_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        file = tmp_path / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels(file.name, 40)).save(file)
+    config = DataConfig(source=str(tmp_path), val_fraction=0, test_fraction=0, augmentation="flip")
+    images = open_data(config).prepared(Preprocessing(size=(32, 32), resize="squash")).train
+    decoded: list[str] = []
+    plain = ImageSet.image
+
+    def image(its: ImageSet, index: int) -> Any:
+        decoded.append(str(its.path(index)))
+        return plain(its, index)
+
+    monkeypatch.setattr(ImageSet, "image", image)
+    both = "frozen_prefix,decoded_images"
+    several, models = [settings_of(lr=lr, acceleration=both) for lr in (1e-3, 1e-2)], [made(PROBE), made(PROBE)]
+    fit_together([Run(*pair) for pair in zip(models, several, strict=True)], images, progress=False)
+    assert len(decoded) < 2 * 9  # each once, and a sample that proves it
+    alone = made(PROBE)
+    fit(alone, images, optimisation=several[1], progress=False)
+    assert same(weights(alone), weights(models[1]))
 
 
 def test_runs_on_the_same_images_share_records() -> None:
