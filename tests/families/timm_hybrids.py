@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 from timm.layers.hybrid_embed import HybridEmbed
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.hiera import Hiera
 from timm.models.levit import LevitDistilled
 from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
 from timm.models.metaformer import Attention, LayerNorm2dNoBias, LayerNormNoBias, MetaFormer, Pooling, SepConv
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+from timm.models.nfnet import NfCfg, NormFreeNet
 from timm.models.twins import Twins
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
 from timm.models.vitamin import GeGluMlp
@@ -106,6 +108,20 @@ def tiny_hybrid(project: bool, **options: Any) -> nn.Module:
     return ready(tiny_vit(embed_layer=embed, patch_size=1, embed_dim=24, depth=2, **options))
 
 
+def tiny_byobnet(*kinds: str, **options: Any) -> nn.Module:
+    """Two blocks of each kind, each kind at half the resolution of the one before; a stem of two convolutions."""
+    blocks = tuple(ByoBlockCfg(type=kind, d=2, c=16, s=2, gs=0, br=0.5) for kind in kinds)
+    config = ByoModelCfg(blocks, **{"stem_chs": (8, 16), "stem_pool": "", **options})  # type: ignore[arg-type]
+    return ready(ByobNet(config, num_classes=0))
+
+
+def tiny_nfnet(**options: Any) -> nn.Module:
+    """Two stages of two blocks without norms, gated behind the last convolution, with a gain that starts at zero."""
+    chosen: dict[str, Any] = {"depths": (2, 2), "channels": (16, 24), "stem_type": "3x3_pool", "stem_chs": 8}
+    chosen |= {"skipinit": True, "extra_conv": True, "attn_layer": "se", "attn_kwargs": {"rd_channels": 4}}
+    return ready(NormFreeNet(NfCfg(**{**chosen, **options}), num_classes=0))
+
+
 def torchvision_maxvit() -> nn.Module:
     """torchvision's MaxVit: the same kinds of layers, widths 16 and 24, windows of 4x4; 32x32 pixels."""
     from torchvision.models.maxvit import MaxVit
@@ -126,6 +142,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm_levit": tiny_levit,
     "timm_twins": tiny_twins,
     "timm_parallel": tiny_parallel,
+    "timm_nfnet": tiny_nfnet,
+    "timm_byobnet": lambda: tiny_byobnet("bottle", "edge", num_features=32, attn_layer="se"),
     "timm_poolformer": lambda: tiny_metaformer(Pooling, Pooling, layer_scale_init_values=0.4, mlp_bias=True),
     "timm_caformer": tiny_caformer,
 }
@@ -148,6 +166,15 @@ VARIANTS: dict[str, Callable[[], nn.Module]] = {
     ),
     "vit on a map": lambda: tiny_hybrid(True),
     "vit on a map that is as wide, gated MLP": lambda: tiny_hybrid(False, mlp_layer=GeGluMlp),
+    "byobnet, darknet blocks and a head of its own": lambda: tiny_byobnet(
+        "dark", "basic", attn_layer="eca", downsample="avg", head_type="mlp", head_hidden_size=20, act_layer="silu"
+    ),
+    "repvgg": lambda: tiny_byobnet("rep", "rep", stem_type="rep", stem_chs=8),
+    "mobileone": lambda: tiny_byobnet("one", "one", stem_type="one", stem_chs=8, attn_layer="se"),
+    "byobnet, self-attention": lambda: tiny_byobnet("bottle", "self_attn", self_attn_layer="lambda"),
+    "nfnet as RegNet, a last convolution": lambda: tiny_nfnet(
+        reg=True, num_features=32, skipinit=False, extra_conv=False, attn_layer=None
+    ),
     "parallel differential": lambda: tiny_parallel(block_fn=DiffParallelScalingBlock),
     "coatnet early gate": lambda: tiny_coatnet(conv={"attn_early": True, "stride_mode": "1x1"}),
 }

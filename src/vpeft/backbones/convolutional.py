@@ -234,7 +234,8 @@ def change_places(prefix: str, unit: Unit, where: Where) -> dict[str, Place]:
 
 def _block(unit: Unit, index: int, stage: int, where: Where) -> Block:
     name, width = f"blocks.{index}", _width(unit)
-    parts = chain_places(f"{name}.mlp", unit.branch, unit.gate, where, overwritten=unit.exit.overwritten)
+    spoilt = unit.exit.overwritten or unit.inner.overwritten
+    parts = chain_places(f"{name}.mlp", unit.branch, unit.gate, where, overwritten=spoilt)
     mlp_branch = branch(f"{name}.mlp_branch", unit.enter, unit.exit, where, width)
     block = Block(
         name=name,

@@ -34,6 +34,7 @@ def make_net(
     size: Size | None = None,
     pooled: Callable[[nn.Module, Tensor], Tensor] | None = None,
     width: int | None = None,
+    stem_stride: int | None = None,
 ) -> Backbone:
     """A convolutional net from its parts.
 
@@ -51,17 +52,22 @@ def make_net(
         pooled_head: whether head and final norm come after the pooling.
         library, name, size, pooled, width: where the model is not timm's: its library, its name, height and width of
             its images, the function that gives the pooled feature, and the channels of that.
+        stem_stride: of the whole stem, where its layers do not run one after the other.
     """
     net: Any = module
     size = size or image_size(module)
     placed, stride = stem_places(stem, size)
+    stride = stem_stride or stride
     made = make_stages(units, size, stride)
     depth = sum(len(stage.blocks) for stage in made.stages)
     start = Where(-1, Layout.CHANNELS_FIRST, (-(-size[0] // stride), -(-size[1] // stride)), 0, stride)
     end = Where(depth, Layout.CHANNELS_FIRST, (1, 1) if pooled_head else made.grid, 0, made.stride)
     width0 = [p.width for p in placed if isinstance(p, Projection)][-1]
     embedding = outline.embedding(Point(after_stem, "output"), start, width0)
-    heads: list[Place] = [projection(key, layer, end) for key, layer in head.items()]
+    flat = Where(depth, Layout.VECTOR)
+    heads: list[Place] = [
+        projection(key, layer, end if isinstance(layer, nn.Conv2d) else flat) for key, layer in head.items()
+    ]
     assert made.first is not None and made.last is not None
     first = made.first
     return Backbone(
