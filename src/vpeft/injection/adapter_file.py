@@ -76,6 +76,7 @@ class Manifest(BaseModel):
     base_license: str | None = None
     base_source: str | None = None
     origin: Origin | None = None
+    quantised: Literal["int8", "nf4"] | None = None
     head: Head | None = None
     labels: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
@@ -193,6 +194,7 @@ def save(
         base_license=config.get("license"),
         base_source=config.get("hf_hub_id") or config.get("url") or None,
         origin=origin_of(tuned.backbone),
+        quantised=tuned.quantised,
         head=kind,
         labels=list(labels) if labels is not None else None,
         preprocessing=preprocessing,
@@ -281,7 +283,8 @@ def load(
         path: the adapter file.
         name: the adapter's name here; the saved one by default.
         head: needed where the saved head was not a linear one.
-        check: recompute the probe outputs and compare them with the saved ones.
+        check: recompute the probe outputs and compare them with the saved ones. Where the adapter was trained on
+            quantised weights, the backbone is quantised in the same way; False leaves it in full precision.
         other_library: the model holds the same weights as another library lays them out, for instance transformers'
             ViTModel for an adapter made on timm's VisionTransformer. Digests cannot agree then; in their place the
             features of the frozen model and the outputs with the adapter must equal the saved ones.
@@ -290,6 +293,7 @@ def load(
         BadAdapterFile: damaged, or made for other weights; the message names both sides.
     """
     from .heads import new_head
+    from .quantise import quantise
     from .tuned_model import TunedModel
 
     manifest, tensors = read(path)
@@ -328,6 +332,8 @@ def load(
     tuned.attach(*methods_of(manifest), name=key, head=head, statistics=manifest.statistics)
     try:
         tuned.load_adapter_state(relaid(tensors, tuned.adapter_state(key)) if elsewhere else tensors, key)
+        if manifest.quantised is not None and check:
+            quantise(tuned, manifest.quantised)
         if check:
             _compare(
                 probe(tuned, key), manifest.probe, LAYOUT_TOLERANCE if elsewhere else PROBE_TOLERANCE, manifest, path

@@ -111,12 +111,17 @@ def _shifts(edit: Edit) -> bool:
 
 
 @torch.no_grad()
-def merge_edits(edits: Iterable[Edit]) -> Merged:
+def merge_edits(edits: Iterable[Edit], quantised: str | None = None) -> Merged:
     """Write the edits into the weights; returns what undoes it.
 
     Raises:
-        CannotMerge: naming every edit that has no exact form; nothing is changed then.
+        CannotMerge: naming every edit that has no exact form; nothing is changed then. Or the weights are quantised.
     """
+    if quantised is not None:
+        raise CannotMerge(
+            f"The frozen weights are {quantised}, and a change folded into them would be rounded away. Load the adapter"
+            " on the backbone in full precision (check=False) and merge there; its outputs then differ slightly."
+        )
     edits = list(edits)
     refusals = [f"{edit.place.name}: {reason}" for edit in edits if (reason := why_not(edit)) is not None]
     if refusals:

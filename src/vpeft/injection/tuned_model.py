@@ -51,6 +51,7 @@ class TunedModel(nn.Module):
         self._route: tuple[str, ...] | None = None
         self._compiled = False
         self.origin: str | None = None  # digest of the weights, kept once an adapter trains them in place
+        self.quantised: str | None = None  # how the frozen linear maps were rounded, by `quantise`
         self._flags = [parameter.requires_grad for parameter in self.backbone.parameters()]
         self.backbone.requires_grad_(False)
         self.training = self.backbone.training  # evaluates or trains as the given model did
@@ -89,6 +90,8 @@ class TunedModel(nn.Module):
             raise AdapterError("No method was given. For a head alone, attach the linear probe.")
         if num_classes is not None and head is not None:
             raise AdapterError("Give num_classes or a head, not both.")
+        if self.quantised is not None:
+            raise AdapterError(f"The frozen weights are {self.quantised}; attach every adapter before quantising.")
         edits = self._edits(methods)
         if not edits and not all(method.trains_head_only for method in methods):
             idle = " + ".join(type(method).__name__ for method in methods)
@@ -333,7 +336,7 @@ class TunedModel(nn.Module):
             return self
         if self._merged:
             raise AdapterError(f"Adapter {next(iter(self._merged))!r} is merged; unmerge it first.")
-        self._merged[name] = merge_edits(self.adapter(name).edits)
+        self._merged[name] = merge_edits(self.adapter(name).edits, self.quantised)
         self._activate(name)
         return self
 

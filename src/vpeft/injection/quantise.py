@@ -1,0 +1,163 @@
+"""Frozen linear maps in eight or four bits: less memory for the weights, rounded numbers, adapters in full precision.
+
+int8: each row of a weight in steps of a 127th of its largest entry. nf4: blocks of 64 entries, each entry the nearest
+of sixteen quantiles of the normal distribution, scaled by the block's largest (QLoRA, Dettmers et al. 2023). A weight
+is made again for each product, forward and backward, and never kept, so that the backward pass keeps what it kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from ..errors import VpeftError, nearest
+
+if TYPE_CHECKING:
+    from .tuned_model import TunedModel
+
+Kind = Literal["int8", "nf4"]
+BLOCK = 64
+# QLoRA's offset: it lets the outermost quantiles, scaled to one, be finite.
+_OFFSET = 0.9677083
+
+
+class CannotQuantise(VpeftError):
+    """The frozen weights cannot be quantised, or are already."""
+
+
+def levels() -> Tensor:
+    """The sixteen values of nf4: eight quantiles above zero, zero, and seven below, scaled to [-1, 1]."""
+    above = torch.special.ndtri(torch.linspace(_OFFSET, 0.5, 9, dtype=torch.float64)[:-1])
+    below = -torch.special.ndtri(torch.linspace(_OFFSET, 0.5, 8, dtype=torch.float64)[:-1])
+    values = torch.cat([below, torch.zeros(1, dtype=torch.float64), above]).sort().values
+    return (values / values.abs().max()).float()
+
+
+class _Product(torch.autograd.Function):
+    """x W^T + b with a W that is made from its codes, in the forward pass and again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, module: Quantised) -> Tensor:
+        ctx.module = module
+        return F.linear(x, module.made(x.dtype), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        into = grad @ ctx.module.made(grad.dtype) if ctx.needs_input_grad[0] else None
+        shift = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
+        return into, shift, None
+
+
+class Quantised(nn.Linear):
+    """What a linear map becomes: `codes` and `scales` in place of its weight; `weight` is made at each reading."""
+
+    codes: Tensor
+    scales: Tensor
+    table: Tensor
+    kind: Kind
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.made(self.scales.dtype)
+
+    def made(self, dtype: torch.dtype) -> Tensor:
+        """The weight (out, in)."""
+        if self.kind == "int8":
+            return (self.codes.to(self.scales.dtype) * self.scales).to(dtype)
+        indices = torch.stack([self.codes >> 4, self.codes & 15], dim=-1).view(-1, BLOCK)
+        values = self.table[indices.int()] * self.scales
+        return values.view(-1)[: self.out_features * self.in_features].view(self.out_features, -1).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        bias: Tensor | None = self.bias
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        with torch.autocast(kind, enabled=False):
+            out: Tensor = _Product.apply(x, bias, self)
+        return out
+
+
+@torch.no_grad()
+def _become(module: nn.Linear, kind: Kind) -> None:
+    weight = module.weight.detach()
+    del module._parameters["weight"]
+    module.__class__ = Quantised
+    made: Any = module
+    made.kind = kind
+    if kind == "int8":
+        scales = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+        codes = (weight / scales).round().to(torch.int8)
+    else:
+        flat = F.pad(weight.reshape(-1), (0, -weight.numel() % BLOCK)).view(-1, BLOCK)
+        scales = flat.abs().amax(1, keepdim=True).clamp(min=1e-12)
+        table = levels().to(device=weight.device, dtype=weight.dtype)
+        nearest_one = torch.bucketize(flat / scales, (table[1:] + table[:-1]) / 2)
+        pairs = nearest_one.to(torch.uint8).view(-1, 2)
+        codes = (pairs[:, 0] << 4) | pairs[:, 1]
+        made.register_buffer("table", table, persistent=False)
+    # Not in a state dict: an adapter's file does not hold the base.
+    made.register_buffer("codes", codes, persistent=False)
+    made.register_buffer("scales", scales, persistent=False)
+
+
+def quantise(tuned: TunedModel, kind: str) -> str:
+    """Quantise the frozen linear maps in the blocks of `tuned`; says what was done.
+
+    Adapters stay as they are and train on the rounded weights; an adapter file then says so, and loading it rounds the
+    same weights in the same way. Nothing brings the weights back: `detach` gives the rounded backbone, and `merge`
+    is refused.
+
+    Args:
+        tuned: with all its adapters attached. Norms, embeddings, convolutions and whatever is trained keep their
+            precision.
+        kind: int8 or nf4.
+
+    Raises:
+        CannotQuantise: unknown kind, nothing to quantise, or done already.
+    """
+    from .adapter_file import weights_digest
+
+    if kind not in get_args(Kind):
+        raise CannotQuantise(f"There is no way of quantising {kind!r}. {nearest(kind, get_args(Kind))}")
+    if tuned.quantised is not None:
+        raise CannotQuantise(f"The frozen weights are {tuned.quantised} already.")
+    if tuned._merged:
+        raise CannotQuantise("An adapter is merged into the weights. Unmerge it first.")
+    own = {id(p) for _, p in tuned.trainable()}
+    shared = _uses(tuned.backbone)
+    found = [
+        module
+        for block in tuned.description.blocks
+        if block.exit is not None
+        for module in block.exit.module.modules()
+        if type(module) is nn.Linear
+        and id(module.weight) not in own
+        and not module.weight.requires_grad
+        and shared[id(module.weight)] == 1
+        and not module.weight.is_meta
+    ]
+    if not found:
+        raise CannotQuantise(f"{tuned.description.facts.architecture} has no frozen linear map in a block.")
+    tuned.origin = weights_digest(tuned.description, tuned)
+    before = sum(module.weight.numel() * module.weight.element_size() for module in found)
+    for module in found:
+        _become(module, kind)  # type: ignore[arg-type]
+    after = sum(b.numel() * b.element_size() for module in found for b in module.buffers(recurse=False))
+    tuned.quantised = kind
+    return f"{len(found)} frozen linear maps in {kind}: {before / 2**20:.1f} MiB are now {after / 2**20:.1f} MiB"
+
+
+def _uses(model: nn.Module) -> dict[int, int]:
+    """How many modules have each parameter as their own."""
+    count: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            count[id(parameter)] = count.get(id(parameter), 0) + 1
+    return count
