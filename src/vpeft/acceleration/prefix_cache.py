@@ -234,6 +234,7 @@ def _store(tuned: TunedModel, cut: Cut, situation: Situation, specs: Sequence[Sp
         return Store.in_memory(count, specs), False
     facts = {
         "weights": weights_digest(tuned.description, tuned),
+        **({} if tuned.quantised is None else {"quantised": tuned.quantised}),
         "cut": [cut.blocks, cut.trunk, [type(op).__name__ for op in cut.needed]],
         "precision": situation.precision,
         "device": next(tuned.parameters()).device.type,

@@ -150,6 +150,8 @@ def checkpoint_facts(tuned: TunedModel, folder: Path | None, identity: dict[str,
     if folder is not None:
         # A checkpoint holds what is trained; on another frozen backbone it would go on without a word, and wrongly.
         facts["frozen_weights"] = weights_digest(tuned.description, tuned)
+        if tuned.quantised is not None:
+            facts["quantised"] = tuned.quantised
     return facts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -98,6 +98,9 @@ class Recipe(BaseModel):
     anatomy: Anatomy | None = Field(
         default=None,
         description="For a model that no family knows: a TOML file of its nouns (docs/own_model.md), or `generic`.",
+    )
+    quantise: Literal["int8", "nf4"] | None = Field(
+        default=None, description="Keep the blocks' frozen linear maps in eight or four bits; adapters stay precise."
     )
     out: Path | None = Field(default=None, description="Folder for the adapter, the checkpoint and the record.")
     data: DataConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.adapter_file import weights_digest
+from vpeft.injection.quantise import quantise
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.tasks.classification import Classification
@@ -98,6 +100,10 @@ def run_recipe(
         seed_everything(derived_seed(recipe.seed, "tune"))
         statistics = recipe.optimisation.batch_norm
         tuned = tune(described, *recipe.methods, num_classes=len(data.labels), statistics=statistics, show=show)
+    if recipe.quantise is not None:
+        said = quantise(tuned, recipe.quantise)
+        if progress:
+            print(said, file=sys.stderr)
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "recipe": recipe.model_dump(mode="json"),
@@ -121,6 +127,7 @@ def run_recipe(
         "weights": origin.weights_sha256,
         "methods": [choice.model_dump() for choice in (recipe.method, *recipe.also)],
         **({} if described.anatomy is None else {"anatomy": described.anatomy}),
+        **({} if recipe.quantise is None else {"quantise": recipe.quantise}),
         "data": data.manifest.digest,
         "preprocessing": preprocessing.model_dump(mode="json"),
         "augmentation": recipe.data.augmentation,
