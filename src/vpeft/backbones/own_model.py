@@ -234,8 +234,15 @@ def _trunk(model: nn.Module, anatomy: Anatomy, seen: dict[str, Seen], stages: li
 
 
 def _plain(entry: Seen, depth: int) -> Place | None:
-    """A layer under its own name; what it gives may be overwritten in place, so readers copy it."""
+    """A layer under its own name; what it gives may be overwritten in place, so readers copy it.
+
+    None for a norm without a scale, which has nothing to train and does not say how wide it is.
+    """
     weight = entry.module._parameters.get("weight")
+    if weight is None and is_norm(entry.module):
+        return None
+    # an adapter keeps its own head under this name
+    name = f"model.{entry.name}" if entry.name.partition(".")[0] == "head" else entry.name
     turned = weight is not None and len(entry.shape) == 4 and entry.shape[-1] != weight.shape[0]
     if isinstance(entry.module, nn.Conv2d) or turned:
         layout = Layout.CHANNELS_FIRST
@@ -243,8 +250,8 @@ def _plain(entry: Seen, depth: int) -> Place | None:
         layout = {2: Layout.VECTOR, 4: Layout.MAP}.get(len(entry.shape), Layout.TOKENS)
     where = Where(-1, layout)
     if is_norm(entry.module):
-        return norm_place(entry.name, entry.module, where, overwritten=True)
-    place = projection(entry.name, entry.module, where)
+        return norm_place(name, entry.module, where, overwritten=True)
+    place = projection(name, entry.module, where)
     place.exit = Point(entry.module, "output", overwritten=True)
     return place
 

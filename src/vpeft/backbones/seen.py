@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,8 +142,7 @@ def watch(model: nn.Module, pooling: Pooling, size: tuple[int, int]) -> tuple[di
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
     if like is None:
         raise BadAnatomy(f"{type(model).__name__} has no parameters.")
-    first = next((m for m in layers.values() if isinstance(m, nn.Conv2d)), None)
-    channels = 3 if first is None else first.in_channels
+    channels = _channels(model, layers.values())
     seen: dict[str, Seen] = {}
     handles, modes = [], [(module, module.training) for module in model.modules()]
     for name, module in layers.items():
@@ -157,6 +156,16 @@ def watch(model: nn.Module, pooling: Pooling, size: tuple[int, int]) -> tuple[di
         for module, mode in modes:
             module.training = mode
     return seen, int(out.shape[-1]), channels
+
+
+def _channels(model: nn.Module, layers: Iterable[nn.Module]) -> int:
+    """Of the images: what the model states, as for their size; or what its first convolution takes."""
+    timm: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    if "input_size" in timm:
+        return int(timm["input_size"][0])
+    stated = getattr(getattr(model, "config", None), "num_channels", None)
+    first = next((m for m in layers if isinstance(m, nn.Conv2d)), None)
+    return int(stated or (3 if first is None else first.in_channels))
 
 
 class _Note:

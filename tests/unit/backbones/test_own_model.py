@@ -111,6 +111,24 @@ def test_a_layer_whose_weight_is_used_without_calling_it_is_refused() -> None:
     assert "2.0.attn.out_proj" not in {place.name for place in named.places()}
 
 
+def test_a_layer_called_head_and_a_norm_without_a_scale_are_no_hindrance() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cut, self.norm = nn.Conv2d(12, 8, 2, 2), nn.LayerNorm(8, elementwise_affine=False)
+            self.head = nn.Sequential(nn.Linear(8, 6))
+            self.pretrained_cfg = {"input_size": (3, 16, 16)}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            unshuffled = nn.functional.pixel_unshuffle(x, 2)
+            return self.head(self.norm(self.cut(unshuffled).flatten(2).mean(2)))  # type: ignore[no-any-return]
+
+    tuned = vpeft.tune(Net(), LoRA(rank=2, targets=("all",)), num_classes=3, anatomy="generic", show=False)
+    assert {place.name for place in tuned.description.projections} == {"cut", "model.head.0"}
+    assert (tuned.description.facts.image_size, tuned.description.pixels.width) == ((16, 16), 3)
+    assert {key.partition(".")[0] for key, _ in tuned.trainable()} == {"cut", "model", "head"}
+
+
 class Turn(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(2).transpose(1, 2)
