@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
+from ..backbones.points import MissingPlace
 from .method import Method
 from .registry import register
 
@@ -19,6 +20,11 @@ class LNTune(Method):
     """
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
-        for norm in backbone.norms:
-            if norm.own:
-                yield norm.unfreeze()
+        found = [norm for norm in backbone.norms if norm.own]
+        if not found:
+            raise MissingPlace(
+                f"LN-Tune trains the scales and shifts of norms, and {backbone.facts.architecture} has no norm with"
+                " any. Biases alone are trained by BitFit."
+            )
+        for norm in found:
+            yield norm.unfreeze()
