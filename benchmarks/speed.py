@@ -28,18 +28,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from whole_runs import CLASSES, together, whole_run
 
 import vpeft
 from vpeft.acceleration.choose import Accelerated, accelerate
-from vpeft.acceleration.prefix_cache import Situation
 from vpeft.backbones.backbone import Backbone
 from vpeft.backbones.edits import Edit
 from vpeft.methods import LoRA, Method, get
-from vpeft.training.fit import fit
 from vpeft.training.memory import SavedForBackward
-from vpeft.training.optimisation import Optimisation
-
-CLASSES = 100
 
 
 @dataclass
@@ -139,79 +135,6 @@ def against(makers: dict[str, Callable[[], Variant]], options: argparse.Namespac
     return {"precision": precision, "reference": first, "variants": found}
 
 
-class Pictures:
-    """Random images, always the same."""
-
-    def __init__(self, count: int, size: tuple[int, int]) -> None:
-        self.images = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0))
-        self.targets = [i % CLASSES for i in range(count)]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        return self.images[index], self.targets[index]
-
-
-def whole_run(method: Method, options: argparse.Namespace) -> dict[str, Any]:
-    """Processor time of `fit` with and without records, from runs of few and of more epochs.
-
-    The time of an epoch is the difference; what is left of the short run is the start, records included, and making the
-    records is also timed by itself. From these follows the time of 100 epochs of 1,000 images, in which an epoch and
-    the records grow with the images and the rest of the start, the proofs, does not.
-    """
-    pictures = Pictures(options.images, timm.create_model(options.model).patch_embed.img_size)
-    choices = {"plain": ("off", 1, 2), "recorded": ("auto", 2, 2 + options.epochs)}
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in choices}
-    for _ in range(options.runs):
-        for name, (choice, few, more) in choices.items():
-            taken = []
-            for epochs in (few, more):
-                torch.manual_seed(0)
-                base = timm.create_model(options.model)
-                tuned = vpeft.tune(base, method, num_classes=CLASSES, show=False, verify=False)
-                settings = Optimisation(batch=16, acceleration=choice, warmup=0)
-                start = time.process_time()
-                fit(tuned, pictures, epochs=epochs, optimisation=settings, progress=False)
-                taken.append(time.process_time() - start)
-            epoch = (taken[1] - taken[0]) / (more - few)
-            spent[name].append((epoch, max(0.0, taken[0] - few * epoch)))
-    scale = 1000 / options.images
-    records = record_seconds(method, options, pictures)
-    epoch = {name: statistics.median(e for e, _ in values) for name, values in spent.items()}
-    start = {name: statistics.median(s for _, s in values) for name, values in spent.items()}
-    ratios = [
-        (100 * plain[0] * scale + plain[1]) / (100 * fast[0] * scale + max(0.0, fast[1] - records) + records * scale)
-        for plain, fast in zip(spent["plain"], spent["recorded"], strict=True)
-    ]
-    return {
-        "epoch_seconds": epoch,
-        "start_seconds": start,
-        "record_seconds": records,
-        "images": options.images,
-        "step_ratio": epoch["plain"] / epoch["recorded"],
-        "times_faster": statistics.median(ratios),
-        "least": min(ratios),
-        "most": max(ratios),
-    }
-
-
-def record_seconds(method: Method, options: argparse.Namespace, pictures: Pictures) -> float:
-    """Processor time of making the records of all pictures once."""
-    torch.manual_seed(0)
-    tuned = vpeft.tune(timm.create_model(options.model), method, num_classes=CLASSES, show=False, verify=False).train()
-    made = accelerate(tuned, "frozen_prefix", situation=Situation(pictures, None, 2, 16, nullcontext))
-    assert made.prefix is not None, made.lines()
-    taken = []
-    for _ in range(2):
-        start = time.process_time()
-        for some in pictures.images.split(16):
-            made.prefix.prefix.record(some)
-        taken.append(time.process_time() - start)
-    made.close()
-    return min(taken)
-
-
 def cases(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every case of the table, one after the other."""
     name = options.model
@@ -255,17 +178,20 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             yield title, case
 
 
+# With the epochs on records that are timed.
+METHODS: dict[str, tuple[Method, int]] = {
+    "linear_probe": (get("linear_probe")(), 30),
+    "partial_k, k = 1": (get("partial_k")(k=1), 6),
+    "lora in the last four blocks": (LastBlocksLoRA(rank=8), 3),
+    "lst": (get("lst")(), 4),
+}
+
+
 def runs(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every whole run of the table, one after the other."""
-    methods: dict[str, Method] = {
-        "linear_probe": get("linear_probe")(),
-        "partial_k, k = 1": get("partial_k")(k=1),
-        "lora in the last four blocks": LastBlocksLoRA(rank=8),
-        "lst": get("lst")(),
-    }
-    for title, method in methods.items():
+    for title, (method, epochs) in METHODS.items():
         if options.case in title:
-            one = whole_run(method, options)
+            one = whole_run(method, options, epochs)
             print(
                 f"{title:32} {one['times_faster']:.1f}x [{one['least']:.1f}, {one['most']:.1f}]"
                 f"  step {one['step_ratio']:.0f}x",
@@ -274,9 +200,18 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             yield title, one
 
 
+def passes(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Several runs in one pass: as in the other tables, and with the defaults of `fit`."""
+    method, timed = METHODS["linear_probe"]
+    for epochs, batch in ((100, 16), (30, 64)):
+        title = f"4 x linear_probe, {epochs} epochs, batch {batch}"
+        if options.case in title:
+            yield title, together(method, options, timed, batch, epochs)
+
+
 def page(result: dict[str, Any]) -> str:
     """The results as Markdown."""
-    everything = [*result["steps"].values(), *result["runs"].values()]
+    everything = [*result["steps"].values(), *result["runs"].values(), *result.get("together", {}).values()]
     loads, rounds = [one["load"] for one in everything], [one["rounds"] for one in everything]
     lines = [
         "# Speed and memory",
@@ -313,8 +248,8 @@ def page(result: dict[str, Any]) -> str:
         "",
         "## A whole run: 100 epochs of 1,000 images",
         "",
-        "From the time of an epoch and of the start, each measured in `vpeft.fit` on"
-        f" {result['images']} images; the start includes making the records. Batch 16.",
+        "From what a run of `vpeft.fit` costs once, for each image, for each epoch and for each image in each epoch,"
+        " measured on two numbers of images. Batch 16.",
         "",
         "| method | times faster | | an epoch, plain | an epoch on records | step | |",
         "|---|---|---|---|---|---|---|",
@@ -327,8 +262,34 @@ def page(result: dict[str, Any]) -> str:
         )
         if "record_seconds" not in one:
             lines[-1] += " The proofs at the start are counted as if they grew with the images, so this is too low. |"
+    lines += passes_in_words(result.get("together", {}))
     lines += ["", "A GPU was not at hand: its column is absent.", ""]
     return "\n".join(lines)
+
+
+def passes_in_words(found: dict[str, Any]) -> list[str]:
+    """The section about several runs in one pass."""
+    if not found:
+        return []
+    lines = [
+        "",
+        "## Several runs in one pass, of 1,000 images",
+        "",
+        "`vpeft.fit_together` against as many calls of `vpeft.fit`, estimated as above; the learning rates differ.",
+        "",
+        "| runs | against | time | |",
+        "|---|---|---|---|",
+    ]
+    words = {
+        "records": "single runs, each with records of its own",
+        "plain": "single runs without accelerations",
+        "changing": "single runs, on images that change from epoch to epoch",
+    }
+    for title, one in found.items():
+        for name, value in one["ratios"].items():
+            shown = f"{value['ratio']:.3f} | {value['least']:.3f} to {value['most']:.3f}"
+            lines.append(f"| {title} | {words[name]} | {shown} |")
+    return lines
 
 
 def processor() -> str:
@@ -345,16 +306,17 @@ def main() -> None:
     parser.add_argument("--model", default="vit_tiny_patch16_224")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=32, help="images of the whole runs")
-    parser.add_argument("--epochs", type=int, default=10, help="epochs on records that are timed")
+    parser.add_argument(
+        "--images", type=int, default=32, help="images of the whole runs, which are also made on three times as many"
+    )
     parser.add_argument("--runs", type=int, default=3, help="repetitions of the whole runs")
-    parser.add_argument("--only", choices=["steps", "runs"], help="leave the other half as it is in --out")
+    parser.add_argument("--only", choices=["steps", "runs", "together"], help="leave the rest as it is in --out")
     parser.add_argument("--case", default="", help="only those with this in their name")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for part, makes in (("steps", cases), ("runs", runs)):
+    for part, makes in (("steps", cases), ("runs", runs), ("together", passes)):
         if options.only in (None, part):
             for title, found in makes(options):
                 write(options, part, title, found)
@@ -366,7 +328,7 @@ def write(options: argparse.Namespace, part: str, title: str, found: dict[str, A
     """Put one result into the file, beside those that it has already."""
     if options.out is None:
         return
-    result: dict[str, Any] = {"steps": {}, "runs": {}}
+    result: dict[str, Any] = {"steps": {}, "runs": {}, "together": {}}
     if options.out.exists():
         result |= json.loads(options.out.read_text())
     conditions = {"rounds": options.rounds, "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
