@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vpeft.acceleration.idea import NotApplicable
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.prefix_store import Spec, Store, mebibytes, room
+from vpeft.acceleration.views import Views
 from vpeft.data.fitted import FittedImages, parted
 from vpeft.data.image_set import ImageSet
 from vpeft.data.items import ArrayPicture
@@ -39,7 +40,7 @@ def keep(situation: Situation) -> tuple[ImageSet, ImageSet | None, str]:
     """
     if situation.epochs < 2:
         raise NotApplicable("in a single epoch no image is read twice")
-    train = situation.train
+    train = situation.train.images if isinstance(situation.train, Views) else situation.train
     if not isinstance(train, ImageSet):
         raise NotApplicable("only vpeft's own image sets say which part of their transform is the same each time")
     _why_not(train)

@@ -80,6 +80,11 @@ def _signals_of_a_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def told_epoch(seed: int, number: int, views: int | None) -> int:
+    """The number by which a data set draws its transforms for epoch `number` of a run with this seed."""
+    return derived_seed(seed, "epoch", number if views is None else number % views)
+
+
 class Batches:
     """Batches of (images float (B, 3, H, W), labels int64 (B,)), on the processor.
 
@@ -88,6 +93,7 @@ class Batches:
         batch: images per batch; the last may be smaller unless `drop_last`.
         seed: decides the order and every random transform; None: in the set's own order, for evaluation.
         workers: loading processes; 0 loads in this one. The content is the same for any number.
+        views: how many augmented versions of an image there are, taken in turn; None: a new one in each epoch.
     """
 
     def __init__(
@@ -99,8 +105,9 @@ class Batches:
         drop_last: bool = False,
         workers: int = 0,
         pin: bool = False,
+        views: int | None = None,
     ) -> None:
-        self.images = images
+        self.images, self.views = images, views
         self.seed = seed or 0
         self._order = _Order(len(images), batch, seed=self.seed, shuffled=seed is not None, drop_last=drop_last)
         # A generator of its own: a loader otherwise takes a number from torch's at the start of each epoch.
@@ -131,7 +138,7 @@ class Batches:
         # Data sets that seed their own transforms are told a number in which this run's seed is mixed.
         tell = getattr(self.images, "set_epoch", None)
         if self._order.shuffled and callable(tell):
-            tell(derived_seed(self.seed, "epoch", number))
+            tell(told_epoch(self.seed, number, self.views))
         if isinstance(self.images, InBatches):
             for addresses in self._order:
                 yield self.images.batch_of([index for _, _, index in addresses])

@@ -13,8 +13,9 @@ from torch import Tensor
 from vpeft.acceleration.choose import Accelerated, accelerate
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.shared_trunk import Fed, SharedRecords, Stream, StreamedPrefix
+from vpeft.acceleration.views import ViewByView, Views, views_of
 from vpeft.training import checkpoint as disk
-from vpeft.training.batches import Batch, Batches, LabelledImages
+from vpeft.training.batches import Batch, Batches, LabelledImages, told_epoch
 from vpeft.training.evaluate import evaluate
 from vpeft.training.failures import NonFinite
 from vpeft.training.fit_memory import within
@@ -86,7 +87,10 @@ class Training:
             self.batches = records.batches()
         elif records is not None:
             # In the same order, as that depends on the seed and on the number of images alone.
-            self.batches = Batches(records.train, settings.batch, seed=settings.seed, drop_last=settings.drop_last)
+            train = records.train
+            if isinstance(train.images, Views):
+                train = ViewByView(train, train.images)
+            self.batches = batches_of(train, settings, 0, torch.device("cpu"))
         if records is not None:
             self.val = val if records.val is None else records.val
         elif self.accelerated.train is not None:
@@ -117,8 +121,14 @@ class Training:
     def _accelerate(self, identity: dict[str, Any], shared: SharedRecords | None, stream: Stream | None) -> Accelerated:
         """Put on the model what saves work without changing its numbers, and say what."""
         settings, tuned = self.settings, self.tuned
+        train, views = self.train, settings.views
+        if views is not None:
+            train = views_of(train, [told_epoch(settings.seed, v, views) for v in range(min(views, settings.epochs))])
+        known = ("data", "preprocessing", "augmentation")
+        identified: dict[str, Any] = {key: identity[key] for key in known if key in identity}
+        drawn = train.identity if isinstance(train, Views) else {}
         situation = Situation(
-            self.train,
+            train,
             self.val,
             settings.epochs,
             settings.batch,
@@ -127,7 +137,7 @@ class Training:
             "mixup combines images before the model sees them" if settings.mixup else None,
             settings.prefix_gib,
             settings.prefix_folder,
-            {key: identity[key] for key in ("data", "preprocessing", "augmentation") if key in identity},
+            {**identified, **drawn} if identified else {},
             shared,
             stream,
         )
@@ -354,6 +364,7 @@ def batches_of(train: LabelledImages, settings: Optimisation, workers: int, devi
         drop_last=settings.drop_last,
         workers=workers,
         pin=device.type == "cuda",
+        views=settings.views,
     )
 
 

@@ -101,6 +101,12 @@ class Optimisation(BaseModel):
         default=None, description="Folder that keeps what is computed once for other runs; none: in memory."
     )
 
+    views: int | None = Field(
+        default=None,
+        ge=1,
+        description="Augmented versions of each training image, taken in turn, so that outputs of the frozen part can"
+        " be kept; none: a new one in each epoch.",
+    )
     fit_memory: str | None = Field(
         default=None,
         description="Largest memory of a training step, such as 8GB: a profile and parts of a batch are chosen to"
@@ -139,4 +145,7 @@ class Optimisation(BaseModel):
 
     def numerics(self) -> dict[str, Any]:
         """The fields that decide the result, for run keys and for recognising a checkpoint."""
-        return {name: value for name, value in self.model_dump(mode="json").items() if name not in _NOT_NUMERICS}
+        stated = self.model_dump(mode="json")
+        if self.views is None:
+            del stated["views"]  # so that runs from before there were views are still known
+        return {name: value for name, value in stated.items() if name not in _NOT_NUMERICS}

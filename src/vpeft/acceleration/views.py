@@ -1,0 +1,85 @@
+"""A fixed number of augmented views of each image, so that the frozen part of augmented images can be recorded too.
+
+In epoch e the training images are those that augmentation draws for view e mod k. The result is a function of k whether
+records are made or not; with k as many as there are epochs it is that of ordinary augmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vpeft.acceleration.prefix_cache import Numbered
+from vpeft.acceleration.same_images import Images, why_not_the_same
+from vpeft.data.image_set import ImageSet
+from vpeft.errors import VpeftError
+
+
+class NoViews(VpeftError):
+    """Images of which views cannot be made."""
+
+
+class Views:
+    """All views of all images, one view after the other: item v * len(images) + i is image i in view v.
+
+    Args:
+        images: whose transforms draw for the epoch that they are told, and for nothing else.
+        told: the epoch that stands for each view.
+    """
+
+    def __init__(self, images: ImageSet, told: Sequence[int]) -> None:
+        self.images, self.told, self.labels = images, list(told), images.labels
+        self.targets = images.targets * len(self.told)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        view, image = divmod(range(len(self))[index], len(self.images))
+        self.images.set_epoch(self.told[view])
+        return self.images[image]
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What the views depend on besides the images and their transform."""
+        return {"views": self.told, "seed": self.images.seed}
+
+
+class ViewByView:
+    """Records of `Views` as a data set of one view, which changes with the epoch."""
+
+    def __init__(self, records: Numbered, views: Views) -> None:
+        self.records, self.count, self.labels = records, len(views.images), records.labels
+        self._first = {told: view * self.count for view, told in enumerate(views.told)}
+        self._at = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def set_epoch(self, told: int) -> None:
+        """Turn to the view that stands for the epoch that is told."""
+        self._at = self._first[told]
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        return self.records[self._at + range(self.count)[index]]
+
+    def batch_of(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Several at once: numbers (B,) and labels (B,)."""
+        return self.records.batch_of([self._at + index for index in indices])
+
+
+def views_of(images: Images, told: Sequence[int]) -> Images:
+    """The views of `images`, or `images` themselves where nothing is drawn at random.
+
+    Raises:
+        NoViews: it is not known that another reading in the same epoch gives the same image.
+    """
+    if why_not_the_same(images) is None:
+        return images
+    if not isinstance(images, ImageSet):
+        raise NoViews(
+            "views needs vpeft's own image sets, whose random transforms are a function of the epoch and the image."
+            " Leave it out, or give images from `open_data`, an ImageSet or an ArraySet."
+        )
+    return Views(images, told)
