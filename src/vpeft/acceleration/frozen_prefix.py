@@ -49,16 +49,16 @@ class PassOn:
     """Stands before the class of a block: while records are replayed it gives back what it is given."""
 
     vpeft_prefix: Prefix
-    vpeft_shape: tuple[int | str, int, int | None]
+    vpeft_shape: tuple[int | str, int, tuple[Any, ...] | None]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not self.vpeft_prefix.replaying:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        item, at, length = self.vpeft_shape
+        item, at, others = self.vpeft_shape
         hidden = kwargs[item] if isinstance(item, str) else args[item]
-        if length is None:
+        if others is None:
             return hidden
-        return tuple(hidden if i == at else None for i in range(length))
+        return tuple(hidden if i == at else other for i, other in enumerate(others))
 
 
 class Blank:
@@ -91,10 +91,10 @@ class Prefix:
             handle = anchor.register_forward_pre_hook(lambda _, args: self._arrive(args[0]), prepend=True)
             changes.on_undo(handle.remove)
             return
-        for block, length in zip(description.blocks[: cut.blocks], cut.outputs, strict=False):
+        for block, others in zip(description.blocks[: cut.blocks], cut.outputs, strict=False):
             assert block.enter is not None and block.exit is not None
             at = block.exit.item if isinstance(block.exit.item, int) else 0
-            shape = (block.enter.item, at, length)
+            shape = (block.enter.item, at, others)
             changes.stand_in(block.exit.module, PassOn, vpeft_prefix=self, vpeft_shape=shape)
         stem = stem_of(tuned)
         if stem is not None and cut.stem is not None:

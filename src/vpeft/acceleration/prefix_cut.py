@@ -32,7 +32,8 @@ class Cut:
         trunk: whether all up to the pooled features is.
         before: operations that act before it.
         needed: those of them whose input must be recorded, in order: they hold something for later, or train.
-        outputs: for each block before it, the length of the tuple that it returns, or None for a tensor.
+        outputs: for each block before it, the tuple that it returns, with None for each tensor (a size stays as it
+            is), or None where it returns a tensor.
         stem: the stem's output.
     """
 
@@ -40,7 +41,7 @@ class Cut:
     trunk: bool
     before: list[Operation]
     needed: list[Operation]
-    outputs: list[int | None]
+    outputs: list[tuple[Any, ...] | None]
     stem: Tensor | None
 
     @property
@@ -54,7 +55,7 @@ class _Seen:
 
     fired: list[Operation] = field(default_factory=list)
     at: list[tuple[int, bool, int, list[Operation]]] = field(default_factory=list)  # k, needs gradient, fired, waiting
-    outputs: list[int | None] = field(default_factory=list)
+    outputs: list[tuple[Any, ...] | None] = field(default_factory=list)
     stem: Tensor | None = None
 
 
@@ -137,7 +138,7 @@ def _leaving(block: Block, seen: _Seen, last: bool) -> Callable[..., None]:
 
     def hook(_: nn.Module, args: Any, out: Any) -> None:
         several = isinstance(out, tuple)
-        seen.outputs.append(len(out) if several else None)
+        seen.outputs.append(tuple(None if isinstance(one, Tensor) else one for one in out) if several else None)
         if last:
             _note(seen, len(seen.outputs), out[item] if several else out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,8 +19,11 @@ from tests.unit.backbones.test_families import (  # the same tests, on further s
     test_features_are_those_of_the_library,
     test_re_expressions_are_bit_equal_without_edits,
 )
+from tests.unit.training.material import Patches
+from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.prefix_cache import Situation
 from vpeft.backbones.edits import Edit
-from vpeft.methods import LAST, LST, SCT, SSF, FullFinetuning, LNTune, LoRA, Method, PrefixTuning
+from vpeft.methods import LAST, LST, SCT, SSF, FullFinetuning, LNTune, LoRA, Method, PartialK, PrefixTuning
 
 __all__ = [
     "test_each_place_is_executed_once_with_its_width_and_layout",
@@ -207,6 +211,14 @@ def test_edits_inside_and_behind_projections_live_and_merge(family: str) -> None
 def test_ln_tune_needs_a_norm() -> None:
     with pytest.raises(vpeft.MissingPlace, match="has no norm with any. Biases alone are trained by BitFit"):
         vpeft.tune(made("timm_nfnet"), LNTune(), show=False)
+
+
+@pytest.mark.parametrize("family", ["timm_mvitv2", "timm_maxvit"])
+def test_a_frozen_part_is_replayed_through_what_lies_between_the_blocks(family: str) -> None:
+    """Blocks that are passed by hand on their sizes too; `accelerate` compares the features on a sample."""
+    tuned = vpeft.tune(made(family), PartialK(k=1), num_classes=3, verify=False, show=False).train()
+    found = accelerate(tuned, "frozen_prefix", situation=Situation(Patches(6), None, 3, 2, nullcontext))
+    assert found.prefix is not None and found.lines()[0].startswith("+ frozen_prefix"), found.lines()
 
 
 UNKNOWN = {
