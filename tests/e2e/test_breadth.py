@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ def breadth() -> ModuleType:
     spec = importlib.util.spec_from_file_location("breadth", ROOT / "benchmarks" / "breadth.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules["breadth"] = module  # where a dataclass looks its annotations up
     spec.loader.exec_module(module)
     return module
 
@@ -38,14 +40,14 @@ def test_one_name_is_live_and_one_is_refused_with_its_reason(breadth: ModuleType
 
 @pytest.mark.slow
 def test_one_name_of_each_kind_again(breadth: ModuleType) -> None:
-    """The smallest name of each kind, tried anew: what was live is live, and nothing breaks."""
+    """The smallest name of each kind of a family, tried anew: what was live is live, and nothing breaks."""
     stored = json.loads((ROOT / "docs" / "breadth.json").read_text())["names"]
     passed = {entry["kind"] for entry in stored.values() if entry.get("live")}
     smallest: dict[str, str] = {}
     for name in sorted(stored, key=lambda n: (stored[n].get("parameters", 0), n)):
-        if "kind" in stored[name]:
+        if stored[name].get("family"):
             smallest.setdefault(stored[name]["kind"], name)
-    assert len(smallest) > 150
+    assert len(smallest) > 100
     wrong: dict[str, str] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
