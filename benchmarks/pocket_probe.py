@@ -25,6 +25,7 @@ from vpeft.data.pocket import PocketTask, digest, pocket_tasks
 
 COLUMNS = ("probe_random", "probe", "scratch", "full", "lora")
 RATES = {"scratch": (5e-4, 2e-3), "full": (2e-4, 1e-3), "lora": (2e-3, 6e-3)}
+STATED = {"scratch": (1e-3,), "full": (5e-4,), "lora": (5e-3,)}  # with --one-rate: half the time, nothing chosen
 
 
 def _backbone(pretrained: bool, seed: int) -> nn.Module:
@@ -78,11 +79,18 @@ def _regression(x: Tensor, y: Tensor, classes: int, penalty: float) -> tuple[Ten
     return weight.detach(), bias.detach()
 
 
-def tuned(kind: str, splits: dict[str, tuple[Tensor, Tensor]], classes: int, epochs: int, seed: int) -> float:
+def tuned(
+    kind: str,
+    splits: dict[str, tuple[Tensor, Tensor]],
+    classes: int,
+    epochs: int,
+    seed: int,
+    rates: dict[str, tuple[float, ...]],
+) -> float:
     """Train as `kind` says, with each learning rate; the test accuracy of the one that validates best."""
     best = (-1.0, 0.0)
     images, labels = splits["train"]
-    for rate in RATES[kind]:
+    for rate in rates[kind]:
         backbone = _backbone(kind != "scratch", seed)
         every = ("q", "k", "v", "proj", "fc1", "fc2")
         method = vpeft.methods.LoRA(rank=8, targets=every) if kind == "lora" else vpeft.methods.FullFinetuning()
@@ -109,11 +117,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="tasks; all when none is named")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--one-rate", action="store_true", help="a stated learning rate in place of the choice")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", choices=COLUMNS, default=COLUMNS)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    rates = STATED if given.one_rate else RATES
     earlier: dict[str, dict[str, float | str]] = {}
     if given.json is not None and given.json.exists():
         earlier = json.loads(given.json.read_text())
@@ -129,9 +139,11 @@ def main() -> None:
             if column.startswith("probe"):
                 row[column] = probe(_backbone(column == "probe", given.seed), splits, classes)
             else:
-                row[column] = tuned(column, splits, classes, given.epochs, given.seed)
+                row[column] = tuned(column, splits, classes, given.epochs, given.seed, rates)
+        if any(column in RATES for column in given.only):
+            made_of["rates"] = "stated" if given.one_rate else "chosen"
         kept = table.get(name, {})
-        if any(kept.get(key) != value for key, value in made_of.items()):
+        if any(kept.get(key, value if key == "rates" else None) != value for key, value in made_of.items()):
             kept = {}
         table[name] = {**kept, **made_of, **{column: round(value, 1) for column, value in row.items()}}
         cells = " ".join(f"{row[c]:12.1f}" for c in given.only)

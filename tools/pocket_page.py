@@ -15,6 +15,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -66,6 +67,7 @@ def page(records: Sequence[RunRecord]) -> str:
         _probe(),
         "## Results",
         *_results(records),
+        *_above_the_probe(records),
         "## Does the ranking agree with VTAB-1k?",
         *_agreement(_full(records)),
         "## The backbone",
@@ -106,11 +108,12 @@ def _probe() -> str:
         command = "python benchmarks/pocket_probe.py --json docs/pocket/probe.json"
         return f"Not measured yet for the shipped weights: `{command}`."
     groups = {name: task.group for name, task in pocket_tasks().items()}
-    read: dict[str, dict[str, float]] = json.loads(PROBE.read_text())
+    read: dict[str, dict[str, Any]] = json.loads(PROBE.read_text())
     found = {name: row for name, row in read.items() if name in groups}
     epochs = " or ".join(map(str, sorted({int(row["epochs"]) for row in found.values() if "epochs" in row})))
+    one_rate = [name for name in groups if found.get(name, {}).get("rates") == "stated"]
     rows = [
-        [name, groups[name], *(_number(found[name].get(column)) for column in COLUMNS)]
+        [name + "*" * (name in one_rate), groups[name], *(_number(found[name].get(column)) for column in COLUMNS)]
         for name in groups
         if name in found
     ]
@@ -123,7 +126,9 @@ def _probe() -> str:
     return (
         "Test accuracy in per cent, one seed, 800 training images, learning rate chosen on the validation images"
         f" (`python benchmarks/pocket_probe.py --epochs {epochs}`);"
-        " an empty cell was not measured on the shipped weights yet.\n\n"
+        " an empty cell was not measured on the shipped weights yet."
+        + (" An asterisk: one stated rate each (`--one-rate`), nothing chosen." if one_rate else "")
+        + "\n\n"
         + _table(["task", "group", *COLUMNS.values()], rows)
     )
 
@@ -154,6 +159,33 @@ def _results(records: Sequence[RunRecord]) -> Iterable[str]:
         f" together {seconds / 3600:.1f} hours of one core ({'; '.join(machines)})."
     )
     yield as_markdown(made).replace("\n## ", "\n### ").removeprefix("## ").join(["### ", ""]).strip()
+
+
+def _above_the_probe(records: Sequence[RunRecord]) -> Iterable[str]:
+    """Each method against the linear probe of the same board, on the structured tasks, where a probe is not enough."""
+    margins: dict[str, list[tuple[float, str]]] = {}
+    for board in boards(records):
+        probe = next((row for row in board.rows if row.label == "linear_probe"), None)
+        if probe is None or board.departures:
+            continue
+        for index in board.groups.get("structured", ()):
+            floor = probe.cell(index)
+            for row in board.rows:
+                if floor is not None and row is not probe and (cell := row.cell(index)) is not None:
+                    where = f"{board.tasks[index].name}, {board.protocol}"
+                    margins.setdefault(row.label, []).append((100 * (cell[0] - floor[0]), where))
+    if not margins:
+        return
+    below = sorted((max(found), label) for label, found in margins.items() if max(found)[0] <= 0)
+    yield "### Above the linear probe"
+    yield (
+        f"{len(margins) - len(below)} of {len(margins)} methods are above the linear probe of the same protocol on at"
+        " least one structured task. The largest margins, in points:"
+    )
+    best = sorted(((*max(found), label) for label, found in margins.items()), reverse=True)
+    yield _table(["method", "margin", "where"], [[f"`{label}`", f"{points:+.1f}", at] for points, at, label in best])
+    if below:
+        yield "Not above it anywhere: " + ", ".join(f"`{label}`" for _, label in below) + "."
 
 
 def _agreement(full: Sequence[Board]) -> Iterable[str]:
