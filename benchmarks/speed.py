@@ -212,7 +212,7 @@ def passes(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
 def page(result: dict[str, Any]) -> str:
     """The results as Markdown."""
     everything = [*result["steps"].values(), *result["runs"].values(), *result.get("together", {}).values()]
-    loads, rounds = [one["load"] for one in everything], [one["rounds"] for one in everything]
+    loads, rounds = [one["load"] for one in everything], [one["rounds"] for one in result["steps"].values()]
     lines = [
         "# Speed and memory",
         "",
@@ -249,7 +249,7 @@ def page(result: dict[str, Any]) -> str:
         "## A whole run: 100 epochs of 1,000 images",
         "",
         "From what a run of `vpeft.fit` costs once, for each image, for each epoch and for each image in each epoch,"
-        " measured on two numbers of images. Batch 16.",
+        " measured on two numbers of images. Batch 16. The median of several estimates, the smallest and the largest.",
         "",
         "| method | times faster | | an epoch, plain | an epoch on records | step | |",
         "|---|---|---|---|---|---|---|",

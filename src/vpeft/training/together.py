@@ -199,7 +199,7 @@ class _Member:
 def _batches(settings: Optimisation) -> tuple[Any, ...]:
     """What runs must agree in to see the same batches, in the same parts and precision on the same device."""
     of_batches = (settings.seed, settings.batch, settings.drop_last, settings.accumulate)
-    return (*of_batches, settings.precision, settings.device, settings.deterministic)
+    return (*of_batches, settings.views, settings.precision, settings.device, settings.deterministic)
 
 
 def _streams(

@@ -18,10 +18,11 @@ from tests.unit.training.material import Patches, same, weights
 from vpeft.acceleration.shared_trunk import SharedRecords
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_data
-from vpeft.data.image_set import ImageSet
+from vpeft.data.image_set import ArraySet, ImageSet
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods.method import Method
+from vpeft.training.batches import LabelledImages
 from vpeft.training.fit import UnsuitableSettings, fit
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.result import Result
@@ -54,7 +55,7 @@ def plain(result: Result) -> list[dict[str, Any]]:
 
 
 def compare(
-    methods: list[Method], settings: list[Optimisation], train: Callable[[], Patches], val: Patches | None
+    methods: list[Method], settings: list[Optimisation], train: Callable[[], LabelledImages], val: Patches | None
 ) -> int:
     """Train alone and together; returns how many images the trunks of those trained together saw."""
     alone = []
@@ -132,9 +133,15 @@ def test_different_methods_go_side_by_side() -> None:
     compare(mixed, several, lambda: Patches(13, noise=0.1), Patches(5, seed=5))
 
 
-def test_other_seeds_have_other_batches() -> None:
-    several = [settings_of(seed=seed, epochs=2) for seed in (0, 0, 7)]
-    compare([LAST] * 3, several, lambda: Patches(16, noise=0.1), None)
+def test_other_seeds_and_views_have_other_batches() -> None:
+    several = [
+        settings_of(seed=seed, epochs=2, views=views) for seed, views in ((0, None), (0, None), (7, None), (0, 1))
+    ]
+    drawn = torch.randint(
+        0, 255, (16, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    ).numpy()
+    turned = Preprocessing(size=(32, 32)).augmented("flip")
+    compare([LAST] * 4, several, lambda: ArraySet(drawn, [i % 3 for i in range(16)], transform=turned), None)
 
 
 def test_everything_that_saves_work_is_as_in_a_run_alone() -> None:
