@@ -148,7 +148,7 @@ def prove(name: str) -> str:
     """`verify` on the real model with random weights: "live", or what is wrong.
 
     Scales and biases are moved off where they start: many a net is made with branches that are multiplied by zero,
-    inside which nothing has a gradient.
+    inside which nothing has a gradient. BatchNorm's statistics are those of noise, so that signals do not die away.
     """
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0)
@@ -156,9 +156,10 @@ def prove(name: str) -> str:
     try:
         with torch.no_grad():
             for key, parameter in model.named_parameters():
-                if parameter.dim() < 2:
+                if parameter.numel() == max(parameter.shape, default=1):  # one value for each channel, or one in all
                     closed = not key.endswith("bias") and float(parameter.abs().max()) < 0.1
                     parameter.add_(0.05 * torch.randn_like(parameter) + (0.5 if closed else 0.0))
+        settle(model)
         tuned, _ = attach(vpeft.describe(model), "lora")
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:200]}"
@@ -174,6 +175,18 @@ def prove(name: str) -> str:
             return "live"
         said = " ".join(report.problems)[:200]
     return said
+
+
+@torch.no_grad()
+def settle(model: nn.Module) -> None:
+    """Give the BatchNorms of a model the statistics of two noise images."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        facts = vpeft.describe(model).facts
+        for module in norms:
+            module.momentum = 1.0
+        model.train()(torch.randn(2, 3, *facts.image_size))
+        model.eval()
 
 
 def write(found: dict[str, Any]) -> None:
