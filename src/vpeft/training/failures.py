@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.names import ON_REQUEST
 from vpeft.errors import VpeftError
 from vpeft.training.memory import readable, saved_bytes
 from vpeft.training.modes import evaluation_mode
 from vpeft.training.randomness import untouched_randomness
 
 if TYPE_CHECKING:
+    from vpeft.injection.tuned_model import TunedModel
     from vpeft.training.optimisation import Optimisation
     from vpeft.training.result import Result
 
@@ -96,7 +99,8 @@ def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, sai
     try:
         with untouched_randomness(), buffers_as_they_were(tuned):
             # Not one: BatchNorm in training mode refuses it.
-            two, three = (saved_bytes(tuned, sample[:1].expand(n, *sample.shape[1:]).contiguous()) for n in (2, 3))
+            two, three = _of_two_and_three(tuned, sample)
+            profiles = _profiles(tuned, sample, part, settings.acceleration)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -111,8 +115,32 @@ def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, sai
             f"AdamW's state; {_available(sample.device)}. "
         )
         # The largest part that would have fitted is not known, so no number is promised beyond the halving.
+        advice[:0] = profiles
+        advice.append('fit_memory = "8GB" or whatever may be used, which chooses among these')
     first_line = said.strip().splitlines()[0] if said.strip() else ""
     return f"{head}{measured}Change one of: {'; '.join(advice)}.\n({first_line})"
+
+
+def _of_two_and_three(tuned: nn.Module, sample: Tensor) -> tuple[int, int]:
+    """Bytes that two and three images keep."""
+    two, three = (saved_bytes(tuned, sample[:1].expand(n, *sample.shape[1:]).contiguous()) for n in (2, 3))
+    return two, three
+
+
+def _profiles(tuned: nn.Module, sample: Tensor, part: int, acceleration: str) -> list[str]:
+    """What each way of computing again would need for `part` images, where it needs less."""
+    found: list[str] = []
+    asked = [] if acceleration == "off" else acceleration.split(",")
+    for name in sorted(ON_REQUEST - set(asked)):
+        made = accelerate(cast("TunedModel", tuned), name)
+        try:
+            if made.outcomes[0].applied:
+                two, three = _of_two_and_three(tuned, sample)
+                need = two + max(three - two, 0) * (part - 2)
+                found.append(f'acceleration = "{",".join([*asked, name])}" (about {readable(need)} kept)')
+        finally:
+            made.close()
+    return found
 
 
 @contextmanager

@@ -70,7 +70,8 @@ class Choice:
     def lines(self, limit: int) -> list[str]:
         """What is said before training."""
         images = self.way.plan.batch
-        first = f"memory: within {readable(limit)} by {self.way.words(self.asked)} for {images} images at a time"
+        by = "" if self.way == self.asked else "by "
+        first = f"memory: within {readable(limit)} {by}{self.way.words(self.asked)} for {images} images at a time"
         others = [f"  {way.words(self.asked)}" for way in self.looked_at if way != self.way]
         return [first, *others]
 

@@ -144,6 +144,8 @@ def test_out_of_memory_states_the_measured_need_and_what_to_change() -> None:
     text = str(caught.value)
     assert "8 images at a time (batch 8, accumulate 1, precision fp32)" in text
     assert "accumulate = 2 (the same steps" in text
+    assert 'Change one of: acceleration = "low_memory" (about ' in text
+    assert 'acceleration = "recompute_blocks" (about ' in text and "fit_memory = " in text
     assert 'precision = "bf16"' in text
     assert "Tried to allocate 1.20 GiB" in text
     assert caught.value.result is not None

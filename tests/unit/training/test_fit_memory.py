@@ -63,6 +63,7 @@ def test_what_is_said() -> None:
         "  as asked: 7.2 KiB",
         "  acceleration auto,low_memory: 4.7 KiB",
     ]
+    assert chosen(7400).lines(7400) == ["memory: within 7.2 KiB as asked: 7.2 KiB for 64 images at a time"]
     with pytest.raises(CannotFit, match="Nothing stays within 1005 B:") as failure:
         chosen(1005)
     assert "Allow at least 1010 B" in str(failure.value)
