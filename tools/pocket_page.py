@@ -138,8 +138,14 @@ def _number(value: float | None) -> str:
 
 
 def _full(records: Sequence[RunRecord]) -> list[Board]:
-    """The boards of the full tier that depart in nothing."""
-    return [board for board in boards(records) if board.protocol == _protocol_of("full") and not board.departures]
+    """The boards of the full tier that depart in nothing and have every task."""
+    every = set(pocket_tasks())
+    return [
+        board
+        for board in boards(records)
+        if board.protocol == _protocol_of("full") and not board.departures
+        if {task.name for task in board.tasks} == every
+    ]
 
 
 def _protocol_of(tier: str) -> str:
