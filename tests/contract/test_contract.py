@@ -1,5 +1,5 @@
 """Each promise of `checks`, or a refusal that says what is missing: every method on three unlike families, five unlike
-methods on every family (on some by slow tests alone). `make matrix` runs every method on every family."""
+methods on every family. `make matrix` runs every method on every family."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import vpeft
 from tests.contract.checks import FAST, OF_FAMILIES, SLOW, Cell
 from tests.contract.matrix import cell_or_refusal
-from tests.families import EVERY, SLOWLY
+from tests.families import EVERY
 from tests.models import FAMILIES
 from vpeft.methods import all_methods
 
@@ -18,10 +18,7 @@ CELLS = [pytest.param(name, family, id=f"{name}-{family}") for name in all_metho
 # inside a projection, on its output, beside the MLP, as tokens, and beside the whole trunk
 FIVE = ("lora", "ssf", "adaptformer", "vpt_deep", "lst")
 OTHERS = [
-    pytest.param(name, f, id=f"{name}-{f}", marks=[pytest.mark.slow] if f in SLOWLY else [])
-    for f in EVERY
-    if f not in FAMILIES
-    for name in FIVE
+    pytest.param(name, family, id=f"{name}-{family}") for family in EVERY if family not in FAMILIES for name in FIVE
 ]
 
 

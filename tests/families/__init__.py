@@ -1,8 +1,7 @@
 """Tiny models of every family, one file for each library or kind: `MODELS` maps a name to a function that makes one.
 
 A file here is found by itself. The functions take no argument, download nothing and give a model with random weights
-that no bias or scale leaves at zero or one (`tests.models.roughen`). A file may name, as `SLOWLY`, those of its models
-whose contract is left to the slow tests and `make matrix`; all others are in the fast tests.
+that no bias or scale leaves at zero or one (`tests.models.roughen`).
 """
 
 from __future__ import annotations
@@ -28,11 +27,4 @@ def every_family() -> dict[str, Callable[[], nn.Module]]:
     return found
 
 
-def only_slowly() -> frozenset[str]:
-    """The families whose contract no fast test runs."""
-    modules = (importlib.import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__))
-    return frozenset(name for module in modules for name in getattr(module, "SLOWLY", ()))
-
-
 EVERY = every_family()
-SLOWLY = only_slowly()

@@ -148,9 +148,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm_caformer": tiny_caformer,
 }
 
-# two that are unlike all others keep their contract in the fast tests
-SLOWLY = frozenset(MODELS) - {"timm_coatnet", "timm_levit"}
-
 # other settings of the same classes, for the tests of places alone
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "maxvit grid alone, ConvNeXt": lambda: tiny_maxvit(

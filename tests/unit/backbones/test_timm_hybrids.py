@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vpeft
 from tests.families import EVERY
-from tests.families.timm_hybrids import SLOWLY, VARIANTS
+from tests.families.timm_hybrids import VARIANTS
 from tests.models import images_for
 from tests.unit.backbones.test_families import (  # the same tests, on further settings of these classes
     test_each_place_is_executed_once_with_its_width_and_layout,
@@ -23,7 +23,7 @@ from tests.unit.training.material import Patches
 from vpeft.acceleration.choose import accelerate
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.backbones.edits import Edit
-from vpeft.methods import LAST, LST, SCT, SSF, FullFinetuning, LNTune, LoRA, Method, PartialK, PrefixTuning
+from vpeft.methods import LAST, LST, SCT, FullFinetuning, LNTune, LoRA, Method, PartialK, PrefixTuning
 
 __all__ = [
     "test_each_place_is_executed_once_with_its_width_and_layout",
@@ -193,19 +193,6 @@ def test_salient_channels_of_a_block_without_norms_are_those_that_the_mlp_reads(
     squares = seen[0].double().square().flatten(0, 1).sum(dim=0)
     chosen = tuned.adapter().get_submodule("blocks.0.stream1.after").index
     assert chosen.tolist() == squares.topk(4).indices.sort().values.tolist()
-
-
-@pytest.mark.parametrize("family", sorted(SLOWLY))
-def test_edits_inside_and_behind_projections_live_and_merge(family: str) -> None:
-    """What the fast tests have of the contract of these families."""
-    tuned = vpeft.tune(made(family), LoRA(rank=2, targets=("all",)), SSF(), num_classes=3, show=False)
-    if any(place.standardised for place in tuned.description.projections):
-        return
-    images = images_for(tuned.backbone)
-    with torch.no_grad():
-        before = moved(tuned, 0.05)(images)
-        merged = tuned.merge()(images)
-    assert (merged - before).abs().max() <= 1e-4 * before.abs().max().clamp(min=1.0)
 
 
 def test_ln_tune_needs_a_norm() -> None:
