@@ -160,7 +160,7 @@ def mistakes(error: ValidationError, flags: Iterable[Flag] = ()) -> InvalidValue
         name = next((by_path[location[:end]] for end in range(len(location), 0, -1) if location[:end] in by_path), None)
         shown = name or ".".join(str(step) for step in one["loc"]) or error.title
         given = "" if one["type"] == "missing" else f" (given: {one['input']!r})"
-        lines.append(f"{shown}: {one['msg']}{given}")
+        lines.append(f"{shown}: {one['msg'].removeprefix('Value error, ').rstrip('.')}{given}")
     return InvalidValue("\n".join(dict.fromkeys(lines)))
 
 

@@ -252,4 +252,6 @@ def _worded(error: Any) -> str:
     where = ".".join(str(step) for step in error["loc"])
     if error["type"] == "missing":
         return f"{where} is missing; it has no default."
-    return f"{where} = {error['input']!r}: {error['msg']}." if where else f"{error['msg']}."
+    # pydantic puts a label before the sentences of our own checks
+    said = error["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{where} = {error['input']!r}: {said}." if where else f"{said}."
