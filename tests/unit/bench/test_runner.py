@@ -304,15 +304,13 @@ def test_suites_are_found_and_their_tiers_make_sense() -> None:
             assert set(tier.tasks) <= set(suite.tasks)
 
 
-def test_pocket_is_run_as_its_tiers_say() -> None:
+def test_a_tier_has_the_seeds_that_its_protocol_demands() -> None:
     from vpeft.bench.protocol import protocol
-    from vpeft.data.pocket import TIERS
 
-    for name, tier in suites()["pocket"].tiers.items():
-        rules, said = protocol(tier.protocol), TIERS[name]
-        assert rules.optimisation["epochs"] == said.epochs
-        assert (rules.grid.lr, rules.grid.weight_decay) == (said.learning_rates, said.weight_decays)
-        assert rules.seeds == said.seeds
+    for suite in suites().values():
+        for tier in suite.tiers.values():
+            assert tier.seeds == protocol(tier.protocol).seeds
+    assert len(suites()["pocket"].tiers["smoke"].tasks) == 2
 
 
 def test_digits_are_split_once_and_for_all() -> None:

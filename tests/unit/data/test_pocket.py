@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vpeft.data.pocket import SIZES, TIERS, coast, digest, distance, pocket_tasks
+from vpeft.data.pocket import SIZES, coast, digest, distance, pocket_tasks
 from vpeft.data.pocket import task as task_module
 from vpeft.data.problems import DataError
 
@@ -111,13 +111,6 @@ def test_a_difference_names_the_split() -> None:
 
     with pytest.raises(DataError, match="'train' of pocket/count"):
         replace(pocket_tasks()["count"], draw=other).verify()
-
-
-def test_tiers_name_tasks_that_exist() -> None:
-    assert set(TIERS) == {"smoke", "quick", "demo", "full"}
-    assert len(TIERS["smoke"].tasks or ()) == 2
-    for tier in TIERS.values():
-        assert set(tier.tasks or ()) <= set(NAMES)
 
 
 def test_the_bench_extra_installs_what_the_tasks_are_made_of() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vpeft.bench.sealed import Images
 from vpeft.bench.suite import BenchTask, Suite, Tier, make_task
-from vpeft.data.pocket import TIERS, digest, pocket_tasks
+from vpeft.data.pocket import digest, pocket_tasks
 from vpeft.data.pocket.task import stored_digests
 from vpeft.errors import VpeftError
 
@@ -35,10 +35,10 @@ SUITE = Suite(
     about="Nine offline tasks in three groups: natural, specialised, structured; 800 + 200 + 1,200 images each.",
     groups={name: task.group for name, task in pocket_tasks().items()},
     tiers={
-        "smoke": Tier(protocol="pocket-smoke@1", seeds=TIERS["smoke"].seeds, tasks=TIERS["smoke"].tasks or ()),
-        "quick": Tier(protocol="pocket-quick@1", seeds=TIERS["quick"].seeds, tasks=TIERS["quick"].tasks or ()),
+        "smoke": Tier(protocol="pocket-smoke@1", seeds=1, tasks=("handwriting", "orientation")),
+        "quick": Tier(protocol="pocket-quick@1", seeds=1),
         "demo": Tier(protocol="pocket-demo@1", seeds=1, tasks=("orientation",)),
-        "full": Tier(protocol="pocket@1", seeds=TIERS["full"].seeds, tasks=TIERS["full"].tasks or ()),
+        "full": Tier(protocol="pocket@1", seeds=3),
     },
     default_tier="quick",
     open=_open,
