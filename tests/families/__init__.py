@@ -1,7 +1,8 @@
 """Tiny models of every family, one file for each library or kind: `MODELS` maps a name to a function that makes one.
 
 A file here is found by itself. The functions take no argument, download nothing and give a model with random weights
-that no bias or scale leaves at zero or one (`tests.models.roughen`).
+that no bias or scale leaves at zero or one (`tests.models.roughen`). `VARIANTS`, in the same form, are other settings
+of the same classes, for the tests of places alone.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from torch import nn
 
 from tests.models import FAMILIES
 
+Models = dict[str, Callable[[], nn.Module]]
 
-def every_family() -> dict[str, Callable[[], nn.Module]]:
-    """The three families that every test uses, and all that the files of this folder add."""
-    found = dict(FAMILIES)
+
+def _collected(attribute: str, start: Models) -> Models:
+    """`start` and what the files of this folder have under this name, each key once."""
+    found = dict(start)
     for entry in sorted(pkgutil.iter_modules(__path__), key=lambda item: item.name):
-        models = importlib.import_module(f"{__name__}.{entry.name}").MODELS
+        models = getattr(importlib.import_module(f"{__name__}.{entry.name}"), attribute, {})
         twice = set(found) & set(models)
         if twice:
             raise ValueError(f"tests/families/{entry.name}.py repeats {', '.join(sorted(twice))}")
@@ -27,4 +30,6 @@ def every_family() -> dict[str, Callable[[], nn.Module]]:
     return found
 
 
-EVERY = every_family()
+# the three families that every test uses, and all that the files of this folder add
+EVERY = _collected("MODELS", FAMILIES)
+VARIANTS = _collected("VARIANTS", {})

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 import vpeft
-from tests.families import EVERY
+from tests.families import EVERY, VARIANTS
 from tests.models import images_for, library_features, library_output, tiny_convnext, tiny_swin, tiny_vit
 from vpeft.backbones.places import Norm, Place, Projection
 from vpeft.backbones.points import Layout
 from vpeft.injection.hooks import CoreEdits, Switch, WeightEdits, Wiring
 from vpeft.injection.operations import Operation
 
-VARIANTS: dict[str, Callable[[], nn.Module]] = {
+SETTINGS: dict[str, Callable[[], nn.Module]] = {
     **EVERY,
+    **VARIANTS,
     "vit registers": lambda: tiny_vit(reg_tokens=4, no_embed_class=True),
     "vit average pool": lambda: tiny_vit(class_token=False, global_pool="avg"),
     "vit average pool with class token": lambda: tiny_vit(global_pool="avg"),
@@ -55,9 +56,9 @@ def _post_norm() -> nn.Module:
     return tiny_vit(block_fn=ResPostBlock)
 
 
-@pytest.fixture(params=VARIANTS, ids=str)
+@pytest.fixture(params=SETTINGS, ids=str)
 def model(request: pytest.FixtureRequest) -> nn.Module:
-    return VARIANTS[request.param]()
+    return SETTINGS[request.param]()
 
 
 @pytest.mark.parametrize("family", EVERY)

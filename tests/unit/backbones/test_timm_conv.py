@@ -13,27 +13,8 @@ from torch import nn
 import vpeft
 from tests.families.timm_conv import VARIANTS
 from tests.models import images_for
-from tests.unit.backbones.test_families import (  # the same tests, on further settings of these classes
-    test_each_place_is_executed_once_with_its_width_and_layout,
-    test_every_parameter_has_a_place,
-    test_features_are_those_of_the_library,
-    test_re_expressions_are_bit_equal_without_edits,
-)
 from vpeft.injection.carry_out import carry_out
 from vpeft.methods import SSF, AdaptFormer, LoRA
-
-__all__ = [
-    "test_each_place_is_executed_once_with_its_width_and_layout",
-    "test_every_parameter_has_a_place",
-    "test_features_are_those_of_the_library",
-    "test_re_expressions_are_bit_equal_without_edits",
-]
-
-
-@pytest.fixture(params=VARIANTS, ids=str)
-def model(request: pytest.FixtureRequest) -> nn.Module:
-    return VARIANTS[request.param]()
-
 
 CONVOLUTIONS: dict[str, Callable[[], nn.Conv2d]] = {
     "groups": lambda: nn.Conv2d(8, 12, 3, groups=4, padding=1),

@@ -11,31 +11,12 @@ from torch import Tensor, nn
 
 import vpeft
 from tests.families import EVERY
-from tests.families.timm_hybrids import VARIANTS
 from tests.models import images_for
-from tests.unit.backbones.test_families import (  # the same tests, on further settings of these classes
-    test_each_place_is_executed_once_with_its_width_and_layout,
-    test_every_parameter_has_a_place,
-    test_features_are_those_of_the_library,
-    test_re_expressions_are_bit_equal_without_edits,
-)
 from tests.unit.training.material import Patches
 from vpeft.acceleration.choose import accelerate
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.backbones.edits import Edit
 from vpeft.methods import LAST, LST, SCT, FullFinetuning, LNTune, LoRA, Method, PartialK, PrefixTuning
-
-__all__ = [
-    "test_each_place_is_executed_once_with_its_width_and_layout",
-    "test_every_parameter_has_a_place",
-    "test_features_are_those_of_the_library",
-    "test_re_expressions_are_bit_equal_without_edits",
-]
-
-
-@pytest.fixture(params=VARIANTS, ids=str)
-def model(request: pytest.FixtureRequest) -> nn.Module:
-    return VARIANTS[request.param]()
 
 
 def made(family: str) -> nn.Module:
