@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import outline
-from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
+from .anatomy import Where, branch, norm, projection, site, skip, stream
 from .blocks import Block, MlpSite, Stage
 from .places import Norm, Place, stored_weight
 from .points import Layout, Point
@@ -237,37 +237,13 @@ def _block(unit: Unit, index: int, stage: int, where: Where) -> Block:
     spoilt = unit.exit.overwritten or unit.inner.overwritten
     parts = chain_places(f"{name}.mlp", unit.branch, unit.gate, where, overwritten=spoilt)
     mlp_branch = branch(f"{name}.mlp_branch", unit.enter, unit.exit, where, width)
-    block = Block(
-        name=name,
-        width=width,
-        enter=Point(unit.module, "input"),
-        exit=Point(unit.module, "output"),
-        verbs=span_verbs(None),
-        nesting=2,
-        parts={
-            "mlp": site(f"{name}.mlp", MlpSite, unit.enter, unit.inner, where, width, parts),
-            "mlp_branch": mlp_branch,
-            "skip2": skip(f"{name}.skip2", mlp_branch, where),
-            "stream2": stream(f"{name}.stream2", mlp_branch, where),
-        },
-        index=index,
-        stage=stage,
-        drop_path=unit.drop_path,
-        **where.shared(),
-    )
-    block.own.update(leftovers(unit.module, block))
-    return block
-
-
-def leftovers(module: nn.Module, place: Place) -> dict[str, tuple[nn.Module, str]]:
-    """Parameters of `module` that no place inside `place` owns, under the library's own names."""
-    owned = {id(owner._parameters[attribute]) for part in place.walk() for owner, attribute in part.own.values()}
-    return {
-        f"{prefix}.{attribute}" if prefix else attribute: (owner, attribute)
-        for prefix, owner in module.named_modules()
-        for attribute, parameter in cast(Any, owner)._parameters.items()
-        if parameter is not None and id(parameter) not in owned
+    inside: dict[str, Place] = {
+        "mlp": site(f"{name}.mlp", MlpSite, unit.enter, unit.inner, where, width, parts),
+        "mlp_branch": mlp_branch,
+        "skip2": skip(f"{name}.skip2", mlp_branch, where),
+        "stream2": stream(f"{name}.stream2", mlp_branch, where),
     }
+    return outline.block(index, unit.module, inside, where, width, drop_path=unit.drop_path, stage=stage)
 
 
 def drop_rate(module: object) -> float:

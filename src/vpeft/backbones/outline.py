@@ -1,8 +1,9 @@
-"""What stands around the blocks of every family: the pixels, the embedding, the stages and the trunk."""
+"""A block of given parts, and what stands around the blocks: the pixels, the embedding, the stages and the trunk."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from .anatomy import Where, span_verbs, token_rewrites
 from .blocks import Block, Stage
 from .places import Place, Rewrites, Site, Span
 from .points import Layout, Point
+from .tokens import TokenCarrier
 
 Pairs = tuple[tuple[nn.Module, type[nn.Module]], ...]
 
@@ -47,6 +49,47 @@ def embedding(
         nesting=nesting,
         **where.shared(),
     )
+
+
+def block(
+    index: int,
+    module: nn.Module,
+    parts: dict[str, Place],
+    where: Where,
+    width: int,
+    *,
+    carrier: TokenCarrier | None = None,
+    drop_path: float = 0.0,
+    stage: int = 0,
+) -> Block:
+    """The block that `module` is, made of `parts`; it owns the parameters that none of them does."""
+    made = Block(
+        name=f"blocks.{index}",
+        width=width,
+        enter=Point(module, "input"),
+        exit=Point(module, "output"),
+        verbs=span_verbs(carrier),
+        nesting=2,
+        carrier=carrier,
+        parts=parts,
+        index=index,
+        stage=stage,
+        drop_path=drop_path,
+        **where.shared(),
+    )
+    made.own.update(leftovers(module, made))
+    return made
+
+
+def leftovers(module: nn.Module, place: Place) -> dict[str, tuple[nn.Module, str]]:
+    """Parameters of `module` that no place inside `place` owns, under the library's own names."""
+    owned = {id(owner._parameters[attribute]) for part in place.walk() for owner, attribute in part.own.values()}
+    return {
+        f"{prefix}.{attribute}" if prefix else attribute: (owner, attribute)
+        for prefix, owner in module.named_modules()
+        for attribute, parameter in cast(Any, owner)._parameters.items()
+        if parameter is not None and id(parameter) not in owned
+    }
 
 
 def stage(

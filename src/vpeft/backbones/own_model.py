@@ -18,7 +18,7 @@ from . import outline
 from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite, Stage
-from .convolutional import is_norm, leftovers, norm_place
+from .convolutional import is_norm, norm_place
 from .places import Norm, Place, Projection, Span, stored_weight
 from .points import Layout, Point
 from .seen import BadAnatomy, Classifier, Pooling, Seen, find, stated_size, watch
@@ -373,7 +373,7 @@ def _block(
 def _unnamed(module: nn.Module, block: Block) -> dict[str, tuple[nn.Module, str]]:
     """Parameters that are neither in a named place nor in a layer that will be a place under its own name."""
     layers = {id(m) for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or is_norm(m)}
-    return {key: value for key, value in leftovers(module, block).items() if id(value[0]) not in layers}
+    return {key: value for key, value in outline.leftovers(module, block).items() if id(value[0]) not in layers}
 
 
 def _inside(name: str, module: nn.Module, kind: str, anatomy: Anatomy, where: Where) -> dict[str, Place]:

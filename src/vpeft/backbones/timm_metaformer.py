@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import outline
-from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
+from .anatomy import Where, branch, norm, projection, site, skip, stream
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block
-from .convolutional import drop_rate, leftovers, norm_width
+from .convolutional import drop_rate, norm_width
 from .convolutional_net import image_size, stem_places
 from .describe import UnknownBackbone, family
 from .places import Place, Projection
@@ -155,20 +155,7 @@ def _block(index: int, module: Any, where: Where) -> Block:
             f"skip{number}": skip(f"{name}.skip{number}", beside, where),
             f"stream{number}": stream(f"{name}.stream{number}", beside, where),
         }
-    block = Block(
-        name=name,
-        width=width,
-        enter=Point(module, "input"),
-        exit=Point(module, "output"),
-        verbs=span_verbs(None),
-        nesting=2,
-        parts=parts,
-        index=index,
-        drop_path=drop_rate(module.drop_path1),
-        **where.shared(),
-    )
-    block.own.update(leftovers(module, block))
-    return block
+    return outline.block(index, module, parts, where, width, drop_path=drop_rate(module.drop_path1))
 
 
 def _mixer(name: str, module: Any, where: Where, width: int) -> AttentionSite:

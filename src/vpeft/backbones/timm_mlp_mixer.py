@@ -13,10 +13,10 @@ from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingBlock
 from torch import nn
 
 from . import outline
-from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
+from .anatomy import Where, branch, norm, projection, site, skip, stream
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block
-from .convolutional import drop_rate, leftovers
+from .convolutional import drop_rate
 from .convolutional_net import timm_classifier, timm_pooled
 from .describe import UnknownBackbone, family
 from .places import Place, Site
@@ -80,20 +80,7 @@ def _block(index: int, module: Any, grid: tuple[int, int], stride: int, width: i
             f"{name} is a {type(module).__name__}; timm_mlp_mixer describes MixerBlock, ResBlock and"
             " SpatialGatingBlock."
         )
-    block = Block(
-        name=name,
-        width=width,
-        enter=Point(module, "input"),
-        exit=Point(module, "output"),
-        verbs=span_verbs(None),
-        nesting=2,
-        parts=parts,
-        index=index,
-        drop_path=drop_rate(module.drop_path),
-        **where.shared(),
-    )
-    block.own.update(leftovers(module, block))
-    return block
+    return outline.block(index, module, parts, where, width, drop_path=drop_rate(module.drop_path))
 
 
 def _branch(name: str, number: int, before: Any, inner: Any, end: Point, where: Where, width: int) -> dict[str, Place]:

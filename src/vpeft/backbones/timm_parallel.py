@@ -14,9 +14,10 @@ from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelSca
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .anatomy import Where, branch, norm, projection, skip, span_verbs, stream
+from . import outline
+from .anatomy import Where, branch, norm, projection, skip, stream
 from .blocks import AttentionSite, Block, MlpSite
-from .convolutional import drop_rate, leftovers, norm_width
+from .convolutional import drop_rate, norm_width
 from .edits import Verb
 from .places import Attention, Place
 from .points import Point
@@ -75,21 +76,7 @@ def parallel_block(index: int, module: Any, where: Where, carrier: TokenCarrier)
         "skip2": skip(f"{name}.skip2", around, where),
         "stream2": stream(f"{name}.stream2", around, where),
     }
-    block = Block(
-        name=name,
-        width=width,
-        enter=Point(module, "input"),
-        exit=Point(module, "output"),
-        verbs=span_verbs(carrier),
-        nesting=2,
-        carrier=carrier,
-        parts=parts,
-        index=index,
-        drop_path=drop_rate(module.drop_path),
-        **where.shared(),
-    )
-    block.own.update(leftovers(module, block))
-    return block
+    return outline.block(index, module, parts, where, width, carrier=carrier, drop_path=drop_rate(module.drop_path))
 
 
 def _ends(module: Any, writer: Any) -> tuple[Point | None, Point | None, frozenset[Verb]]:
