@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import outline
 from .anatomy import Where, branch, norm, projection, skip, stream
@@ -21,7 +20,7 @@ from .convolutional import drop_rate, norm_width
 from .edits import Verb
 from .places import Attention, Place
 from .points import Point
-from .timm_vit import BLOCKS
+from .timm_vit import BLOCKS, attend
 from .tokens import TokenCarrier
 
 
@@ -33,16 +32,8 @@ class EditedParallelBlock(ParallelScalingBlock):
         hidden, *parts = torch.split(self.in_proj(self.in_norm(x)), self.in_split, dim=-1)
         hidden = hidden if self.mlp_bias is None else hidden + self.mlp_bias
         q, k, v = (part.view(batch, count, self.num_heads, self.head_dim) for part in parts)
-        core: Any = self.vpeft_core
-        q, k, v = core(self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2))
-        if attn_mask is not None or is_causal:
-            raise NotImplementedError("Attention masks and edits between q, k and v do not go together in this block.")
-        if self.fused_attn and not core.needs_map:
-            dropout = self.attn_drop.p if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        else:
-            scores = core.scores((q * self.scale) @ k.transpose(-2, -1))
-            mixed = self.attn_drop(core.weights(scores.softmax(dim=-1))) @ v
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
+        mixed = attend(self, q, k, v, attn_mask, is_causal)
         mixed = mixed.transpose(1, 2).reshape(batch, count, width)
         hidden = self.mlp_drop(self.mlp_act(hidden))
         module: Any = self

@@ -7,7 +7,6 @@ from typing import Any, cast
 from timm.models.pvt_v2 import Attention as PvtAttention
 from timm.models.pvt_v2 import Block as PvtBlock
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import outline
 from .anatomy import Where, norm, projection, site
@@ -18,6 +17,7 @@ from .describe import UnknownBackbone, family
 from .places import Attention, Place, Projection
 from .points import Layout, Point
 from .timm_isotropic import architecture, own_classifier, pooled_by_head, residual_block
+from .timm_vit import attend
 
 
 class EditedPvtAttention(PvtAttention):
@@ -32,14 +32,7 @@ class EditedPvtAttention(PvtAttention):
             x = cast(Any, self.norm)(self.sr(pooled).reshape(batch, width, -1).permute(0, 2, 1))
             x = x if self.act is None else self.act(x)
         kv = self.kv(x).reshape(batch, -1, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        core: Any = self.vpeft_core
-        q, k, v = core(q, *kv.unbind(0))
-        if self.fused_attn and not core.needs_map:
-            dropout = self.attn_drop.p if self.training else 0.0
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        else:
-            scores = core.scores((q * self.scale) @ k.transpose(-2, -1))
-            x = self.attn_drop(core.weights(scores.softmax(dim=-1))) @ v
+        x = attend(self, q, *kv.unbind(0))
         out: Tensor = self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, count, width)))
         return out
 

@@ -25,6 +25,33 @@ from .timm_isotropic import isotropic, layer_scales, residual_block
 from .tokens import TokenCarrier
 
 
+def attend(
+    attention: Any, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """What the edits between q, k, v (B, h, N, d) and their use make of them, (B, h, N, d).
+
+    `attn_mask` (N, N) is added to the scores, or True where a query may look; further keys are open to every query.
+    `attention` has timm's `scale`, `attn_drop` and `fused_attn`.
+    """
+    core, count = attention.vpeft_core, k.shape[2]
+    q, k, v = core(q, k, v)
+    extra = k.shape[2] - count
+    if is_causal:
+        ones = torch.ones(count, count, dtype=torch.bool, device=q.device)
+        attn_mask = torch.zeros(count, count, dtype=q.dtype, device=q.device).masked_fill(ones.triu(1), -torch.inf)
+    if extra and attn_mask is not None:  # further keys come first
+        attn_mask = F.pad(attn_mask, (extra, 0), value=True if attn_mask.dtype == torch.bool else 0.0)
+    if attention.fused_attn and not core.needs_map:
+        dropout = attention.attn_drop.p if attention.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
+    scores = core.scores((q * attention.scale) @ k.transpose(-2, -1))
+    if attn_mask is not None:
+        closed = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if closed else scores + attn_mask
+    mixed: Tensor = attention.attn_drop(core.weights(scores.softmax(dim=-1))) @ v
+    return mixed
+
+
 class EditedAttention(TimmAttention):
     """timm's attention with edits between q, k, v and their use; bit-equal to it without edits."""
 
@@ -33,28 +60,9 @@ class EditedAttention(TimmAttention):
         gate = self.gate(x).sigmoid() if self.gate is not None else None
         qkv = self.qkv(x).reshape(batch, count, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
-        core: Any = self.vpeft_core
-        q, k, v = core(q, k, v)
-        extra = k.shape[2] - count
-        if is_causal:
-            ones = torch.ones(count, count, dtype=torch.bool, device=x.device)
-            attn_mask = torch.zeros(count, count, dtype=q.dtype, device=x.device).masked_fill(ones.triu(1), -torch.inf)
-        if extra and attn_mask is not None:  # further keys come first and are open to every query
-            attn_mask = F.pad(attn_mask, (extra, 0), value=True if attn_mask.dtype == torch.bool else 0.0)
-        if self.fused_attn and not core.needs_map:
-            dropout = self.attn_drop.p if self.training else 0.0
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
-        else:
-            scores = core.scores((q * self.scale) @ k.transpose(-2, -1))
-            if attn_mask is not None:
-                if attn_mask.dtype == torch.bool:
-                    scores = scores.masked_fill(~attn_mask, -torch.inf)
-                else:
-                    scores = scores + attn_mask
-            x = self.attn_drop(core.weights(scores.softmax(dim=-1))) @ v
+        x = attend(self, self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)
         # fewer queries than tokens where an edit keeps only some of them
-        x = self.norm(x.transpose(1, 2).reshape(batch, q.shape[2], self.attn_dim))
+        x = self.norm(x.transpose(1, 2).flatten(2))
         if gate is not None:
             x = x * gate
         out: Tensor = self.proj_drop(self.proj(x))

@@ -6,14 +6,16 @@ import copy
 from collections.abc import Iterator
 
 import pytest
+import timm
 import torch
+from timm.models.vision_transformer import Block, ParallelScalingBlock
 from torch import Tensor, nn
 
 import vpeft
 from tests.models import images_for, tiny_swin, tiny_vit
 from vpeft.backbones.backbone import Backbone
 from vpeft.backbones.edits import Edit
-from vpeft.methods import Method
+from vpeft.methods import Method, PrefixTuning
 
 
 class Plain(nn.Module):
@@ -97,3 +99,47 @@ def test_scores_act_before_the_bias_and_weights_after_the_softmax() -> None:
     scores = 0.5 * (q @ k.transpose(-1, -2)) * 12**-0.5 + attn._get_rel_pos_bias() + block.attn_mask[:, None]
     out = attn.proj((3 * scores.softmax(-1) @ v).transpose(1, 2).reshape(16, 16, 24))
     assert torch.allclose(tuned.backbone.layers[0].blocks[1].attn(windows, block.attn_mask), out, atol=1e-5)
+
+
+def masks() -> list[tuple[Tensor | None, bool]]:
+    torch.manual_seed(1)
+    seen = torch.rand(17, 17) > 0.5
+    return [(seen | torch.eye(17, dtype=torch.bool), False), (torch.randn(17, 17), False), (None, True)]
+
+
+@pytest.mark.parametrize("kind", [Block, ParallelScalingBlock])
+def test_masks_act_as_without_edits(kind: type[nn.Module]) -> None:
+    """timm's blocks take a mask; with edits around attention that change nothing they still obey it."""
+    torch.manual_seed(0)
+    plain = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=3, block_fn=kind
+    ).eval()
+    x = torch.randn(2, 17, 48)
+    for change in (Core(), Core(on_scores=1.0)):
+        tuned = vpeft.tune(copy.deepcopy(plain), change, show=False).eval()
+        for mask, causal in masks():
+            expected = plain.blocks[1](x, attn_mask=mask, is_causal=causal)
+            found = tuned.backbone.blocks[1](x, attn_mask=mask, is_causal=causal)
+            assert torch.allclose(found, expected, atol=1e-5)
+            assert not torch.allclose(found, plain.blocks[1](x), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [Block, ParallelScalingBlock])
+def test_further_keys_are_open_under_a_mask(kind: type[nn.Module]) -> None:
+    """Prefix tuning under a mask that shows each token itself alone: further keys and its own are left to each query."""
+    torch.manual_seed(0)
+    plain = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=3, block_fn=kind
+    ).eval()
+    tuned = vpeft.tune(plain, PrefixTuning(), verify=False, show=False).eval()
+    with torch.no_grad():
+        for _, parameter in tuned.trainable():
+            parameter.add_(torch.randn(parameter.shape))
+    x, itself = torch.randn(1, 17, 48), torch.eye(17, dtype=torch.bool)
+    alone = tuned.backbone.blocks[1](x, attn_mask=itself)
+    other = x.clone()
+    other[:, 1:] += torch.randn(16, 48)
+    assert torch.allclose(tuned.backbone.blocks[1](other, attn_mask=itself)[:, 0], alone[:, 0], atol=1e-5)
+    with tuned.disable():
+        bare = tuned.backbone.blocks[1](x, attn_mask=itself)
+    assert not torch.allclose(alone, bare, atol=1e-3)
