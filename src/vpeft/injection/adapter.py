@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
 from ..backbones.edits import Edit
+from ..methods.method import Method
 from .node import AdapterError as AdapterError
 from .node import Node as Node
 from .statistics import Statistics
@@ -126,3 +127,17 @@ def require_equal_shapes(given: dict[str, Tensor], own: dict[str, Tensor]) -> No
     ]
     if told:
         raise AdapterError(f"The tensors do not fit this adapter. {' '.join(told)}")
+
+
+def require_methods(given: Sequence[object]) -> None:
+    """Raise `AdapterError` unless there are methods, and each has its hyper-parameters: no name and no class."""
+    if not given:
+        raise AdapterError("No method was given. For a head alone, attach the linear probe.")
+    for one in given:
+        if not isinstance(one, Method):
+            found = f"the class {one.__name__}" if isinstance(one, type) else repr(one)
+            example = f"{one.__name__}()" if isinstance(one, type) else f"vpeft.methods.get({str(one)!r})()"
+            raise AdapterError(
+                f"A method with its hyper-parameters is wanted, and {found} is none; {example} would be one with the"
+                " defaults."
+            )

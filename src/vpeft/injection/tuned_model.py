@@ -14,7 +14,7 @@ from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
 from ..errors import nearest
 from ..methods.method import Method
-from .adapter import Adapter, AdapterError, require_equal_shapes
+from .adapter import Adapter, AdapterError, require_equal_shapes, require_methods
 from .carry_out import carry_out
 from .enabled import Enabled, forward_routed
 from .heads import feature_width, new_head
@@ -86,8 +86,7 @@ class TunedModel(nn.Module):
             raise AdapterError(
                 f"{name!r} is taken or no usable name. There are: {', '.join(self.adapters) or 'none yet'}."
             )
-        if not methods:
-            raise AdapterError("No method was given. For a head alone, attach the linear probe.")
+        require_methods(methods)
         if num_classes is not None and head is not None:
             raise AdapterError("Give num_classes or a head, not both.")
         if self.quantised is not None:

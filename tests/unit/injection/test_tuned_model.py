@@ -90,6 +90,10 @@ def test_names_and_methods_are_checked() -> None:
         tuned.attach(LoRA(), name="with.dot")
     with pytest.raises(vpeft.VpeftError, match="No method was given"):
         tuned.attach(name="d")
+    with pytest.raises(vpeft.VpeftError, match=r"'lora' is none; vpeft.methods.get\('lora'\)\(\) would be one"):
+        tuned.attach("lora", name="d")  # type: ignore[arg-type]
+    with pytest.raises(vpeft.VpeftError, match=r"the class LoRA is none; LoRA\(\) would be one"):
+        tuned.attach(LoRA, name="d")  # type: ignore[arg-type]
     with pytest.raises(vpeft.VpeftError, match="changes nothing"):
         tuned.attach(Plain(make=lambda _: []), name="d")
     with pytest.raises(vpeft.VpeftError, match=r"LoRA has no hyper-parameter 'rang'. Did you mean 'rank'"):
