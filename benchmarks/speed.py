@@ -15,6 +15,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +28,7 @@ from typing import Any
 import timm
 import torch
 from peft import LoraConfig, get_peft_model
+from speed_page import page
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from whole_runs import CLASSES, together, whole_run
@@ -34,8 +37,14 @@ import vpeft
 from vpeft.acceleration.choose import Accelerated, accelerate
 from vpeft.backbones.backbone import Backbone
 from vpeft.backbones.edits import Edit
+from vpeft.errors import VpeftError
 from vpeft.methods import LoRA, Method, get
+from vpeft.methods.registry import all_methods
 from vpeft.training.memory import SavedForBackward
+
+TINY, SMALL = "vit_tiny_patch16_224", "vit_small_patch16_224"
+# what is measured on the second model too
+CORE = ("lora", "vpt_deep", "ssf")
 
 
 @dataclass
@@ -46,6 +55,10 @@ class Variant:
     optimiser: torch.optim.Optimizer
     made: Accelerated | None = None
     kernel: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+# model, precision, how each variant is made
+Case = tuple[str, str, dict[str, Callable[[], Variant]]]
 
 
 def bf16() -> AbstractContextManager[Any]:
@@ -106,10 +119,12 @@ def kept(variant: Variant, images: Tensor, precision: str) -> int:
     return saved.bytes
 
 
-def against(makers: dict[str, Callable[[], Variant]], options: argparse.Namespace, precision: str) -> dict[str, Any]:
+def against(
+    makers: dict[str, Callable[[], Variant]], options: argparse.Namespace, precision: str, model: str
+) -> dict[str, Any]:
     """Ratios of every variant to the first one."""
     variants = {name: make() for name, make in makers.items()}
-    size = timm.create_model(options.model).patch_embed.img_size
+    size = timm.create_model(model).patch_embed.img_size
     images = torch.randn(options.batch, 3, *size)
     labels = torch.randint(0, CLASSES, (options.batch,))
     for variant in variants.values():
@@ -132,18 +147,31 @@ def against(makers: dict[str, Callable[[], Variant]], options: argparse.Namespac
             "bytes_ratio": sizes[name] / sizes[first],
             "in_use": [] if variant.made is None else [o.name for o in variant.made.outcomes if o.applied],
         }
-    return {"precision": precision, "reference": first, "variants": found}
+    return {"model": model, "precision": precision, "reference": first, "variants": found}
 
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every case of the table, one after the other."""
-    name = options.model
+    for title, (name, precision, makers) in (chosen(TINY) | chosen(SMALL, "ViT-S, ", CORE)).items():
+        if options.case in title:
+            case = against(makers, options, precision, name)
+            for variant, value in case["variants"].items():
+                print(
+                    f"{title:40} {variant:24} {value['ratio']:.2f} [{value['least']:.2f}, {value['most']:.2f}]"
+                    f"  bytes {value['bytes_ratio']:.2f}  {','.join(value['in_use'])}",
+                    flush=True,
+                )
+            yield title, case
+
+
+def chosen(name: str, prefix: str = "", only: tuple[str, ...] = ("",)) -> dict[str, Case]:
+    """Title -> model, precision and how its variants are made; only titles that begin with one of `only`."""
 
     def mine(method: Method, choice: str, precision: str) -> Callable[[], Variant]:
         return partial(ours, name, method, choice, precision)
 
     lora = get("lora")(rank=8, targets=("qkv",))
-    made: dict[str, tuple[str, dict[str, Callable[[], Variant]]]] = {}
+    made: dict[str, Case] = {}
     for precision in ("fp32", "bf16"):
         makers = {
             "peft": partial(peers, name, 8),
@@ -153,29 +181,59 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         }
         if precision == "bf16":
             makers["peft, plain products"] = partial(peers, name, 8, plain_products)
-        made[f"lora, rank 8, qkv, {precision}"] = (precision, makers)
+        made[f"lora, rank 8, qkv, {precision}"] = name, precision, makers
     others: dict[str, tuple[Method, tuple[str, ...]]] = {
-        "vpt_deep, 10 prompts": (get("vpt_deep")(tokens=10), ("fp32",)),
-        "vpt_deep, 100 prompts": (get("vpt_deep")(tokens=100), ("fp32",)),
+        "vpt_deep, 10 prompts": (get("vpt_deep")(tokens=10), ("fp32", "bf16")),
+        "vpt_deep, 100 prompts": (get("vpt_deep")(tokens=100), ("fp32", "bf16")),
         "ssf": (get("ssf")(), ("fp32", "bf16")),
-        "adaptformer, no dropout": (get("adaptformer")(dropout=0.0), ("fp32",)),
-        "bitfit": (get("bitfit")(), ("fp32",)),
-        "full_finetuning": (get("full_finetuning")(), ("fp32",)),
     }
     for title, (method, precisions) in others.items():
         for precision in precisions:
             pair = {"plain": mine(method, "off", precision), "auto": mine(method, "auto", precision)}
-            made[f"{title}, {precision}"] = (precision, pair)
-    for title, (precision, makers) in made.items():
+            made[f"{title}, {precision}"] = name, precision, pair
+    return {f"{prefix}{title}": case for title, case in made.items() if title.startswith(only)}
+
+
+def every(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every method at its defaults, plain and with `auto`."""
+    for title, kind in all_methods().items():
         if options.case in title:
-            case = against(makers, options, precision)
-            for variant, value in case["variants"].items():
-                print(
-                    f"{title:32} {variant:24} {value['ratio']:.2f} [{value['least']:.2f}, {value['most']:.2f}]"
-                    f"  bytes {value['bytes_ratio']:.2f}  {','.join(value['in_use'])}",
-                    flush=True,
-                )
+            makers: dict[str, Callable[[], Variant]] = {
+                choice: partial(ours, TINY, kind(), choice, "fp32") for choice in ("off", "auto")
+            }
+            try:
+                case = against(makers, options, "fp32", TINY)
+            except VpeftError as reason:
+                yield title, {"refused": str(reason)}
+                continue
+            value = case["variants"]["auto"]
+            print(
+                f"{title:28} {value['ratio']:.2f} [{value['least']:.2f}, {value['most']:.2f}]"
+                f"  bytes {value['bytes_ratio']:.2f}  {','.join(value['in_use'])}",
+                flush=True,
+            )
             yield title, case
+
+
+def imports(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `import vpeft` costs beside what its backbones cost anyhow; processor seconds of fresh interpreters."""
+    lines = {"torch, timm": "import torch, timm", "vpeft": "import vpeft; vpeft.tune", "bare": "import vpeft"}
+    seconds: dict[str, list[float]] = {name: [] for name in lines}
+    for _ in range(options.rounds):
+        for name, line in lines.items():
+            code = f"import time; a = time.process_time(); {line}; print(time.process_time() - a)"
+            out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+            seconds[name].append(float(out))
+    ratios = [a / b for a, b in zip(seconds["vpeft"], seconds["torch, timm"], strict=True)]
+    yield (
+        "import",
+        {
+            "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+            "ratio": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+        },
+    )
 
 
 # With the epochs on records that are timed.
@@ -209,89 +267,6 @@ def passes(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             yield title, together(method, options, timed, batch, epochs)
 
 
-def page(result: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    everything = [*result["steps"].values(), *result["runs"].values(), *result.get("together", {}).values()]
-    loads, rounds = [one["load"] for one in everything], [one["rounds"] for one in result["steps"].values()]
-    lines = [
-        "# Speed and memory",
-        "",
-        "Made by `python benchmarks/speed.py`; do not edit. What `--acceleration` is about, and what each name does, is"
-        " in [accelerations](acceleration.md).",
-        "",
-        f"{result['model']}, batch {result['batch']}, one thread of a processor ({result['processor']}), torch"
-        f" {result['torch']}. Other programs ran on the machine: {min(loads):.0f} to {max(loads):.0f} processes wanted"
-        f" its {result['cores']} cores, so times are noisy.",
-        "",
-        "## One training step",
-        "",
-        "Processor time as the median of ratios to the reference of the same round, with the smallest and largest of"
-        f" {min(rounds)} or more rounds; bytes kept for the backward pass are exact.",
-        "",
-        "| case | variant | time | | kept | accelerations in use |",
-        "|---|---|---|---|---|---|",
-    ]
-    for title, case in result["steps"].items():
-        for name, value in case["variants"].items():
-            if name == case["reference"]:
-                # a result that was only printed has ratios alone
-                time_, size = value["seconds"], value["bytes"]
-                shown = (
-                    "1 | | 1" if None in (time_, size) else f"1 ({1000 * time_:.0f} ms) | | 1 ({size / 2**20:.0f} MiB)"
-                )
-            else:
-                shown = (
-                    f"{value['ratio']:.2f} | {value['least']:.2f} to {value['most']:.2f} | {value['bytes_ratio']:.2f}"
-                )
-            lines.append(f"| {title} | {name} | {shown} | {', '.join(value['in_use'])} |")
-    lines += [
-        "",
-        "## A whole run: 100 epochs of 1,000 images",
-        "",
-        "From what a run of `vpeft.fit` costs once, for each image, for each epoch and for each image in each epoch,"
-        " measured on two numbers of images. Batch 16. The median of several estimates, the smallest and the largest.",
-        "",
-        "| method | times faster | | an epoch, plain | an epoch on records | step | |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, one in result["runs"].items():
-        plain, fast = one["epoch_seconds"]["plain"], one["epoch_seconds"]["recorded"]
-        lines.append(
-            f"| {name} | {one['times_faster']:.1f} | {one['least']:.1f} to {one['most']:.1f} | {plain:.2f} s |"
-            f" {fast:.3f} s | {one['step_ratio']:.0f}x |"
-        )
-        if "record_seconds" not in one:
-            lines[-1] += " The proofs at the start are counted as if they grew with the images, so this is too low. |"
-    lines += passes_in_words(result.get("together", {}))
-    lines += ["", "A GPU was not at hand: its column is absent.", ""]
-    return "\n".join(lines)
-
-
-def passes_in_words(found: dict[str, Any]) -> list[str]:
-    """The section about several runs in one pass."""
-    if not found:
-        return []
-    lines = [
-        "",
-        "## Several runs in one pass, of 1,000 images",
-        "",
-        "`vpeft.fit_together` against as many calls of `vpeft.fit`, estimated as above; the learning rates differ.",
-        "",
-        "| runs | against | time | |",
-        "|---|---|---|---|",
-    ]
-    words = {
-        "records": "single runs, each with records of its own",
-        "plain": "single runs without accelerations",
-        "changing": "single runs, on images that change from epoch to epoch",
-    }
-    for title, one in found.items():
-        for name, value in one["ratios"].items():
-            shown = f"{value['ratio']:.3f} | {value['least']:.3f} to {value['most']:.3f}"
-            lines.append(f"| {title} | {words[name]} | {shown} |")
-    return lines
-
-
 def processor() -> str:
     """The processor's name, where the system tells it."""
     try:
@@ -303,39 +278,45 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit_tiny_patch16_224")
+    parser.add_argument("--model", default=TINY, help="of the whole runs")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
         "--images", type=int, default=32, help="images of the whole runs, which are also made on three times as many"
     )
     parser.add_argument("--runs", type=int, default=3, help="repetitions of the whole runs")
-    parser.add_argument("--only", choices=["steps", "runs", "together"], help="leave the rest as it is in --out")
+    parts = ["steps", "every", "runs", "together", "imports", "page"]
+    parser.add_argument("--only", choices=parts, help="leave the rest as it is in --out")
     parser.add_argument("--case", default="", help="only those with this in their name")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for part, makes in (("steps", cases), ("runs", runs), ("together", passes)):
+    for part, makes in (("steps", cases), ("every", every), ("runs", runs), ("together", passes), ("imports", imports)):
         if options.only in (None, part):
             for title, found in makes(options):
                 write(options, part, title, found)
     if options.page is not None and options.out is not None:
-        options.page.write_text(page(json.loads(options.out.read_text())))
+        growth = options.out.with_name("growth.json")
+        grown = json.loads(growth.read_text()) if growth.exists() else None
+        options.page.write_text(page(json.loads(options.out.read_text()), grown))
 
 
 def write(options: argparse.Namespace, part: str, title: str, found: dict[str, Any]) -> None:
     """Put one result into the file, beside those that it has already."""
     if options.out is None:
         return
-    result: dict[str, Any] = {"steps": {}, "runs": {}, "together": {}}
+    result: dict[str, Any] = {"steps": {}, "every": {}, "runs": {}, "together": {}, "imports": {}}
     if options.out.exists():
         result |= json.loads(options.out.read_text())
-    conditions = {"rounds": options.rounds, "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
+    conditions = {
+        "batch": options.batch,
+        "rounds": options.rounds,
+        "load": os.getloadavg()[0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
     result[part][title] = found | conditions
     result |= {
-        "model": options.model,
-        "batch": options.batch,
         "images": options.images,
         "torch": str(torch.__version__),
         "processor": processor(),

@@ -1,0 +1,224 @@
+"""docs/speed.md from the results of `speed.py` and `growth.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# case -> variant, and what is aimed at: share of the reference's time, and of the bytes it keeps (None: no aim)
+AIMS: dict[str, dict[str, tuple[float, float | None]]] = {
+    "lora, rank 8, qkv, fp32": {"vpeft, auto": (0.92, 0.94), "vpeft, auto,low_memory": (1.0, 0.55)},
+    "lora, rank 8, qkv, bf16": {"vpeft, auto": (0.65, None)},
+    "vpt_deep, 10 prompts, fp32": {"auto": (0.90, None)},
+    "vpt_deep, 100 prompts, fp32": {"auto": (0.65, None)},
+    "ssf, fp32": {"auto": (0.95, 0.65)},
+    "ssf, bf16": {"auto": (0.87, 0.52)},
+}
+RUN_AIMS = {"linear_probe": 50.0, "partial_k, k = 1": 15.0, "lora in the last four blocks": 1.8, "lst": 5.0}
+IMPORT_AIM = 1.15
+
+
+def page(result: Mapping[str, Any], growth: Mapping[str, Any] | None = None) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Speed and memory",
+        "",
+        "Made by `python benchmarks/speed.py`; do not edit. What `--acceleration` is about, and what each name does, is"
+        " in [accelerations](acceleration.md).",
+        "",
+        f"One thread of a processor ({result['processor']}, {result['cores']} cores), torch {result['torch']}; random"
+        " images, random weights, AdamW. The variants of a case alternate step by step in one process; processor time;"
+        " a ratio is the median over rounds of that to the reference's step of the same round, with the smallest and"
+        f" the largest. Bytes kept for the backward pass are exact. While this was measured {_loads(result)} processes"
+        " wanted the cores, so times are noisy. Aims are those the project set itself before; a dash: none.",
+    ]
+    lines += _steps(result["steps"])
+    lines += _every(result.get("every", {}))
+    lines += _runs(result["runs"])
+    lines += _passes(result.get("together", {}))
+    lines += _imports(result.get("imports", {}))
+    lines += _growth(growth)
+    lines += ["", "A GPU was not at hand: its column is absent.", ""]
+    return "\n".join(lines)
+
+
+def _loads(result: Mapping[str, Any]) -> str:
+    parts = (result[part].values() for part in ("steps", "every", "runs", "together", "imports") if part in result)
+    loads = [one["load"] for part in parts for one in part if "load" in one]
+    return f"{min(loads):.0f} to {max(loads):.0f}"
+
+
+def _met(value: float, aim: float | None, least: bool = False) -> str:
+    """The aim, and whether it is met at the two digits that are shown."""
+    if aim is None:
+        return "–"
+    ok = round(value, 1) >= aim if least else round(value, 2) <= aim
+    return f"{'at least' if least else 'at most'} {aim:g}: {'met' if ok else 'missed'}"
+
+
+def _steps(cases: Mapping[str, Any]) -> Iterable[str]:
+    yield from (
+        "",
+        "## One training step",
+        "",
+        "ViT-Ti/16 at 224 where nothing else is said.",
+        "",
+        "| case | variant | batch | time | | aim | kept | aim | accelerations in use |",
+        "|---|---|---|---|---|---|---|---|---|",
+    )
+    for title, case in cases.items():
+        for name, value in case["variants"].items():
+            aims = AIMS.get(title.removeprefix("ViT-S, "), {}).get(name, (None, None))
+            if name == case["reference"]:
+                # a result that was only printed has ratios alone
+                time_, size = value["seconds"], value["bytes"]
+                shown = (
+                    "1 | | – | 1 | –"
+                    if None in (time_, size)
+                    else f"1 ({1000 * time_:.0f} ms) | | – | 1 ({size / 2**20:.0f} MiB) | –"
+                )
+            else:
+                shown = (
+                    f"{value['ratio']:.2f} | {value['least']:.2f} to {value['most']:.2f} |"
+                    f" {_met(value['ratio'], aims[0])} | {value['bytes_ratio']:.2f} |"
+                    f" {_met(value['bytes_ratio'], aims[1])}"
+                )
+            yield f"| {title} | {name} | {case.get('batch', 8)} | {shown} | {', '.join(value['in_use'])} |"
+    behind = [
+        f"{title} ({name})"
+        for title, case in cases.items()
+        if case["reference"] == "peft"
+        for name, value in case["variants"].items()
+        if name.startswith("vpeft") and value["least"] > 1
+    ]
+    yield ""
+    yield "peft is faster in every round than: " + ("; ".join(behind) or "none of these") + "."
+    fair = cases.get("lora, rank 8, qkv, bf16", {}).get("variants", {})
+    if "peft, plain products" in fair:
+        ratio = fair["vpeft, auto"]["ratio"] / fair["peft, plain products"]["ratio"]
+        yield ""
+        yield (
+            "In bf16, a user of peft can choose the same attention kernel by hand; against that, vpeft takes"
+            f" {ratio:.2f} of the time ({_met(ratio, 0.90)})."
+        )
+
+
+def _every(cases: Mapping[str, Any]) -> Iterable[str]:
+    if not cases:
+        return
+    yield from (
+        "",
+        "## Every method against its plain form",
+        "",
+        "ViT-Ti/16 at 224, fp32, defaults; aim: never above 1 in either. A method that nothing speeds up differs from 1"
+        " by noise alone.",
+        "",
+        "| method | time | | kept | accelerations in use |",
+        "|---|---|---|---|---|",
+    )
+    for title, case in sorted(
+        cases.items(), key=lambda item: item[1].get("variants", {}).get("auto", {}).get("ratio", 9)
+    ):
+        if "refused" in case:
+            yield f"| {title} | – | | – | {case['refused']} |"
+            continue
+        value = case["variants"]["auto"]
+        yield (
+            f"| {title} | {value['ratio']:.2f} | {value['least']:.2f} to {value['most']:.2f} |"
+            f" {value['bytes_ratio']:.2f} | {', '.join(value['in_use'])} |"
+        )
+    made = {title: case["variants"]["auto"] for title, case in cases.items() if "variants" in case}
+    slower = sorted(title for title, value in made.items() if value["least"] > 1)
+    larger = sorted(title for title, value in made.items() if value["bytes_ratio"] > 1)
+    yield ""
+    yield (
+        f"Slower in every round: {', '.join(slower) or 'none'}. More kept: {', '.join(larger) or 'none'}. Less than"
+        f" 0.99 in the median: {sum(value['ratio'] < 0.99 for value in made.values())} of {len(made)}."
+    )
+
+
+def _runs(cases: Mapping[str, Any]) -> Iterable[str]:
+    yield from (
+        "",
+        "## A whole run: 100 epochs of 1,000 images",
+        "",
+        "ViT-Ti/16 at 224, batch 16. From what a run of `vpeft.fit` costs once, for each image, for each epoch and for"
+        " each image in each epoch, measured on two numbers of images. The median of several estimates, the smallest"
+        " and the largest.",
+        "",
+        "| method | times faster | | aim | an epoch, plain | an epoch on records | step |",
+        "|---|---|---|---|---|---|---|",
+    )
+    for name, one in cases.items():
+        plain, fast = one["epoch_seconds"]["plain"], one["epoch_seconds"]["recorded"]
+        yield (
+            f"| {name} | {one['times_faster']:.1f} | {one['least']:.1f} to {one['most']:.1f} |"
+            f" {_met(one['times_faster'], RUN_AIMS.get(name), least=True)} | {plain:.2f} s |"
+            f" {fast:.3f} s | {one['step_ratio']:.0f}x |"
+        )
+
+
+def _passes(found: Mapping[str, Any]) -> Iterable[str]:
+    """Several runs in one pass."""
+    if not found:
+        return
+    yield from (
+        "",
+        "## Several runs in one pass, of 1,000 images",
+        "",
+        "`vpeft.fit_together` against as many calls of `vpeft.fit`, estimated as above; the learning rates differ. Aim:"
+        " at most 0.3 of single runs.",
+        "",
+        "| runs | against | time | |",
+        "|---|---|---|---|",
+    )
+    words = {
+        "records": "single runs, each with records of its own",
+        "plain": "single runs without accelerations",
+        "changing": "single runs, on images that change from epoch to epoch",
+    }
+    for title, one in found.items():
+        for name, value in one["ratios"].items():
+            yield f"| {title} | {words[name]} | {value['ratio']:.3f} | {value['least']:.3f} to {value['most']:.3f} |"
+
+
+def _imports(found: Mapping[str, Any]) -> Iterable[str]:
+    if not found:
+        return
+    one = found["import"]
+    seconds = one["seconds"]
+    yield from (
+        "",
+        "## Importing",
+        "",
+        f"`import torch, timm` takes {seconds['torch, timm']:.2f} s of a fresh interpreter's processor time; importing"
+        f" vpeft with all that `vpeft.tune` needs {one['ratio']:.2f} [{one['least']:.2f} to {one['most']:.2f}] of that"
+        f" ({_met(one['ratio'], IMPORT_AIM)}); `import vpeft` alone, which loads torch when it is first needed,"
+        f" {seconds['bare']:.2f} s.",
+    )
+
+
+def _growth(found: Mapping[str, Any] | None) -> Iterable[str]:
+    if not found:
+        return
+    yield from (
+        "",
+        "## How cost grows",
+        "",
+        "`python benchmarks/growth.py`: one thing varies, the others stand at batch 4, 196 patches, 12 blocks of"
+        " ViT-Ti, rank 8, 10 prompts. Time relative to the first point of the first line of each panel; for adapters,"
+        " the time of a batch of 16 images that is served through so many LoRA adapters, against the bare backbone.",
+        "",
+        "![Time and kept bytes against batch, tokens, depth, rank, prompts and adapters](images/growth.png)",
+        "",
+        "| what varies | line | " + "from | to | time grows | kept bytes grow |",
+        "|---|---|---|---|---|---|",
+    )
+    for panel, one in found["panels"].items():
+        for line, points in one["lines"].items():
+            first, last = points[0], points[-1]
+            kept = "–" if not first.get("bytes") else f"{last['bytes'] / first['bytes']:.2f}x"
+            yield (
+                f"| {panel} | {line} | {first['at']} | {last['at']} |"
+                f" {last['seconds'] / first['seconds']:.2f}x | {kept} |"
+            )
