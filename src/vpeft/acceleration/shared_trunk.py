@@ -125,6 +125,11 @@ class Stream:
         if number + 1 == self.source.per_epoch:
             next(self._open, None)  # so that loading processes know that the epoch is over
 
+    def read_from(self, source: Source) -> None:
+        """Take the batches from another source from now on, which gives the same."""
+        self.source, self._open = source, iter(())
+        self._at = self._next = None
+
     def rows(self, mark: str, prefix: Prefix, numbers: Tensor) -> Rows:
         """What the frozen part of this mark gives for a stretch of the present batch."""
         first, count = int(numbers[0]), len(numbers)

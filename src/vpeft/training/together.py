@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +107,7 @@ def fit_together(
             stack.callback(member.close)
             member.begin(train, val, workers, shared, streams.get(_batches(its)), resume)
             members.append(member)
+        _keep_what_is_read(members, streams, train, val, workers, shown)
         while live := [member for member in members if member.result is None]:
             alone = next((member for member in live if not member.in_step), None)
             if alone is not None:
@@ -171,6 +172,15 @@ class _Member:
         assert self._training is not None
         return self._training.at.epoch, self._training.at.batch
 
+    def reads_val_from(self, images: LabelledImages) -> bool:
+        """Whether its validation reads these very images, and no records or kept pixels of them."""
+        return self._training is not None and self._training.val is images
+
+    def read_val_from(self, images: LabelledImages) -> None:
+        """Validate on other images, which are the same."""
+        assert self._training is not None
+        self._training.val = images
+
     def go_on(self, stop: StopRequest, to_the_end: bool = False) -> None:
         """Take a step, or all that are left."""
         training = self._training
@@ -216,10 +226,44 @@ def _streams(
 
 def _decoded(train: LabelledImages, settings: Optimisation, shown: Display) -> LabelledImages:
     """Images that change are decoded once at least, where a run alone would do so."""
-    if decoded_images.NAME not in wanted(settings.acceleration) or why_not_the_same(train) is None:
-        return train
+    return train if why_not_the_same(train) is None else _kept(train, settings, shown)
+
+
+def _keep_what_is_read(
+    members: Sequence[_Member],
+    streams: Mapping[tuple[Any, ...], Stream],
+    train: LabelledImages,
+    val: LabelledImages | None,
+    workers: int,
+    shown: Display,
+) -> None:
+    """What runs side by side read as images, since they have no records of it, is decoded once for all of them."""
+    kept: dict[int, LabelledImages] = {}
+
+    def once(images: LabelledImages, settings: Optimisation) -> LabelledImages:
+        if id(images) not in kept:
+            kept[id(images)] = _kept(images, settings, shown)
+        return kept[id(images)]
+
+    sources = set[tuple[Any, ...]]()
+    for member in members:
+        its, kind = member.settings, _batches(member.settings)
+        if not member.in_step or decoded_images.NAME not in wanted(its.acceleration):
+            continue
+        if kind not in sources and why_not_the_same(train) is None:
+            device = accelerator(its.precision, its.device).device
+            streams[kind].read_from(batches_of(once(train, its), its, workers, device))
+            sources.add(kind)
+        if val is not None and member.reads_val_from(val):
+            member.read_val_from(once(val, its))
+
+
+def _kept(images: LabelledImages, settings: Optimisation, shown: Display) -> LabelledImages:
+    """The images from kept pixels, or as they are where a run alone would not keep them."""
+    if decoded_images.NAME not in wanted(settings.acceleration):
+        return images
     situation = Situation(
-        train,
+        images,
         None,
         settings.epochs,
         settings.batch,
@@ -230,7 +274,7 @@ def _decoded(train: LabelledImages, settings: Optimisation, shown: Display) -> L
     try:
         kept, _, text = decoded_images.keep(situation)
     except NotApplicable:
-        return train
+        return images
     shown.say(f"+ {decoded_images.NAME}: {text}")
     return kept
 

@@ -106,6 +106,31 @@ def test_runs_side_by_side_decode_each_image_once(tmp_path: Path, monkeypatch: p
     assert same(weights(alone), weights(models[1]))
 
 
+def test_runs_without_records_decode_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that are the same in every epoch, of which runs with gradients everywhere can have no records."""
+    for number in range(12):
+        file = tmp_path / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels(file.name, 40)).save(file)
+    config = DataConfig(source=str(tmp_path), val_fraction=0.25, test_fraction=0)
+    data = open_data(config).prepared(Preprocessing(size=(32, 32), resize="squash"))
+    decoded: list[str] = []
+    plain = ImageSet.image
+
+    def image(its: ImageSet, index: int) -> Any:
+        decoded.append(str(its.path(index)))
+        return plain(its, index)
+
+    monkeypatch.setattr(ImageSet, "image", image)
+    several = [settings_of(lr=lr, acceleration="decoded_images", epochs=4) for lr in (1e-3, 1e-2)]
+    models = [made(EVERYWHERE), made(EVERYWHERE)]
+    fit_together([Run(*pair) for pair in zip(models, several, strict=True)], data.train, data.val, progress=False)
+    assert len(decoded) < 2 * 12  # each once, and samples that prove it
+    alone = made(EVERYWHERE)
+    fit(alone, data.train, data.val, optimisation=several[1], progress=False)
+    assert same(weights(alone), weights(models[1]))
+
+
 def test_runs_on_the_same_images_share_records() -> None:
     different = [
         settings_of(lr=1e-3),
