@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ _OPTIMISATION = Group("The optimisation", sort_key=30)
 
 class IncompleteRun(VpeftError):
     """Something that a run needs was not said."""
+
+
+class SameFolder(VpeftError):
+    """Two runs would write into one folder."""
 
 
 @lru_cache(maxsize=1)
@@ -74,7 +78,7 @@ def recipe_from(file: Path | None, given: Mapping[str, Any]) -> Recipe:
     ]
     if missing:
         raise IncompleteRun(
-            f"{'The recipe and the command do' if file else 'The command does'} not say everything. "
+            f"{f'The recipe {file} and the command do' if file else 'The command does'} not say everything. "
             f"Add {'; '.join(missing)}."
         )
     if file is not None:
@@ -82,13 +86,52 @@ def recipe_from(file: Path | None, given: Mapping[str, Any]) -> Recipe:
     return Recipe.from_mapping(typed, where="The command")
 
 
-def _methods(typed: dict[str, Any], stated: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Put the methods' own flags to their methods: those that were typed, else those of the file."""
+def recipes_from(files: Sequence[Path], given: Mapping[str, Any]) -> tuple[list[str], list[Recipe]]:
+    """The recipes that several files hold, with what they are called: the files' stems, or paths where stems are equal.
+
+    The flags that were typed go before every file, but a method's flags only before the files that use the method, and
+    `--out FOLDER` is `FOLDER/STEM` for each.
+
+    Raises:
+        BadRecipe, IncompleteRun: as `recipe_from`.
+        StrayFlag: a setting of a method that no file uses.
+        SameFolder: with `--out`, two files of one stem.
+    """
+    stems = [file.stem for file in files]
+    called = [file.stem if stems.count(file.stem) == 1 else str(file) for file in files]
+    given, folder = dict(given), given.get("out")
+    if folder is not None and len(set(stems)) < len(stems):
+        same = next(stem for stem in stems if stems.count(stem) > 1)
+        raise SameFolder(
+            f"{' and '.join(str(file) for file in files if file.stem == same)} would both write into"
+            f" {Path(folder) / same}: with several recipes --out FOLDER is FOLDER/NAME for each. Rename a file, or"
+            " state `out` in each of them and leave --out away."
+        )
+    used = [_used(nested(run_flags(), given), _read(file)) for file in files]
+    fields_by_method([name for names in used for name in names], given)
+    recipes = []
+    for file, names in zip(files, used, strict=True):
+        others = {flag.key for flag in all_method_flags() if flag.path[0] not in names}
+        own = {key: value for key, value in given.items() if key not in others}
+        recipes.append(recipe_from(file, own if folder is None else {**own, "out": Path(folder) / file.stem}))
+    return called, recipes
+
+
+def _chosen(typed: Mapping[str, Any], stated: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The first method and those that act with it: those that were typed, else those of the file."""
     first = {"name": typed["method"]} if "method" in typed else _choice(stated.get("method"))
     others = typed.get("also", [_choice(one) for one in stated.get("also", ())])
-    further = [_choice(one) for one in ([others] if isinstance(others, str) else others)]
-    used = [one["name"] for one in (first, *further) if "name" in one]
-    fields = fields_by_method(used, given)
+    return [first, *(_choice(one) for one in ([others] if isinstance(others, str) else others))]
+
+
+def _used(typed: Mapping[str, Any], stated: Mapping[str, Any]) -> list[str]:
+    return [one["name"] for one in _chosen(typed, stated) if "name" in one]
+
+
+def _methods(typed: dict[str, Any], stated: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Put the methods' own flags to their methods: those that were typed, else those of the file."""
+    first, *further = _chosen(typed, stated)
+    fields = fields_by_method(_used(typed, stated), given)
     if "method" in typed or first.get("name") in fields:
         typed["method"] = {"name": first["name"], **fields.get(first["name"], {})}
     if "also" in typed or any(one.get("name") in fields for one in further):

@@ -1,7 +1,8 @@
-"""`vpeft train`: a recipe file, flags, or both; the flags go first."""
+"""`vpeft train`: a recipe file, several, flags, or both; the flags go first."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +10,39 @@ from rich.text import Text
 
 from vpeft.backbones.own_code import OWN_CODE
 from vpeft.cli import show
-from vpeft.cli.failure import INTERRUPTED, say_warning
+from vpeft.cli.failure import DONE, INTERRUPTED, MISTAKE, say_warning
 from vpeft.cli.flags import Switch, with_flags
-from vpeft.cli.recipe_flags import recipe_flags, recipe_from
+from vpeft.cli.recipe_flags import recipe_flags, recipe_from, recipes_from
 from vpeft.training.run import RunOutcome, run_recipe
+from vpeft.training.runs import run_recipes
 
 
-def _train(recipe: Path | None = None, /, *, resume: bool = True, json: Switch = False, given: dict[str, Any]) -> int:
+def _train(*recipes: Path, resume: bool = True, json: Switch = False, given: dict[str, Any]) -> int:
     """Adapt a backbone to labelled images; leaves one small adapter file and the record of the run.
 
     vpeft train --data photos/ --backbone pocket_vit --method lora --epochs 20 --out runs/a
 
     Called again after an interruption, the same command goes on where it was.
 
+    vpeft train probe.toml lora.toml side.toml --out runs
+
+    Several recipes make several runs, each with the numbers and the files that it has alone, here in `runs/probe`,
+    `runs/lora` and `runs/side`. Runs that read the same images in the same way share one pass over them, and what is
+    frozen in several of them is computed once. A run that fails does not end the others; the exit status is then 1.
+
     Parameters
     ----------
-    recipe:
-        A TOML file with any of the settings below; a flag goes before what the file says.
+    recipes:
+        TOML files with any of the settings below; a flag goes before what the files say. With several of them
+        `--out FOLDER` is `FOLDER/NAME` for each.
     resume:
         Go on with what an interrupted run left in the folder; otherwise start afresh.
     json:
-        Print the scores as JSON instead of sentences.
+        Print the scores as JSON instead of sentences: a list where there are several recipes.
     """
-    outcome = run_recipe(recipe_from(recipe, given), resume=resume, show=not json)
+    if len(recipes) > 1:
+        return _several(recipes, resume, json, given)
+    outcome = run_recipe(recipe_from(recipes[0] if recipes else None, given), resume=resume, show=not json)
     if outcome.state == "stopped":
         say_warning(f"{outcome.result.reason or 'stopped'}. Give the same command again to go on.")
         return INTERRUPTED
@@ -42,8 +53,30 @@ def _train(recipe: Path | None = None, /, *, resume: bool = True, json: Switch =
     return 0
 
 
+def _several(files: Sequence[Path], resume: bool, json: bool, given: dict[str, Any]) -> int:
+    names, recipes = recipes_from(files, given)
+    outcomes = run_recipes(recipes, names=names, resume=resume, show=not json)
+    if json:
+        show.as_json(
+            [
+                {"recipe": str(file), "state": one.state, "reason": one.result.reason, **summary(one)}
+                for file, one in zip(files, outcomes, strict=True)
+            ]
+        )
+    for name, one in zip(names, outcomes, strict=True):
+        if one.state == "done" and not json:
+            show.console().print(Text("\n  ".join([f"{name}:", *_sentences(one)])))
+        elif one.state != "done":
+            say_warning(f"{name}: {one.state}: {one.result.reason}")
+    states = {one.state for one in outcomes}
+    if "stopped" in states:
+        say_warning("Give the same command again to go on.")
+        return INTERRUPTED
+    return MISTAKE if "failed" in states else DONE
+
+
 def summary(outcome: RunOutcome) -> dict[str, Any]:
-    """The figures of a finished run: scores, parameters, time and files."""
+    """The figures of a run: scores, parameters, time and files."""
     plan = outcome.tuned.plan()
     return {
         "method": outcome.recipe.method.name,
@@ -56,9 +89,9 @@ def summary(outcome: RunOutcome) -> dict[str, Any]:
         "share": plan.share,
         "epochs": len(outcome.result.history),
         "seconds": round(outcome.result.seconds, 3),
-        "adapter": str(outcome.adapter),
+        "adapter": str(outcome.adapter) if outcome.adapter else None,
         "adapter_bytes": outcome.adapter.stat().st_size if outcome.adapter else None,
-        "record": str(outcome.record),
+        "record": str(outcome.record) if outcome.record else None,
     }
 
 

@@ -70,6 +70,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(tensors, facts)
 
 
+def must_agree(there: dict[str, Any], here: dict[str, Any], folder: Path | None) -> None:
+    """Compare what a checkpoint in `folder` says of its run with what is to be run.
+
+    Raises:
+        BadCheckpoint: it belongs to another run; the differences are named.
+    """
+    differences = _differences(there, here)
+    if differences:
+        raise BadCheckpoint(
+            f"The checkpoint in {folder} belongs to another run: {'; '.join(differences[:5])}. "
+            "Give another output folder, or resume=False to start afresh."
+        )
+
+
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as `<key>/<parameter's name>`; its groups must state `names`."""
     return {
@@ -101,3 +115,14 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         apart[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     return apart
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key in [*there, *(key for key in here if key not in there)]:
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old!r} and is {new!r}")
+    return found

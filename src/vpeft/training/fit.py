@@ -10,7 +10,7 @@ from vpeft.errors import VpeftError
 from vpeft.injection.adapter_file import weights_digest
 from vpeft.training.atomic import write_json
 from vpeft.training.batches import LabelledImages
-from vpeft.training.checkpoint import read_checkpoint
+from vpeft.training.checkpoint import must_agree, read_checkpoint
 from vpeft.training.evaluate import UnsuitableData
 from vpeft.training.failures import TrainingFailed
 from vpeft.training.interrupts import StopRequest
@@ -153,6 +153,23 @@ def checkpoint_facts(tuned: TunedModel, folder: Path | None, identity: dict[str,
         if tuned.quantised is not None:
             facts["quantised"] = tuned.quantised
     return facts
+
+
+def refuse_foreign_checkpoint(
+    tuned: TunedModel, folder: Path, identity: dict[str, Any] | None, settings: Optimisation
+) -> None:
+    """Say before anything is set up what `take_up` would say of the checkpoint in `folder`, as far as it is known.
+
+    Raises:
+        BadCheckpoint: it is damaged or of another run.
+    """
+    if not (folder / CHECKPOINT).exists():
+        return
+    known = checkpoint_facts(tuned, folder, identity)
+    if settings.fit_memory is None:  # else the settings are not known before they are measured
+        known["optimisation"] = settings.numerics()
+    there = read_checkpoint(folder / CHECKPOINT).facts["identity"]
+    must_agree({key: value for key, value in there.items() if key in known}, known, folder)
 
 
 def take_up(run: Training) -> None:

@@ -307,12 +307,7 @@ class Training:
         Raises:
             BadCheckpoint: it belongs to another run; the differences are named.
         """
-        differences = _differences(saved.facts["identity"], self.identity)
-        if differences:
-            raise disk.BadCheckpoint(
-                f"The checkpoint in {self.out} belongs to another run: {'; '.join(differences[:5])}. "
-                "Give another output folder, or resume=False to start afresh."
-            )
+        disk.must_agree(saved.facts["identity"], self.identity, self.out)
         self.tuned.load_adapter_state(saved.tensors["model"])
         self.at = Standing.from_dict(saved.facts["standing"])
         self.val_scores = None if saved.facts["val"] is None else Scores.model_validate(saved.facts["val"])
@@ -377,14 +372,3 @@ class _OnDevice:
     def __iter__(self) -> Iterator[Batch]:
         for images, labels in self.batches.epoch():
             yield images.to(self.device), labels.to(self.device)
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for key in [*there, *(key for key in here if key not in there)]:
-        old, new = there.get(key), here.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key} was {old!r} and is {new!r}")
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -72,3 +72,20 @@ class Result(BaseModel):
     device: str
     resumed_at: int | None = Field(default=None, description="The step at which this sitting took the run up.")
     optimisation: Optimisation
+
+    @classmethod
+    def of_nothing(
+        cls, state: Literal["stopped", "failed"], reason: str, optimisation: Optimisation, device: str
+    ) -> Self:
+        """Of a run that this sitting took no step of."""
+        return cls(
+            state=state,
+            reason=reason,
+            history=[],
+            steps=0,
+            seconds=0.0,
+            images_per_second=0.0,
+            peak_memory=PeakMemory(process=None),
+            device=device,
+            optimisation=optimisation,
+        )

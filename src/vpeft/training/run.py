@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -54,8 +55,81 @@ class RunOutcome:
 
     @property
     def state(self) -> Literal["done", "stopped", "failed"]:
-        """ "stopped" by a signal: the same recipe goes on from the checkpoint. A failure raises instead."""
+        """Of a run that a signal has stopped, the same call goes on from the checkpoint. `run_recipe` never returns
+        "failed": it raises."""
         return self.result.state
+
+
+@dataclass(frozen=True)
+class ReadyRun:
+    """A run whose model is tuned and whose images are open, not yet trained.
+
+    Attributes:
+        recipe, tuned, data, preprocessing: as in `RunOutcome`.
+        identity: what a checkpoint must agree in with this run.
+        facts: what its record says before there is a result.
+    """
+
+    recipe: Recipe
+    tuned: TunedModel
+    data: Datasets
+    preprocessing: Preprocessing
+    identity: dict[str, Any]
+    facts: dict[str, Any]
+
+    @property
+    def task(self) -> Classification:
+        """What it learns."""
+        return Classification(self.data.labels)
+
+    def write_recipe(self) -> None:
+        """Leave the recipe in the run's folder, every default written out."""
+        if self.recipe.out is not None:
+            write_text(self.recipe.out / RECIPE, self.recipe.to_toml())
+
+    def record(self, result: Result | None, test: Scores | None = None, error: str | None = None) -> Path | None:
+        """Write what is known of the run by now; returns the file, None without an output folder."""
+        out = self.recipe.out
+        if out is None:
+            return None
+        record = {
+            **self.facts,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "state": "failed" if result is None else result.state,
+            "error": error,
+            "result": None if result is None else result.model_dump(mode="json"),
+            "test": None if test is None else test.model_dump(mode="json"),
+        }
+        write_json(out / RECORD, record)
+        return out / RECORD
+
+    def outcome(self, result: Result, *, test: bool = True) -> RunOutcome:
+        """What the training has led to: if it is done, the test split is scored once and the adapter saved."""
+        if result.state != "done":
+            record = self.record(result, error=result.reason if result.state == "failed" else None)
+            return self.without_adapter(result, record)
+        out, preprocessing = self.recipe.out, self.preprocessing
+        scored = _test_once(self.recipe, self.tuned, self.data) if test else None
+        adapter = None
+        if out is not None:
+            scores = {
+                f"{split}_{name}": value
+                for split, given in (("val", result.val), ("test", scored))
+                if given is not None
+                for name, value in (("top1", given.top1), ("mean_per_class", given.mean_per_class))
+            }
+            adapter = self.tuned.save(
+                out / ADAPTER,
+                labels=self.data.labels,
+                preprocessing=preprocessing.model_dump(mode="json"),
+                scores=scores,
+            )
+        record = self.record(result, scored)
+        return RunOutcome(self.recipe, result, scored, self.tuned, self.data, preprocessing, adapter, record)
+
+    def without_adapter(self, result: Result, record: Path | None = None) -> RunOutcome:
+        """The outcome of a run that has not come to its end."""
+        return RunOutcome(self.recipe, result, None, self.tuned, self.data, self.preprocessing, None, record)
 
 
 def run_recipe(
@@ -65,7 +139,7 @@ def run_recipe(
 
     With `recipe.out` that folder holds `adapter.safetensors` (with labels, preprocessing and scores), `run.json`
     (recipe, plan, data manifest, history, scores, versions), `recipe.toml` (every default written out),
-    `checkpoint.safetensors` and `result.json`.
+    `checkpoint.safetensors` and `result.json`. Several recipes: `vpeft.training.runs.run_recipes`.
 
     Args:
         recipe: the run.
@@ -76,6 +150,45 @@ def run_recipe(
 
     Raises:
         VpeftError: whatever a user can mend, in any of the steps; a failure of the training is in the record too.
+    """
+    ready = ready_run(recipe, progress=progress, show=show)
+    ready.write_recipe()
+    try:
+        result = fit(
+            ready.tuned,
+            ready.data.train,
+            ready.data.val,
+            optimisation=recipe.optimisation,
+            out=recipe.out,
+            resume=resume,
+            progress=progress,
+            workers=recipe.data.workers,
+            identity=ready.identity,
+            task=ready.task,
+        )
+    except TrainingFailed as failure:
+        ready.record(failure.result, error=str(failure))
+        raise
+    return ready.outcome(result, test=test)
+
+
+Opener = Callable[[DataConfig, Preprocessing], Datasets]
+
+
+def opened(config: DataConfig, preprocessing: Preprocessing) -> Datasets:
+    """The data set of a run as its backbone wants it."""
+    return open_data(config).prepared(preprocessing)
+
+
+def ready_run(recipe: Recipe, *, progress: bool = True, show: bool = True, images: Opener = opened) -> ReadyRun:
+    """Make the backbone, open the data, tune; nothing is trained or written yet.
+
+    Args:
+        recipe, progress, show: as for `run_recipe`.
+        images: opens the data set of (config, preprocessing), in place of `opened`.
+
+    Raises:
+        VpeftError: whatever a user can mend.
     """
     started = datetime.now(UTC)
     # For a backbone without pre-trained weights; the same recipe must find the same one again.
@@ -95,7 +208,7 @@ def run_recipe(
     if recipe.anatomy is not None:
         stated = stated.resized(described.facts.image_size)
     preprocessing = _preprocessing(stated, recipe.data)
-    data = open_data(recipe.data).prepared(preprocessing)
+    data = images(recipe.data, preprocessing)
     with untouched_randomness():
         seed_everything(derived_seed(recipe.seed, "tune"))
         statistics = recipe.optimisation.batch_norm
@@ -118,9 +231,6 @@ def run_recipe(
         "system": f"{platform.system()} {platform.machine()}",
         "started": started.isoformat(timespec="seconds"),
     }
-    out = recipe.out
-    if out is not None:
-        write_text(out / RECIPE, recipe.to_toml())
     identity = {
         "backbone": recipe.backbone,
         "pretrained": recipe.pretrained,
@@ -132,39 +242,7 @@ def run_recipe(
         "preprocessing": preprocessing.model_dump(mode="json"),
         "augmentation": recipe.data.augmentation,
     }
-    try:
-        result = fit(
-            tuned,
-            data.train,
-            data.val,
-            optimisation=recipe.optimisation,
-            out=out,
-            resume=resume,
-            progress=progress,
-            workers=recipe.data.workers,
-            identity=identity,
-            task=Classification(data.labels),
-        )
-    except TrainingFailed as failure:
-        _record(out, facts, failure.result, None, error=str(failure))
-        raise
-    if result.state != "done":
-        record = _record(out, facts, result, None)
-        return RunOutcome(recipe, result, None, tuned, data, preprocessing, None, record)
-    scored = _test_once(recipe, tuned, data) if test else None
-    adapter = None
-    if out is not None:
-        scores = {
-            f"{split}_{name}": value
-            for split, given in (("val", result.val), ("test", scored))
-            if given is not None
-            for name, value in (("top1", given.top1), ("mean_per_class", given.mean_per_class))
-        }
-        adapter = tuned.save(
-            out / ADAPTER, labels=data.labels, preprocessing=preprocessing.model_dump(mode="json"), scores=scores
-        )
-    record = _record(out, facts, result, scored)
-    return RunOutcome(recipe, result, scored, tuned, data, preprocessing, adapter, record)
+    return ReadyRun(recipe, tuned, data, preprocessing, identity, facts)
 
 
 def _backbone(recipe: Recipe, seed: int, size: tuple[int, int] | None) -> nn.Module:
@@ -190,23 +268,6 @@ def _test_once(recipe: Recipe, tuned: TunedModel, data: Datasets) -> Scores | No
     if data.test is None:
         return None
     return evaluate(tuned, data.test, batch=recipe.optimisation.batch, workers=recipe.data.workers)
-
-
-def _record(
-    out: Path | None, facts: dict[str, Any], result: Result | None, test: Scores | None, error: str | None = None
-) -> Path | None:
-    if out is None:
-        return None
-    record = {
-        **facts,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "state": "failed" if result is None else result.state,
-        "error": error,
-        "result": None if result is None else result.model_dump(mode="json"),
-        "test": None if test is None else test.model_dump(mode="json"),
-    }
-    write_json(out / RECORD, record)
-    return out / RECORD
 
 
 def _versions() -> dict[str, str]:

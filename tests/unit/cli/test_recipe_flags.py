@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from vpeft.cli.flags import with_flags
 from vpeft.cli.method_flags import StrayFlag, all_method_flags
-from vpeft.cli.recipe_flags import IncompleteRun, recipe_flags, recipe_from
+from vpeft.cli.recipe_flags import IncompleteRun, SameFolder, recipe_flags, recipe_from, recipes_from
 from vpeft.data.config import DataConfig
 from vpeft.methods import all_methods
 from vpeft.training.optimisation import Optimisation
@@ -44,6 +44,19 @@ def recipe(*words: str, file: Path | None = None) -> Recipe:
     app.default(with_flags(command, recipe_flags()))
     app(list(words), exit_on_error=False, print_error=False)
     return made[0]
+
+
+def recipes(*words: str) -> dict[str, Recipe]:
+    """The recipes that a command line of files and flags gives, by what they are called."""
+    made: list[tuple[list[str], list[Recipe]]] = []
+
+    def command(*files: Path, given: dict[str, Any]) -> None:
+        made.append(recipes_from(files, given))
+
+    app = App(result_action="return_value")
+    app.default(with_flags(command, recipe_flags()))
+    app(list(words), exit_on_error=False, print_error=False)
+    return dict(zip(*made[0], strict=True))
 
 
 @pytest.fixture
@@ -143,3 +156,31 @@ def test_a_default_on_the_command_line_is_the_models_own() -> None:
     assert made.data == DataConfig(source="photos")
     assert made.method.build() == all_methods()["lora"]()
     assert len(all_method_flags()) == sum(len(kind.model_fields) for kind in all_methods().values())
+
+
+def test_several_files_take_the_flags_that_concern_them(file: Path) -> None:
+    other = file.with_name("probe.toml")
+    other.write_text(FILE.replace('"lora"\nrank = 4', '"linear_probe"').replace("runs/file", "runs/probe"), "utf-8")
+    made = recipes(str(file), str(other), "--epochs", "2", "--lora.alpha", "16")
+    assert list(made) == ["recipe", "probe"]
+    assert [one.out for one in made.values()] == [Path("runs/file"), Path("runs/probe")]
+    assert [one.optimisation.epochs for one in made.values()] == [2, 2]
+    assert made["recipe"].method.fields["alpha"] == 16
+    assert made["probe"].method.name == "linear_probe"
+    with pytest.raises(StrayFlag, match="not adaptformer"):
+        recipes(str(file), str(other), "--adaptformer.scale", "1")
+
+
+def test_one_folder_for_several_files_holds_one_for_each(file: Path) -> None:
+    twin = file.parent / "more" / file.name
+    twin.parent.mkdir()
+    twin.write_text(FILE.replace("runs/file", "runs/twin"), encoding="utf-8")
+    other = file.with_name("other.toml")
+    other.write_text(FILE.replace('out = "runs/file"\n', ""), encoding="utf-8")
+    made = recipes(str(file), str(other), "--out", "all")
+    assert [one.out for one in made.values()] == [Path("all/recipe"), Path("all/other")]
+    assert list(recipes(str(file), str(twin))) == [str(file), str(twin)]
+    with pytest.raises(SameFolder, match="both write into all/recipe"):
+        recipes(str(file), str(other), str(twin), "--out", "all")
+    with pytest.raises(IncompleteRun, match=r"other\.toml and the command do not say everything. Add --out"):
+        recipes(str(file), str(other))

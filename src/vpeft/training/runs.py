@@ -1,0 +1,172 @@
+"""Several recipes carried out: those that read the same images in one pass, each as if it were alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from vpeft.errors import VpeftError
+from vpeft.training.fit import checked_settings, refuse_foreign_checkpoint
+from vpeft.training.passes import Opened, Reading, passes, said
+from vpeft.training.recipe import Recipe
+from vpeft.training.result import Result
+from vpeft.training.run import ReadyRun, RunOutcome, ready_run
+from vpeft.training.together import Run, fit_together
+
+
+class UnsuitableRuns(VpeftError):
+    """Recipes that cannot be carried out in one call."""
+
+
+class CannotBegin(VpeftError):
+    """One of several recipes that cannot be carried out; the message begins with its name."""
+
+
+def run_recipes(
+    recipes: Sequence[Recipe],
+    *,
+    names: Sequence[str] | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    show: bool = True,
+    test: bool = True,
+) -> list[RunOutcome]:
+    """Carry all `recipes` out, each as `run_recipe` does, with the same numbers and files; outcomes in their order.
+
+    Recipes that read the same images with the same preprocessing are trained in one pass over them, by `fit_together`:
+    what is frozen in several of them is computed once. Recipes that read something else form other passes, which
+    follow one after the other. Before the first step all models are made and all data sets opened, so that a mistake
+    in any recipe is said before anything is trained or written, and what goes together is printed.
+
+    A run that fails does not end the others: its outcome has the state "failed", and `result.reason` says why. Where a
+    whole pass cannot be trained (its checkpoints are of other runs, an image has become unreadable) this holds for all
+    runs in it. After SIGTERM or Ctrl-C all runs are "stopped", and passes that were not reached are not begun.
+
+    Args:
+        recipes: at least one; each with a folder of its own in `out`, or none of them with one.
+        names: how the runs are called in what is said; by default by their folders.
+        resume, progress, show, test: as for `run_recipe`, for all runs.
+
+    Raises:
+        UnsuitableRuns: no recipes, two with one folder, or folders for some of them only.
+        CannotBegin: a recipe cannot be carried out; the message names it and says what `run_recipe` would say.
+    """
+    called = list(names) if names is not None else [str(one.out or f"run {n + 1}") for n, one in enumerate(recipes)]
+    _refuse(recipes, called)
+    several = list(_ready(recipes, called, resume, progress, show))
+    readings = [Reading(name, one.recipe.data, one.preprocessing) for name, one in zip(called, several, strict=True)]
+    grouped = passes(readings)
+    if progress and len(recipes) > 1:
+        for line in said(readings, grouped):
+            print(line, file=sys.stderr)
+    outcomes: dict[int, RunOutcome] = {}
+    stopped = False
+    for number, group in enumerate(grouped):
+        members = _Pass([several[place] for place in group], [called[place] for place in group])
+        if number:  # its time begins now, not with that of the first
+            members.begin_now()
+        if stopped:
+            made = members.without_steps("stopped", "not begun, as others were stopped before; the same call begins it")
+        else:
+            made = members.trained(resume=resume, progress=progress, test=test)
+        stopped = stopped or any(one.state == "stopped" for one in made)
+        outcomes.update(zip(group, made, strict=True))
+    return [outcomes[place] for place in range(len(recipes))]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Runs that read the same images."""
+
+    runs: list[ReadyRun]
+    names: list[str]
+
+    def begin_now(self) -> None:
+        for run in self.runs:
+            run.facts["started"] = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def trained(self, *, resume: bool, progress: bool, test: bool) -> list[RunOutcome]:
+        """Train, score and save all."""
+        data = self.runs[0].data
+        for run in self.runs:
+            run.write_recipe()
+        try:
+            results = fit_together(
+                [
+                    Run(
+                        run.tuned,
+                        run.recipe.optimisation,
+                        run.recipe.out,
+                        identity=run.identity,
+                        task=run.task,
+                        name=name,
+                    )
+                    for run, name in zip(self.runs, self.names, strict=True)
+                ],
+                data.train,
+                data.val,
+                resume=resume,
+                progress=progress,
+                workers=max(run.recipe.data.workers for run in self.runs),
+            )
+        except VpeftError as error:
+            return self.without_steps("failed", f"This pass could not be trained to its end: {error}")
+        return [_concluded(run, result, test) for run, result in zip(self.runs, results, strict=True)]
+
+    def without_steps(self, state: Literal["stopped", "failed"], reason: str) -> list[RunOutcome]:
+        """Nothing was trained; what earlier calls left in the folders stays as it is."""
+        made = []
+        for run in self.runs:
+            device = str(next(run.tuned.parameters()).device)
+            made.append(run.without_adapter(Result.of_nothing(state, reason, run.recipe.optimisation, device)))
+        return made
+
+
+def _concluded(run: ReadyRun, result: Result, test: bool) -> RunOutcome:
+    try:
+        return run.outcome(result, test=test)
+    except VpeftError as error:  # in scoring or saving: the training is on the disk, the same call goes on from there
+        failed = result.model_copy(update={"state": "failed", "reason": str(error)})
+        return run.without_adapter(failed, run.record(failed, error=str(error)))
+
+
+def _ready(
+    recipes: Sequence[Recipe], names: Sequence[str], resume: bool, progress: bool, show: bool
+) -> Iterator[ReadyRun]:
+    images = Opened()
+    for recipe, name in zip(recipes, names, strict=True):
+        if show and len(recipes) > 1:
+            print(f"{name}:")
+        try:
+            run = ready_run(recipe, progress=progress, show=show, images=images)
+            settings = checked_settings(recipe.optimisation, run.data.train, run.data.val)
+            if resume and recipe.out is not None:
+                refuse_foreign_checkpoint(run.tuned, recipe.out, run.identity, settings)
+        except VpeftError as error:
+            raise CannotBegin(f"{name}: {error}") from error
+        yield run
+
+
+def _refuse(recipes: Sequence[Recipe], names: Sequence[str]) -> None:
+    if not recipes:
+        raise UnsuitableRuns("There are no recipes to carry out.")
+    if len(names) != len(recipes):
+        raise UnsuitableRuns(f"There are {len(recipes)} recipes and {len(names)} names. Give one for each.")
+    without = [name for recipe, name in zip(recipes, names, strict=True) if recipe.out is None]
+    if without and len(without) < len(recipes):
+        raise UnsuitableRuns(
+            f"Some recipes have a folder (`out`), and {', '.join(without)} have none. Name one for each."
+        )
+    taken: dict[Path, str] = {}
+    for recipe, name in zip(recipes, names, strict=True):
+        folder = None if recipe.out is None else recipe.out.resolve()
+        if folder in taken:
+            raise UnsuitableRuns(
+                f"{taken[folder]} and {name} both write into {recipe.out}. Give each a folder of its own (`out`)."
+            )
+        if folder is not None:
+            taken[folder] = name
