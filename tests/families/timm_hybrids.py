@@ -108,11 +108,11 @@ def tiny_hybrid(project: bool, **options: Any) -> nn.Module:
     return ready(tiny_vit(embed_layer=embed, patch_size=1, embed_dim=24, depth=2, **options))
 
 
-def tiny_byobnet(*kinds: str, **options: Any) -> nn.Module:
+def tiny_byobnet(*kinds: str, img_size: int | None = None, **options: Any) -> nn.Module:
     """Two blocks of each kind, each kind at half the resolution of the one before; a stem of two convolutions."""
     blocks = tuple(ByoBlockCfg(type=kind, d=2, c=16, s=2, gs=0, br=0.5) for kind in kinds)
     config = ByoModelCfg(blocks, **{"stem_chs": (8, 16), "stem_pool": "", **options})  # type: ignore[arg-type]
-    return ready(ByobNet(config, num_classes=0))
+    return ready(ByobNet(config, num_classes=0, img_size=img_size))
 
 
 def tiny_nfnet(**options: Any) -> nn.Module:

@@ -35,6 +35,7 @@ def make_net(
     pooled: Callable[[nn.Module, Tensor], Tensor] | None = None,
     width: int | None = None,
     stem_stride: int | None = None,
+    dynamic: bool = True,
 ) -> Backbone:
     """A convolutional net from its parts.
 
@@ -53,6 +54,7 @@ def make_net(
         library, name, size, pooled, width: where the model is not timm's: its library, its name, height and width of
             its images, the function that gives the pooled feature, and the channels of that.
         stem_stride: of the whole stem, where its layers do not run one after the other.
+        dynamic: whether images of other sizes are accepted.
     """
     net: Any = module
     size = size or image_size(module)
@@ -81,7 +83,7 @@ def make_net(
             width=width or int(net.head_hidden_size),
             prefix_tokens=0,
             pooling=pooling,
-            dynamic_size=True,
+            dynamic_size=dynamic,
         ),
         pixels=outline.pixels(Point(stem[0], "input"), placed[0].width_in),
         trunk=outline.trunk(

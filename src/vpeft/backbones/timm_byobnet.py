@@ -53,6 +53,7 @@ def describe_timm_byobnet(model: nn.Module) -> Backbone:
         classifier=timm_classifier,
         pooled_head=not convolved and norm is not None,
         stem_stride=int(getattr(net.stem, "stride", 2)),
+        dynamic=not any(_sized(getattr(block, "self_attn", None)) for stage in net.stages for block in stage),
     )
 
 
@@ -95,3 +96,10 @@ def _unit(block: Any) -> Unit:
 
 def _gates(attn: nn.Module) -> tuple[nn.Module, ...]:
     return () if isinstance(attn, nn.Identity) else (attn,)
+
+
+def _sized(attn: object) -> bool:
+    """Whether this self-attention has positions of one size of maps, or cuts the map into blocks."""
+    positions = getattr(attn, "pos_embed", None)
+    sizes = (getattr(attn, "feat_size", None), getattr(attn, "block_size", None), getattr(positions, "height", None))
+    return any(size is not None for size in sizes)

@@ -126,7 +126,7 @@ def test_masks_act_as_without_edits(kind: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize("kind", [Block, ParallelScalingBlock])
 def test_further_keys_are_open_under_a_mask(kind: type[nn.Module]) -> None:
-    """Prefix tuning under a mask that shows each token itself alone: further keys and its own are left to each query."""
+    """Prefix tuning under a mask that shows each token itself alone: the further keys and its own are left."""
     torch.manual_seed(0)
     plain = timm.models.VisionTransformer(
         img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=3, block_fn=kind

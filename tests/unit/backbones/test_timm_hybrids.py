@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import vpeft
 from tests.families import EVERY
+from tests.families.timm_hybrids import tiny_byobnet
 from tests.models import images_for
 from tests.unit.training.material import Patches
 from vpeft.acceleration.choose import accelerate
@@ -205,3 +206,15 @@ def test_unknown_blocks_are_refused_by_name(family: str) -> None:
     UNKNOWN[family](model)
     with pytest.raises(vpeft.VpeftError, match=r"Identity.* describes"):
         vpeft.describe(model)
+
+
+@pytest.mark.parametrize(
+    ("attention", "free"), [("lambda", True), ("lambda, whole", False), ("bottleneck", False), ("halo", False)]
+)
+def test_some_self_attention_is_made_for_one_size_of_images(attention: str, free: bool) -> None:
+    kind, _, whole = attention.partition(", ")
+    kwargs = {"lambda": {"r": None} if whole else {}, "halo": {"block_size": 4, "halo_size": 1}}.get(kind, {})
+    model = tiny_byobnet("bottle", "self_attn", img_size=64, self_attn_layer=kind, self_attn_kwargs=kwargs)
+    assert vpeft.describe(model).facts.dynamic_size is free
+    with nullcontext() if free else pytest.raises((AssertionError, RuntimeError)):
+        model(torch.randn(1, 3, 80, 80))
