@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from vpeft.cli import main
+from vpeft.data.datasets import open_data
 from vpeft.training.loop import Training
+from vpeft.training.passes import Reading, passes
 from vpeft.training.recipe import Recipe
 from vpeft.training.runs import CannotBegin, UnsuitableRuns, run_recipes
 
@@ -168,6 +171,33 @@ def test_a_run_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixture[
     assert not (out / "bad" / "adapter.safetensors").exists()
     assert (out / "probe" / "adapter.safetensors").exists()
     assert (out / "other" / "adapter.safetensors").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_that_becomes_unreadable_ends_its_pass_alone(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = [Recipe.from_toml(f"{name}.toml", {"out": str(tmp_path / name)}) for name in ("low", "other")]
+    lost = Path(getattr(open_data(recipes[0].data), split).path(0))
+    content = lost.read_bytes()
+
+    def damaging(readings: Sequence[Reading]) -> list[list[int]]:
+        lost.write_bytes(b"not an image")  # all data sets have been opened by now
+        return passes(readings)
+
+    monkeypatch.setattr("vpeft.training.runs.passes", damaging)
+    try:
+        low, other = run_recipes(recipes, progress=False, show=False)
+    finally:
+        lost.write_bytes(content)
+    assert (low.state, other.state) == ("failed", "done")
+    assert lost.name in str(low.result.reason)
+    assert low.adapter is None
+    monkeypatch.setattr("vpeft.training.runs.passes", passes)
+    again = run_recipes(recipes, progress=False, show=False)
+    assert [one.state for one in again] == ["done", "done"]
+    assert again[0].result.resumed_at == (low.result.steps or None)
+    assert_as_alone(str(tmp_path), "low", "other")
 
 
 @pytest.mark.parametrize(
