@@ -7,10 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from vpeft.acceleration import decoded_images, prefix_cache, shared_trunk
 from vpeft.acceleration.attention_kernel import AttentionKernel
 from vpeft.acceleration.changes import Changes
 from vpeft.acceleration.class_token_only import ClassTokenOnly
+from vpeft.acceleration.compile_blocks import CompileBlocks
 from vpeft.acceleration.frozen_precision import FrozenPrecision
 from vpeft.acceleration.fused_low_rank import FusedLowRank
 from vpeft.acceleration.fused_scale_shift import FusedScaleShift
@@ -45,6 +49,8 @@ IDEAS: tuple[Idea, ...] = (
     Recompute(),
     RecomputeBlocks(),
 )
+# Tried when everything else is in place, records included.
+BEHIND: tuple[Idea, ...] = (CompileBlocks(),)
 # What only saves memory is not used for a smaller share than this.
 LEAST = 0.01
 
@@ -142,6 +148,9 @@ def _on_the_model(
             tried = any(outcome.name == prefix_cache.NAME for outcome in outcomes)
             if prefix_cache.NAME in names and situation is not None and not tried:
                 prefix = _record(tuned, changes, situation, outcomes, whole=False)
+        last = [idea for idea in BEHIND if idea.name in names]
+        if last:
+            _behind(tuned, changes, last, prefix, autocast, precision, outcomes)
     except BaseException:
         changes.undo()
         raise
@@ -198,6 +207,29 @@ def _record(
     return prefix
 
 
+def _behind(
+    tuned: TunedModel,
+    changes: Changes,
+    ideas: list[Idea],
+    prefix: CachedPrefix | StreamedPrefix | None,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    precision: str,
+    outcomes: list[Outcome],
+) -> None:
+    """`_rewrite`, proved on records where the model trains on records."""
+    reason, given = None, None
+    if isinstance(prefix, StreamedPrefix):
+        reason = "the frozen part is computed for several runs at once"
+    elif prefix is not None and prefix.prefix.cut.trunk:
+        reason = "the whole trunk is recorded, and no block is run"
+    elif prefix is not None:
+        given = prefix
+    if reason is None:
+        _rewrite(tuned, changes, ideas, autocast, precision, outcomes, given)
+    else:
+        outcomes.extend(Outcome(idea.name, False, reason, True) for idea in ideas)
+
+
 def _rewrite(
     tuned: TunedModel,
     changes: Changes,
@@ -205,6 +237,7 @@ def _rewrite(
     autocast: Callable[[], AbstractContextManager[Any]],
     precision: str,
     outcomes: list[Outcome],
+    records: CachedPrefix | None = None,
 ) -> None:
     images, plain, now = None, None, None
     tolerance = TOLERANCE if precision == "fp32" else TOLERANCE_16
@@ -214,12 +247,13 @@ def _rewrite(
             with autocast():
                 idea.install(tuned, changes)
             changes.undo(before)
-            images = two_images(tuned) if images is None else images
+            images = _given(tuned, records, 2) if images is None else images
             with OffZero(tuned), autocast():
                 if plain is None:
-                    now = plain = behaviour(tuned, images)
+                    now = plain = behaviour(tuned, images, records)
                 said = idea.install(tuned, changes)
-                after = _tried(tuned, images)
+                said += idea.warm(lambda count: _tried(tuned, _given(tuned, records, count), records))
+                after = _tried(tuned, images, records)
             assert plain is not None and now is not None
             if after.drawn != plain.drawn:
                 raise NotApplicable("it would draw other random numbers: dropout acts on what it leaves out")
@@ -242,9 +276,14 @@ def _rewrite(
         outcomes.append(Outcome(idea.name, True, f"{said}; {share}; {equal} on two images", step == 0))
 
 
-def _tried(tuned: TunedModel, images: Any) -> Behaviour:
+def _given(tuned: TunedModel, records: CachedPrefix | None, count: int) -> Tensor:
+    """Images to try the model on, or the numbers of records."""
+    return two_images(tuned, count) if records is None else torch.arange(count) % len(records.train)
+
+
+def _tried(tuned: TunedModel, images: Tensor, records: CachedPrefix | None) -> Behaviour:
     try:
-        return behaviour(tuned, images)
+        return behaviour(tuned, images, records)
     except (RuntimeError, IndexError, ValueError, TypeError, VpeftError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise NotApplicable(f"the model does not run with it ({first})") from None

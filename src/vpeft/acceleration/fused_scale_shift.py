@@ -77,7 +77,8 @@ class ScaledLinear:
             return F.linear(x, weight, bias)
         g, t = folded.layer.scale, folded.layer.shift
         kind = x.device.type
-        if not self.training or _vanishes(g):  # type: ignore[attr-defined]
+        # A compiler joins the plain form with what is around it, and cannot look at the numbers.
+        if not self.training or torch.compiler.is_compiling() or _vanishes(g):  # type: ignore[attr-defined]
             return F.linear(x, weight, bias) * g + t
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))

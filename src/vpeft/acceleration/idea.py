@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 from vpeft.acceleration.changes import Changes
@@ -32,3 +33,11 @@ class Idea(ABC):
         Raises:
             NotApplicable: with the reason; what was changed until then is undone by the caller.
         """
+
+    def warm(self, step: Callable[[int], object]) -> str:
+        """What must run before the proof: `step(count)` is one with so many images. Goes on where `install` ended.
+
+        Raises:
+            NotApplicable: as above.
+        """
+        return ""

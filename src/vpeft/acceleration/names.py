@@ -19,9 +19,12 @@ NAMES: dict[str, str] = {
     " kept as bits",
     "recompute_blocks": "every block keeps its input alone and is computed again in the backward pass (gradient"
     " checkpointing)",
+    "compile_blocks": "every block is compiled by itself (torch.compile), with its edits inside",
 }
-# Costs time for memory, so `auto` leaves it out.
-ON_REQUEST = frozenset({"low_memory", "recompute_blocks"})
+# Cost time for memory, so `auto` leaves them out.
+FOR_MEMORY = frozenset({"low_memory", "recompute_blocks"})
+# Compiling takes as long as some hundred steps.
+ON_REQUEST = FOR_MEMORY | {"compile_blocks"}
 
 
 class UnknownAcceleration(VpeftError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +32,11 @@ class Behaviour:
     drawn: bytes = b""
 
 
-def behaviour(tuned: TunedModel, images: Tensor) -> Behaviour:
-    """One forward and backward pass in the model's present mode, always with the same random numbers."""
+def behaviour(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Tensor] | None = None) -> Behaviour:
+    """One forward and backward pass in the model's present mode, always with the same random numbers.
+
+    `model` is `tuned` in another form, and `images` is what that takes.
+    """
     parameters = dict(tuned.trainable())
     before = {name: p.grad for name, p in parameters.items()}
     with torch.random.fork_rng(devices=_devices(images)):
@@ -42,7 +46,7 @@ def behaviour(tuned: TunedModel, images: Tensor) -> Behaviour:
                 p.grad = None
             with torch.enable_grad():
                 with SavedForBackward(tuned, [images]) as saved:
-                    logits = tuned(images)
+                    logits = (model or tuned)(images)
                 drawn, size = _generators(images), saved.bytes
                 del saved
                 generator = torch.Generator().manual_seed(1)
@@ -117,9 +121,9 @@ class OffZero:
             tensor.copy_(value)
 
 
-def two_images(tuned: TunedModel) -> Tensor:
-    """Two fixed random images of the backbone's size, on its device."""
+def two_images(tuned: TunedModel, count: int = 2) -> Tensor:
+    """Two (or `count`) fixed random images of the backbone's size, on its device."""
     like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
     generator = torch.Generator().manual_seed(3)
-    shape = (2, tuned.description.pixels.width, *tuned.description.facts.image_size)
+    shape = (count, tuned.description.pixels.width, *tuned.description.facts.image_size)
     return torch.randn(shape, generator=generator).to(device=like.device, dtype=like.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vpeft.acceleration.choose import accelerate
-from vpeft.acceleration.names import ON_REQUEST
+from vpeft.acceleration.names import FOR_MEMORY
 from vpeft.errors import VpeftError
 from vpeft.training.memory import readable, saved_bytes
 from vpeft.training.modes import evaluation_mode
@@ -131,7 +131,7 @@ def _profiles(tuned: nn.Module, sample: Tensor, part: int, acceleration: str) ->
     """What each way of computing again would need for `part` images, where it needs less."""
     found: list[str] = []
     asked = [] if acceleration == "off" else acceleration.split(",")
-    for name in sorted(ON_REQUEST - set(asked)):
+    for name in sorted(FOR_MEMORY - set(asked)):
         made = accelerate(cast("TunedModel", tuned), name)
         try:
             if made.outcomes[0].applied:

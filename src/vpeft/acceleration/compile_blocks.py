@@ -1,0 +1,154 @@
+"""Every block by itself through torch.compile, with its edits inside; blocks that are equal share one graph.
+
+Only training steps are compiled: evaluation, and whatever runs without gradients, is the plain computation. The number
+of images is left open, so that a smaller last batch needs no further graph; one image alone is computed plainly. Random
+numbers are drawn by the plain kernels in the plain order, so dropout and drop path act as without compilation. On CUDA
+the kernels of a block are replayed as a CUDA graph ("reduce-overhead"); that part is untested without a GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpeft.acceleration.bit_masks import DroppedBits, PositiveBits
+from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.frozen_prefix import PassOn
+from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.recompute import Recomputing, Remembering
+from vpeft.acceleration.recompute_blocks import RunAgain
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.methods.method import Method
+
+# Graphs of one model. Torch's own bound is 8; with drop path every block has a rate, and so a graph, of its own.
+MOST = 128
+
+
+def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """A block with its hooks; copied before it is compiled, as torch keeps graphs with the code of a function."""
+    return module._call_impl(*args, **kwargs)
+
+
+class Compiled:
+    """What a block is called through.
+
+    Args:
+        module: the block.
+        run: `_call`, compiled.
+        beside: objects with tensors that enter the block beside its arguments.
+        trained: on CUDA and at the first block the trained parameters; otherwise nothing.
+    """
+
+    def __init__(
+        self, module: nn.Module, run: Callable[..., Any], beside: tuple[Any, ...], trained: list[nn.Parameter]
+    ) -> None:
+        self.module: Any = module
+        self.run, self.beside, self.trained = run, beside, trained
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if not (self.module.training and torch.is_grad_enabled()) or not given or len(given[0]) < 2:
+            return self.module._call_impl(*args, **kwargs)
+        from torch._dynamo import config, maybe_mark_dynamic
+
+        given += [value for one in self.beside for value in vars(one).values() if isinstance(value, Tensor)]
+        for value in given:
+            if value.dim() and len(value) == len(given[0]):
+                maybe_mark_dynamic(value, 0)
+        if self.trained and all(p.grad is None for p in self.trained):
+            # A new step, whose CUDA graphs may write over the tensors of the last one; not between parts of a batch.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        with config.patch(recompile_limit=MOST):
+            return self.run(self.module, *args, **kwargs)
+
+
+class CompileBlocks(Idea):
+    """Blocks run as compiled graphs in training."""
+
+    name = "compile_blocks"
+
+    def install(self, tuned: TunedModel, changes: Changes) -> str:
+        ends = [(block.name, block.enter, block.exit) for block in tuned.description.blocks]
+        other = next((name for name, enter, end in ends if not (enter and end and enter.module is end.module)), None)
+        if other is not None:
+            raise NotApplicable(f"{other} is not a module of its own that could be compiled")
+        blocks = list({id(end.module): end.module for _, _, end in ends if end is not None}.values())
+        _refuse(tuned, blocks)
+        left = [block for block in blocks if not isinstance(block, PassOn)]
+        if not left:
+            raise NotApplicable("the outputs of all blocks are recorded")
+        _refuse_machine(tuned)
+        options: dict[str, Any] = {"fallback_random": True}
+        on_cuda = next(tuned.parameters()).device.type == "cuda"
+        if on_cuda:
+            options |= torch._inductor.list_mode_options("reduce-overhead")
+        run = torch.compile(FunctionType(_call.__code__.replace(), globals()), fullgraph=True, options=options)
+        carrier = tuned.description.trunk.carrier
+        beside = tuple(one for one in (carrier, getattr(blocks[0], "vpeft_prefix", None)) if one is not None)
+        trained = [p for _, p in tuned.trainable()] if on_cuda else []
+        for block in left:
+            compiled = Compiled(block, run, beside, trained if block is left[0] else [])
+            changes.note(block, _compiled_call_impl=compiled)
+        return f"{len(left)} blocks are compiled"
+
+    def warm(self, step: Callable[[int], object]) -> str:
+        """Compile before the proof; says how long it took, and in how many graphs.
+
+        Raises:
+            NotApplicable: later steps would be compiled anew.
+        """
+        start, before = time.perf_counter(), _graphs()
+        step(3)
+        step(2)  # what was taken for a constant size is left open from here on
+        settled = _graphs()
+        step(2)  # CUDA graphs are recorded
+        if _graphs() != settled:
+            raise NotApplicable("something in a block changes with every step, and would be compiled anew each time")
+        return f" in {time.perf_counter() - start:.0f} s, in {settled - before} graphs"
+
+
+def _graphs() -> int:
+    """Graphs that this process has compiled."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _refuse(tuned: TunedModel, blocks: Iterable[nn.Module]) -> None:
+    modules = [module for block in blocks for module in block.modules()]
+    if any(isinstance(module, RunAgain) for module in modules):
+        raise NotApplicable("recompute_blocks runs every block again by itself, which a compiled block does not allow")
+    if any(isinstance(module, (Remembering, Recomputing, DroppedBits, PositiveBits)) for module in modules):
+        raise NotApplicable("low_memory says what is computed again, which the compiler decides by itself")
+    if any(type(method).advance is not Method.advance for method in tuned.methods()):
+        raise NotApplicable("the method changes the model while it trains, and it would be compiled anew each time")
+    if any(module._compiled_call_impl is not None for module in modules):
+        raise NotApplicable("parts of the backbone are compiled already")
+
+
+def _refuse_machine(tuned: TunedModel) -> None:
+    """Where torch.compile has no compiler to hand."""
+    kind = next(tuned.parameters()).device.type
+    if kind not in ("cpu", "cuda"):
+        raise NotApplicable(f"on {kind} it is not offered")
+    from torch._dynamo.eval_frame import is_dynamo_supported
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch.utils._triton import has_triton
+
+    if not is_dynamo_supported():
+        raise NotApplicable("torch.compile does not run with this version of Python")
+    if kind == "cuda":
+        if not has_triton():
+            raise NotApplicable("torch.compile needs Triton here; install triton")
+        return
+    try:
+        get_cpp_compiler()
+    except RuntimeError:
+        raise NotApplicable(
+            "torch.compile needs a C++ compiler here, and there is none; install g++ or clang++, or name one in CXX"
+        ) from None
