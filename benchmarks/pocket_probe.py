@@ -34,7 +34,7 @@ def _backbone(pretrained: bool, seed: int) -> nn.Module:
     return model
 
 
-def _splits(task: PocketTask) -> dict[str, tuple[Tensor, Tensor]]:
+def splits_of(task: PocketTask) -> dict[str, tuple[Tensor, Tensor]]:
     found = {}
     for split, (images, labels) in task.splits().items():
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -132,7 +132,7 @@ def main() -> None:
     for name, task in pocket_tasks().items():
         if given.names and name not in given.names:
             continue
-        began, splits, classes = time.perf_counter(), _splits(task), len(task.labels)
+        began, splits, classes = time.perf_counter(), splits_of(task), len(task.labels)
         row: dict[str, float] = {"chance": 100 / classes}
         made_of: dict[str, float | str] = {"epochs": given.epochs, "train": digest(*task.load("train"))[:12]}
         for column in given.only:

@@ -209,11 +209,22 @@ def _dead_leaves(rng: np.random.Generator) -> Image.Image:
 
 
 def _fractal(rng: np.random.Generator) -> Image.Image:
+    return attractor(function_system(rng), rng)
+
+
+def function_system(rng: np.random.Generator) -> np.ndarray:
+    """Two to four affine maps of the plane that contract, (maps, 2, 3)."""
     maps = int(rng.integers(2, 5))
     weights = rng.uniform(-1, 1, (maps, 2, 3))
     for m in range(maps):  # contract each map, else the orbit leaves
         norm = np.linalg.norm(weights[m, :, :2], 2)
         weights[m, :, :2] *= rng.uniform(0.4, 0.9) / norm
+    return weights
+
+
+def attractor(weights: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """Where the orbits of a function system go, in two colours, 128x128."""
+    maps = len(weights)
     points = np.zeros((400, 2))
     trail = []
     for step in range(30):
