@@ -13,6 +13,7 @@ import json
 import math
 import statistics
 import sys
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ LEDGER = ROOT / "results" / "pocket"
 PAGE, FOLDER = ROOT / "docs" / "pocket.md", ROOT / "docs" / "pocket"
 CARD = ROOT / "src" / "vpeft" / "assets" / "pocket_vit.md"
 PROBE = FOLDER / "probe.json"
+IDEAS = ROOT / "pretraining" / "ideas.json"
+# method -> why it stands elsewhere than on VTAB-1k, for those that stand APART places or more
+REASONS, APART = LEDGER / "reasons.toml", 4
 # images per row and rows of a contact sheet
 ACROSS, DOWN = 12, 2
 GROUPS = ("natural", "specialised", "structured")
@@ -73,6 +77,7 @@ def page(records: Sequence[RunRecord]) -> str:
         "## The backbone",
         f"[The model card](../{CARD.relative_to(ROOT)}) says what `pocket_vit` has seen and what it reaches;"
         " [pretraining/](../pretraining/README.md) makes it.",
+        *_ideas(),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -216,6 +221,50 @@ def _agreement(full: Sequence[Board]) -> Iterable[str]:
     )
     yield _table(["table", "tasks", "methods", "Spearman", "Kendall"], [row for row in rows if row])
     yield "![Mean on pocket against mean on VTAB-1k](pocket/agreement.png)"
+    yield from _ranks(ours, published("vtab1k_osu").means())
+
+
+def _ranks(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Iterable[str]:
+    """Both means and ranks of every method in common, and what is known of the large differences."""
+    common = sorted(set(ours) & set(theirs), key=lambda name: -ours[name])
+    mine, other = (_places({name: means[name] for name in common}) for means in (ours, theirs))
+    rows = [
+        [f"`{name}`", f"{100 * ours[name]:.1f}", f"{100 * theirs[name]:.1f}", str(mine[name]), str(other[name])]
+        for name in common
+    ]
+    yield _table(["method", "pocket", "VTAB-1k, re-run", "place on pocket", "place there"], rows)
+    apart = [name for name in common if abs(mine[name] - other[name]) >= APART]
+    known = tomllib.loads(REASONS.read_text()) if REASONS.exists() else {}
+    if apart:
+        yield f"{APART} places or more apart: " + " ".join(
+            f"`{name}` ({mine[name]} against {other[name]}): {known.get(name, 'not explained.')}" for name in apart
+        )
+
+
+def _places(means: Mapping[str, float]) -> dict[str, int]:
+    return {name: place for place, name in enumerate(sorted(means, key=lambda name: -means[name]), 1)}
+
+
+def _ideas() -> Iterable[str]:
+    """How ideas for the pre-training compare at equal cost."""
+    if not IDEAS.exists():
+        return
+    found = json.loads(IDEAS.read_text())
+    groups: dict[str, list[str]] = {}
+    for task, group in found["groups"].items():
+        groups.setdefault(group, []).append(task)
+    yield "### Ideas for the pre-training"
+    yield (
+        f"Linear probe on the class token (as above), in per cent, after {found['steps']} batches of {found['batch']}"
+        " pictures each, all from one start with the same optimisers (`python pretraining/ideas.py`, which says what"
+        " each idea is). One seed, a small part of the shipped training: it chooses between ideas, no more."
+    )
+    rows = []
+    for name, one in found["ideas"].items():
+        means = [statistics.fmean(one["top1"][task] for task in tasks) for tasks in groups.values()]
+        cells = [f"{value:.1f}" for value in (*one["top1"].values(), *means)]
+        rows.append([name, *cells, f"{one['minutes']:.0f}" if one["minutes"] else "–"])
+    yield _table(["idea", *found["groups"], *(f"**{group}**" for group in groups), "min of a core"], rows)
 
 
 def _means(table: PublishedTable, group: str) -> dict[str, float]:
