@@ -2,12 +2,12 @@
 
     python benchmarks/compile_blocks.py > benchmarks/results/compile_blocks.json
 
-Prints JSON. For each method and precision the model with the accelerations of `auto` and the one with `compile_blocks`
-besides are made in one process from the same weights, and their steps alternate. A figure is the median over rounds of
-the ratio of processor times, with the smallest and the largest as its noise. `setup_seconds` is the wall time of
-putting the acceleration on, less that of `auto` alone; with graphs that torch has on disk from before it is shorter, so
-they are kept in a folder that is new. `break_even_steps` is after how many steps that time is won back. One thread,
-random weights, random images, AdamW.
+Prints JSON, and each row to stderr when it is done. For each method and precision the model with the accelerations of
+`auto` and the one with `compile_blocks` besides are made in one process from the same weights, and their steps
+alternate. A figure is the median over rounds of the ratio of processor times, with the smallest and the largest as its
+noise. `setup_seconds` is the wall time of putting the accelerations on, less that of `auto` alone; as graphs that torch
+finds on the disk make it shorter, they are kept in a folder that is new. `break_even_steps` is after how many steps
+that time is won back. One thread, random weights, random images, AdamW.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -112,11 +113,11 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        rows = [
-            measured(options.model, method, precision, options)
-            for method in options.methods.split(",")
-            for precision in options.precisions.split(",")
-        ]
+        rows = []
+        for precision in options.precisions.split(","):
+            for method in options.methods.split(","):
+                rows.append(measured(options.model, method, precision, options))
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     about = {
         "torch": torch.__version__,
         "timm": timm.__version__,
