@@ -24,6 +24,7 @@ from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import get
 from vpeft.training.fit import fit
 from vpeft.training.optimisation import Optimisation
+from vpeft.training.together import Run, fit_together
 
 # torch's own compiler warns of things that it does itself.
 compiles = pytest.mark.filterwarnings("ignore")
@@ -177,6 +178,17 @@ def test_only_blocks_behind_the_records_are_compiled(seen: Seen) -> None:
     assert [outcome.applied for outcome in made.outcomes] == [True, True], made.lines()
     assert "1 blocks are compiled" in made.lines()[1]
     made.close()
+
+
+def test_runs_that_share_batches_are_not_compiled(seen: Seen) -> None:
+    images, settings = (
+        Patches(8, noise=0.1),
+        Optimisation(epochs=1, batch=4, acceleration="frozen_prefix,compile_blocks"),
+    )
+    fit_together([Run(tuned_with("partial_k"), settings) for _ in range(2)], images, progress=False)
+    assert not seen.options
+    fit(tuned_with("partial_k"), images, optimisation=settings, progress=False)
+    assert seen.options
 
 
 def stepped(
