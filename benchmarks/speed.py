@@ -61,6 +61,11 @@ class Variant:
 Case = tuple[str, str, dict[str, Callable[[], Variant]]]
 
 
+def precisions() -> tuple[str, ...]:
+    """fp32, and bf16 where the processor has instructions for it; emulated, it takes many times as long."""
+    return ("fp32", "bf16") if torch.cpu._is_avx512_bf16_supported() else ("fp32",)
+
+
 def bf16() -> AbstractContextManager[Any]:
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
@@ -172,7 +177,7 @@ def chosen(name: str, prefix: str = "", only: tuple[str, ...] = ("",)) -> dict[s
 
     lora = get("lora")(rank=8, targets=("qkv",))
     made: dict[str, Case] = {}
-    for precision in ("fp32", "bf16"):
+    for precision in precisions():
         makers = {
             "peft": partial(peers, name, 8),
             "vpeft, off": mine(lora, "off", precision),
@@ -182,13 +187,13 @@ def chosen(name: str, prefix: str = "", only: tuple[str, ...] = ("",)) -> dict[s
         if precision == "bf16":
             makers["peft, plain products"] = partial(peers, name, 8, plain_products)
         made[f"lora, rank 8, qkv, {precision}"] = name, precision, makers
-    others: dict[str, tuple[Method, tuple[str, ...]]] = {
-        "vpt_deep, 10 prompts": (get("vpt_deep")(tokens=10), ("fp32", "bf16")),
-        "vpt_deep, 100 prompts": (get("vpt_deep")(tokens=100), ("fp32", "bf16")),
-        "ssf": (get("ssf")(), ("fp32", "bf16")),
+    others = {
+        "vpt_deep, 10 prompts": get("vpt_deep")(tokens=10),
+        "vpt_deep, 100 prompts": get("vpt_deep")(tokens=100),
+        "ssf": get("ssf")(),
     }
-    for title, (method, precisions) in others.items():
-        for precision in precisions:
+    for title, method in others.items():
+        for precision in precisions():
             pair = {"plain": mine(method, "off", precision), "auto": mine(method, "auto", precision)}
             made[f"{title}, {precision}"] = name, precision, pair
     return {f"{prefix}{title}": case for title, case in made.items() if title.startswith(only)}

@@ -20,7 +20,7 @@ from vpeft.training.evaluate import evaluate
 from vpeft.training.failures import NonFinite
 from vpeft.training.fit_memory import within
 from vpeft.training.interrupts import StopRequest
-from vpeft.training.machine import accelerator
+from vpeft.training.machine import accelerator, remarks
 from vpeft.training.memory import peak_memory, reset_peak
 from vpeft.training.modes import to_training_mode
 from vpeft.training.optimisation import Optimisation
@@ -69,6 +69,8 @@ class Training:
         self.out, self.workers, self.shown, self.after_epoch = out, workers, shown, after_epoch
         self.machine = accelerator(settings.precision, settings.device)
         self.device: torch.device = self.machine.device
+        for line in remarks(settings.precision, self.device):
+            shown.say(line)
         tuned.to(self.device)
         reset_peak(self.device)
         self.batches: Batches | Fed = Fed(stream) if stream else batches_of(train, settings, workers, self.device)

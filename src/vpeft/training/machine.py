@@ -41,6 +41,18 @@ def accelerator(precision: Precision, device: str = "auto") -> Accelerator:
     return made
 
 
+def bf16_is_emulated(device: torch.device) -> bool:
+    """Whether products in bf16 are computed without instructions for them, many times slower than in fp32."""
+    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def remarks(precision: Precision, device: torch.device) -> list[str]:
+    """What a user should know of this machine before training starts."""
+    if precision == "bf16" and bf16_is_emulated(device):
+        return ["this processor has no instructions for bf16, which is then slower than fp32: take --precision fp32"]
+    return []
+
+
 @contextmanager
 def repeatable_kernels(wanted: bool) -> Iterator[None]:
     """Let torch use only kernels that repeat bit by bit, if `wanted`; it raises where it has none."""

@@ -16,6 +16,7 @@ import vpeft
 from tests.models import tiny_vit
 from tests.unit.training.material import Patches, same, tuned_vit, weights
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.training import machine
 from vpeft.training.checkpoint import BadCheckpoint, read_checkpoint
 from vpeft.training.evaluate import UnsuitableData, evaluate
 from vpeft.training.fit import UnsuitableSettings, fit
@@ -335,3 +336,21 @@ def test_what_this_machine_cannot_do_is_said() -> None:
         quickly(tuned_vit(), SHORT.model_copy(update={"precision": "fp16", "device": "cpu"}))
     assert quickly(tuned_vit(), SHORT.model_copy(update={"deterministic": True, "device": "cpu"})).device == "cpu"
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_emulated_bf16_is_said(
+    emulated: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "bf16_is_emulated", lambda device: emulated and device.type == "cpu")
+    for precision in ("fp32", "bf16"):
+        settings = SHORT.model_copy(update={"precision": precision, "device": "cpu", "epochs": 1})
+        fit(tuned_vit(), Patches(8, noise=0.2), optimisation=settings)
+        assert ("no instructions for bf16" in capsys.readouterr().err) is (emulated and precision == "bf16")
+
+
+def test_what_is_emulated_follows_from_the_device_and_its_instructions() -> None:
+    assert not machine.bf16_is_emulated(torch.device("cuda"))
+    flags = Path("/proc/cpuinfo")
+    if flags.exists() and "avx2" in (text := flags.read_text()):
+        assert machine.bf16_is_emulated(torch.device("cpu")) or "avx512" in text
