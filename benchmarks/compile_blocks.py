@@ -97,7 +97,7 @@ def measured(model: str, method: str, precision: str, options: argparse.Namespac
         "losses_apart": float(f"{apart:.1e}"),
         "setup_seconds": round(setup, 1),
         "setup_processor_seconds_here": round(fast.cpu - plain.cpu, 1),
-        "break_even_steps": round(setup / won) if won > 0 else None,
+        "break_even_steps": round(setup / won) if won > 0 and statistics.median(ratios) < 1 else None,
         "said": [line for line in fast.made.lines() if line.startswith("+")],
     }
 
