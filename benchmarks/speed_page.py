@@ -100,8 +100,8 @@ def _steps(cases: Mapping[str, Any]) -> Iterable[str]:
         yield (
             "This processor has no instructions for bf16. Emulated, products are nearly the whole of a step"
             f" ({slow:.0f} times that in fp32), so a row in bf16 says nothing of the aims: LoRA at most 0.65 of peft as"
-            " it ships and 0.90 of peft with the same attention kernel; SSF at most 0.87 in time and 0.52 in kept bytes."
-            " They have not been measured where there are such instructions."
+            " it ships and 0.90 of peft with the same attention kernel; SSF at most 0.87 in time and 0.52 in kept"
+            " bytes. They have not been measured where there are such instructions."
         )
         return
     ratio = half["vpeft, auto"]["ratio"] / half["peft, plain products"]["ratio"]
