@@ -11,6 +11,7 @@ than wall time. Bytes are exact. Random weights, random images, AdamW.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -140,6 +141,7 @@ def against(
             seconds[name].append(step(variant, images, labels, precision))
     first = next(iter(variants))
     sizes = {name: kept(variant, images, precision) for name, variant in variants.items()}
+    gc.collect()  # models of earlier cases, whose hooks hold them in circles
     found = {}
     for name, variant in variants.items():
         ratios = [a / b for a, b in zip(seconds[name], seconds[first], strict=True)]

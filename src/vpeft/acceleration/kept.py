@@ -59,7 +59,9 @@ class SavedForBackward:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._free:
             self._kept[storage._cdata] = storage
-        return tensor
+        # Without its history: what a function keeps of its own output would else keep the function, for ever where no
+        # backward pass follows. Autograd puts the history back when it unpacks.
+        return tensor.detach()
 
 
 def held(tensors: Iterable[Any]) -> None:

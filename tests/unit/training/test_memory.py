@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 from torch import nn
 
@@ -52,3 +54,29 @@ def test_peaks_and_their_wording() -> None:
     assert peak.process > 50 * 2**20  # torch alone is more
     assert peak.accelerator is None
     assert [readable(n) for n in (512, 3.4 * 2**20, 5 * 2**30)] == ["512 B", "3.4 MiB", "5.0 GiB"]
+
+
+def test_counting_leaves_nothing_behind_and_changes_no_gradient() -> None:
+    """A softmax keeps its own output: a graph that no backward pass takes apart must go all the same."""
+
+    class Shares(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.softmax(-1).exp()
+
+    x = torch.randn(977, 3, requires_grad=True)
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(o) is torch.Tensor and tuple(o.shape) == (977, 3) for o in gc.get_objects())
+
+    before = alive()
+    for _ in range(3):
+        assert saved_bytes(Shares(), x) == 2 * 977 * 3 * 4
+    assert alive() == before
+    with SavedForBackward(nn.Identity(), [x]):
+        counted = Shares()(x)
+    (first,) = torch.autograd.grad(counted.square().sum(), x, create_graph=True)
+    (plain,) = torch.autograd.grad(Shares()(x).square().sum(), x, create_graph=True)
+    assert torch.equal(first, plain)
+    twice = [torch.autograd.grad(one.square().sum(), x)[0] for one in (first, plain)]
+    assert torch.equal(*twice)
