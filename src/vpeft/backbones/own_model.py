@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from . import outline
-from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
+from .anatomy import Where, branch, norm, projection, site, skip, stream
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite, Stage
 from .convolutional import is_norm, norm_place
@@ -353,27 +353,12 @@ def _block(
             f"skip{number}": skip(f"{name}.skip{number}", around, where),
             f"stream{number}": stream(f"{name}.stream{number}", around, where),
         }
-    block = Block(
-        name=name,
-        width=width,
-        enter=Point(module, "input"),
-        exit=Point(module, "output"),
-        verbs=span_verbs(carrier),
-        nesting=2,
-        carrier=carrier,
-        parts=parts,
-        index=index,
-        stage=stage,
-        **where.shared(),
-    )
-    block.own.update(_unnamed(module, block))
+    block = outline.block(index, module, parts, where, width, carrier=carrier, stage=stage)
+    # what will be a place under its own name is not the block's
+    elsewhere = {id(m) for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or is_norm(m)}
+    for key in [key for key, (owner, _) in block.own.items() if id(owner) in elsewhere]:
+        del block.own[key]
     return block
-
-
-def _unnamed(module: nn.Module, block: Block) -> dict[str, tuple[nn.Module, str]]:
-    """Parameters that are neither in a named place nor in a layer that will be a place under its own name."""
-    layers = {id(m) for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or is_norm(m)}
-    return {key: value for key, value in outline.leftovers(module, block).items() if id(value[0]) not in layers}
 
 
 def _inside(name: str, module: nn.Module, kind: str, anatomy: Anatomy, where: Where) -> dict[str, Place]:

@@ -101,6 +101,14 @@ def test_scores_act_before_the_bias_and_weights_after_the_softmax() -> None:
     assert torch.allclose(tuned.backbone.layers[0].blocks[1].attn(windows, block.attn_mask), out, atol=1e-5)
 
 
+def vit_of(kind: type[nn.Module]) -> nn.Module:
+    """A small timm ViT with blocks of this kind."""
+    torch.manual_seed(0)
+    return timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=3, block_fn=kind
+    ).eval()
+
+
 def masks() -> list[tuple[Tensor | None, bool]]:
     torch.manual_seed(1)
     seen = torch.rand(17, 17) > 0.5
@@ -110,10 +118,7 @@ def masks() -> list[tuple[Tensor | None, bool]]:
 @pytest.mark.parametrize("kind", [Block, ParallelScalingBlock])
 def test_masks_act_as_without_edits(kind: type[nn.Module]) -> None:
     """timm's blocks take a mask; with edits around attention that change nothing they still obey it."""
-    torch.manual_seed(0)
-    plain = timm.models.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=3, block_fn=kind
-    ).eval()
+    plain = vit_of(kind)
     x = torch.randn(2, 17, 48)
     for change in (Core(), Core(on_scores=1.0)):
         tuned = vpeft.tune(copy.deepcopy(plain), change, show=False).eval()
@@ -127,10 +132,7 @@ def test_masks_act_as_without_edits(kind: type[nn.Module]) -> None:
 @pytest.mark.parametrize("kind", [Block, ParallelScalingBlock])
 def test_further_keys_are_open_under_a_mask(kind: type[nn.Module]) -> None:
     """Prefix tuning under a mask that shows each token itself alone: the further keys and its own are left."""
-    torch.manual_seed(0)
-    plain = timm.models.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=3, block_fn=kind
-    ).eval()
+    plain = vit_of(kind)
     tuned = vpeft.tune(plain, PrefixTuning(), verify=False, show=False).eval()
     with torch.no_grad():
         for _, parameter in tuned.trainable():

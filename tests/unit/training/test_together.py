@@ -82,13 +82,8 @@ def settings_of(**given: Any) -> Optimisation:
     return Optimisation.model_validate({"epochs": 3, "batch": 8, "acceleration": "frozen_prefix", **given})
 
 
-def test_runs_side_by_side_decode_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(9):
-        file = tmp_path / "ab"[number % 2] / f"{number}.png"
-        file.parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels(file.name, 40)).save(file)
-    config = DataConfig(source=str(tmp_path), val_fraction=0, test_fraction=0, augmentation="flip")
-    images = open_data(config).prepared(Preprocessing(size=(32, 32), resize="squash")).train
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are decoded from here on, in order."""
     decoded: list[str] = []
     plain = ImageSet.image
 
@@ -97,6 +92,17 @@ def test_runs_side_by_side_decode_each_image_once(tmp_path: Path, monkeypatch: p
         return plain(its, index)
 
     monkeypatch.setattr(ImageSet, "image", image)
+    return decoded
+
+
+def test_runs_side_by_side_decode_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        file = tmp_path / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels(file.name, 40)).save(file)
+    config = DataConfig(source=str(tmp_path), val_fraction=0, test_fraction=0, augmentation="flip")
+    images = open_data(config).prepared(Preprocessing(size=(32, 32), resize="squash")).train
+    decoded = counted(monkeypatch)
     both = "frozen_prefix,decoded_images"
     several, models = [settings_of(lr=lr, acceleration=both) for lr in (1e-3, 1e-2)], [made(PROBE), made(PROBE)]
     fit_together([Run(*pair) for pair in zip(models, several, strict=True)], images, progress=False)
@@ -114,14 +120,7 @@ def test_runs_without_records_decode_each_image_once(tmp_path: Path, monkeypatch
         Image.fromarray(pixels(file.name, 40)).save(file)
     config = DataConfig(source=str(tmp_path), val_fraction=0.25, test_fraction=0)
     data = open_data(config).prepared(Preprocessing(size=(32, 32), resize="squash"))
-    decoded: list[str] = []
-    plain = ImageSet.image
-
-    def image(its: ImageSet, index: int) -> Any:
-        decoded.append(str(its.path(index)))
-        return plain(its, index)
-
-    monkeypatch.setattr(ImageSet, "image", image)
+    decoded = counted(monkeypatch)
     several = [settings_of(lr=lr, acceleration="decoded_images", epochs=4) for lr in (1e-3, 1e-2)]
     models = [made(EVERYWHERE), made(EVERYWHERE)]
     fit_together([Run(*pair) for pair in zip(models, several, strict=True)], data.train, data.val, progress=False)
