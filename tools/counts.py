@@ -60,6 +60,7 @@ def _bench() -> list[Row]:
         r("partial_k", 28_353_024, fields={"k": 4}),
         r("bitfit", 102_912, "0.10M"),
         r("ln_tune", 38_400),
+        r("difffit", 140_544),
         r("adapter", 156_768, "0.16M"),
         r("adapter", 2_379_264, "2.38M", fields={"variant": "houlsby"}),
         r("adapter", 1_779_840, fields={"variant": "vpt"}),

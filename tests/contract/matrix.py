@@ -2,6 +2,9 @@
 
 python -m tests.contract.matrix --write docs/coverage.md      runs every check and writes the page
 python -m tests.contract.matrix --check docs/coverage.md      only asks whether every method and family is on the page
+
+A new method alone: `--only NAME --keep FILE`, with the file that an earlier run of all of them kept. The cells of the
+other methods are then those of that run, whatever code it ran on.
 """
 
 from __future__ import annotations
@@ -73,18 +76,26 @@ def cell_text(name: str, family: str, checks: Sequence[Callable[[Cell], None]]) 
     return (f"FAILED {len(failed)}" if failed else str(passed)), note
 
 
-def results(workers: int, slow: bool, kept: Path | None) -> dict[tuple[str, str], tuple[str, str | None]]:
-    """Every cell's text and note. With `kept`, cells found in that file are not run again, and new ones are added."""
+def results(
+    workers: int, slow: bool, kept: Path | None, only: Sequence[str] = ()
+) -> dict[tuple[str, str], tuple[str, str | None]]:
+    """Every cell's text and note. With `kept`, cells found in that file are not run again, and new ones are added.
+
+    Args:
+        only: run the cells of these methods, and take those of the others from `kept` even if other code made them.
+    """
     found: dict[tuple[str, str], tuple[str, str | None]] = {}
     state = _state_of_the_code(slow)
     if kept is not None and kept.exists():
         first, *lines = kept.read_text().splitlines()
-        if first == state:
-            found = {(name, family): (text, note) for name, family, text, note in map(json.loads, lines)}
+        if first == state or only:
+            found = {(n, family): (text, note) for n, family, text, note in map(json.loads, lines) if n not in only}
     if kept is not None and not found:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(f"{state}\n")
     todo = [(n, f) for f in EVERY for n in all_methods() if (n, f) not in found]
+    if only and (others := sorted({name for name, _ in todo if name not in only})):
+        raise SystemExit(f"{kept} has no cells of {', '.join(others)}. Leave out --only, or name them there too.")
     began = time.monotonic()
     with ProcessPoolExecutor(workers) as pool:
         waiting = {pool.submit(cell_text, n, f, checks_of(f, slow)): (n, f) for n, f in todo}
@@ -163,6 +174,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path)
     parser.add_argument("--check", type=Path)
     parser.add_argument("--keep", type=Path, help="file of finished cells: a killed run goes on from it")
+    parser.add_argument("--only", default="", help="methods to run, with commas; the others' cells come from --keep")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--slow", action="store_true")
     options = parser.parse_args()
@@ -175,7 +187,10 @@ def main() -> int:
         if lacking:
             print(f"{options.check} is stale ({', '.join(lacking)}). Run: make matrix")
         return 1 if lacking else 0
-    found = results(options.workers, options.slow, options.keep)
+    only = tuple(filter(None, options.only.split(",")))
+    if unknown := sorted({*only} - {*all_methods()}):
+        parser.error(f"there is no method {', '.join(unknown)}; there are {', '.join(all_methods())}")
+    found = results(options.workers, options.slow, options.keep, only)
     if options.write is not None:
         options.write.parent.mkdir(parents=True, exist_ok=True)
         options.write.write_text(page(found, options.slow))

@@ -42,3 +42,18 @@ class Shift(nn.Module):
     def affine(self) -> tuple[Tensor, Tensor]:
         """Scale (ones) and shift, each (D,)."""
         return torch.ones_like(self.shift), self.shift
+
+
+class Scale(nn.Module):
+    """y -> scale * y, for each channel of (..., D); starts at one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y * self.scale
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift (zeros), each (D,)."""
+        return self.scale, torch.zeros_like(self.scale)
