@@ -49,13 +49,13 @@ def _side_block(p: dict[str, Tensor], key: str, x: Tensor, heads: int) -> Tensor
 
 @pytest.mark.parametrize("pooling", ["token", "avg"])
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("merge_last", [False, True])
-def test_equals_a_restatement(pooling: str, after: bool, merge_last: bool) -> None:
+@pytest.mark.parametrize(("merge_last", "heads"), [(False, None), (True, None), (False, 1)])
+def test_equals_a_restatement(pooling: str, after: bool, merge_last: bool, heads: int | None) -> None:
     model = tiny_vit(global_pool=pooling)
     images = images_for(model)
     with torch.no_grad():
         frozen, b = model(images), _states(model, images)
-    method = LST(reduction=4, keep=(0, 2), gate_after=after, merge_last=merge_last)
+    method = LST(reduction=4, keep=(0, 2), gate_after=after, merge_last=merge_last, heads=heads)
     tuned = vpeft.tune(model, method, show=False).eval()
     p = _randomise(tuned)
     h = b[0] @ p["ladders.0.weight"].T + p["ladders.0.bias"]
@@ -63,9 +63,9 @@ def test_equals_a_restatement(pooling: str, after: bool, merge_last: bool) -> No
         rung = state @ p[f"ladders.{i + 1}.weight"].T + p[f"ladders.{i + 1}.bias"]
         g = torch.sigmoid(p[f"gates.{i}"] / 0.1)
         if after:
-            h = g * _side_block(p, f"blocks.{i}", h, 3) + (1 - g) * rung
+            h = g * _side_block(p, f"blocks.{i}", h, heads or 3) + (1 - g) * rung
         else:
-            h = _side_block(p, f"blocks.{i}", g * h + (1 - g) * rung, 3)
+            h = _side_block(p, f"blocks.{i}", g * h + (1 - g) * rung, heads or 3)
     y = F.layer_norm(h, (12,), p["norm.weight"], p["norm.bias"], 1e-6) @ p["up.weight"].T + p["up.bias"]
     y = y[:, 0] if pooling == "token" else y[:, 1:].mean(1)
     if merge_last:
@@ -189,3 +189,9 @@ def test_pruning_needs_attention() -> None:
 def test_blocks_that_do_not_exist_cannot_be_kept(keep: tuple[int, ...]) -> None:
     with pytest.raises(BadField, match="blocks are 0 to 2"):
         vpeft.tune(tiny_vit(), LST(keep=keep), show=False)
+
+
+def test_heads_that_no_frozen_head_can_fill_are_refused() -> None:
+    with pytest.raises(BadField, match="at least 2"):
+        vpeft.tune(tiny_vit(), LST(reduction=2, heads=1, init="magnitude"), show=False)
+    vpeft.tune(tiny_vit(), LST(reduction=2, heads=2, init="magnitude"), show=False)

@@ -19,6 +19,11 @@ class FirstQuery:
     def __init__(self, adapter: str, block: nn.Module) -> None:
         self.adapter, self.block = adapter, block
 
+    @property
+    def asking(self) -> int | None:
+        """How many tokens' queries are wanted; where nothing else acts here, no others are computed."""
+        return 1 if self.block.training else None
+
     def edits(self, step: str) -> bool:
         """The attention map is left alone."""
         return False

@@ -49,6 +49,8 @@ class NoneLeave(Operation):
 class FurtherKeys:
     """q, k, v -> q, [tokens' keys; k], [tokens' values; v], through the block's own norm and projections."""
 
+    asking: int | None = None  # all queries are kept
+
     def __init__(self, adapter: str, block: Block, slot: Slot, before: tuple[nn.Module, ...]) -> None:
         self.adapter, self.slot, self.before = adapter, slot, before
         attn = block.attn

@@ -135,6 +135,12 @@ class CoreEdits:
         return q, k, v
 
     @property
+    def asking(self) -> int | None:
+        """How many leading tokens alone are queries, where nothing else is done to q, k and v; None for all of them."""
+        running = [operation for operation in self.operations if self.switch.runs(operation)]
+        return running[0].asking if len(running) == 1 else None
+
+    @property
     def needs_map(self) -> bool:
         """Whether an edit that is on wants the attention map itself, which a fused kernel never shows."""
         return any(

@@ -260,6 +260,9 @@ class EditWeight(Operation):
 class EditCore:
     """q, k, v -> layer(q, k, v) inside a re-expressed attention, and the attention map where the layer edits that."""
 
+    asking: int | None = None
+    """how many leading tokens' queries it keeps; None for all"""
+
     def __init__(self, adapter: str, layer: nn.Module) -> None:
         self.adapter, self.layer = adapter, layer
 

@@ -74,13 +74,18 @@ class Ladder(nn.Module):
 
     def forward(self, feature: Tensor, *values: Tensor) -> Tensor:
         h: Tensor = self.ladders[0](values[0])
+        token = self.how == "token"  # only the last block's first token is then read
         for i, block in enumerate(self.blocks):
+            asking = 1 if token and i == len(self.blocks) - 1 else None
             if self.shrink[i] > 1:  # the mean over each cell, an odd last row or column by itself
                 h = self._shrunk(h, self.shrink[i], self.grids[i])
             rung = self.ladders[i + 1](values[i + 1])
             h = self.bridges[i](h).reshape(rung.shape)  # a map may come before blocks that have it in a row
-            h = self._mix(i, block(h), rung) if self.gate_after else block(self._mix(i, h, rung))
-        token = self.how == "token"  # the norm acts on each token, so a class token can be taken before it
+            if self.gate_after:
+                h = self._mix(i, block(h, asking), rung if asking is None else rung[:, :asking])
+            else:
+                h = block(self._mix(i, h, rung), asking)
+        # the norm acts on each token, so a class token can be taken before it
         y: Tensor = self.up(self.norm(pool(h, "token")) if token else pool(self.norm(h), "mean", self.prefix))
         if self.last is None:
             return y

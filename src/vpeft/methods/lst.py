@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -50,6 +51,8 @@ class LST(Method):
     """a_i at the start (`gate_alpha`)"""
     keep: tuple[int, ...] | None = None
     """blocks that have a side block; None for all (layer dropping)"""
+    heads: int | None = Field(default=None, gt=0)
+    """of each side block, at most the frozen block's, which is the default; fewer are wider and several times faster"""
     bias: bool = True
     """c_i of the ladders"""
     gate_after: bool = False
@@ -73,12 +76,18 @@ class LST(Method):
         kept = self._kept(backbone)
         if self.init != "random":
             backbone.require("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")
+            least = max(math.ceil(_heads(block) / self.reduction) for block in kept)
+            if self.heads is not None and self.heads < least:
+                raise BadField(
+                    f"LST.heads = {self.heads} makes heads wider than those of the frozen blocks, from which"
+                    f' init="{self.init}" takes them. Give at least {least} here, or init="random".'
+                )
         read = (backbone.embedding, *kept)
         alike = len(backbone.stages) == 1 and backbone.embedding.grid == kept[0].grid
         ladder = Ladder(
             [backbone.embedding.width, *(block.dim for block in kept)],
             [place.grid if alike else place.cells for place in read],
-            [_heads(block) for block in kept],
+            [min(self.heads or count, count) for count in map(_heads, kept)],
             reduction=self.reduction,
             temperature=self.temperature,
             gated=self.gate == "learnable",

@@ -1,0 +1,48 @@
+"""What the last block computes when one token alone is read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import vpeft
+from tests.models import tiny_vit
+from vpeft.acceleration.choose import accelerate
+from vpeft.methods import get
+from vpeft.methods.method import Method
+
+
+def products(method: Method, choice: str) -> int:
+    """Multiplications and additions of a training forward in linear layers; attention runs in a fused kernel."""
+    tuned = vpeft.tune(tiny_vit(), method, num_classes=3, show=False, verify=False).train()
+    made = accelerate(tuned, choice)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        tuned(torch.randn(2, 3, 32, 32))
+    made.close()
+    flops: dict[object, int] = counter.get_flop_counts()["Global"]
+    return sum(count for kind, count in flops.items() if "mm" in str(kind))
+
+
+def test_queries_of_other_tokens_are_not_projected() -> None:
+    """Beside a method that does nothing to q, k, v: of the last block only keys and values see all 17 tokens."""
+    vit, images = tiny_vit(), 2
+    width, hidden, tokens = vit.embed_dim, vit.blocks[-1].mlp.fc1.out_features, 17
+    plain, fast = (products(get("partial_k")(k=1), choice) for choice in ("off", "class_token_only"))
+    of_others = 2 * images * (tokens - 1) * width * (width + width + 2 * hidden)  # q, proj, fc1 and fc2
+    assert plain - fast == of_others
+
+
+@pytest.mark.parametrize("fields", [{"targets": ("q", "v")}, {"targets": ("qkv",)}])
+def test_a_projection_that_is_edited_still_runs_whole(fields: dict[str, tuple[str, ...]]) -> None:
+    torch.manual_seed(0)
+    tuned = vpeft.tune(tiny_vit(), get("lora")(rank=2, **fields), num_classes=3, show=False, verify=False).train()
+    with torch.no_grad():
+        for _, parameter in tuned.trainable():
+            parameter.normal_(std=0.3)
+    images = torch.randn(2, 3, 32, 32)
+    expected = tuned(images)
+    made = accelerate(tuned, "class_token_only")
+    assert torch.allclose(tuned(images), expected, atol=1e-5)
+    made.close()
