@@ -249,6 +249,7 @@ METHODS: dict[str, tuple[Method, int]] = {
     "partial_k, k = 1": (get("partial_k")(k=1), 6),
     "lora in the last four blocks": (LastBlocksLoRA(rank=8), 3),
     "lst": (get("lst")(), 4),
+    "lst, heads = 1": (get("lst")(heads=1), 4),
 }
 
 
