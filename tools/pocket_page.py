@@ -169,6 +169,16 @@ def _results(records: Sequence[RunRecord]) -> Iterable[str]:
         f"{len(done)} runs, searches included, are recorded in [results/pocket](../results/pocket), one JSON file each;"
         f" together {seconds / 3600:.1f} hours of one core ({'; '.join(machines)})."
     )
+    for board in _full(records):
+        whole = {row.label for row in board.rows if row.complete}
+        of_table = [r for r in done if r.identity.protocol == board.protocol and r.label in whole and not r.departures]
+        cost = sum(record.costs.wall_seconds or 0.0 for record in of_table if record.costs is not None)
+        if whole:
+            yield (
+                f"The full table of {len(whole)} methods, three rates searched on each task and then every seed, is"
+                f" {len(of_table)} of them and {cost / 3600:.1f} hours of a core beside other jobs, which makes"
+                f" {cost / 7200:.1f} hours of two."
+            )
     yield as_markdown(made).replace("\n## ", "\n### ").removeprefix("## ").join(["### ", ""]).strip()
 
 
