@@ -279,10 +279,16 @@ def _ideas() -> Iterable[str]:
         " pictures each, all from one start with the same optimisers (`python pretraining/ideas.py`, which says what"
         " each idea is). One seed, a small part of the shipped training: it chooses between ideas, no more."
     )
+    means = {name: statistics.fmean(one["top1"].values()) for name, one in found["ideas"].items()}
+    order = sorted(means, key=lambda name: -means[name])
+    yield (
+        f"By the mean of the nine tasks: {', '.join(f'{name} {means[name]:.1f}' for name in order)}. The model card says"
+        " what the shipped weights were trained on, and for how long."
+    )
     rows = []
     for name, one in found["ideas"].items():
-        means = [statistics.fmean(one["top1"][task] for task in tasks) for tasks in groups.values()]
-        cells = [f"{value:.1f}" for value in (*one["top1"].values(), *means)]
+        of_groups = [statistics.fmean(one["top1"][task] for task in tasks) for tasks in groups.values()]
+        cells = [f"{value:.1f}" for value in (*one["top1"].values(), *of_groups)]
         rows.append([name, *cells, f"{one['minutes']:.0f}" if one["minutes"] else "–"])
     yield _table(["idea", *found["groups"], *(f"**{group}**" for group in groups), "min of a core"], rows)
 
