@@ -282,8 +282,8 @@ def _ideas() -> Iterable[str]:
     means = {name: statistics.fmean(one["top1"].values()) for name, one in found["ideas"].items()}
     order = sorted(means, key=lambda name: -means[name])
     yield (
-        f"By the mean of the nine tasks: {', '.join(f'{name} {means[name]:.1f}' for name in order)}. The model card says"
-        " what the shipped weights were trained on, and for how long."
+        f"By the mean of the nine tasks: {', '.join(f'{name} {means[name]:.1f}' for name in order)}. The model card"
+        " says what the shipped weights were trained on, and for how long."
     )
     rows = []
     for name, one in found["ideas"].items():
