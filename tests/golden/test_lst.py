@@ -14,6 +14,7 @@ import vpeft
 from tests.golden.saved import saved_by
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
 from vpeft.layers.fisher import NoBatches
+from vpeft.layers.side_block import TooFewHeads
 from vpeft.methods import LST
 from vpeft.methods.method import BadField
 
@@ -192,6 +193,6 @@ def test_blocks_that_do_not_exist_cannot_be_kept(keep: tuple[int, ...]) -> None:
 
 
 def test_heads_that_no_frozen_head_can_fill_are_refused() -> None:
-    with pytest.raises(BadField, match="at least 2"):
+    with pytest.raises(TooFewHeads, match="at least 2"):
         vpeft.tune(tiny_vit(), LST(reduction=2, heads=1, init="magnitude"), show=False)
     vpeft.tune(tiny_vit(), LST(reduction=2, heads=2, init="magnitude"), show=False)

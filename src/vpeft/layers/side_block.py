@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..errors import VpeftError
 
 
 class SideBlock(nn.Module):
@@ -48,6 +50,31 @@ class SideBlock(nn.Module):
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
         return x.reshape(shape)
+
+
+class TooFewHeads(VpeftError):
+    """Heads of a side block that would be wider than the frozen heads that fill them."""
+
+
+def side_heads(frozen: Iterable[int], wanted: int | None, reduction: int | None) -> list[int]:
+    """Numbers of heads of the side blocks, `wanted` of them or as many as the frozen block has, whichever is less.
+
+    Args:
+        frozen: the frozen blocks' numbers of heads.
+        wanted: None for as many as these.
+        reduction: D / s, where side heads are filled from frozen ones; None where they start at random.
+
+    Raises:
+        TooFewHeads: no frozen head has as many channels as a side head would have.
+    """
+    counts = list(frozen)
+    least = 1 if reduction is None else max(math.ceil(count / reduction) for count in counts)
+    if wanted is not None and wanted < least:
+        raise TooFewHeads(
+            f"heads = {wanted} makes heads wider than those of the frozen blocks, which fill them here. Give at least"
+            f' {least}, or let the side blocks start at random (init="random").'
+        )
+    return [min(wanted or count, count) for count in counts]
 
 
 @torch.no_grad()

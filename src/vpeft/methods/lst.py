@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +14,7 @@ from ..backbones.edits import Edit
 from ..layers.fisher import fisher
 from ..layers.ladder import Ladder
 from ..layers.pooling import side_pooling
-from ..layers.side_block import prune
+from ..layers.side_block import prune, side_heads
 from .method import BadField, Method
 from .registry import register
 
@@ -36,9 +35,8 @@ class LST(Method):
 
     Departures: the published code is for T5; this ViT form is the one whose count (2.38 M on ViT-B/16) papers quote.
     Side blocks start at random; the paper prunes the frozen weights by Fisher information: `init="fisher"`, for which
-    `prepare` takes the fresh head's cross-entropy; "magnitude" prunes by squared weight and needs no data. Stages of
-    several widths, which the paper does not treat: the side is averaged over cells and mapped to the next width where
-    the backbone's grid shrinks.
+    `prepare` takes the fresh head's cross-entropy; "magnitude" prunes by squared weight and needs no data. In stages of
+    several widths, untreated by the paper, the side is averaged over cells and mapped where the grid shrinks.
     """
 
     reduction: int = Field(default=8, gt=0)
@@ -76,18 +74,12 @@ class LST(Method):
         kept = self._kept(backbone)
         if self.init != "random":
             backbone.require("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")
-            least = max(math.ceil(_heads(block) / self.reduction) for block in kept)
-            if self.heads is not None and self.heads < least:
-                raise BadField(
-                    f"LST.heads = {self.heads} makes heads wider than those of the frozen blocks, from which"
-                    f' init="{self.init}" takes them. Give at least {least} here, or init="random".'
-                )
         read = (backbone.embedding, *kept)
         alike = len(backbone.stages) == 1 and backbone.embedding.grid == kept[0].grid
         ladder = Ladder(
             [backbone.embedding.width, *(block.dim for block in kept)],
             [place.grid if alike else place.cells for place in read],
-            [min(self.heads or count, count) for count in map(_heads, kept)],
+            side_heads(map(_heads, kept), self.heads, None if self.init == "random" else self.reduction),
             reduction=self.reduction,
             temperature=self.temperature,
             gated=self.gate == "learnable",

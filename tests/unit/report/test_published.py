@@ -59,7 +59,13 @@ def test_the_clean_re_run_is_read_whole() -> None:
     assert (len(table.tasks), len(table.rows)) == (19, 16)
     # means over 19 tasks that the authors' result files give; the table's scores are rounded to a decimal
     means = table.means()
-    for method, mean in {"adapter": 73.21, "difffit": 72.03, "lora": 72.91, "bitfit": 72.18, "linear_probe": 55.86}.items():
+    for method, mean in {
+        "adapter": 73.21,
+        "difffit": 72.03,
+        "lora": 72.91,
+        "bitfit": 72.18,
+        "linear_probe": 55.86,
+    }.items():
         assert 100 * means[method] == pytest.approx(mean, abs=0.03)
 
 
