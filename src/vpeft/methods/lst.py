@@ -50,7 +50,7 @@ class LST(Method):
     keep: tuple[int, ...] | None = None
     """blocks that have a side block; None for all (layer dropping)"""
     heads: int | None = Field(default=None, gt=0)
-    """of each side block, at most the frozen block's, which is the default; fewer are wider and several times faster"""
+    """of each side block; None for as many as the frozen block has, the most. Attention is most of its cost"""
     bias: bool = True
     """c_i of the ladders"""
     gate_after: bool = False
