@@ -17,6 +17,7 @@ from .backbone import Backbone
 from .blocks import AttentionSite, Block, MlpSite
 from .convolutional_net import stem_places
 from .describe import UnknownBackbone, family
+from .fused_qkv import fused_qkv
 from .places import Attention, Place
 from .points import Layout, Point
 from .rows import Rows
@@ -57,7 +58,7 @@ class EditedAttention(TimmAttention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         gate = self.gate(x).sigmoid() if self.gate is not None else None
-        q, k, v = self._projected(x)
+        q, k, v = fused_qkv(self.qkv, x, self.num_heads, cast(Any, self.vpeft_core).asking)
         x = attend(self, self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)
         # fewer queries than tokens where an edit keeps only some of them
         x = self.norm(x.transpose(1, 2).flatten(2))
@@ -65,20 +66,6 @@ class EditedAttention(TimmAttention):
             x = x * gate
         out: Tensor = self.proj_drop(self.proj(x))
         return out
-
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v (B, h, N, d) of tokens x (B, N, D); q for the leading tokens alone where only they ask."""
-        batch, count, _ = x.shape
-        layer, heads, core = self.qkv, (self.num_heads, self.head_dim), cast(Any, self.vpeft_core)
-        if core.asking is None or type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
-            q, k, v = layer(x).reshape(batch, count, 3, *heads).permute(2, 0, 3, 1, 4).unbind(0)
-            return q, k, v
-        inner, asking = self.num_heads * self.head_dim, core.asking
-        bias = (None, None) if layer.bias is None else torch.split(layer.bias, [inner, 2 * inner])
-        weight = torch.split(layer.weight, [inner, 2 * inner])
-        q = F.linear(x[:, :asking], weight[0], bias[0]).reshape(batch, asking, *heads).transpose(1, 2)
-        k, v = F.linear(x, weight[1], bias[1]).reshape(batch, count, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
 
 
 class LeadingBlock(TimmBlock):

@@ -45,11 +45,16 @@ class Shift(nn.Module):
 
 
 class Scale(nn.Module):
-    """y -> scale * y, for each channel of (..., D); starts at one."""
+    """y -> scale * y, for each channel of (..., D).
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: D.
+        start: first value of all scales.
+    """
+
+    def __init__(self, width: int, start: float = 1.0) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(width))
+        self.scale = nn.Parameter(torch.full((width,), start))
 
     def forward(self, y: Tensor) -> Tensor:
         return y * self.scale

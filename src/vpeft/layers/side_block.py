@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..backbones.fused_qkv import fused_qkv
 from ..errors import VpeftError
 
 
@@ -38,15 +39,10 @@ class SideBlock(nn.Module):
     def forward(self, x: Tensor, asking: int | None = None) -> Tensor:
         """What becomes of all tokens, or of the `asking` leading ones, whose queries alone are then computed."""
         shape, x = x.shape, x.flatten(1, -2)
-        batch, count, width = x.shape
-        z, heads = self.norm1(x), (self.heads, width // self.heads)
-        if asking is None:
-            q, k, v = self.qkv(z).reshape(batch, count, 3, *heads).permute(2, 0, 3, 1, 4).unbind(0)
-        else:
-            weight, bias = (torch.split(part, [width, 2 * width]) for part in (self.qkv.weight, self.qkv.bias))
-            q = F.linear(z[:, :asking], weight[0], bias[0]).reshape(batch, asking, *heads).transpose(1, 2)
-            k, v = F.linear(z, weight[1], bias[1]).reshape(batch, count, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
-            x, shape = x[:, :asking], torch.Size((batch, asking, width))
+        q, k, v = fused_qkv(self.qkv, self.norm1(x), self.heads, asking)
+        if asking is not None:
+            q, x = q[:, :, :asking], x[:, :asking]
+            shape = x.shape
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
         return x.reshape(shape)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.bottleneck import Bottleneck
+from ..layers.scale_shift import Scale
 from .method import Method
 from .registry import register
 
@@ -59,7 +60,7 @@ class UTuner(Method):
         if self.form == "adapter":
             return Bottleneck(width, self.bottleneck)
         if self.form == "scale":
-            return ChannelScale(width)
+            return Scale(width, start=0.0)
         return GatedLookup(width, self.length, tied=self.form == "prompt")
 
 
@@ -72,17 +73,6 @@ class Beside(nn.Module):
 
     def forward(self, hidden: Tensor, came: Tensor) -> Tensor:
         return hidden + torch.as_tensor(self.tuner(came))
-
-
-class ChannelScale(nn.Module):
-    """x -> s * x, s from zero."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
 
 
 class GatedLookup(nn.Module):
