@@ -18,6 +18,7 @@ def products(method: Method, choice: str) -> int:
     tuned = vpeft.tune(tiny_vit(), method, num_classes=3, show=False, verify=False).train()
     made = accelerate(tuned, choice)
     counter = FlopCounterMode(display=False)
+    assert all(one.applied for one in made.outcomes), made.lines()
     with counter:
         tuned(torch.randn(2, 3, 32, 32))
     made.close()
@@ -44,5 +45,6 @@ def test_a_projection_that_is_edited_still_runs_whole(fields: dict[str, tuple[st
     images = torch.randn(2, 3, 32, 32)
     expected = tuned(images)
     made = accelerate(tuned, "class_token_only")
+    assert [one.applied for one in made.outcomes] == [True], made.lines()  # one that is wrong is refused by its proof
     assert torch.allclose(tuned(images), expected, atol=1e-5)
     made.close()
