@@ -62,9 +62,9 @@ docs-check: $(VENV)/.dev
 slow: $(VENV)/.dev  ## the slow tests: examples, killed processes, two processes, whole-graph compilation
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "slow and not gpu" -p no:cacheprovider
 
-matrix: $(VENV)/.dev  ## run the contract on every method and family and write docs/coverage.md
+matrix: $(VENV)/.dev  ## run the contract on every method (or ONLY=name) and family and write docs/coverage.md
 	$(TEST_ENV) PYTHONPATH=src:. $(BIN)/python -m tests.contract.matrix --write docs/coverage.md --workers $(JOBS) \
-		--keep runs/matrix.jsonl
+		--keep runs/matrix.jsonl --only "$(ONLY)"
 
 docs: $(VENV)/.dev  ## write the generated tables and snippets of docs/ and README.md anew
 	$(BIN)/python tools/docs.py

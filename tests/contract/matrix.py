@@ -3,8 +3,8 @@
 python -m tests.contract.matrix --write docs/coverage.md      runs every check and writes the page
 python -m tests.contract.matrix --check docs/coverage.md      only asks whether every method and family is on the page
 
-A new method alone: `--only NAME --keep FILE`, with the file that an earlier run of all of them kept. The cells of the
-other methods are then those of that run, whatever code it ran on.
+With `--only NAME` the cells of one method, or of several with commas, are run, and those of the others are left as the
+page has them: what somebody who adds a method needs.
 """
 
 from __future__ import annotations
@@ -77,25 +77,23 @@ def cell_text(name: str, family: str, checks: Sequence[Callable[[Cell], None]]) 
 
 
 def results(
-    workers: int, slow: bool, kept: Path | None, only: Sequence[str] = ()
+    workers: int, slow: bool, kept: Path | None, others: Mapping[tuple[str, str], tuple[str, str | None]] | None = None
 ) -> dict[tuple[str, str], tuple[str, str | None]]:
     """Every cell's text and note. With `kept`, cells found in that file are not run again, and new ones are added.
 
     Args:
-        only: run the cells of these methods, and take those of the others from `kept` even if other code made them.
+        others: cells that are not run, whatever code they are of.
     """
-    found: dict[tuple[str, str], tuple[str, str | None]] = {}
+    found = dict(others or {})
     state = _state_of_the_code(slow)
     if kept is not None and kept.exists():
         first, *lines = kept.read_text().splitlines()
-        if first == state or only:
-            found = {(n, family): (text, note) for n, family, text, note in map(json.loads, lines) if n not in only}
-    if kept is not None and not found:
+        if first == state:
+            found |= {(name, family): (text, note) for name, family, text, note in map(json.loads, lines)}
+    if kept is not None and not (kept.exists() and kept.read_text().startswith(state)):
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(f"{state}\n")
     todo = [(n, f) for f in EVERY for n in all_methods() if (n, f) not in found]
-    if only and (others := sorted({name for name, _ in todo if name not in only})):
-        raise SystemExit(f"{kept} has no cells of {', '.join(others)}. Leave out --only, or name them there too.")
     began = time.monotonic()
     with ProcessPoolExecutor(workers) as pool:
         waiting = {pool.submit(cell_text, n, f, checks_of(f, slow)): (n, f) for n, f in todo}
@@ -160,6 +158,23 @@ def page(found: Mapping[tuple[str, str], tuple[str, str | None]], slow: bool) ->
     return "\n".join(lines)
 
 
+def cells_of(written: str) -> dict[tuple[str, str], tuple[str, str | None]]:
+    """The cells of a page, as `page` wrote them: text and note."""
+    notes = dict(re.findall(r"^(\d+)\. `\w+`: (.*)$", written, flags=re.MULTILINE))
+    found: dict[tuple[str, str], tuple[str, str | None]] = {}
+    families: list[str] = []
+    for line in written.splitlines():
+        if line.startswith("| "):
+            name, *cells = line.strip("| ").split(" | ")
+            if name == "method":
+                families = cells
+                continue
+            for family, cell in zip(families, cells, strict=True):
+                text, _, number = cell.partition(" (")
+                found[name.strip("`"), family] = text, notes[number.rstrip(")")] if number else None
+    return found
+
+
 def _by_library() -> dict[str, list[str]]:
     """The families under the names of their libraries."""
     titles = {"timm": "timm", "hf": "transformers", "torchvision": "torchvision", "open": "open_clip"}
@@ -174,7 +189,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path)
     parser.add_argument("--check", type=Path)
     parser.add_argument("--keep", type=Path, help="file of finished cells: a killed run goes on from it")
-    parser.add_argument("--only", default="", help="methods to run, with commas; the others' cells come from --keep")
+    parser.add_argument("--only", default="", help="methods to run, with commas; the others stay as the page has them")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--slow", action="store_true")
     options = parser.parse_args()
@@ -190,7 +205,15 @@ def main() -> int:
     only = tuple(filter(None, options.only.split(",")))
     if unknown := sorted({*only} - {*all_methods()}):
         parser.error(f"there is no method {', '.join(unknown)}; there are {', '.join(all_methods())}")
-    found = results(options.workers, options.slow, options.keep, only)
+    others: dict[tuple[str, str], tuple[str, str | None]] = {}
+    if only:
+        if options.write is None or not options.write.exists():
+            parser.error("--only needs --write with a page that is there, for the cells of the other methods")
+        others = {cell: was for cell, was in cells_of(options.write.read_text()).items() if cell[0] not in only}
+        lacking = {name for name in all_methods() for family in EVERY if (name, family) not in others} - {*only}
+        if lacking:
+            parser.error(f"{options.write} lacks cells of {', '.join(sorted(lacking))}: name them too, or run all")
+    found = results(options.workers, options.slow, options.keep, others)
     if options.write is not None:
         options.write.parent.mkdir(parents=True, exist_ok=True)
         options.write.write_text(page(found, options.slow))
