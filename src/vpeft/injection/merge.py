@@ -28,10 +28,11 @@ class CannotMerge(VpeftError):
 
 
 class Merged:
-    """The backbone's tensors from before a merge."""
+    """The tensors that an adapter was folded into, as they are without it; `switch` lets the two change places."""
 
     def __init__(self) -> None:
-        self._before: dict[tuple[int, str], tuple[nn.Module, str, Tensor | None]] = {}
+        self.on = True
+        self._other: dict[tuple[int, str], tuple[nn.Module, str, Tensor | None]] = {}
         self._saved: list[tuple[nn.Module, str]] = []  # buffers that the state dict holds while merged
 
     def change(self, module: nn.Module, attribute: str, value: Tensor) -> None:
@@ -46,26 +47,38 @@ class Merged:
             module._non_persistent_buffers_set.discard(attribute)
             self._saved.append((module, attribute))
         key = (id(module), attribute)
-        if key not in self._before:
-            self._before[key] = (module, attribute, None if current is None else current.detach().clone())
+        if key not in self._other:
+            self._other[key] = (module, attribute, None if current is None else current.detach().clone())
         if current is None:
             module._parameters[attribute] = nn.Parameter(value.detach().clone(), requires_grad=False)
         else:
             with torch.no_grad():
                 current.copy_(value)
 
-    def restore(self) -> None:
-        """Put every tensor back, bit by bit."""
+    @torch.no_grad()
+    def switch(self, on: bool) -> None:
+        """Put the merged tensors into the backbone, or the frozen ones; each time bit by bit the same."""
+        if on == self.on:
+            return
+        self.on = on
         for module, attribute in self._saved:
-            module._non_persistent_buffers_set.add(attribute)
-        for module, attribute, value in self._before.values():
+            held_back = module._non_persistent_buffers_set
+            (held_back.discard if on else held_back.add)(attribute)
+        for key, (module, attribute, other) in self._other.items():
             current = getattr(module, attribute)
-            if value is None:
-                module._parameters[attribute] = None
-            elif current is not None:
-                with torch.no_grad():
-                    current.copy_(value)
-        self._before.clear()
+            self._other[key] = (module, attribute, current)
+            if other is None or current is None:  # a bias that the merged model alone has
+                module._parameters[attribute] = other  # type: ignore[assignment]
+                if other is not None:
+                    other.data = other.data.to(module.weight.device)  # type: ignore[union-attr]
+            else:
+                self._other[key] = (module, attribute, current.detach().clone())
+                current.copy_(other)
+
+    def restore(self) -> None:
+        """Put every tensor back, bit by bit, for good."""
+        self.switch(False)
+        self._other.clear()
         self._saved.clear()
 
 

@@ -19,7 +19,7 @@ from .carry_out import carry_out
 from .enabled import Enabled, forward_routed
 from .heads import feature_width, new_head
 from .hooks import Wiring
-from .merge import Merged, merge_edits
+from .merge import CannotMerge, Merged, merge_edits
 from .statistics import hold_still
 
 if TYPE_CHECKING:
@@ -214,6 +214,8 @@ class TunedModel(nn.Module):
     def _activate(self, name: str | None) -> None:
         if self._active is not None and self._active in self.adapters:
             self.adapter(self._active).switch(False)
+        for merged, folded in self._merged.items():
+            folded.switch(merged == name)
         self._active = name
         self._wiring.switch.on = None if name is None or name in self._merged else name
         if name is not None:
@@ -327,16 +329,23 @@ class TunedModel(nn.Module):
     def merge(self, name: str | None = None) -> Self:
         """Fold an adapter into the backbone's weights, so that it costs nothing; `unmerge` restores them bit by bit.
 
+        While another adapter is on, or none, the weights are the frozen ones.
+
         Raises:
             CannotMerge: with the edits that have no exact weight form.
         """
         name = self._known(name)
-        if name in self._merged:
-            return self
-        if self._merged:
+        if self._merged and name not in self._merged:
             raise AdapterError(f"Adapter {next(iter(self._merged))!r} is merged; unmerge it first.")
-        self._merged[name] = merge_edits(self.adapter(name).edits, self.quantised)
-        self._activate(name)
+        previous = self._active
+        self._activate(name)  # what it unfroze is folded into, not what another adapter put there
+        if name not in self._merged:
+            try:
+                self._merged[name] = merge_edits(self.adapter(name).edits, self.quantised)
+            except CannotMerge:
+                self._activate(previous)
+                raise
+            self._activate(name)
         return self
 
     def unmerge(self, name: str | None = None) -> Self:

@@ -12,7 +12,7 @@ import vpeft
 from tests.models import images_for, tiny_convnext, tiny_vit
 from tests.unit.injection.test_verbs import Dense, Plain, Tokens
 from vpeft.injection.merge import CannotMerge
-from vpeft.methods import AdaptFormer, LoRA
+from vpeft.methods import AdaptFormer, LoRA, get
 
 
 def three_adapters() -> vpeft.TunedModel:
@@ -184,6 +184,42 @@ def test_merging_several_kinds_at_once() -> None:
         tuned.unmerge()
         assert tuned.backbone.blocks[1].attn.qkv.bias is None
         assert torch.equal(tuned.features(images), before)
+
+
+def test_a_merged_adapter_is_merged_for_itself_alone() -> None:
+    """Another adapter, or none, runs on the frozen weights; back again, on the merged ones."""
+    images = images_for(tiny_vit())
+    tuned = vpeft.tune(tiny_vit(qkv_bias=False), LoRA(rank=2), num_classes=4, name="a", show=False)
+    tuned.attach(get("ssf")(), name="c", num_classes=4)  # which makes a bias where there is none
+    tuned.attach(Plain(make=lambda b: [block.unfreeze() for block in b.blocks]), name="free", num_classes=4)
+    for name in ("a", "c", "free"):
+        for _, parameter in tuned.trainable(name):
+            nn.init.normal_(parameter, 0.5, std=0.2)
+    tuned.eval()
+    expected = {}
+    for name in ("a", "c", "free"):
+        with tuned.enable(name):
+            expected[name] = tuned(images)
+    with tuned.disable():
+        expected["none"] = tuned.features(images)
+    tuned.enable("free")
+    tuned.merge("c")
+    merged = tuned(images)
+    assert torch.allclose(merged, expected["c"], atol=1e-5)
+    for name in ("a", "free"):
+        with tuned.enable(name):
+            assert torch.equal(tuned(images), expected[name]), name
+    with tuned.disable():
+        assert torch.equal(tuned.features(images), expected["none"])
+    with tuned.enable("a", "c"):
+        mixed = tuned(images)
+    assert torch.allclose(mixed[0], expected["a"][0], atol=1e-6)
+    assert torch.allclose(mixed[1], expected["c"][1], atol=1e-5)
+    assert torch.equal(tuned(images), merged), "the merged weights are back"
+    tuned.enable("a")
+    tuned.unmerge("c")
+    with tuned.enable("c"):
+        assert torch.equal(tuned(images), expected["c"])
 
 
 def test_merge_refuses_with_reasons_and_changes_nothing() -> None:
