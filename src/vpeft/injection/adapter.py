@@ -69,13 +69,6 @@ class Adapter(Node):
         self.unfrozen.switch(on)
         self.moving.switch(on)
 
-    def stand_ins(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each tensor that stands in for a frozen one of the backbone, with that one."""
-        for (_, _, trained), frozen in zip(self.unfrozen.targets, self.unfrozen.frozen, strict=True):
-            if frozen is not None:
-                yield trained, frozen
-        yield from self.moving.stand_ins()
-
     def put(self, edit: Edit) -> str:
         """Register what an edit trains; returns its key."""
         node = self.reach(edit.place.name.split("."))

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -97,10 +98,11 @@ def weights_digest(description: Backbone, tuned: TunedModel | None = None) -> st
     """
     if tuned is not None and tuned.origin is not None:
         return tuned.origin
-    frozen: dict[int, Tensor] = {}
-    if tuned is not None:
-        for name in tuned.adapters:
-            frozen |= {id(own): original for own, original in tuned.adapter(name).stand_ins()}
+    with nullcontext() if tuned is None else tuned.disable():  # no stand-ins and no merge are in the modules then
+        return _frozen_digest(description)
+
+
+def _frozen_digest(description: Backbone) -> str:
     unused = {id(p) for p in description.classifier.parameters()}
     digest = hashlib.sha256()
     named: list[tuple[str, Tensor]] = list(description.module.named_parameters(remove_duplicate=False))
@@ -109,9 +111,8 @@ def weights_digest(description: Backbone, tuned: TunedModel | None = None) -> st
     for key, value in sorted(named, key=lambda entry: entry[0]):
         if id(value) in unused or "num_batches_tracked" in key:
             continue
-        value = frozen.get(id(value), value).detach()
         digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(_bytes(value))
+        digest.update(_bytes(value.detach()))
     return digest.hexdigest()
 
 
@@ -203,8 +204,8 @@ def save(
         parameters=sum(value.numel() for value in tensors.values()),
         tensors_digest=_tensors_digest(tensors),
         probe=probe(tuned, name),
-        # of the weights as they were given: not while a merge or training in place has changed them
-        base_probe=probe(tuned, None) if tuned.origin is None and not tuned._merged else [],
+        # of the weights as they were given: not once training in place or rounding has changed them
+        base_probe=probe(tuned, None) if tuned.origin is None else [],
         versions={"vpeft": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
         extra=extra or {},
     )

@@ -50,13 +50,6 @@ class Statistics:
                 self.targets[i] = (module, key, node, frozen)
             module._buffers[key] = own if on else frozen
 
-    def stand_ins(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each statistic of the adapter, with the frozen one it stands in for."""
-        for _, key, node, frozen in self.targets:
-            own = node._buffers[key]
-            assert own is not None
-            yield own, frozen
-
 
 def batch_norms(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every BatchNorm layer that keeps running statistics, by name."""

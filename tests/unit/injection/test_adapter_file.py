@@ -14,7 +14,7 @@ from torch import nn
 import vpeft
 from tests.models import images_for, tiny_swin, tiny_vit
 from vpeft.injection.adapter_file import KEY, BadAdapterFile, read, read_manifest, weights_digest
-from vpeft.methods import AdaptFormer, LoRA
+from vpeft.methods import AdaptFormer, LoRA, get
 
 
 @pytest.fixture
@@ -86,6 +86,25 @@ def test_the_digest_ignores_classifier_and_what_is_unfrozen() -> None:
     with torch.no_grad():
         next(tuned.trainable())[1].add_(1.0)
     assert weights_digest(description, tuned) == before
+
+
+def test_a_file_that_is_written_while_merged_fits_the_frozen_backbone(tmp_path: Path) -> None:
+    images = images_for(tiny_vit())
+    tuned = vpeft.tune(tiny_vit_again(), LoRA(rank=2), num_classes=4, name="a", show=False).eval()
+    tuned.attach(get("ssf")(), name="b", num_classes=4)
+    for name in "ab":
+        for _, parameter in tuned.trainable(name):
+            nn.init.normal_(parameter, std=0.2)
+    expected = {}
+    for name in "ab":
+        with tuned.enable(name):
+            expected[name] = tuned(images)
+    tuned.merge("a")
+    merged = tuned(images)
+    for name in "ab":
+        path = tuned.save(tmp_path / f"{name}.safetensors", name=name)
+        assert torch.equal(vpeft.load(tiny_vit_again(), path).eval()(images), expected[name]), name
+    assert torch.equal(tuned(images), merged), "saving does not unmerge"
 
 
 def test_damage_is_found(saved: Path, tmp_path: Path) -> None:
