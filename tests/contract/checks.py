@@ -214,6 +214,32 @@ def lives_beside_others(cell: Cell) -> None:
             assert torch.equal(tuned.features(cell.images()), library_features(plain, cell.images()))
 
 
+def shares_a_batch(cell: Cell) -> None:
+    """In a batch whose images go through different adapters, each gets what its adapter alone gives it."""
+    tuned = cell.trained()
+    if cell.method.restorable:
+        tuned.attach(cell.method, name="twin", num_classes=CLASSES)
+    tuned.attach(companion(cell), name="other", num_classes=CLASSES)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name in tuned.adapters:
+            for _, parameter in tuned.trainable(name):
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    tuned.eval()
+    images, names = cell.images(5), [name for name in ("other", "twin", "default") if name in tuned.adapters]
+    names = (names * 5)[:5]
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context:
+            rows = []
+            for row, name in enumerate(names):
+                with tuned.enable(name):
+                    rows.append(tuned(images[row : row + 1]))
+            alone = torch.cat(rows)
+            with tuned.enable(*names):
+                mixed = tuned(images)
+        assert torch.allclose(mixed, alone, atol=1e-4 * float(alone.detach().abs().max())), (mixed - alone).abs().max()
+
+
 def ignores_neighbours(cell: Cell) -> None:
     """A sample's output does not depend on the rest of its batch."""
     tuned = cell.trained()
@@ -326,6 +352,7 @@ FAST: tuple[Callable[[Cell], None], ...] = (
     pickles,
     stacks,
     lives_beside_others,
+    shares_a_batch,
     ignores_neighbours,
     survives_checkpointing,
     runs_in_bfloat16,
@@ -340,6 +367,7 @@ OF_FAMILIES: tuple[Callable[[Cell], None], ...] = (
     detach_is_exact,
     reloads_exactly,
     merges_or_says_why,
+    shares_a_batch,
     survives_checkpointing,
     plan_tells_the_truth,
 )

@@ -41,9 +41,11 @@ class Changes:
         """Take back everything after the first `down_to` changes."""
         while len(self._back) > down_to:
             self._back.pop()()
+            self.tuned._rewritten -= not self._back
 
     def on_undo(self, back: Callable[[], None]) -> None:
         """Remember one more step of the way back."""
+        self.tuned._rewritten += not self._back
         self._back.append(back)
 
     def stand_in(self, module: nn.Module, mixin: type, **state: Any) -> None:
@@ -59,7 +61,7 @@ class Changes:
                 module.__dict__.pop(name, None)
             module.__dict__.update(before)
 
-        self._back.append(back)
+        self.on_undo(back)
 
     def note(self, module: nn.Module, **state: Any) -> None:
         """Put `state` beside the module's attributes, where no key appears, for the class that it has."""
@@ -69,7 +71,7 @@ class Changes:
             for name in state:
                 module.__dict__.pop(name, None)
 
-        self._back.append(back)
+        self.on_undo(back)
 
     def become(self, module: nn.Module, kind: type[nn.Module]) -> None:
         """Let the module be of the class `kind`, a subclass of its own."""
@@ -79,7 +81,7 @@ class Changes:
         def back() -> None:
             module.__class__ = plain
 
-        self._back.append(back)
+        self.on_undo(back)
 
     def exchange(self, listed: list[Any], old: Any, new: Any | None) -> None:
         """Put `new` where the operation `old` is listed, or nothing."""
@@ -90,7 +92,7 @@ class Changes:
         def back() -> None:
             listed[:] = before
 
-        self._back.append(back)
+        self.on_undo(back)
 
     def extend_core(self, module: nn.Module, kind: type[nn.Module], operation: Any) -> None:
         """Run `operation` between q, k and v and their use; the attention is re-expressed where it is not yet."""
@@ -98,7 +100,7 @@ class Changes:
             self.become(module, kind)
         if "vpeft_core" not in module.__dict__:
             module.__dict__["vpeft_core"] = CoreEdits(self.tuned._wiring.switch)
-            self._back.append(lambda: module.__dict__.pop("vpeft_core"))
+            self.on_undo(lambda: module.__dict__.pop("vpeft_core"))
         listed = module.__dict__["vpeft_core"].operations
         listed.append(operation)
-        self._back.append(lambda: listed.remove(operation))
+        self.on_undo(lambda: listed.remove(operation))

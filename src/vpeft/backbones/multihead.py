@@ -105,7 +105,7 @@ class EditedMultihead(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         own: dict[str, Any] = self.__dict__
         switch = own.get("vpeft_switch")
-        if switch is not None and switch.on is None:
+        if switch is not None and switch.idle:
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )

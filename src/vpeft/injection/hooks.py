@@ -7,32 +7,16 @@ long as an edit needs that; keys, tensors and `isinstance` stay as they are.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..backbones.points import Point, StandIn
-from .operations import EditCore, EditWeight, Operation
-
-
-class Switch:
-    """Which adapter is on; shared by every hook of one TunedModel.
-
-    `watched` is None except while `verify` looks: then each operation that runs is noted there.
-    """
-
-    def __init__(self) -> None:
-        self.on: str | None = None
-        self.watched: list[object] | None = None
-
-    def runs(self, operation: Operation | EditCore) -> bool:
-        """Whether this operation acts now."""
-        if operation.adapter != self.on:
-            return False
-        if self.watched is not None:
-            self.watched.append(operation)
-        return True
+from .operations import Add, EditCore, EditWeight, Operation
+from .switch import NotByImage, Switch
 
 
 class Turn:
@@ -58,6 +42,8 @@ class PointHook:
     def __init__(self, switch: Switch, point: Point, turn: Turn | None = None) -> None:
         self.switch, self.item, self.side = switch, point.item, point.side
         self.turn, self.call = turn, point.call
+        # What these give is a new tensor, which nobody holds before the first hook.
+        self.makes_new = self.side == "output" and isinstance(point.module, (nn.Linear, nn.Conv2d))
         self.operations: list[Operation] = []
 
     def add(self, operation: Operation) -> None:
@@ -76,10 +62,17 @@ class PointHook:
         return self.turn is not None and self.turn.now != self.call
 
     def run(self, hidden: Tensor) -> Tensor:
-        for operation in self.operations:
-            if self.switch.runs(operation):
-                hidden = operation.act(hidden)
-        return hidden
+        if self.switch.idle:
+            return hidden
+        return self.switch.by_image(self._act, hidden)[0]
+
+    def _act(self, hidden: Tensor) -> tuple[Tensor]:
+        running = [operation for operation in self.operations if self.switch.runs(operation)]
+        # With no graph to keep it for, what is added can be added where the output lies.
+        here = self.makes_new and not torch.is_grad_enabled() and all(isinstance(one, Add) for one in self.operations)
+        for operation in running:
+            hidden = operation.into(hidden) if here else operation.act(hidden)
+        return (hidden,)
 
 
 class InputHook(PointHook):
@@ -115,7 +108,10 @@ class WeightEdits:
         self.operations: list[EditWeight] = []
 
     def __call__(self, weight: Tensor) -> Tensor:
+        shares = self.switch.shares
         for operation in self.operations:
+            if shares is not None and shares.has(operation.adapter):
+                raise NotByImage("An edit of a weight acts on all images of a batch.")
             if self.switch.runs(operation):
                 weight = operation.act(weight)
         return weight
@@ -128,7 +124,10 @@ class CoreEdits:
         self.switch = switch
         self.operations: list[EditCore] = []
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return self.switch.by_image(self._act, q, k, v)
+
+    def _act(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         for operation in self.operations:
             if self.switch.runs(operation):
                 q, k, v = operation.act(q, k, v)
@@ -144,23 +143,23 @@ class CoreEdits:
     def needs_map(self) -> bool:
         """Whether an edit that is on wants the attention map itself, which a fused kernel never shows."""
         return any(
-            operation.adapter == self.switch.on and (operation.edits("scores") or operation.edits("weights"))
+            (operation.edits("scores") or operation.edits("weights")) and self.switch.plays(operation.adapter)
             for operation in self.operations
         )
 
     def scores(self, scores: Tensor) -> Tensor:
         """Scaled products of queries and keys, before bias and mask."""
-        return self._mapped("scores", scores)
+        return self.switch.by_image(partial(self._mapped, "scores"), scores)[0]
 
     def weights(self, weights: Tensor) -> Tensor:
         """The softmax of the scores, before dropout."""
-        return self._mapped("weights", weights)
+        return self.switch.by_image(partial(self._mapped, "weights"), weights)[0]
 
-    def _mapped(self, step: str, values: Tensor) -> Tensor:
+    def _mapped(self, step: str, values: Tensor) -> tuple[Tensor]:
         for operation in self.operations:
             if operation.adapter == self.switch.on and operation.edits(step):
                 values = getattr(operation.layer, step)(values)
-        return values
+        return (values,)
 
 
 class Wiring:

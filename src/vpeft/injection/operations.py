@@ -77,6 +77,10 @@ class Operation(ABC):
     @abstractmethod
     def act(self, hidden: Tensor) -> Tensor: ...
 
+    def into(self, hidden: Tensor) -> Tensor:
+        """`act`, where nobody else holds `hidden`: it may be written to."""
+        return self.act(hidden)
+
 
 class Apply(Operation):
     """h -> layer(h, *reads)."""
@@ -131,8 +135,21 @@ class Add(Operation):
         self.layer, self.came, self.goes, self.inputs, self.rows = layer, came, goes, inputs, rows
 
     def act(self, hidden: Tensor) -> Tensor:
+        return self._added(hidden, self._change())
+
+    def into(self, hidden: Tensor) -> Tensor:
+        change = self._change()
+        if change.dtype != hidden.dtype or (self.rows is not None and self.rows.groups > 1):
+            return self._added(hidden, change)
+        own = hidden if self.rows is None else self.rows.take(hidden, channels_of(self.goes))
+        own.add_(change)
+        return hidden
+
+    def _change(self) -> Tensor:
         first, *more = (slot.take() for slot in self.inputs)
-        change = call(self.layer, self.came, self.goes, first, *more)
+        return call(self.layer, self.came, self.goes, first, *more)
+
+    def _added(self, hidden: Tensor, change: Tensor) -> Tensor:
         if self.rows is None:
             return hidden + change
         dim = channels_of(self.goes)

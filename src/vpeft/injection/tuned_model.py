@@ -16,10 +16,11 @@ from ..errors import nearest
 from ..methods.method import Method
 from .adapter import Adapter, AdapterError, require_equal_shapes, require_methods
 from .carry_out import carry_out
-from .enabled import Enabled, forward_routed
+from .enabled import Enabled
 from .heads import feature_width, new_head
 from .hooks import Wiring
 from .merge import CannotMerge, Merged, merge_edits
+from .routed import Routing
 from .statistics import hold_still
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class TunedModel(nn.Module):
         self._active: str | None = None
         self._merged: dict[str, Merged] = {}
         self._route: tuple[str, ...] | None = None
+        self._routing = Routing()
+        self._rewritten = 0  # sets of changes that accelerations made for the adapter that is on
         self._compiled = False
         self.origin: str | None = None  # digest of the weights, kept once an adapter trains them in place
         self.quantised: str | None = None  # how the frozen linear maps were rounded, by `quantise`
@@ -171,6 +174,7 @@ class TunedModel(nn.Module):
         active = self._active
         self._activate(None)
         self._wiring.remove(name)
+        self._routing.forget(name)
         del self.adapters[name]
         del self._methods[name]
         self._activate(active if active != name else next(iter(self.adapters), None))
@@ -192,7 +196,8 @@ class TunedModel(nn.Module):
         """Switch adapters: one name for whole batches, or one for each sample of the next batches.
 
         As a statement it switches for good, in a `with` it switches back at the end. With several names the batch
-        must have as many samples; the samples of one adapter run together, and all heads must agree in their outputs.
+        must have as many samples, and all heads must agree in their outputs. Adapters whose edits act on each image by
+        itself share one pass through the backbone; the samples of any other run by themselves.
         """
         if not names:
             raise AdapterError(f"Which adapter? There are: {', '.join(self.adapters)}.")
@@ -251,7 +256,7 @@ class TunedModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, classes)."""
         if self._route is not None:
-            return forward_routed(self, images, self._route)
+            return self._routing(self, images, self._route)
         return self.logits(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:

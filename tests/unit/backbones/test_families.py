@@ -16,7 +16,8 @@ from tests.families import EVERY, VARIANTS
 from tests.models import images_for, library_features, library_output, tiny_convnext, tiny_swin, tiny_vit
 from vpeft.backbones.places import Norm, Place, Projection
 from vpeft.backbones.points import Layout
-from vpeft.injection.hooks import CoreEdits, Switch, WeightEdits, Wiring
+from vpeft.injection.hooks import CoreEdits, WeightEdits, Wiring
+from vpeft.injection.switch import Switch
 from vpeft.injection.operations import Operation
 
 SETTINGS: dict[str, Callable[[], nn.Module]] = {

@@ -1,0 +1,151 @@
+"""A batch whose images go through different adapters, in one pass through the backbone where that is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import VpeftError
+from .node import AdapterError
+from .switch import Shares
+
+if TYPE_CHECKING:
+    from .tuned_model import TunedModel
+
+# Largest difference of a feature from that of the adapter alone, relative to the largest; what goes wrong is as large
+# as the edits, which are made large for the trial.
+TOLERANCE = 1e-3
+TOLERANCE_16 = 0.1
+NOISE = 0.1
+
+
+Company = Literal["any", "alike", "none"]
+
+
+class Routing:
+    """Sends each image of a batch through its adapter, and remembers which adapters can share a pass."""
+
+    def __init__(self) -> None:
+        self._company: dict[str, Company] = {}
+
+    def forget(self, name: str) -> None:
+        """The adapter of this name is gone."""
+        self._company.pop(name, None)
+
+    def __call__(self, tuned: TunedModel, images: Tensor, names: Sequence[str]) -> Tensor:
+        """Images (B, C, H, W), each through its own adapter -> outputs (B, ...) in the order of the images.
+
+        Raises:
+            AdapterError: there are more or fewer names than images, or the heads' outputs differ in shape.
+        """
+        if len(names) != images.shape[0]:
+            raise AdapterError(f"{len(names)} adapters are enabled for a batch of {images.shape[0]} images.")
+        before, parts = tuned.active, list[tuple[str, list[int], Tensor]]()
+        try:
+            for group in self._groups(tuned, images, names):
+                places = [[i for i, wanted in enumerate(names) if wanted == name] for name in group]
+                rows = torch.tensor([place for some in places for place in some], device=images.device)
+                counts = [len(some) for some in places]
+                shares = Shares(tuple(zip(group, counts, strict=True)))
+                features = _features(tuned, images[rows], shares).split(counts)
+                for name, some, feature in zip(group, places, features, strict=True):
+                    tuned._activate(name)
+                    parts.append((name, some, tuned.logits(feature)))
+        finally:
+            tuned._activate(before)
+        shapes = {tuple(out.shape[1:]) for _, _, out in parts}
+        if len(shapes) > 1:
+            different = ", ".join(name for name, _, _ in parts)
+            raise AdapterError(f"The heads of {different} give outputs of different shapes: {sorted(shapes)}.")
+        order = torch.tensor([place for _, some, _ in parts for place in some], device=images.device)
+        return torch.cat([out for _, _, out in parts])[torch.argsort(order)]
+
+    def _groups(self, tuned: TunedModel, images: Tensor, names: Sequence[str]) -> list[list[str]]:
+        """The adapters by pass."""
+        wanted = list(dict.fromkeys(names))
+        passes, kinds = list[list[str]](), list[object]()
+        for name in wanted:
+            company = self.company(tuned, name, images) if len(wanted) > 1 else "none"
+            kind = {"any": "any", "alike": tuned.methods(name), "none": (name,)}[company]
+            if kind not in kinds:
+                kinds.append(kind)
+                passes.append([])
+            passes[kinds.index(kind)].append(name)
+        return passes
+
+    def company(self, tuned: TunedModel, name: str, images: Tensor) -> Company:
+        """Beside whose images this adapter's can run: any, those of adapters with equal methods, or none.
+
+        Tried once, on two of the images. While accelerations are on, which are made for one adapter, or the model is
+        compiled for one, it is none; so too while the adapter is merged, or where it changes tensors of the backbone.
+        """
+        adapter = tuned.adapter(name)
+        stands_in = bool(adapter.unfrozen.targets) or bool(adapter.moving)
+        if stands_in or name in tuned._merged or tuned._rewritten or tuned._compiled:
+            return "none"
+        if name not in self._company:
+            if _exact(tuned, name, None, images[:2]):
+                self._company[name] = "any"
+            else:  # inserted tokens, for instance: as many in each row
+                self._company[name] = "alike" if _exact(tuned, name, name, images[:2]) else "none"
+        return self._company[name]
+
+
+def _features(tuned: TunedModel, images: Tensor, shares: Shares) -> Tensor:
+    """Pooled features (B, D) of images that stand in the order of the shares."""
+    if len(shares.counts) == 1:
+        tuned._activate(shares.counts[0][0])
+        return tuned.features(images)
+    tuned._activate(None)
+    switch = tuned._wiring.switch
+    switch.shares = shares
+    try:
+        return tuned.features(images)
+    finally:
+        switch.shares = None
+
+
+@torch.no_grad()
+def _exact(tuned: TunedModel, name: str, other: str | None, images: Tensor) -> bool:
+    """Whether an image through the adapter, beside one through the other or none, gives what each gives alone."""
+    before = tuned.active
+    with _for_trial(tuned, name):
+        try:
+            alone = [_features(tuned, images[i : i + 1], Shares(((one, 1),))) for i, one in enumerate((name, other))]
+            beside = _features(tuned, images, Shares(((name, 1), (other, 1))))
+        except (RuntimeError, IndexError, ValueError, TypeError, VpeftError):
+            return False  # tokens are more than those of its neighbour, a weight is everyone's: it goes by itself
+        finally:
+            tuned._activate(before)
+    if alone[0].shape != alone[1].shape or beside.shape[1:] != alone[0].shape[1:]:
+        return False
+    expected = torch.cat(alone).float()
+    tolerance = TOLERANCE if alone[0].dtype in (torch.float32, torch.float64) else TOLERANCE_16
+    return bool((beside.float() - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@contextmanager
+def _for_trial(tuned: TunedModel, name: str) -> Iterator[None]:
+    """Inside: everything evaluates, and the adapter's parameters are off zero, so that its edits can be seen.
+
+    Other tensors take the place of the parameters' own, as a backward pass may still need those as they are.
+    """
+    modes = {module: module.training for module in tuned.modules()}
+    parameters = [(parameter, parameter.data) for _, parameter in tuned.trainable(name)]
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            tuned.eval()
+            for parameter, value in parameters:
+                noise = torch.randn(value.shape, generator=generator).to(device=value.device, dtype=value.dtype)
+                parameter.data = value + noise * float(value.abs().mean().clamp(min=0.1)) * NOISE
+            yield
+        finally:
+            for parameter, value in parameters:
+                parameter.data = value
+            for module, mode in modes.items():
+                module.training = mode
