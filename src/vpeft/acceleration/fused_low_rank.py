@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from vpeft.acceleration.changes import Changes, hooked
 from vpeft.acceleration.idea import Idea, NotApplicable
 from vpeft.acceleration.recompute import again_of
-from vpeft.injection.switch import Switch
 from vpeft.injection.operations import Add, Hold
+from vpeft.injection.switch import Switch
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.layers.low_rank import LowRank
 

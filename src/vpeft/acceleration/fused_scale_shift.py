@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from vpeft.acceleration.changes import Changes, hooked
 from vpeft.acceleration.idea import Idea, NotApplicable
 from vpeft.backbones.points import Layout
-from vpeft.injection.switch import Switch
 from vpeft.injection.operations import Apply
+from vpeft.injection.switch import Switch
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.layers.scale_shift import ScaleShift
 

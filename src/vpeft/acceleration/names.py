@@ -19,12 +19,13 @@ NAMES: dict[str, str] = {
     " kept as bits",
     "recompute_blocks": "every block keeps its input alone and is computed again in the backward pass (gradient"
     " checkpointing)",
+    "batched_adapters": "adapters of several runs stand on one backbone, and the steps of all are one pass through it",
     "compile_blocks": "every block is compiled by itself (torch.compile), with its edits inside",
 }
 # Cost time for memory, so `auto` leaves them out.
 FOR_MEMORY = frozenset({"low_memory", "recompute_blocks"})
-# Compiling takes as long as some hundred steps.
-ON_REQUEST = FOR_MEMORY | {"compile_blocks"}
+# Compiling takes as long as some hundred steps; batching runs brings something where their batches are small.
+ON_REQUEST = FOR_MEMORY | {"batched_adapters", "compile_blocks"}
 
 
 class UnknownAcceleration(VpeftError):

@@ -46,12 +46,12 @@ class Routing:
             raise AdapterError(f"{len(names)} adapters are enabled for a batch of {images.shape[0]} images.")
         before, parts = tuned.active, list[tuple[str, list[int], Tensor]]()
         try:
-            for group in self._groups(tuned, images, names):
+            for group in self.passes(tuned, images, names):
                 places = [[i for i, wanted in enumerate(names) if wanted == name] for name in group]
                 rows = torch.tensor([place for some in places for place in some], device=images.device)
                 counts = [len(some) for some in places]
                 shares = Shares(tuple(zip(group, counts, strict=True)))
-                features = _features(tuned, images[rows], shares).split(counts)
+                features = features_of(tuned, images[rows], shares).split(counts)
                 for name, some, feature in zip(group, places, features, strict=True):
                     tuned._activate(name)
                     parts.append((name, some, tuned.logits(feature)))
@@ -64,7 +64,7 @@ class Routing:
         order = torch.tensor([place for _, some, _ in parts for place in some], device=images.device)
         return torch.cat([out for _, _, out in parts])[torch.argsort(order)]
 
-    def _groups(self, tuned: TunedModel, images: Tensor, names: Sequence[str]) -> list[list[str]]:
+    def passes(self, tuned: TunedModel, images: Tensor, names: Sequence[str]) -> list[list[str]]:
         """The adapters by pass."""
         wanted = list(dict.fromkeys(names))
         passes, kinds = list[list[str]](), list[object]()
@@ -95,7 +95,7 @@ class Routing:
         return self._company[name]
 
 
-def _features(tuned: TunedModel, images: Tensor, shares: Shares) -> Tensor:
+def features_of(tuned: TunedModel, images: Tensor, shares: Shares) -> Tensor:
     """Pooled features (B, D) of images that stand in the order of the shares."""
     if len(shares.counts) == 1:
         tuned._activate(shares.counts[0][0])
@@ -115,8 +115,8 @@ def _exact(tuned: TunedModel, name: str, other: str | None, images: Tensor) -> b
     before = tuned.active
     with _for_trial(tuned, name):
         try:
-            alone = [_features(tuned, images[i : i + 1], Shares(((one, 1),))) for i, one in enumerate((name, other))]
-            beside = _features(tuned, images, Shares(((name, 1), (other, 1))))
+            alone = [features_of(tuned, images[i : i + 1], Shares(((one, 1),))) for i, one in enumerate((name, other))]
+            beside = features_of(tuned, images, Shares(((name, 1), (other, 1))))
         except (RuntimeError, IndexError, ValueError, TypeError, VpeftError):
             return False  # tokens are more than those of its neighbour, a weight is everyone's: it goes by itself
         finally:

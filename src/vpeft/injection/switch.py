@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,12 +60,14 @@ class Switch:
         on: the adapter, or None.
         shares: who has which images while several adapters are on at once; `on` is None then, but for the moment in
             which an adapter's own rows are worked on.
+        within: what to enter around an adapter's work on its own rows, by adapter (its own random numbers).
         watched: None except while `verify` looks: then each operation that runs is noted there.
     """
 
     def __init__(self) -> None:
         self.on: str | None = None
         self.shares: Shares | None = None
+        self.within: Mapping[str | None, Callable[[], AbstractContextManager[None]]] = {}
         self.watched: list[object] | None = None
 
     @property
@@ -96,7 +99,8 @@ class Switch:
         try:
             for name, rows in shares.of(*tensors):
                 self.on = name
-                out = act(*rows)
+                with self.within.get(name, nullcontext)():
+                    out = act(*rows)
                 same = same and all(a is b for a, b in zip(out, rows, strict=True))
                 made.append(out)
         finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpeft.acceleration import batched_adapters
+from vpeft.acceleration.names import wanted
 from vpeft.acceleration.shared_trunk import SharedRecords
 from vpeft.errors import VpeftError
 from vpeft.injection.adapter_file import weights_digest
@@ -84,6 +86,8 @@ def fit(
     folder = Path(out) if out is not None else None
     facts = checkpoint_facts(tuned, folder, identity)
     shown = display(progress)
+    if batched_adapters.NAME in wanted(settings.acceleration):
+        shown.say(f"- {batched_adapters.NAME}: this is one run; give several to `fit_together`")
     with untouched_randomness(), repeatable_kernels(settings.deterministic):
         run = Training(
             tuned,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
 
 AfterEpoch = Callable[["TunedModel", EpochRecord], None]
+# Gives None behind each step, or what the step asks for (see `Stepper.asking`), and is sent the answer.
+Steps = Generator[Tensor | None, Tensor | None, None]
 
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -113,6 +115,7 @@ class Training:
             "validation_images": None if val is None else len(val),
             "parameters": {name: list(parameter.shape) for name, parameter in self.take.named},
         }
+        self.joins = False  # whether its steps ask for what others compute
         self.at = Standing()
         self.best: dict[str, Tensor] = {}
         self.val_scores: Scores | None = None
@@ -174,8 +177,9 @@ class Training:
         assert self.ended is not None
         return self.ended
 
-    def steps(self, stop: StopRequest) -> Iterator[None]:
-        """`run`, which can be left alone for a while after each step; the result is then in `ended`."""
+    def steps(self, stop: StopRequest) -> Steps:
+        """`run`, which can be left alone for a while after each step, where it gives None; at the end the result is in
+        `ended`. A run that `joins` others gives what `Stepper.asking` asks for as well."""
         self.stop = stop
         if not self.at.finished:
             self.shown.start(self.settings.epochs, self.batches.per_epoch, self.at.step)
@@ -187,13 +191,13 @@ class Training:
             self.finish()
         self.ended = self.result("done")
 
-    def epoch_steps(self) -> Iterator[None]:
+    def epoch_steps(self) -> Steps:
         """The rest of the present epoch, as far as a stop is not asked for in its middle."""
         assert self.stop is not None
         self.at.mark = time.perf_counter()
         to_training_mode(self.tuned)
         for images, labels in self.batches.epoch(self.at.epoch, self.at.batch):
-            self.step(images, labels)
+            yield from self.step(images, labels)
             self.at.count_time()
             self.show()
             if self.stop.requested:
@@ -202,14 +206,14 @@ class Training:
             if every is not None and self.at.step % every == 0:
                 self.save()
             left = time.perf_counter()
-            yield
+            yield None
             self.at.mark += time.perf_counter() - left  # what others did meanwhile is not this run's time
         self.end_epoch()
 
-    def step(self, images: Tensor, labels: Tensor) -> None:
+    def step(self, images: Tensor, labels: Tensor) -> Steps:
         """One optimiser step; if it meets numbers that are not finite, the weights from before it are saved."""
         try:
-            self.take(images, labels, self.at)
+            yield from self.take.asking(images, labels, self.at, alone=not self.joins)
         except NonFinite as error:
             kept = "The model still holds the weights from before this step."
             if self.out is not None:

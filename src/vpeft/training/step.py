@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 # fp16 skips a step whose gradient overflows and halves its loss scale, which starts at 2^16: after 32 in a row nothing
 # is left of it.
 _SKIPS_IN_A_ROW = 32
+
+
+# Gives images, is sent logits; gives their loss, is sent whatever when that has been passed backward.
+Asking = Generator[Tensor, Tensor | None, None]
 
 
 class LoneImage(VpeftError):
@@ -100,8 +104,11 @@ class Stepper:
         peak = next((group["peak_lr"] for group in groups if group["part"] == "adapter"), groups[0]["peak_lr"])
         return rate_at(step, peak, self.settings, self.steps_per_epoch)
 
-    def __call__(self, images: Tensor, labels: Tensor, at: Standing) -> None:
-        """One step on one batch, images (B, 3, H, W) and labels (B,) on the processor.
+    def asking(self, images: Tensor, labels: Tensor, at: Standing, *, alone: bool) -> Asking:
+        """One step on one batch, images (B, 3, H, W) and labels (B,) on the processor; others may run the model in it.
+
+        Gives the images and is sent their logits, then gives the loss and goes on when its gradient is there. Where
+        logits are answered by None, and with `alone`, the model is run here, and nothing more is asked for.
 
         Raises:
             NonFinite: loss or gradient is not finite; the weights are those from before the step.
@@ -110,7 +117,7 @@ class Stepper:
         """
         said: str | None = None
         try:
-            loss, right = self._gradients(images, labels, at)
+            loss, right = yield from self._gradients(images, labels, at, alone)
             self._apply(images, loss, right, at)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -131,7 +138,9 @@ class Stepper:
                 torch.cuda.empty_cache()
             raise OutOfMemory(memory_message(self.tuned, self._images(images[:1]).to(device), self.settings, said))
 
-    def _gradients(self, images: Tensor, labels: Tensor, at: Standing) -> tuple[float, int]:
+    def _gradients(
+        self, images: Tensor, labels: Tensor, at: Standing, alone: bool
+    ) -> Generator[Tensor, Tensor | None, tuple[float, int]]:
         """Forward and backward in parts; the loss and how many images were right."""
         settings, device = self.settings, self.machine.device
         for group in self.optimiser.param_groups:
@@ -143,8 +152,9 @@ class Stepper:
         parts = min(settings.accumulate, len(images))
         for some, wanted in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
             some, wanted = some.to(device, non_blocking=True), wanted.to(device, non_blocking=True)
+            given = None if alone else (yield some)
             with self.machine.autocast():
-                logits = self.model(some)
+                logits = self.model(some) if given is None else given
             if at.classes is None:
                 at.classes = int(logits.shape[1])
             check_labels(labels, at.classes)
@@ -154,7 +164,10 @@ class Stepper:
                 part = part + penalty
             # Parts may differ by one image: weighted so, their sum is the mean over the batch.
             part = part * (len(some) / len(images))
-            torch.autograd.backward(part) if self._scaled is None else self.machine.backward(part)
+            if given is not None:
+                yield part
+            else:
+                torch.autograd.backward(part) if self._scaled is None else self.machine.backward(part)
             loss += part.detach()
             hardest = wanted if wanted.ndim == 1 else wanted.argmax(1)
             right += (logits.detach().argmax(1) == hardest).sum()

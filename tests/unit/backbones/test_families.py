@@ -17,8 +17,8 @@ from tests.models import images_for, library_features, library_output, tiny_conv
 from vpeft.backbones.places import Norm, Place, Projection
 from vpeft.backbones.points import Layout
 from vpeft.injection.hooks import CoreEdits, WeightEdits, Wiring
-from vpeft.injection.switch import Switch
 from vpeft.injection.operations import Operation
+from vpeft.injection.switch import Switch
 
 SETTINGS: dict[str, Callable[[], nn.Module]] = {
     **EVERY,
