@@ -8,14 +8,18 @@ What trains stays the very tensors of each run's own model: only the forward and
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.class_token_only import ClassTokenOnly
+from vpeft.acceleration.fused_low_rank import FusedLowRank
 from vpeft.acceleration.idea import NotApplicable
 from vpeft.acceleration.proof import TOLERANCE, TOLERANCE_16, OffZero, behaviour, difference, two_images
 from vpeft.errors import VpeftError
@@ -26,6 +30,8 @@ from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import Method
 
 NAME = "batched_adapters"
+# What serves several adapters at once; the first is left off first where a pass with all is not exact.
+IDEAS = (ClassTokenOnly(), FusedLowRank())
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +109,14 @@ class Batched:
     Attributes:
         joined: the runs.
         draws: of those that draw random numbers in a step, which are as alone: where they stand.
+        accelerations: names of those that are on the pass.
         worst: the largest relative difference from the runs alone, on two images each.
     """
 
     def __init__(self, ground: TunedModel, names: Mapping[Joining, str]) -> None:
         self._ground, self._names = ground, names
         self.joined, self.worst = list(names), 0.0
+        self.accelerations: list[str] = []
         self.draws: dict[Joining, Draws] = {}
 
     def __call__(self, images: Mapping[Joining, Tensor]) -> dict[Joining, Tensor]:
@@ -129,6 +137,7 @@ class Batched:
         Raises:
             NotApplicable: they differ, or the backbone itself draws random numbers.
         """
+        self.worst, self.draws = 0.0, {}
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCE_16
         pictures = two_images(self._ground)
         with ExitStack() as stack:
@@ -157,6 +166,7 @@ class Batched:
 def batched(
     ground: TunedModel,
     runs: Sequence[Joining],
+    choice: Container[str],
     autocast: Callable[[], AbstractContextManager[Any]],
     precision: str,
 ) -> tuple[list[Batched], dict[Joining, str]]:
@@ -165,6 +175,7 @@ def batched(
     Args:
         ground: the copy that stands for all backbones; it has the adapter of the model it was copied from.
         runs: in training mode, with whatever accelerations they have.
+        choice: the names of the accelerations that may be on the common pass.
         autocast, precision: of the forward pass.
     """
     alone, names = dict[Joining, str](), dict[Joining, str]()
@@ -185,12 +196,41 @@ def batched(
             continue
         one_pass = Batched(ground, {one: names[one] for one in joined})
         try:
-            one_pass.prove(autocast, precision)
+            _accelerated(ground, one_pass, together, choice, partial(one_pass.prove, autocast, precision))
         except NotApplicable as reason:
             alone |= dict.fromkeys(joined, str(reason))
         else:
             made.append(one_pass)
     return made, alone
+
+
+def _accelerated(
+    ground: TunedModel, one_pass: Batched, adapters: Sequence[str], choice: Container[str], prove: Callable[[], None]
+) -> None:
+    """Put on the common ground what can serve several adapters at once and is exact for all of them.
+
+    Raises:
+        NotApplicable: not even the plain pass is exact.
+    """
+    wanted = [idea for idea in IDEAS if idea.name in choice]
+    for first in range(len(wanted) + 1):
+        changes = Changes(ground)
+        for idea in wanted[first:]:
+            before = len(changes)
+            try:
+                idea.install_for(ground, changes, adapters)
+                one_pass.accelerations.append(idea.name)
+            except NotApplicable:
+                changes.undo(before)
+        try:
+            prove()
+        except NotApplicable:
+            changes.undo()
+            one_pass.accelerations.clear()
+            if first == len(wanted):
+                raise
+        else:
+            return
 
 
 def _stand(ground: TunedModel, run: Joining) -> str:

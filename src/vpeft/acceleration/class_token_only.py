@@ -6,6 +6,8 @@ of smaller matrix products.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from vpeft.acceleration.changes import Changes
@@ -41,8 +43,12 @@ class ClassTokenOnly(Idea):
     name = "class_token_only"
 
     def install(self, tuned: TunedModel, changes: Changes) -> str:
-        adapter, facts = tuned.active, tuned.description.facts
-        assert adapter is not None
+        assert tuned.active is not None
+        return self.install_for(tuned, changes, [tuned.active])
+
+    def install_for(self, tuned: TunedModel, changes: Changes, adapters: Sequence[str]) -> str:
+        """`install`, for several adapters that are on at once, each for its own images."""
+        facts = tuned.description.facts
         if facts.pooling != "token":
             raise NotApplicable(f"the feature is pooled by {facts.pooling!r} and not read from the class token")
         block = tuned.description.blocks[-1]
@@ -56,5 +62,6 @@ class ClassTokenOnly(Idea):
             if not issubclass(kind, type(module)):
                 raise NotApplicable(f"the attention of {block.name} is already expressed in another way")
             assert block.exit is not None
-            changes.extend_core(module, kind, FirstQuery(adapter, block.exit.module))
+            for adapter in adapters:
+                changes.extend_core(module, kind, FirstQuery(adapter, block.exit.module))
         return f"{block.name} works for one token"

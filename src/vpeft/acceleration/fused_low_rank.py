@@ -7,7 +7,7 @@ products only. Exact up to the rounding of one sum; often it is the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from vpeft.acceleration.changes import Changes, hooked
 from vpeft.acceleration.idea import Idea, NotApplicable
 from vpeft.acceleration.recompute import again_of
-from vpeft.injection.operations import Add, Hold
+from vpeft.injection.operations import Add, Hold, Operation
 from vpeft.injection.switch import Switch
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.layers.low_rank import LowRank
@@ -35,15 +35,31 @@ class Part:
 
 @dataclass(frozen=True)
 class Fused:
-    """What a linear map adds while the adapter is on."""
+    """What a linear map adds while an adapter is on, by adapter."""
 
     switch: Switch
-    adapter: str
-    parts: tuple[Part, ...]
+    parts: Mapping[str | None, tuple[Part, ...]]
+
+    def here(self, x: Tensor) -> list[tuple[slice, Part]]:
+        """What is added now, each with the rows of x (..., D_in) that it is added for, all axes but the last in one."""
+        shares = self.switch.shares
+        if shares is None:
+            return [(slice(None), part) for part in self.parts.get(self.switch.on, ())]
+        per, first = x.shape[:-1].numel() // shares.images, 0
+        found = []
+        for name, count in shares.counts:
+            rows = slice(first, first + count * per)
+            found += [(rows, part) for part in self.parts.get(name, ())]
+            first = rows.stop
+        return found
+
+
+# One part: the rows that it is added for, the outputs that it is added to, and s.
+Spec = tuple[tuple[slice, slice, float], ...]
 
 
 class _Sum(torch.autograd.Function):
-    """y = x W^T + b, then y[:, rows] += s (x A^T) B^T for each part."""
+    """y = x W^T + b, then y[rows, outputs] += s (x[rows] A^T) B^T for each part."""
 
     @staticmethod
     def forward(
@@ -51,7 +67,7 @@ class _Sum(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        spec: tuple[tuple[int, int, float], ...],
+        spec: Spec,
         again: Callable[..., Tensor] | None,
         count: int,
         *more: Tensor,
@@ -61,9 +77,9 @@ class _Sum(torch.autograd.Function):
         out = F.linear(x, weight, bias)
         flat, rows = out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1])
         products = []
-        for i, (start, stop, scale) in enumerate(spec):
-            h = rows @ factors[2 * i].t()
-            flat[:, start:stop].addmm_(h, factors[2 * i + 1].t(), alpha=scale)
+        for i, (own, outputs, scale) in enumerate(spec):
+            h = rows[own] @ factors[2 * i].t()
+            flat[own, outputs].addmm_(h, factors[2 * i + 1].t(), alpha=scale)
             products.append(h)
         ctx.spec, ctx.again, ctx.count = spec, again, count
         kept = sources if again is not None else (x,)
@@ -82,15 +98,15 @@ class _Sum(torch.autograd.Function):
         flat = grad.reshape(-1, grad.shape[-1])
         into = flat @ weight if ctx.needs_input_grad[0] else None
         changes: list[Tensor | None] = []
-        for i, (start, stop, scale) in enumerate(ctx.spec):
+        for i, (own, outputs, scale) in enumerate(ctx.spec):
             a, b = factors[2 * i], factors[2 * i + 1]
-            piece = flat[:, start:stop]
+            piece = flat[own, outputs]
             if scale != 1.0:
                 piece = piece * scale
             inner = piece @ b
-            changes += [inner.t() @ x, piece.t() @ products[i]]
+            changes += [inner.t() @ x[own], piece.t() @ products[i]]
             if into is not None:
-                into.addmm_(inner, a)
+                into[own].addmm_(inner, a)
         shaped = None if into is None else into.view(*grad.shape[:-1], weight.shape[1])
         return (shaped, None, None, None, None, None, *([None] * ctx.count), *changes)
 
@@ -103,11 +119,12 @@ class LowRankBeside:
     def forward(self, x: Tensor) -> Tensor:
         fused = self.vpeft_fused
         weight, bias = self.weight, self.bias  # type: ignore[attr-defined]
-        if fused.switch.on != fused.adapter:
+        parts = fused.here(x)
+        if not parts:
             return F.linear(x, weight, bias)
         if not self.training:  # type: ignore[attr-defined]
             return self._plain(x)
-        factors: list[Tensor] = [factor for part in fused.parts for factor in (part.layer.A, part.layer.B)]
+        factors: list[Tensor] = [factor for _, part in parts for factor in (part.layer.A, part.layer.B)]
         again = again_of(x)
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
@@ -119,7 +136,7 @@ class LowRankBeside:
             else:
                 x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
             factors = [factor.to(dtype) for factor in factors]
-        spec = tuple((*(part.rows or (0, weight.shape[0])), part.layer.scale) for part in fused.parts)
+        spec = tuple((own, slice(*(part.rows or (0, weight.shape[0]))), part.layer.scale) for own, part in parts)
         sources = () if again is None else again.sources
         make = None if again is None else again.make
         with torch.autocast(kind, enabled=False):
@@ -128,8 +145,8 @@ class LowRankBeside:
 
     def _plain(self, x: Tensor) -> Tensor:
         """As the hooks do it, to the bit: what is evaluated is what an adapter file gives later."""
-        out = F.linear(x, self.weight, self.bias)  # type: ignore[attr-defined]
-        for part in self.vpeft_fused.parts:
+        out, fused = F.linear(x, self.weight, self.bias), self.vpeft_fused  # type: ignore[attr-defined]
+        for part in fused.parts.get(fused.switch.on, ()):
             change = part.layer(x)
             if part.rows is None:
                 out = out + change
@@ -145,10 +162,13 @@ class FusedLowRank(Idea):
     name = "fused_low_rank"
 
     def install(self, tuned: TunedModel, changes: Changes) -> str:
-        adapter = tuned.active
-        assert adapter is not None
+        assert tuned.active is not None
+        return self.install_for(tuned, changes, [tuned.active])
+
+    def install_for(self, tuned: TunedModel, changes: Changes, adapters: Sequence[str]) -> str:
+        """`install`, for several adapters that are on at once, each for its own images."""
         fused = 0
-        reason = "no low-rank change stands beside a frozen linear map"
+        reasons = {"no low-rank change stands beside a frozen linear map": None}
         points = hooked(tuned)
         for module, hook in points:
             if hook.side != "output" or hook.turn is not None or type(module) is not nn.Linear:
@@ -162,27 +182,38 @@ class FusedLowRank(Idea):
                 for op in other.operations
                 if isinstance(op, Hold)
             }
-            parts, used = [], []
-            for op in hook.operations:
-                if not (isinstance(op, Add) and op.adapter == adapter and type(op.layer) is LowRank):
-                    break
-                slot = op.inputs[0]
-                if len(op.inputs) != 1 or id(slot) not in held or slot.turn or slot.rows is not None:
-                    break
-                if op.rows is not None and op.rows.groups > 1:
-                    reason = "the rows of a low-rank change do not lie side by side"
-                    break
-                if op.layer.dropout.p > 0:
-                    reason = "dropout acts on the input of each low-rank change"
-                    break
-                parts.append(Part(op.layer, None if op.rows is None else (op.rows.start, op.rows.stop)))
-                used += [(hook.operations, op), held[id(slot)]]
-            for listed, op in used:
-                changes.exchange(listed, op, None)
-            if parts:
-                fused_here = Fused(tuned._wiring.switch, adapter, tuple(parts))
-                changes.stand_in(module, LowRankBeside, vpeft_fused=fused_here)
-                fused += len(parts)
+            by_adapter = dict[str | None, tuple[Part, ...]]()
+            for adapter in adapters:
+                parts, used = [], []
+                for op in [op for op in hook.operations if op.adapter == adapter]:
+                    reason = _why_not(op, held)
+                    if reason is not None:
+                        reasons |= {reason: None} if reason else {}
+                        break
+                    assert isinstance(op, Add) and isinstance(op.layer, LowRank)
+                    parts.append(Part(op.layer, None if op.rows is None else (op.rows.start, op.rows.stop)))
+                    used += [(hook.operations, op), held[id(op.inputs[0])]]
+                for listed, op in used:
+                    changes.exchange(listed, op, None)
+                if parts:
+                    by_adapter[adapter] = tuple(parts)
+                    fused += len(parts)
+            if by_adapter:
+                changes.stand_in(module, LowRankBeside, vpeft_fused=Fused(tuned._wiring.switch, by_adapter))
         if not fused:
-            raise NotApplicable(reason)
+            raise NotApplicable(list(reasons)[-1])
         return f"{fused} low-rank changes are added in place"
+
+
+def _why_not(op: Operation, held: Mapping[int, object]) -> str | None:
+    """Why an operation at a linear map's output cannot go into it: None, a reason worth saying, or an empty one."""
+    if not (isinstance(op, Add) and type(op.layer) is LowRank):
+        return ""
+    slot = op.inputs[0]
+    if len(op.inputs) != 1 or id(slot) not in held or slot.turn or slot.rows is not None:
+        return ""
+    if op.rows is not None and op.rows.groups > 1:
+        return "the rows of a low-rank change do not lie side by side"
+    if op.layer.dropout.p > 0:
+        return "dropout acts on the input of each low-rank change"
+    return None

@@ -136,7 +136,13 @@ class CoreEdits:
     @property
     def asking(self) -> int | None:
         """How many leading tokens alone are queries, where nothing else is done to q, k and v; None for all of them."""
-        running = [operation for operation in self.operations if self.switch.runs(operation)]
+        shares = self.switch.shares
+        on = [self.switch.on] if shares is None else [name for name, _ in shares.counts]
+        asked = {self._asking(name) for name in on}
+        return asked.pop() if len(asked) == 1 else None
+
+    def _asking(self, adapter: str | None) -> int | None:
+        running = [operation for operation in self.operations if operation.adapter == adapter]
         return running[0].asking if len(running) == 1 else None
 
     @property

@@ -26,13 +26,28 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of every generator: tensors for torch, plain JSON values for Python and NumPy."""
+def _torch_state() -> dict[str, Tensor]:
     tensors = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     if torch.backends.mps.is_available():
         tensors["mps"] = torch.mps.get_rng_state()
+    return tensors
+
+
+def _set_torch_state(tensors: dict[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["torch"])
+    for name, state in tensors.items():
+        device, _, index = name.partition(".")
+        if device == "cuda" and torch.cuda.is_available() and int(index) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(index))
+        if device == "mps" and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(state)
+
+
+def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of every generator: tensors for torch, plain JSON values for Python and NumPy."""
+    tensors = _torch_state()
     version, words, gauss = random.getstate()
     numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
     return tensors, {
@@ -49,13 +64,7 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def set_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
     """Put back what `random_state` wrote down. States of devices that are not here are left out."""
-    torch.set_rng_state(tensors["torch"])
-    for name, state in tensors.items():
-        device, _, index = name.partition(".")
-        if device == "cuda" and torch.cuda.is_available() and int(index) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, int(index))
-        if device == "mps" and torch.backends.mps.is_available():
-            torch.mps.set_rng_state(state)
+    _set_torch_state(tensors)
     version, words, gauss = plain["python"]
     random.setstate((version, tuple(words), gauss))
     numbers = plain["numpy"]
@@ -69,31 +78,44 @@ def set_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
     )
 
 
+class _Generators:
+    """Where every generator stands, as it is kept within one process: cheaper than what can be written down."""
+
+    def __init__(self) -> None:
+        self._torch = _torch_state()
+        self._python, self._numpy = random.getstate(), np.random.get_state(legacy=False)
+
+    def put(self) -> None:
+        _set_torch_state(self._torch)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+
+
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
     """Whatever the block draws or seeds, every generator is afterwards as it was before."""
-    tensors, plain = random_state()
+    before = _Generators()
     try:
         yield
     finally:
-        set_random_state(tensors, plain)
+        before.put()
 
 
 class OwnRandomness:
     """Generators of one run beside others: each block goes on where the block before ended, and leaves no trace."""
 
     def __init__(self) -> None:
-        self._state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._state: _Generators | None = None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with untouched_randomness():
             if self._state is not None:
-                set_random_state(*self._state)
+                self._state.put()
             try:
                 yield
             finally:
-                self._state = random_state()
+                self._state = _Generators()
 
 
 @contextmanager

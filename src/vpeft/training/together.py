@@ -340,20 +340,22 @@ class _Grounds:
             if not members:
                 continue
             first = members[0].training
+            choice = set.intersection(*(set(wanted(member.settings.acceleration)) for member in members))
             with untouched_randomness(), repeatable_kernels(first.settings.deterministic):
                 made, alone = batched_adapters.batched(
-                    ground, list(joining), first.machine.autocast, first.settings.precision
+                    ground, list(joining), choice, first.machine.autocast, first.settings.precision
                 )
             for one, reason in alone.items():
                 joining[one].shown.say(f"- {batched_adapters.NAME}: {reason}")
             for one_pass in made:
                 together = {one: joining[one] for one in one_pass.joined}
                 equal = "the same bits" if one_pass.worst == 0 else f"equal to {one_pass.worst:.0e}"
+                using = f", with {' and '.join(one_pass.accelerations)}" if one_pass.accelerations else ""
                 for member in together.values():
                     member.join(one_pass.worst == 0)
                     member.shown.say(
                         f"+ {batched_adapters.NAME}: {len(together)} runs take their steps in one pass through the"
-                        f" backbone; {equal} on two images"
+                        f" backbone{using}; {equal} on two images"
                     )
                 found |= dict.fromkeys(together.values(), _Round(one_pass, together))
         return found
