@@ -305,9 +305,9 @@ def main() -> None:
             for title, found in makes(options):
                 write(options, part, title, found)
     if options.page is not None and options.out is not None:
-        files = (options.out.with_name(f"{name}.json") for name in ("growth", "compile_blocks"))
-        beside = (json.loads(file.read_text()) if file.exists() else None for file in files)
-        options.page.write_text(page(json.loads(options.out.read_text()), *beside))
+        others = (file for file in options.out.parent.glob("*.json") if file != options.out)
+        beside = {file.stem: json.loads(file.read_text()) for file in others}
+        options.page.write_text(page(json.loads(options.out.read_text()), beside))
 
 
 def write(options: argparse.Namespace, part: str, title: str, found: dict[str, Any]) -> None:

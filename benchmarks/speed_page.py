@@ -1,4 +1,4 @@
-"""docs/speed.md from the results of `speed.py` and `growth.py`."""
+"""docs/speed.md from the results of `speed.py` and of the benchmarks beside it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ AIMS: dict[str, dict[str, tuple[float, float | None]]] = {
 RUN_AIMS = {"linear_probe": 50.0, "partial_k, k = 1": 15.0, "lora in the last four blocks": 1.8}
 RUN_AIMS |= dict.fromkeys(("lst", "lst, heads = 1"), 5.0)
 IMPORT_AIM = 1.15
+SERVING_AIM = 1.05
 
 
-def page(
-    result: Mapping[str, Any], growth: Mapping[str, Any] | None = None, compiled: Mapping[str, Any] | None = None
-) -> str:
-    """The results as Markdown."""
+def page(result: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results as Markdown; `beside` are those of the other benchmarks, by name."""
     lines = [
         "# Speed and memory",
         "",
@@ -40,8 +39,10 @@ def page(
     lines += _runs(result["runs"])
     lines += _passes(result.get("together", {}))
     lines += _imports(result.get("imports", {}))
-    lines += _compiled(compiled)
-    lines += _growth(growth)
+    lines += _batched(beside.get("batched_adapters"))
+    lines += _serving(beside.get("serving"))
+    lines += _compiled(beside.get("compile_blocks"))
+    lines += _growth(beside.get("growth"))
     lines += ["", "A GPU was not at hand: its column is absent.", ""]
     return "\n".join(lines)
 
@@ -205,6 +206,49 @@ def _imports(found: Mapping[str, Any]) -> Iterable[str]:
         f" ({_met(one['ratio'], IMPORT_AIM)}); `import vpeft` alone, which loads torch when it is first needed,"
         f" {seconds['bare']:.2f} s.",
     )
+
+
+def _batched(found: Mapping[str, Any] | None) -> Iterable[str]:
+    if not found:
+        return
+    yield from (
+        "",
+        "## Small runs in one pass",
+        "",
+        "`python benchmarks/batched_adapters.py`: an epoch of several runs of `auto,batched_adapters` against the"
+        " sum of their epochs one after the other.",
+        "",
+        "| backbone | method | batch | runs | against `auto` | | against `off` | |",
+        "|---|---|---|---|---|---|---|---|",
+    )
+    for row in found["rows"]:
+        cells = " | ".join(
+            f"{row['against'][choice]['ratio']:.2f} | {row['against'][choice]['least']:.2f} to"
+            f" {row['against'][choice]['most']:.2f}"
+            for choice in ("auto", "off")
+        )
+        yield f"| {row['backbone']} | {row['method']} | {row['batch']} | {row['runs']} | {cells} |"
+
+
+def _serving(found: Mapping[str, Any] | None) -> Iterable[str]:
+    if not found:
+        return
+    yield from (
+        "",
+        "## Serving several adapters",
+        "",
+        "`python benchmarks/serving.py`: 16 images through so many adapters, without gradients, ViT-Ti/16 at 224; time"
+        f" relative to the bare backbone's (aim: at most {SERVING_AIM:g}).",
+        "",
+        "| method | adapters | one pass | | one after the other | | peft, `adapter_names` | |",
+        "|---|---|---|---|---|---|---|---|",
+    )
+    for row in found["rows"]:
+        cells = []
+        for way in ("one pass", "one after the other", "peft, adapter_names"):
+            one = row["ways"].get(way)
+            cells.append(f"{one['ratio']:.2f} | {one['least']:.2f} to {one['most']:.2f}" if one else "– | ")
+        yield f"| {row['method']} | {row['adapters']} | {' | '.join(cells)} |"
 
 
 def _compiled(found: Mapping[str, Any] | None) -> Iterable[str]:

@@ -22,6 +22,8 @@ images = torch.zeros(1, 3, *tuned.description.facts.image_size)
 for name in ("cats", "dogs"):
     with tuned.enable(name):
         print(name, tuple(tuned(images).shape))
+for logits in tuned.eval().each(images.expand(3, -1, -1, -1), ["cats", "dogs", "cats"]):  # one pass for all three
+    print(tuple(logits.shape))
 # [/several]
 
 # [merge]

@@ -123,7 +123,7 @@ class Batched:
         ground, counts = self._ground, [len(some) for some in images.values()]
         shares = Shares(tuple((self._names[one], count) for one, count in zip(images, counts, strict=True)))
         ground._wiring.switch.within = {self._names[one]: draws for one, draws in self.draws.items()}
-        features = features_of(ground, torch.cat(list(images.values())), shares).split(counts)
+        features = torch.split(features_of(ground, torch.cat(list(images.values())), shares), counts)
         found = {}
         for one, feature in zip(images, features, strict=True):
             ground._activate(self._names[one])

@@ -42,27 +42,37 @@ class Routing:
         Raises:
             AdapterError: there are more or fewer names than images, or the heads' outputs differ in shape.
         """
+        outputs = self.each(tuned, images, names)
+        shapes = {tuple(out.shape) for out in outputs}
+        if len(shapes) > 1:
+            raise AdapterError(
+                f"The heads of {', '.join(dict.fromkeys(names))} give outputs of different shapes: {sorted(shapes)}."
+                " `tuned.each(images, names)` gives one output for each image."
+            )
+        return torch.stack(outputs)
+
+    def each(self, tuned: TunedModel, images: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """Images (B, C, H, W), each through its own adapter -> the output of each, of whatever shape.
+
+        Raises:
+            AdapterError: there are more or fewer names than images.
+        """
         if len(names) != images.shape[0]:
             raise AdapterError(f"{len(names)} adapters are enabled for a batch of {images.shape[0]} images.")
-        before, parts = tuned.active, list[tuple[str, list[int], Tensor]]()
+        before, found = tuned.active, dict[int, Tensor]()
         try:
             for group in self.passes(tuned, images, names):
                 places = [[i for i, wanted in enumerate(names) if wanted == name] for name in group]
                 rows = torch.tensor([place for some in places for place in some], device=images.device)
                 counts = [len(some) for some in places]
                 shares = Shares(tuple(zip(group, counts, strict=True)))
-                features = features_of(tuned, images[rows], shares).split(counts)
+                features = torch.split(features_of(tuned, images[rows], shares), counts)
                 for name, some, feature in zip(group, places, features, strict=True):
                     tuned._activate(name)
-                    parts.append((name, some, tuned.logits(feature)))
+                    found |= zip(some, tuned.logits(feature), strict=True)
         finally:
             tuned._activate(before)
-        shapes = {tuple(out.shape[1:]) for _, _, out in parts}
-        if len(shapes) > 1:
-            different = ", ".join(name for name, _, _ in parts)
-            raise AdapterError(f"The heads of {different} give outputs of different shapes: {sorted(shapes)}.")
-        order = torch.tensor([place for _, some, _ in parts for place in some], device=images.device)
-        return torch.cat([out for _, _, out in parts])[torch.argsort(order)]
+        return [found[place] for place in range(len(names))]
 
     def passes(self, tuned: TunedModel, images: Tensor, names: Sequence[str]) -> list[list[str]]:
         """The adapters by pass."""

@@ -196,8 +196,9 @@ class TunedModel(nn.Module):
         """Switch adapters: one name for whole batches, or one for each sample of the next batches.
 
         As a statement it switches for good, in a `with` it switches back at the end. With several names the batch
-        must have as many samples, and all heads must agree in their outputs. Adapters whose edits act on each image by
-        itself share one pass through the backbone; the samples of any other run by themselves.
+        must have as many samples, and all heads must agree in their outputs (`each` asks for neither). Adapters whose
+        edits act on each image by itself share one pass through the backbone; the samples of any other run by
+        themselves.
         """
         if not names:
             raise AdapterError(f"Which adapter? There are: {', '.join(self.adapters)}.")
@@ -258,6 +259,15 @@ class TunedModel(nn.Module):
         if self._route is not None:
             return self._routing(self, images, self._route)
         return self.logits(self.features(images))
+
+    def each(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """Images (B, C, H, W), the i-th through adapter `names[i]` -> the logits (classes,) of each.
+
+        As with `enable` of several names, but heads may have different numbers of classes.
+        """
+        for name in names:
+            self._known(name)
+        return self._routing.each(self, images, names)
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> pooled features (B, D), with the active adapter's edits."""

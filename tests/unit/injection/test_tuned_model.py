@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import vpeft
 from tests.models import images_for, tiny_convnext, tiny_vit
 from tests.unit.injection.test_verbs import Dense, Plain, Tokens
 from vpeft.injection.merge import CannotMerge
+from vpeft.injection.switch import Shares
 from vpeft.methods import AdaptFormer, LoRA, get
 
 
@@ -38,6 +40,54 @@ def test_one_adapter_for_each_sample() -> None:
     assert torch.equal(tuned(images), alone["c"]), "leaving the `with` brings the last adapter back"
 
 
+def test_adapters_share_a_pass_where_that_is_exact() -> None:
+    """Two low-rank adapters and a bottleneck run together, equal prompts with each other, an unfrozen norm alone."""
+    tuned, images = three_adapters(), images_for(tiny_vit(), 8)
+    for name, method in (("p", get("vpt_deep")(tokens=2)), ("q", get("vpt_deep")(tokens=2)), ("n", get("ln_tune")())):
+        tuned.attach(method, name=name, num_classes=4)
+    tuned.attach(get("vpt_deep")(tokens=3), name="r", num_classes=4)
+    tuned.eval()
+    names, passes = ["a", "p", "b", "n", "q", "c", "r", "a"], list[int]()
+    handle = tuned.backbone.patch_embed.register_forward_hook(lambda _, __, out: passes.append(len(out)))
+    with torch.no_grad(), tuned.enable(*names):
+        tuned(images)  # tries each adapter once
+        passes.clear()
+        mixed = tuned(images)
+    handle.remove()
+    assert passes == [4, 2, 1, 1], "a, b, c, a; p, q; n; r"
+    for row, name in enumerate(names):
+        with torch.no_grad(), tuned.enable(name):
+            assert torch.allclose(mixed[row], tuned(images)[row], atol=1e-6), name
+
+
+def test_adapters_at_zero_are_not_taken_for_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens first: rows are no images there. A low-rank change that is still zero must not hide that."""
+    monkeypatch.setattr(Shares, "of", _by_tokens)
+    tuned = vpeft.tune(tiny_vit(), LoRA(rank=2), num_classes=4, name="a", show=False, verify=False).eval()
+    assert tuned._routing.company(tuned, "a", images_for(tiny_vit(), 2)) == "none"
+
+
+def _by_tokens(shares: Shares, *tensors: torch.Tensor) -> Iterator[tuple[str | None, list[torch.Tensor]]]:
+    """As if the rows of the first adapter were everybody's."""
+    for number, (name, _) in enumerate(shares.counts):
+        yield name, [tensor if not number else tensor[:0] for tensor in tensors]
+
+
+def test_a_trial_leaves_no_trace() -> None:
+    """A graph that waits for its backward pass, modes, random numbers and parameters are as they were."""
+    tuned, images = three_adapters(), images_for(tiny_vit(), 2)
+    tuned.train()
+    with tuned.enable("a"):
+        waiting = tuned(images).sum()
+    state = {key: value.clone() for key, value in tuned.state_dict().items()}
+    random = torch.get_rng_state()
+    assert [tuned._routing.company(tuned, name, images) for name in "ab"] == ["any", "any"]
+    assert tuned.training and all(module.training for module in tuned.adapters["a"].modules())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(value.equal(state[key]) for key, value in tuned.state_dict().items())
+    waiting.backward()
+
+
 def test_routing_refuses_what_does_not_fit() -> None:
     tuned, images = three_adapters(), images_for(tiny_vit(), 3)
     with tuned.enable("a", "b"), pytest.raises(vpeft.VpeftError, match="2 adapters are enabled for a batch of 3"):
@@ -45,6 +95,12 @@ def test_routing_refuses_what_does_not_fit() -> None:
     tuned.attach(LoRA(rank=1), name="wide", num_classes=9)
     with tuned.enable("a", "wide", "a"), pytest.raises(vpeft.VpeftError, match="outputs of different shapes"):
         tuned(images)
+    each = tuned.each(images, ["a", "wide", "a"])
+    assert [tuple(out.shape) for out in each] == [(4,), (9,), (4,)]
+    with tuned.enable("wide"):
+        assert torch.allclose(each[1], tuned(images)[1], atol=1e-6)
+    with pytest.raises(vpeft.VpeftError, match="no adapter 'aa'"):
+        tuned.each(images, ["a", "aa", "a"])
     with pytest.raises(vpeft.VpeftError, match="no adapter 'aa'"):
         tuned.enable("aa")
 
