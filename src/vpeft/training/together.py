@@ -15,7 +15,7 @@ from torch import Tensor
 from vpeft.acceleration import batched_adapters, decoded_images
 from vpeft.acceleration.batched_adapters import Batched, Joining
 from vpeft.acceleration.idea import NotApplicable
-from vpeft.acceleration.names import wanted
+from vpeft.acceleration.names import FOR_MEMORY, wanted
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.same_images import why_not_the_same
 from vpeft.acceleration.shared_trunk import SharedRecords, Stream
@@ -367,6 +367,10 @@ def _goes_by_itself(training: Training) -> str | None:
         return "the frozen part is not computed at each step"
     if training.settings.accumulate > 1:
         return "its batches are taken in parts"
+    saving = sorted(FOR_MEMORY & set(wanted(training.settings.acceleration)))
+    if saving or training.settings.fit_memory is not None:
+        asked = ", ".join(saving) or "fit_memory"
+        return f"{asked} is to save memory, and a common pass keeps what all runs keep"
     if training.machine.scaler is not None:
         return "fp16 scales the loss of each run by a number of its own"
     return None

@@ -107,11 +107,20 @@ def test_prompts_go_beside_equally_many(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_cannot_go_together_says_why_and_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
-    its = [settings(epochs=1), settings(epochs=1, accumulate=2), settings(epochs=1), settings(epochs=1)]
-    _, results = trained((BITFIT, LORA, get("snf")(), LORA), its, together=True)
+    unlike = [
+        (BITFIT, {}),
+        (LORA, {"accumulate": 2}),
+        (get("snf")(), {}),
+        (LORA, {"acceleration": f"low_memory,{BATCHED}"}),
+    ]
+    _, results = trained(
+        [method for method, _ in unlike], [settings(epochs=1, **its) for _, its in unlike], together=True
+    )
     said = capsys.readouterr().err
     assert f"run 1/4  - {BATCHED}: tensors of the backbone itself are trained" in said
     assert f"run 2/4  - {BATCHED}: its batches are taken in parts" in said
+    assert f"run 3/4  - {BATCHED}: SNF follows the progress of its own model's training" in said
+    assert f"run 4/4  - {BATCHED}: low_memory is to save memory" in said
     assert [result.state for result in results] == ["done"] * 4
     fit(made(LORA), Patches(4), optimisation=settings(epochs=1))
     assert f"- {BATCHED}: this is one run" in capsys.readouterr().err
