@@ -154,7 +154,11 @@ class Batched:
                         draws.take()
                     return self(dict.fromkeys(self.joined, images))[one]
 
-                joint = behaviour(one.tuned, pictures, beside)
+                try:
+                    joint = behaviour(one.tuned, pictures, beside)
+                except (RuntimeError, IndexError, ValueError, TypeError, VpeftError) as error:
+                    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    raise NotApplicable(f"the common pass does not run ({first})") from None
                 if joint.drawn != untouched:
                     raise NotApplicable("the backbone draws random numbers, others for a larger batch")
                 apart, where = difference(alone[one], joint)

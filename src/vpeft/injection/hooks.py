@@ -62,6 +62,7 @@ class PointHook:
         return self.turn is not None and self.turn.now != self.call
 
     def run(self, hidden: Tensor) -> Tensor:
+        self.switch.mark()
         if self.switch.idle:
             return hidden
         return self.switch.by_image(self._act, hidden)[0]
@@ -108,6 +109,7 @@ class WeightEdits:
         self.operations: list[EditWeight] = []
 
     def __call__(self, weight: Tensor) -> Tensor:
+        self.switch.mark()
         shares = self.switch.shares
         for operation in self.operations:
             if shares is not None and shares.has(operation.adapter):
@@ -125,6 +127,7 @@ class CoreEdits:
         self.operations: list[EditCore] = []
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        self.switch.mark()
         return self.switch.by_image(self._act, q, k, v)
 
     def _act(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,10 @@ class NotByImage(AdapterError):
     """A tensor has no rows that belong to one image, or an edit acts on something that all images share."""
 
 
+class SwitchedTooSoon(AdapterError):
+    """Activation checkpointing runs a block again in the backward pass, when another adapter is on than before."""
+
+
 @dataclass(frozen=True)
 class Shares:
     """How many images of a batch each adapter has, in the order of the images; None is no adapter."""
@@ -69,6 +73,37 @@ class Switch:
         self.shares: Shares | None = None
         self.within: Mapping[str | None, Callable[[], AbstractContextManager[None]]] = {}
         self.watched: list[object] | None = None
+        self._ran: set[object] = set()
+        self._recomputed = False
+
+    def mark(self) -> None:
+        """Note that something runs now, or refuse to run it again with another adapter on than the first time.
+
+        Which adapter a block ran with is nowhere in the graph. So if several were on since the last backward pass, what
+        is now run again may be of another than the one that is on.
+
+        Raises:
+            SwitchedTooSoon: see above.
+        """
+        if torch.compiler.is_compiling():
+            return
+        now = self.shares or self.on
+        if torch._C._current_graph_task_id() != -1:  # within a backward pass
+            self._recomputed = True
+            if self._ran != {now}:
+                raise SwitchedTooSoon(
+                    "With activation checkpointing, blocks are run again in the backward pass, and by now another"
+                    " adapter is on than in (one of) the forward passes before it. Call backward() before switching,"
+                    " and run what needs no gradient under torch.no_grad()."
+                )
+        elif torch.is_grad_enabled() and not self.idle:
+            if self._recomputed:
+                self.forget()
+            self._ran.add(now)
+
+    def forget(self) -> None:
+        """No backward pass will come for what ran until now."""
+        self._ran, self._recomputed = set(), False
 
     @property
     def idle(self) -> bool:

@@ -305,6 +305,21 @@ class TunedModel(nn.Module):
         """Names and parameters that the optimiser should see, each once; the head's start with `head.`."""
         yield from self.adapter(name).trained()
 
+    def begin_training(self) -> None:
+        """Make sure that one adapter is on and acts, as what trains it expects; earlier graphs are given up.
+
+        Raises:
+            AdapterError: none is on, several are, or it is merged: its tensors would receive no gradient.
+        """
+        name = self._known(None)
+        if self._route is not None:
+            raise AdapterError(
+                f"Several adapters are on ({', '.join(dict.fromkeys(self._route))}). Enable the one to train."
+            )
+        if name in self._merged:
+            raise AdapterError(f"Adapter {name!r} is merged into the weights and cannot be trained. Unmerge it first.")
+        self._wiring.switch.forget()
+
     def adapter_state(self, name: str | None = None) -> dict[str, Tensor]:
         """Every tensor that makes an adapter (trained parameters, buffers, head), by place. The live tensors."""
         return self.adapter(name).tensors()

@@ -73,6 +73,7 @@ class Training:
         self.device: torch.device = self.machine.device
         for line in remarks(settings.precision, self.device):
             shown.say(line)
+        tuned.begin_training()
         tuned.to(self.device)
         reset_peak(self.device)
         self.batches: Batches | Fed = Fed(stream) if stream else batches_of(train, settings, workers, self.device)
@@ -81,6 +82,7 @@ class Training:
         with untouched_randomness():
             seed_everything(derived_seed(settings.seed, "prepare"))
             tuned.prepare(_OnDevice(self.batches, self.device))
+        tuned.begin_training()
         self.settings, said = within(tuned, train, settings, self.machine)
         settings = self.settings
         for line in said:

@@ -278,6 +278,46 @@ def test_a_merged_adapter_is_merged_for_itself_alone() -> None:
         assert torch.equal(tuned(images), expected["c"])
 
 
+def test_a_merged_adapter_or_several_cannot_be_trained() -> None:
+    tuned = three_adapters()
+    images = images_for(tiny_vit(), 2)
+    data = [(image, 0) for image in images]
+    tuned.enable("a", "c")
+    with pytest.raises(vpeft.VpeftError, match=r"Several adapters are on \(a, c\)\. Enable the one to train"):
+        vpeft.fit(tuned, data, epochs=1, progress=False)
+    tuned.enable("a")
+    tuned.merge()
+    with pytest.raises(vpeft.VpeftError, match="'a' is merged into the weights and cannot be trained"):
+        vpeft.fit(tuned, data, epochs=1, progress=False)
+    tuned.unmerge()
+    assert vpeft.fit(tuned, data, epochs=1, progress=False).state == "done"
+
+
+def test_switching_before_a_checkpointed_backward_is_refused() -> None:
+    """What runs again in the backward pass would run with the other adapter, and its gradients would be wrong."""
+    tuned, images = three_adapters(), images_for(tiny_vit(), 2)
+    tuned.backbone.set_grad_checkpointing(True)
+    tuned.train()
+    with tuned.enable("a"):
+        loss = tuned(images).sum()
+    with pytest.raises(vpeft.VpeftError, match=r"Call backward\(\) before switching"):
+        loss.backward()
+    with tuned.enable("a"):
+        one = tuned(images).sum()
+    with tuned.enable("c"):
+        both = one + tuned(images).sum()
+        with pytest.raises(vpeft.VpeftError, match="another adapter is on"):
+            both.backward()
+    for name in "ac":  # one after the other, looked at in between, without gradients as with
+        with tuned.enable(name):
+            tuned(images).sum().backward()
+            with tuned.disable():
+                tuned(images)
+            with torch.no_grad(), tuned.enable("b"):
+                tuned(images)
+            tuned(images).sum().backward()
+
+
 def test_merge_refuses_with_reasons_and_changes_nothing() -> None:
     tuned = vpeft.tune(tiny_convnext(), LoRA(targets=("fc1",)), AdaptFormer(bottleneck=2), show=False)
     before = {key: value.clone() for key, value in tuned.state_dict().items()}
