@@ -153,10 +153,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--only", default="", help="the panel of this name; the rest stays as it is in --out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"panels": {}}
+    if options.only:
+        result = json.loads(options.out.read_text())
     for panel, lines in panels():
+        if options.only not in ("", panel):
+            continue
         found = measured(lines, options.rounds)
         result["panels"][panel] = {"lines": found, "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
         for name, points in found.items():
