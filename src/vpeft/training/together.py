@@ -271,20 +271,23 @@ class _Round:
             self._members[next(iter(wanted))].resume(stop)  # the last one left goes by itself
         if len(wanted) < 2:
             return
-        start, machine = time.perf_counter(), self._members[next(iter(wanted))].training.machine
+        start, first = time.perf_counter(), self._members[next(iter(wanted))].training
+        losses = dict[Joining, Tensor | None]()
         try:
-            with self._own_draws(wanted), machine.autocast():
-                logits = self._pass(wanted)
-            losses = {one: self._members[one].resume(stop, logits[one]) for one in wanted}
-            some = [loss for loss in losses.values() if loss is not None]
-            if some:
-                torch.stack(some).sum().backward()  # type: ignore[no-untyped-call]
+            with repeatable_kernels(first.settings.deterministic):
+                with self._own_draws(wanted), first.machine.autocast():
+                    logits = self._pass(wanted)
+                losses |= {one: self._members[one].resume(stop, logits[one]) for one in wanted}
+                some = [loss for loss in losses.values() if loss is not None]
+                if some:
+                    torch.stack(some).sum().backward()  # type: ignore[no-untyped-call]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             said = f"{error} (in one pass for {len(wanted)} runs: leave out {batched_adapters.NAME})"
-            for one in wanted:
-                self._members[one].resume(stop, error=MemoryError(said))
+            for member in (self._members[one] for one in wanted):
+                if member.result is None:
+                    member.resume(stop, error=MemoryError(said))
             return
         share = (time.perf_counter() - start) / len(wanted)
         for one, loss in losses.items():
