@@ -367,7 +367,6 @@ OF_FAMILIES: tuple[Callable[[Cell], None], ...] = (
     detach_is_exact,
     reloads_exactly,
     merges_or_says_why,
-    shares_a_batch,
     survives_checkpointing,
     plan_tells_the_truth,
 )
