@@ -27,8 +27,9 @@ import vpeft
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import get
 from vpeft.training.fit import fit
+from vpeft.training.member import Run
 from vpeft.training.optimisation import Optimisation
-from vpeft.training.together import Run, fit_together
+from vpeft.training.together import fit_together
 
 CLASSES, EPOCHS = 4, 4
 # backbone, method, images in a batch, runs

@@ -23,8 +23,9 @@ from torch import Tensor
 import vpeft
 from vpeft.methods import Method
 from vpeft.training.fit import fit
+from vpeft.training.member import Run
 from vpeft.training.optimisation import Optimisation
-from vpeft.training.together import Run, fit_together
+from vpeft.training.together import fit_together
 
 CLASSES = 100
 IMAGES, EPOCHS, BATCH = 1000, 100, 16

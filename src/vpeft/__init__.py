@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from .injection.verify import DeadPlace
     from .training.evaluate import evaluate
     from .training.fit import fit
+    from .training.member import Run
     from .training.recipe import Recipe
-    from .training.together import Run, fit_together
+    from .training.together import fit_together
 
 _HOMES = {
     "Anatomy": ".backbones.own_model",
@@ -45,7 +46,7 @@ _HOMES = {
     "evaluate": ".training.evaluate",
     "fit": ".training.fit",
     "fit_together": ".training.together",
-    "Run": ".training.together",
+    "Run": ".training.member",
     "Recipe": ".training.recipe",
 }
 

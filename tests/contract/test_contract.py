@@ -43,7 +43,7 @@ def test_promise(name: str, family: str, check: Callable[[Cell], None]) -> None:
 
 
 # `make matrix` leaves the last one out, which says more of the five than of all methods and takes long
-@pytest.mark.parametrize("check", (*OF_FAMILIES, shares_a_batch), ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*OF_FAMILIES, shares_a_batch], ids=lambda check: check.__name__)
 @pytest.mark.parametrize(("name", "family"), OTHERS)
 def test_promise_on_every_family(name: str, family: str, check: Callable[[Cell], None]) -> None:
     _run(check, name, family)

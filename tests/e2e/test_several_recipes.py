@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vpeft.cli import main
 from vpeft.data.datasets import open_data
-from vpeft.training.loop import Training
+from vpeft.training.loop import Steps, Training
 from vpeft.training.passes import Reading, passes
 from vpeft.training.recipe import Recipe
 from vpeft.training.runs import CannotBegin, UnsuitableRuns, run_recipes
@@ -130,11 +130,11 @@ def test_stopped_in_the_middle_the_same_command_goes_on(
     words = ["train", *FILES, "--out", "stopped", "--json"]
     steps, plain = [0], Training.step
 
-    def step(its: Training, *batch: Any) -> None:
+    def step(its: Training, *batch: Any) -> Steps:
         steps[0] += 1
         if steps[0] == 4:
             signal.raise_signal(signal.SIGTERM)
-        plain(its, *batch)
+        yield from plain(its, *batch)
 
     monkeypatch.setattr(Training, "step", step)
     assert main(words) == 130

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
+from ..backbones.backbone import Backbone, no_blocks
 from ..backbones.edits import Edit
+from ..backbones.points import MissingPlace
 from ..methods.method import Method
 from .node import AdapterError as AdapterError
 from .node import Node as Node
@@ -134,3 +136,20 @@ def require_methods(given: Sequence[object]) -> None:
                 f"A method with its hyper-parameters is wanted, and {found} is none; {example} would be one with the"
                 " defaults."
             )
+
+
+def edits_of(description: Backbone, methods: Sequence[Method]) -> list[Edit]:
+    """What the methods ask for.
+
+    Raises:
+        MissingPlace: a method walks over blocks, and the description has none.
+    """
+    try:
+        edits = [edit for method in methods for edit in method.edits(description)]
+    except (IndexError, ValueError):
+        if description.blocks:
+            raise
+        raise MissingPlace(no_blocks(description.facts.architecture)) from None
+    if not edits and not description.blocks and not all(method.trains_head_only for method in methods):
+        raise MissingPlace(no_blocks(description.facts.architecture))
+    return edits

@@ -1,9 +1,11 @@
-"""Switching adapters: what it gives back, so that it can be undone."""
+"""Switching adapters: what it gives back, so that it can be undone, and what must be on for training."""
 
 from __future__ import annotations
 
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from .node import AdapterError
 
 if TYPE_CHECKING:
     from .tuned_model import TunedModel
@@ -24,3 +26,18 @@ class Enabled:
         name, route = self._previous
         self._tuned._route = route
         self._tuned._activate(name if name is not None and name in self._tuned.adapters else None)
+
+
+def begin_training(tuned: TunedModel) -> None:
+    """Make sure that one adapter is on and acts, as what trains it expects; graphs from before are given up.
+
+    Raises:
+        AdapterError: none is on, several are, or it is merged: its tensors would receive no gradient.
+    """
+    name = tuned.adapter().name
+    if tuned._route is not None:
+        several = ", ".join(dict.fromkeys(tuned._route))
+        raise AdapterError(f"Several adapters are on ({several}). Enable the one to train.")
+    if name in tuned._merged:
+        raise AdapterError(f"Adapter {name!r} is merged into the weights and cannot be trained. Unmerge it first.")
+    tuned._wiring.switch.forget()

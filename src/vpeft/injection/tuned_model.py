@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ..backbones.backbone import Backbone, no_blocks
-from ..backbones.edits import Edit
-from ..backbones.points import MissingPlace
+from ..backbones.backbone import Backbone
 from ..errors import nearest
 from ..methods.method import Method
-from .adapter import Adapter, AdapterError, require_equal_shapes, require_methods
+from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes, require_methods
 from .carry_out import carry_out
 from .enabled import Enabled
 from .heads import feature_width, new_head
 from .hooks import Wiring
-from .merge import CannotMerge, Merged, merge_edits
+from .merge import Merged, merge_edits
 from .routed import Routing
 from .statistics import hold_still
 
@@ -94,7 +92,7 @@ class TunedModel(nn.Module):
             raise AdapterError("Give num_classes or a head, not both.")
         if self.quantised is not None:
             raise AdapterError(f"The frozen weights are {self.quantised}; attach every adapter before quantising.")
-        edits = self._edits(methods)
+        edits = edits_of(self.description, methods)
         if not edits and not all(method.trains_head_only for method in methods):
             idle = " + ".join(type(method).__name__ for method in methods)
             raise AdapterError(f"{idle} changes nothing on {self.description.facts.architecture}.")
@@ -112,11 +110,13 @@ class TunedModel(nn.Module):
         self._activate(None)
         if self.origin is None and any(edit.verb == "unfreeze" and not edit.keep_original for edit in edits):
             self._remember_origin()
+        like = _anchor(self.backbone)
         try:
             if statistics == "adapt":
                 adapter.moving.add(adapter, self.backbone)
             for edit in edits:
-                self._place_device(edit)
+                if edit.layer is not None:
+                    edit.layer.to(device=like.device, dtype=like.dtype)
                 adapter.put(edit)
                 carry_out(edit, name, self._wiring)
         except Exception:
@@ -124,25 +124,12 @@ class TunedModel(nn.Module):
             self._activate(previous)
             raise
         if adapter.head is not None:
-            adapter.head.to(_anchor(self.backbone).device)
+            adapter.head.to(like.device)
         adapter.train(self.training)
         self.adapters[name] = adapter
         self._methods[name] = methods
         self._activate(name)
         return self
-
-    def _edits(self, methods: tuple[Method, ...]) -> list[Edit]:
-        """What the methods ask for; a description without blocks is refused where a method walks over blocks."""
-        description = self.description
-        try:
-            edits = [edit for method in methods for edit in method.edits(description)]
-        except (IndexError, ValueError):
-            if description.blocks:
-                raise
-            raise MissingPlace(no_blocks(description.facts.architecture)) from None
-        if not edits and not description.blocks and not all(method.trains_head_only for method in methods):
-            raise MissingPlace(no_blocks(description.facts.architecture))
-        return edits
 
     def _remember_origin(self) -> None:
         """Training in place destroys the weights that an adapter file must name, so their digest is taken first."""
@@ -150,11 +137,6 @@ class TunedModel(nn.Module):
 
         if not _anchor(self.backbone).is_meta:
             self.origin = weights_digest(self.description, self)
-
-    def _place_device(self, edit: Edit) -> None:
-        if edit.layer is not None:
-            like = _anchor(self.backbone)
-            edit.layer.to(device=like.device, dtype=like.dtype)
 
     def detach(self, name: str | None = None) -> nn.Module:
         """Take an adapter off. The backbone is bit by bit what it was, with no hook left when none remains.
@@ -305,21 +287,6 @@ class TunedModel(nn.Module):
         """Names and parameters that the optimiser should see, each once; the head's start with `head.`."""
         yield from self.adapter(name).trained()
 
-    def begin_training(self) -> None:
-        """Make sure that one adapter is on and acts, as what trains it expects; earlier graphs are given up.
-
-        Raises:
-            AdapterError: none is on, several are, or it is merged: its tensors would receive no gradient.
-        """
-        name = self._known(None)
-        if self._route is not None:
-            raise AdapterError(
-                f"Several adapters are on ({', '.join(dict.fromkeys(self._route))}). Enable the one to train."
-            )
-        if name in self._merged:
-            raise AdapterError(f"Adapter {name!r} is merged into the weights and cannot be trained. Unmerge it first.")
-        self._wiring.switch.forget()
-
     def adapter_state(self, name: str | None = None) -> dict[str, Tensor]:
         """Every tensor that makes an adapter (trained parameters, buffers, head), by place. The live tensors."""
         return self.adapter(name).tensors()
@@ -367,15 +334,10 @@ class TunedModel(nn.Module):
         name = self._known(name)
         if self._merged and name not in self._merged:
             raise AdapterError(f"Adapter {next(iter(self._merged))!r} is merged; unmerge it first.")
-        previous = self._active
-        self._activate(name)  # what it unfroze is folded into, not what another adapter put there
         if name not in self._merged:
-            try:
+            with self.enable(name):  # what it unfroze is folded in, not what another adapter put there
                 self._merged[name] = merge_edits(self.adapter(name).edits, self.quantised)
-            except CannotMerge:
-                self._activate(previous)
-                raise
-            self._activate(name)
+        self._activate(name)
         return self
 
     def unmerge(self, name: str | None = None) -> Self:

@@ -14,6 +14,7 @@ from vpeft.acceleration.choose import Accelerated, accelerate
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.shared_trunk import Fed, SharedRecords, Stream, StreamedPrefix
 from vpeft.acceleration.views import ViewByView, Views, views_of
+from vpeft.injection.enabled import begin_training
 from vpeft.training import checkpoint as disk
 from vpeft.training.batches import Batch, Batches, LabelledImages, told_epoch
 from vpeft.training.evaluate import evaluate
@@ -73,7 +74,7 @@ class Training:
         self.device: torch.device = self.machine.device
         for line in remarks(settings.precision, self.device):
             shown.say(line)
-        tuned.begin_training()
+        begin_training(tuned)
         tuned.to(self.device)
         reset_peak(self.device)
         self.batches: Batches | Fed = Fed(stream) if stream else batches_of(train, settings, workers, self.device)
@@ -82,7 +83,7 @@ class Training:
         with untouched_randomness():
             seed_everything(derived_seed(settings.seed, "prepare"))
             tuned.prepare(_OnDevice(self.batches, self.device))
-        tuned.begin_training()
+        begin_training(tuned)
         self.settings, said = within(tuned, train, settings, self.machine)
         settings = self.settings
         for line in said:

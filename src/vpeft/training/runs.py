@@ -11,11 +11,12 @@ from typing import Literal
 
 from vpeft.errors import VpeftError
 from vpeft.training.fit import checked_settings, refuse_foreign_checkpoint
+from vpeft.training.member import Run
 from vpeft.training.passes import Opened, Reading, passes, said
 from vpeft.training.recipe import Recipe
 from vpeft.training.result import Result
 from vpeft.training.run import ReadyRun, RunOutcome, ready_run
-from vpeft.training.together import Run, fit_together
+from vpeft.training.together import fit_together
 
 
 class UnsuitableRuns(VpeftError):

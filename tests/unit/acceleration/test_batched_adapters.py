@@ -17,9 +17,10 @@ from vpeft.acceleration.batched_adapters import Batched
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import Method, get
 from vpeft.training.fit import fit
+from vpeft.training.member import Run
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.result import Result
-from vpeft.training.together import Run, fit_together
+from vpeft.training.together import fit_together
 
 LORA, ADAPTFORMER, SSF = get("lora")(rank=2), get("adaptformer")(bottleneck=4), get("ssf")()
 VPT, LST, BITFIT = get("vpt_deep")(tokens=3), get("lst")(), get("bitfit")()

@@ -23,8 +23,9 @@ from vpeft.acceleration.prefix_cache import Situation
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import get
 from vpeft.training.fit import fit
+from vpeft.training.member import Run
 from vpeft.training.optimisation import Optimisation
-from vpeft.training.together import Run, fit_together
+from vpeft.training.together import fit_together
 
 # torch's own compiler warns of things that it does itself.
 compiles = pytest.mark.filterwarnings("ignore")

@@ -24,9 +24,10 @@ from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods.method import Method
 from vpeft.training.batches import LabelledImages
 from vpeft.training.fit import UnsuitableSettings, fit
+from vpeft.training.member import Run
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.result import Result
-from vpeft.training.together import Run, fit_together
+from vpeft.training.together import fit_together
 
 PROBE, LAST, SIDE = vpeft.methods.LinearProbe(), vpeft.methods.PartialK(k=1), vpeft.methods.LST()
 EVERYWHERE = vpeft.methods.LoRA(rank=2, dropout=0.2)
