@@ -71,6 +71,7 @@ def verify(tuned: TunedModel, name: str, batch: Tensor | None = None, *, first: 
             with tuned.disable(), torch.no_grad():
                 plain = tuned.features(images)
             tuned.enable(name)
+            tuned._wiring.switch.forget()  # a graph of another adapter may wait, which is not looked at here
             report = _look(tuned, name, images, plain, parameters, first)
         finally:
             tuned._wiring.switch.watched = None

@@ -316,6 +316,9 @@ def test_switching_before_a_checkpointed_backward_is_refused() -> None:
             with torch.no_grad(), tuned.enable("b"):
                 tuned(images)
             tuned(images).sum().backward()
+    with tuned.enable("a"):
+        tuned(images)  # a graph that nobody goes back through
+    assert tuned.verify(name="c")
 
 
 def test_merge_refuses_with_reasons_and_changes_nothing() -> None:
