@@ -58,7 +58,7 @@ class Routing:
             AdapterError: there are more or fewer names than images.
         """
         if len(names) != images.shape[0]:
-            raise AdapterError(f"{len(names)} adapters are enabled for a batch of {images.shape[0]} images.")
+            raise AdapterError(f"A batch of {images.shape[0]} images needs as many adapters, not {len(names)}.")
         before, found = tuned.active, dict[int, Tensor]()
         try:
             for group in self.passes(tuned, images, names):

@@ -90,7 +90,10 @@ def test_a_trial_leaves_no_trace() -> None:
 
 def test_routing_refuses_what_does_not_fit() -> None:
     tuned, images = three_adapters(), images_for(tiny_vit(), 3)
-    with tuned.enable("a", "b"), pytest.raises(vpeft.VpeftError, match="2 adapters are enabled for a batch of 3"):
+    with (
+        tuned.enable("a", "b"),
+        pytest.raises(vpeft.VpeftError, match="A batch of 3 images needs as many adapters, not 2"),
+    ):
         tuned(images)
     tuned.attach(LoRA(rank=1), name="wide", num_classes=9)
     with tuned.enable("a", "wide", "a"), pytest.raises(vpeft.VpeftError, match="outputs of different shapes"):
