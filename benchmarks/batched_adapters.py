@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
+from whole_runs import Pictures, note_end
 
 import vpeft
 from vpeft.injection.tuned_model import TunedModel
@@ -48,20 +48,6 @@ ROWS = (
 )
 
 
-class Pictures:
-    """Random images, always the same."""
-
-    def __init__(self, count: int, size: tuple[int, int]) -> None:
-        self.images = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0))
-        self.targets = [number % CLASSES for number in range(count)]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        return self.images[index], self.targets[index]
-
-
 def backbone(name: str) -> nn.Module:
     """With the same weights each time."""
     torch.manual_seed(0)
@@ -75,20 +61,16 @@ def models(name: str, method: str, runs: int) -> list[TunedModel]:
     ]
 
 
-def _note(ends: list[float], *_: object) -> None:
-    ends.append(time.process_time())
-
-
 def epoch(name: str, method: str, batch: int, runs: int, choice: str, together: bool) -> float:
     """Processor seconds of an epoch of all runs."""
     every = models(name, method, runs)
-    pictures = Pictures(max(8, 4 * batch), vpeft.describe(every[0].backbone).facts.image_size)
+    pictures = Pictures(max(8, 4 * batch), vpeft.describe(every[0].backbone).facts.image_size, CLASSES)
     settings = [
         Optimisation(batch=batch, epochs=EPOCHS, lr=1e-3 * 2**number, seed=number, warmup=0, acceleration=choice)
         for number in range(runs)
     ]
     ends = [list[float]() for _ in range(runs)]
-    notes: list[Callable[..., None]] = [partial(_note, one) for one in ends]
+    notes: list[Callable[..., None]] = [partial(note_end, one) for one in ends]
     if together:
         several = [Run(*pair, after_epoch=note) for *pair, note in zip(every, settings, notes, strict=True)]
         fit_together(several, pictures, progress=False)
@@ -98,7 +80,7 @@ def epoch(name: str, method: str, batch: int, runs: int, choice: str, together: 
     return sum(one[-1] - one[0] for one in ends) / (EPOCHS - 1)
 
 
-def middle(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
     return {"ratio": statistics.median(values), "least": min(values), "most": max(values)}
 
 
@@ -120,7 +102,7 @@ def main() -> None:
                 if choice == "auto":
                     alone.append(single)
         facts = dict(zip(("backbone", "method", "batch", "runs"), row, strict=True))
-        measured = {choice: middle(found) for choice, found in against.items()}
+        measured = {choice: spread(found) for choice, found in against.items()}
         result["rows"].append(
             {
                 **facts,

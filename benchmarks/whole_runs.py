@@ -34,9 +34,9 @@ IMAGES, EPOCHS, BATCH = 1000, 100, 16
 class Pictures:
     """Random images, always the same."""
 
-    def __init__(self, count: int, size: tuple[int, int]) -> None:
+    def __init__(self, count: int, size: tuple[int, int], classes: int = CLASSES) -> None:
         self.images = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0))
-        self.targets = [i % CLASSES for i in range(count)]
+        self.targets = [i % classes for i in range(count)]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -76,7 +76,7 @@ class Way:
             Optimisation(batch=self.batch, acceleration=self.choice, warmup=0, epochs=epochs, lr=1e-3 * 2**k)
             for k in range(self.runs)
         ]
-        notes: list[Callable[..., None]] = [partial(_note, one) for one in ends]
+        notes: list[Callable[..., None]] = [partial(note_end, one) for one in ends]
         start = time.process_time()
         if self.runs == 1:
             fit(models[0], pictures, optimisation=every[0], progress=False, after_epoch=notes[0])
@@ -114,7 +114,7 @@ class Cost:
         return self.once + images * self.image + epochs * (self.epoch + images * self.image_epoch)
 
 
-def _note(ends: list[float], *_: object) -> None:
+def note_end(ends: list[float], *_: object) -> None:
     ends.append(time.process_time())
 
 

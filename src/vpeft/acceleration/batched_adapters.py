@@ -21,7 +21,7 @@ from vpeft.acceleration.changes import Changes
 from vpeft.acceleration.class_token_only import ClassTokenOnly
 from vpeft.acceleration.fused_low_rank import FusedLowRank
 from vpeft.acceleration.idea import NotApplicable
-from vpeft.acceleration.proof import TOLERANCE, TOLERANCE_16, OffZero, behaviour, difference, two_images
+from vpeft.acceleration.proof import TOLERANCE, TOLERANCE_16, OffZero, behaviour, difference, tried, two_images
 from vpeft.errors import VpeftError
 from vpeft.injection.adapter import Adapter, require_equal_shapes
 from vpeft.injection.routed import features_of
@@ -58,8 +58,10 @@ def why_not(tuned: TunedModel) -> str | None:
     if tuned.adapter().unfrozen.targets or tuned.adapter().moving:
         return "tensors of the backbone itself are trained, of which each run has its own"
     for method in tuned.methods():
-        if type(method).advance is not Method.advance or type(method).penalty is not Method.penalty:
-            return f"{type(method).__name__} follows the progress of its own model's training"
+        if type(method).advance is not Method.advance:
+            return f"{type(method).__name__} changes with the progress of its own model's training"
+        if type(method).penalty is not Method.penalty:
+            return f"{type(method).__name__} adds a penalty, which it takes from its own model"
     return None
 
 
@@ -72,35 +74,28 @@ class Draws:
     """torch's random numbers of one run: each block goes on where the block before ended, and leaves no trace."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
-        self._state = self._now()
-
-    def _now(self) -> list[Tensor]:
-        own = [] if self._device is None else [torch.cuda.get_rng_state(self._device)]
-        return [torch.get_rng_state(), *own]
-
-    def _set(self, state: list[Tensor]) -> None:
-        torch.set_rng_state(state[0])
-        for one in state[1:]:
-            torch.cuda.set_rng_state(one, self._device or "cuda")
+        self._devices = [device] if device.type == "cuda" else []
+        self.take()
 
     def take(self) -> None:
         """Go on from where the process's generators are."""
-        self._state = self._now()
+        self._state = torch.get_rng_state()
+        self._more = [torch.cuda.get_rng_state(device) for device in self._devices]
 
     def put(self) -> None:
         """Let the process's generators go on from here."""
-        self._set(self._state)
+        torch.set_rng_state(self._state)
+        for device, state in zip(self._devices, self._more, strict=True):
+            torch.cuda.set_rng_state(state, device)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        before = self._now()
-        self.put()
-        try:
-            yield
-        finally:
-            self.take()
-            self._set(before)
+        with torch.random.fork_rng(devices=self._devices):
+            self.put()
+            try:
+                yield
+            finally:
+                self.take()
 
 
 class Batched:
@@ -154,11 +149,7 @@ class Batched:
                         draws.take()
                     return self(dict.fromkeys(self.joined, images))[one]
 
-                try:
-                    joint = behaviour(one.tuned, pictures, beside)
-                except (RuntimeError, IndexError, ValueError, TypeError, VpeftError) as error:
-                    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                    raise NotApplicable(f"the common pass does not run ({first})") from None
+                joint = tried(one.tuned, pictures, beside)
                 if joint.drawn != untouched:
                     raise NotApplicable("the backbone draws random numbers, others for a larger batch")
                 apart, where = difference(alone[one], joint)
@@ -188,7 +179,7 @@ def batched(
     for one in runs:
         try:
             names[one] = _stand(ground, one)
-        except (VpeftError, NotApplicable) as reason:
+        except VpeftError as reason:
             alone[one] = str(reason)
     ground.train()
     by_name = {name: one for one, name in names.items()}

@@ -25,17 +25,16 @@ from vpeft.acceleration.prefix_cache import CachedPrefix, Situation
 from vpeft.acceleration.proof import (
     TOLERANCE,
     TOLERANCE_16,
-    Behaviour,
     OffZero,
     behaviour,
     difference,
+    tried,
     two_images,
 )
 from vpeft.acceleration.recompute import Recompute
 from vpeft.acceleration.recompute_blocks import RecomputeBlocks
 from vpeft.acceleration.shared_trunk import StreamedPrefix
 from vpeft.data.image_set import ImageSet
-from vpeft.errors import VpeftError
 from vpeft.injection.tuned_model import TunedModel
 
 # In the order in which they are tried: what shortens the work before what makes the rest of it cheaper.
@@ -252,8 +251,8 @@ def _rewrite(
                 if plain is None:
                     now = plain = behaviour(tuned, images, records)
                 said = idea.install(tuned, changes)
-                said += idea.warm(lambda count: _tried(tuned, _given(tuned, records, count), records))
-                after = _tried(tuned, images, records)
+                said += idea.warm(lambda count: tried(tuned, _given(tuned, records, count), records))
+                after = tried(tuned, images, records)
             assert plain is not None and now is not None
             if after.drawn != plain.drawn:
                 raise NotApplicable("it would draw other random numbers: dropout acts on what it leaves out")
@@ -279,11 +278,3 @@ def _rewrite(
 def _given(tuned: TunedModel, records: CachedPrefix | None, count: int) -> Tensor:
     """Images to try the model on, or the numbers of records."""
     return two_images(tuned, count) if records is None else torch.arange(count) % len(records.train)
-
-
-def _tried(tuned: TunedModel, images: Tensor, records: CachedPrefix | None) -> Behaviour:
-    try:
-        return behaviour(tuned, images, records)
-    except (RuntimeError, IndexError, ValueError, TypeError, VpeftError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NotApplicable(f"the model does not run with it ({first})") from None

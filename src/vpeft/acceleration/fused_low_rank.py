@@ -122,7 +122,7 @@ class LowRankBeside:
         parts = fused.here(x)
         if not parts:
             return F.linear(x, weight, bias)
-        if not self.training:  # type: ignore[attr-defined]
+        if not self.training and fused.switch.shares is None:  # type: ignore[attr-defined]
             return self._plain(x)
         factors: list[Tensor] = [factor for _, part in parts for factor in (part.layer.A, part.layer.B)]
         again = again_of(x)

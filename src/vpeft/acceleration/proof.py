@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vpeft.acceleration.idea import NotApplicable
 from vpeft.acceleration.kept import SavedForBackward
+from vpeft.errors import VpeftError
+from vpeft.injection.routed import noise_for
 from vpeft.injection.tuned_model import TunedModel
 
 # Largest accepted difference, relative to the largest value of a tensor. In fp32 what is exact differs by 1e-6, more in
@@ -16,7 +19,6 @@ from vpeft.injection.tuned_model import TunedModel
 # one rounding is 4e-3, and the ways to a gradient are long.
 TOLERANCE = 1e-4
 TOLERANCE_16 = 0.1
-NOISE = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,19 @@ def behaviour(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Tenso
     return Behaviour(numbers, size, drawn)
 
 
+def tried(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Tensor] | None = None) -> Behaviour:
+    """`behaviour` of a model that may not run at all.
+
+    Raises:
+        NotApplicable: it does not; the message holds the first line of why.
+    """
+    try:
+        return behaviour(tuned, images, model)
+    except (RuntimeError, IndexError, ValueError, TypeError, VpeftError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NotApplicable(f"the model does not run with it ({first})") from None
+
+
 def _generators(images: Tensor) -> bytes:
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in _devices(images))]
     return b"".join(state.numpy().tobytes() for state in states)
@@ -112,8 +127,7 @@ class OffZero:
         self.buffers = [(b, b.clone()) for b in self.tuned.buffers()]
         generator = torch.Generator().manual_seed(2)
         for p, _ in self.parameters:
-            noise = torch.randn(p.shape, generator=generator).to(device=p.device, dtype=p.dtype)
-            p.add_(noise * float(p.abs().mean().clamp(min=0.1)) * NOISE)
+            p.add_(noise_for(p, generator))
 
     @torch.no_grad()
     def __exit__(self, *_: object) -> None:

@@ -70,7 +70,7 @@ class Merged:
             if other is None or current is None:  # a bias that the merged model alone has
                 module._parameters[attribute] = other  # type: ignore[assignment]
                 if other is not None:
-                    other.data = other.data.to(module._parameters["weight"].device)  # type: ignore[union-attr]
+                    other.data = other.data.to(module._parameters["weight"])
             else:
                 self._other[key] = (module, attribute, current.detach().clone())
                 current.copy_(other)

@@ -138,6 +138,12 @@ def _exact(tuned: TunedModel, name: str, other: str | None, images: Tensor) -> b
     return bool((beside.float() - expected).abs().max() <= tolerance * expected.abs().max())
 
 
+def noise_for(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Something to add to a trained tensor, so that a layer that starts at zero shows what it does; for trials."""
+    noise = torch.randn(value.shape, generator=generator).to(device=value.device, dtype=value.dtype)
+    return noise * float(value.abs().mean().clamp(min=0.1)) * NOISE
+
+
 @contextmanager
 def _for_trial(tuned: TunedModel, name: str) -> Iterator[None]:
     """Inside: everything evaluates, and the adapter's parameters are off zero, so that its edits can be seen.
@@ -151,8 +157,7 @@ def _for_trial(tuned: TunedModel, name: str) -> Iterator[None]:
         try:
             tuned.eval()
             for parameter, value in parameters:
-                noise = torch.randn(value.shape, generator=generator).to(device=value.device, dtype=value.dtype)
-                parameter.data = value + noise * float(value.abs().mean().clamp(min=0.1)) * NOISE
+                parameter.data = value + noise_for(value, generator)
             yield
         finally:
             for parameter, value in parameters:

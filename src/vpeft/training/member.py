@@ -112,22 +112,20 @@ class Member:
     @property
     def in_step(self) -> bool:
         """Whether others see the same batches."""
-        return self._training is not None and self._training.in_step
+        return self.training.in_step
 
     @property
     def position(self) -> tuple[int, int]:
         """Epoch and batch."""
-        assert self._training is not None
-        return self._training.at.epoch, self._training.at.batch
+        return self.training.at.epoch, self.training.at.batch
 
     def reads_val_from(self, images: LabelledImages) -> bool:
         """Whether its validation reads these very images, and no records or kept pixels of them."""
-        return self._training is not None and self._training.val is images
+        return self.training.val is images
 
     def read_val_from(self, images: LabelledImages) -> None:
         """Validate on other images, which are the same."""
-        assert self._training is not None
-        self._training.val = images
+        self.training.val = images
 
     def go_on(self, stop: StopRequest, to_the_end: bool = False) -> None:
         """Take a step, or all that are left."""

@@ -120,7 +120,7 @@ def test_what_cannot_go_together_says_why_and_is_trained(capsys: pytest.CaptureF
     said = capsys.readouterr().err
     assert f"run 1/4  - {BATCHED}: tensors of the backbone itself are trained" in said
     assert f"run 2/4  - {BATCHED}: its batches are taken in parts" in said
-    assert f"run 3/4  - {BATCHED}: SNF follows the progress of its own model's training" in said
+    assert f"run 3/4  - {BATCHED}: SNF adds a penalty" in said
     assert f"run 4/4  - {BATCHED}: low_memory is to save memory" in said
     assert [result.state for result in results] == ["done"] * 4
     fit(made(LORA), Patches(4), optimisation=settings(epochs=1))

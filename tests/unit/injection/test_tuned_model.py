@@ -61,7 +61,7 @@ def test_adapters_share_a_pass_where_that_is_exact() -> None:
 
 
 def test_adapters_at_zero_are_not_taken_for_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens first: rows are no images there. A low-rank change that is still zero must not hide that."""
+    """Rows that go to the wrong adapter: a low-rank change that is still zero must not hide that."""
     monkeypatch.setattr(Shares, "of", _by_tokens)
     tuned = vpeft.tune(tiny_vit(), LoRA(rank=2), num_classes=4, name="a", show=False, verify=False).eval()
     assert tuned._routing.company(tuned, "a", images_for(tiny_vit(), 2)) == "none"
