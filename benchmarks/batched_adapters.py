@@ -26,8 +26,8 @@ from whole_runs import Pictures, note_end
 import vpeft
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import get
+from vpeft.training.concurrent_run import Run
 from vpeft.training.fit import fit
-from vpeft.training.member import Run
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.together import fit_together
 

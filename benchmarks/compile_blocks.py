@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import vpeft
-from vpeft.acceleration.choose import Accelerated, accelerate
+from vpeft.acceleration.apply import Accelerated, accelerate
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import get
 from vpeft.training.memory import saved_bytes

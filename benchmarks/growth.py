@@ -24,7 +24,7 @@ from speed import Variant, kept, step
 from torch import Tensor, nn
 
 import vpeft
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.apply import accelerate
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import Method, get
 

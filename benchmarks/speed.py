@@ -35,12 +35,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from whole_runs import CLASSES, together, whole_run
 
 import vpeft
-from vpeft.acceleration.choose import Accelerated, accelerate
+from vpeft.acceleration.apply import Accelerated, accelerate
 from vpeft.backbones.backbone import Backbone
 from vpeft.backbones.edits import Edit
 from vpeft.errors import VpeftError
+from vpeft.method import all_methods
 from vpeft.methods import LoRA, Method, get
-from vpeft.methods.registry import all_methods
 from vpeft.training.memory import SavedForBackward
 
 TINY, SMALL = "vit_tiny_patch16_224", "vit_small_patch16_224"

@@ -22,8 +22,8 @@ from torch import Tensor
 
 import vpeft
 from vpeft.methods import Method
+from vpeft.training.concurrent_run import Run
 from vpeft.training.fit import fit
-from vpeft.training.member import Run
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.together import fit_together
 

@@ -27,7 +27,7 @@ from vpeft.bench.statistics import Correlation, rank_correlation
 from vpeft.bench.suites import suite
 from vpeft.data.pocket import SIZES, pocket_tasks
 from vpeft.data.pocket.task import stored_digests
-from vpeft.report.board import Board, Row, boards
+from vpeft.report.board import Board, BoardRow, boards
 from vpeft.report.published import PublishedTable, published
 from vpeft.report.tables import as_markdown
 
@@ -36,7 +36,7 @@ LEDGER = ROOT / "results" / "pocket"
 PAGE, FOLDER = ROOT / "docs" / "pocket.md", ROOT / "docs" / "pocket"
 CARD = ROOT / "src" / "vpeft" / "assets" / "pocket_vit.md"
 PROBE = FOLDER / "probe.json"
-IDEAS = ROOT / "pretraining" / "ideas.json"
+ACCELERATIONS = ROOT / "pretraining" / "ideas.json"
 # method -> why it stands elsewhere than on VTAB-1k, for those that stand APART places or more
 REASONS, APART = LEDGER / "reasons.toml", 4
 # images per row and rows of a contact sheet
@@ -267,9 +267,9 @@ def _places(means: Mapping[str, float]) -> dict[str, int]:
 
 def _ideas() -> Iterable[str]:
     """How ideas for the pre-training compare at equal cost."""
-    if not IDEAS.exists():
+    if not ACCELERATIONS.exists():
         return
-    found = json.loads(IDEAS.read_text())
+    found = json.loads(ACCELERATIONS.read_text())
     groups: dict[str, list[str]] = {}
     for task, group in found["groups"].items():
         groups.setdefault(group, []).append(task)
@@ -321,7 +321,7 @@ def results(records: Sequence[RunRecord]) -> dict[str, object]:
     return {"source": source, "methods": found} if found else {}
 
 
-def _cells(board: Board, row: Row) -> dict[str, dict[str, float | None]]:
+def _cells(board: Board, row: BoardRow) -> dict[str, dict[str, float | None]]:
     cells = {}
     for index, column in enumerate(board.tasks):
         scores = [score for score in row.scores[index].tolist() if not math.isnan(score)]

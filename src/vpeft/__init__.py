@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from .injection.tune import tune
     from .injection.tuned_model import TunedModel
     from .injection.verify import DeadPlace
+    from .training.concurrent_run import Run
     from .training.evaluate import evaluate
     from .training.fit import fit
-    from .training.member import Run
     from .training.recipe import Recipe
     from .training.together import fit_together
 

@@ -15,10 +15,10 @@ from tests.contract import checks
 from tests.contract.checks import Cell
 from tests.contract.matrix import cell_or_refusal
 from tests.models import FAMILIES
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.apply import accelerate
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.method import Method
 from vpeft.methods import all_methods
-from vpeft.methods.method import Method
 
 
 def ignores_neighbours(cell: Cell) -> None:

@@ -16,8 +16,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vpeft.cli import main
 from vpeft.data.datasets import open_data
+from vpeft.training.grouping import DataReading, passes
 from vpeft.training.loop import Steps, Training
-from vpeft.training.passes import Reading, passes
 from vpeft.training.recipe import Recipe
 from vpeft.training.runs import CannotBegin, UnsuitableRuns, run_recipes
 
@@ -181,7 +181,7 @@ def test_an_image_that_becomes_unreadable_ends_its_pass_alone(
     lost = Path(getattr(open_data(recipes[0].data), split).path(0))
     content = lost.read_bytes()
 
-    def damaging(readings: Sequence[Reading]) -> list[list[int]]:
+    def damaging(readings: Sequence[DataReading]) -> list[list[int]]:
         lost.write_bytes(b"not an image")  # all data sets have been opened by now
         return passes(readings)
 

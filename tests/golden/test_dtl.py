@@ -12,8 +12,8 @@ import vpeft
 from tests.golden.parity import reproduce
 from tests.golden.saved import saved_by
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
+from vpeft.method import BadField
 from vpeft.methods import DTL, DTLPlus
-from vpeft.methods.method import BadField
 
 
 def test_equals_the_authors_code() -> None:

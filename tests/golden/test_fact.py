@@ -15,8 +15,8 @@ from tests.golden.counts import trained
 from tests.golden.parity import base_vit, reproduce
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
 from vpeft.layers.factored import Factors
+from vpeft.method import BadField
 from vpeft.methods import PETAL, FacTTK, FacTTT, Method
-from vpeft.methods.method import BadField
 
 SHORT = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.proj": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
 FIRST = "blocks.0.attn.q.parallel.factors"

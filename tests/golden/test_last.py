@@ -11,8 +11,8 @@ from torch.nn import functional as F
 import vpeft
 from tests.golden.saved import saved_by
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
+from vpeft.method import BadField
 from vpeft.methods import LAST
-from vpeft.methods.method import BadField
 
 
 def _f(p: dict[str, Tensor], key: str, x: Tensor, heads: int, scale: float) -> Tensor:

@@ -15,8 +15,8 @@ from tests.golden.saved import saved_by
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
 from vpeft.layers.fisher import NoBatches
 from vpeft.layers.side_block import TooFewHeads
+from vpeft.method import BadField
 from vpeft.methods import LST
-from vpeft.methods.method import BadField
 
 
 def _randomise(tuned: vpeft.TunedModel) -> dict[str, Tensor]:

@@ -17,10 +17,9 @@ import vpeft
 from tests.golden import parity
 from tests.models import images_for, tiny_swin, tiny_vit
 from vpeft.layers.elastic import Genes
+from vpeft.method import BadField
 from vpeft.methods import NOAH
-from vpeft.methods.method import BadField
-from vpeft.methods.noah import draw, table_of
-from vpeft.methods.noah_search import NothingFits, parameters_of, search
+from vpeft.methods.noah import NothingFits, draw, parameters_of, search_genes, table_of
 
 GENES: Genes = ((3, 5, 2), (4, 2, 3), (6, 3, 5))  # of the stored vectors
 
@@ -176,7 +175,7 @@ def test_search_finds_what_scores_best_within_the_budget(resample: bool) -> None
         calls.append(genes)
         return float(sum(genes[1]) - sum(genes[0]) - sum(genes[2]))  # wants much LoRA and nothing else
 
-    found = search(tuned, score, limit=4 * 48 * 30 + 9_000, rounds=12, seed=1, resample=resample)
+    found = search_genes(tuned, score, limit=4 * 48 * 30 + 9_000, rounds=12, seed=1, resample=resample)
     assert len(calls) == len(set(calls)) == len(found)
     assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
     assert all(c.parameters == parameters_of(c.genes, 48) <= 4 * 48 * 30 + 9_000 for c in found)
@@ -190,7 +189,7 @@ def test_search_finds_what_scores_best_within_the_budget(resample: bool) -> None
 def test_an_impossible_budget_says_so() -> None:
     tuned = vpeft.tune(tiny_vit(), NOAH(), num_classes=3, verify=False, show=False)
     with pytest.raises(NothingFits, match="at most 10 parameters"):
-        search(tuned, lambda _: 0.0, limit=10)
+        search_genes(tuned, lambda _: 0.0, limit=10)
 
 
 def test_the_lora_part_merges() -> None:

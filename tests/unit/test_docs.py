@@ -68,7 +68,8 @@ def test_every_example_is_on_a_page() -> None:
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to run in, with the files that examples read, and the registry of methods as it was after."""
-    from vpeft.methods import all_methods, registry
+    from vpeft import method as registry
+    from vpeft.method import all_methods
 
     for name in ("recipe.toml", "own_model.py", "own_model.toml"):
         shutil.copy(ROOT / "examples" / name, tmp_path)

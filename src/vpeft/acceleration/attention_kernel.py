@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vpeft.acceleration.changes import Changes
-from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.acceleration import Acceleration, NotApplicable
+from vpeft.acceleration.patches import Patches
 from vpeft.injection.tuned_model import TunedModel
 
 ROUNDS = 3
@@ -57,12 +57,12 @@ class PlainProducts:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-class AttentionKernel(Idea):
+class AttentionKernel(Acceleration):
     """The attention kernel that measures as the faster one."""
 
     name = "attention_kernel"
 
-    def install(self, tuned: TunedModel, changes: Changes) -> str:
+    def install(self, tuned: TunedModel, changes: Patches) -> str:
         like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
         if like.device.type != "cpu":
             raise NotApplicable("torch's own choice is kept on an accelerator")

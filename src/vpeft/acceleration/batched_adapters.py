@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.acceleration import NotApplicable
 from vpeft.acceleration.class_token_only import ClassTokenOnly
+from vpeft.acceleration.equivalence import TOLERANCE, TOLERANCE_16, OffZero, behaviour, difference, tried, two_images
 from vpeft.acceleration.fused_low_rank import FusedLowRank
-from vpeft.acceleration.idea import NotApplicable
-from vpeft.acceleration.proof import TOLERANCE, TOLERANCE_16, OffZero, behaviour, difference, tried, two_images
+from vpeft.acceleration.patches import Patches
 from vpeft.errors import VpeftError
 from vpeft.injection.adapter import Adapter, require_equal_shapes
 from vpeft.injection.routed import features_of
@@ -31,7 +31,7 @@ from vpeft.methods import Method
 
 NAME = "batched_adapters"
 # What serves several adapters at once; the first is left off first where a pass with all is not exact.
-IDEAS = (ClassTokenOnly(), FusedLowRank())
+ACCELERATIONS = (ClassTokenOnly(), FusedLowRank())
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,9 +207,9 @@ def _accelerated(
     Raises:
         NotApplicable: not even the plain pass is exact.
     """
-    wanted = [idea for idea in IDEAS if idea.name in choice]
+    wanted = [idea for idea in ACCELERATIONS if idea.name in choice]
     for first in range(len(wanted) + 1):
-        changes = Changes(ground)
+        changes = Patches(ground)
         for idea in wanted[first:]:
             before = len(changes)
             try:

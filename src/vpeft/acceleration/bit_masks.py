@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.patches import Patches
 from vpeft.injection.tuned_model import TunedModel
 
 
@@ -101,7 +101,7 @@ class DroppedBits:
         return out
 
 
-def install(tuned: TunedModel, changes: Changes) -> int:
+def install(tuned: TunedModel, changes: Patches) -> int:
     """Let every ReLU and every dropout that acts keep bits; says how many they are."""
     count = 0
     for module in tuned.modules():

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vpeft.acceleration.changes import Changes
-from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.acceleration import Acceleration, NotApplicable
+from vpeft.acceleration.patches import Patches
 from vpeft.injection.tuned_model import TunedModel
 
 
@@ -37,16 +37,16 @@ class FirstQuery:
         return q[:, :, :1].clone(), k, v
 
 
-class ClassTokenOnly(Idea):
+class ClassTokenOnly(Acceleration):
     """The last block works for its first token alone."""
 
     name = "class_token_only"
 
-    def install(self, tuned: TunedModel, changes: Changes) -> str:
+    def install(self, tuned: TunedModel, changes: Patches) -> str:
         assert tuned.active is not None
         return self.install_for(tuned, changes, [tuned.active])
 
-    def install_for(self, tuned: TunedModel, changes: Changes, adapters: Sequence[str]) -> str:
+    def install_for(self, tuned: TunedModel, changes: Patches, adapters: Sequence[str]) -> str:
         """`install`, for several adapters that are on at once, each for its own images."""
         facts = tuned.description.facts
         if facts.pooling != "token":

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vpeft.acceleration.acceleration import Acceleration, NotApplicable
 from vpeft.acceleration.bit_masks import DroppedBits, PositiveBits
-from vpeft.acceleration.changes import Changes
 from vpeft.acceleration.frozen_prefix import PassOn
-from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.patches import Patches
 from vpeft.acceleration.recompute import Recomputing, Remembering
 from vpeft.acceleration.recompute_blocks import RunAgain
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.methods.method import Method
+from vpeft.method import Method
 
 # Graphs of one model. Torch's own bound is 8; with drop path every block has a rate, and so a graph, of its own.
 MOST = 128
@@ -67,12 +67,12 @@ class Compiled:
             return self.run(self.module, *args, **kwargs)
 
 
-class CompileBlocks(Idea):
+class CompileBlocks(Acceleration):
     """Blocks run as compiled graphs in training."""
 
     name = "compile_blocks"
 
-    def install(self, tuned: TunedModel, changes: Changes) -> str:
+    def install(self, tuned: TunedModel, changes: Patches) -> str:
         ends = [(block.name, block.enter, block.exit) for block in tuned.description.blocks]
         other = next((name for name, enter, end in ends if not (enter and end and enter.module is end.module)), None)
         if other is not None:

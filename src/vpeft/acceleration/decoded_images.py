@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.acceleration import NotApplicable
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.prefix_store import Spec, Store, mebibytes, room
 from vpeft.acceleration.views import Views

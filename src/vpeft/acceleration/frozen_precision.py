@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.acceleration import Acceleration, NotApplicable
 from vpeft.acceleration.fused_low_rank import LowRankBeside
-from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.patches import Patches
 from vpeft.injection.tuned_model import TunedModel
 
 
@@ -31,12 +31,12 @@ class InPrecision:
         return F.linear(x, weight, bias[0] if bias else self.bias)
 
 
-class FrozenPrecision(Idea):
+class FrozenPrecision(Acceleration):
     """Frozen weights are cast to the precision of the forward pass once."""
 
     name = "frozen_precision"
 
-    def install(self, tuned: TunedModel, changes: Changes) -> str:
+    def install(self, tuned: TunedModel, changes: Patches) -> str:
         like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
         kind = like.device.type
         if not torch.is_autocast_enabled(kind):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpeft.acceleration.changes import Changes, hooked
-from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.acceleration import NotApplicable
+from vpeft.acceleration.patches import Patches, hooked
 from vpeft.acceleration.prefix_cut import Cut, stem_of
 from vpeft.backbones.blocks import Block
 from vpeft.injection.operations import Hold, Operation
@@ -76,7 +76,7 @@ class Blank:
 class Prefix:
     """Records the outputs before a cut, and runs the rest of the model on them."""
 
-    def __init__(self, tuned: TunedModel, cut: Cut, changes: Changes) -> None:
+    def __init__(self, tuned: TunedModel, cut: Cut, changes: Patches) -> None:
         self.tuned, self.cut = tuned, cut
         self.replaying = False
         self.log: list[tuple[Operation, Tensor]] | None = None

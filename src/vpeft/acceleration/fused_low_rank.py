@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vpeft.acceleration.changes import Changes, hooked
-from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.acceleration import Acceleration, NotApplicable
+from vpeft.acceleration.patches import Patches, hooked
 from vpeft.acceleration.recompute import again_of
 from vpeft.injection.operations import Add, Hold, Operation
 from vpeft.injection.switch import Switch
@@ -156,16 +156,16 @@ class LowRankBeside:
         return out
 
 
-class FusedLowRank(Idea):
+class FusedLowRank(Acceleration):
     """Low-rank changes go into a frozen linear map's output in place."""
 
     name = "fused_low_rank"
 
-    def install(self, tuned: TunedModel, changes: Changes) -> str:
+    def install(self, tuned: TunedModel, changes: Patches) -> str:
         assert tuned.active is not None
         return self.install_for(tuned, changes, [tuned.active])
 
-    def install_for(self, tuned: TunedModel, changes: Changes, adapters: Sequence[str]) -> str:
+    def install_for(self, tuned: TunedModel, changes: Patches, adapters: Sequence[str]) -> str:
         """`install`, for several adapters that are on at once, each for its own images."""
         fused = 0
         reasons = {"no low-rank change stands beside a frozen linear map": None}

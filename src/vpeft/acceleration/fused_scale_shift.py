@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vpeft.acceleration.changes import Changes, hooked
-from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.acceleration import Acceleration, NotApplicable
+from vpeft.acceleration.patches import Patches, hooked
 from vpeft.backbones.points import Layout
 from vpeft.injection.operations import Apply
 from vpeft.injection.switch import Switch
@@ -108,12 +108,12 @@ class ScaledNorm:
         return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-class FusedScaleShift(Idea):
+class FusedScaleShift(Acceleration):
     """Scales and shifts join the frozen weights that they follow."""
 
     name = "fused_scale_shift"
 
-    def install(self, tuned: TunedModel, changes: Changes) -> str:
+    def install(self, tuned: TunedModel, changes: Patches) -> str:
         adapter = tuned.active
         assert adapter is not None
         linears = norms = 0

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vpeft.acceleration.changes import Changes, hooked
-from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.acceleration import Acceleration, NotApplicable
+from vpeft.acceleration.patches import Patches, hooked
 from vpeft.backbones.blocks import Block
 from vpeft.backbones.rows import Rows
 from vpeft.injection.operations import Operation, Slot, TokensIn, TokensOut
@@ -86,12 +86,12 @@ class FurtherKeys:
         return part.reshape(*part.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-class KeyValuePrompts(Idea):
+class KeyValuePrompts(Acceleration):
     """Inserted tokens whose outputs are dropped are keys and values only."""
 
     name = "key_value_prompts"
 
-    def install(self, tuned: TunedModel, changes: Changes) -> str:
+    def install(self, tuned: TunedModel, changes: Patches) -> str:
         adapter = tuned.active
         assert adapter is not None
         points = hooked(tuned)

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.acceleration import NotApplicable
+from vpeft.acceleration.equivalence import TOLERANCE, TOLERANCE_16, OffZero, two_images
 from vpeft.acceleration.frozen_prefix import Prefix, all_modes
-from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.patches import Patches
 from vpeft.acceleration.prefix_cut import Cut, drawing_layer, find_cut
 from vpeft.acceleration.prefix_store import Spec, Store, digest_of, mebibytes, room
-from vpeft.acceleration.proof import TOLERANCE, TOLERANCE_16, OffZero, two_images
-from vpeft.acceleration.same_images import Images, why_not_the_same
+from vpeft.acceleration.same_images import ImageSource, why_not_the_same
 from vpeft.injection.adapter_file import weights_digest
 from vpeft.injection.tuned_model import TunedModel
 
 if TYPE_CHECKING:
-    from vpeft.acceleration.shared_trunk import SharedRecords, Stream
+    from vpeft.acceleration.shared_trunk import BatchStream, SharedRecords
 
 NAME = "frozen_prefix"
 SAMPLE = 4
@@ -51,8 +51,8 @@ class Situation:
         stream: batches that other runs see at the same time.
     """
 
-    train: Images
-    val: Images | None
+    train: ImageSource
+    val: ImageSource | None
     epochs: int
     batch: int
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -62,13 +62,13 @@ class Situation:
     folder: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     shared: SharedRecords | None = None
-    stream: Stream | None = None
+    stream: BatchStream | None = None
 
 
 class Numbered:
     """A data set whose images are their row numbers: item i is (number, label)."""
 
-    def __init__(self, images: Images, first: int, labels: Sequence[int]) -> None:
+    def __init__(self, images: ImageSource, first: int, labels: Sequence[int]) -> None:
         self.images, self.targets = images, list(labels)
         self._numbers = torch.arange(first, first + len(self.targets))
         self._labels = torch.tensor(self.targets, dtype=torch.int64)
@@ -146,7 +146,7 @@ def worth_it(tuned: TunedModel, situation: Situation) -> Cut:
     return cut
 
 
-def build(tuned: TunedModel, changes: Changes, situation: Situation, cut: Cut) -> tuple[CachedPrefix, str]:
+def build(tuned: TunedModel, changes: Patches, situation: Situation, cut: Cut) -> tuple[CachedPrefix, str]:
     """Make or find the records and prove them on a sample; returns the model on records and what is to be said.
 
     Raises:
@@ -205,7 +205,7 @@ def recorded(tuned: TunedModel, prefix: Prefix, situation: Situation, cut: Cut) 
     return cached, f"{cut.words} of {count} images, {mebibytes(store.bytes)} {place}, {equal}"
 
 
-def _label(images: Images, index: int) -> int:
+def _label(images: ImageSource, index: int) -> int:
     targets = getattr(images, "targets", None)
     return int(targets[index]) if targets is not None else int(images[index][1])
 
@@ -247,7 +247,9 @@ def _store(tuned: TunedModel, cut: Cut, situation: Situation, specs: Sequence[Sp
     return Store.on_disk(situation.folder, count, specs, facts), False
 
 
-def _fill(tuned: TunedModel, prefix: Prefix, store: Store, sets: Sequence[Images], situation: Situation) -> list[int]:
+def _fill(
+    tuned: TunedModel, prefix: Prefix, store: Store, sets: Sequence[ImageSource], situation: Situation
+) -> list[int]:
     device = next(tuned.parameters()).device
     labels: list[int] = []
     for images in sets:

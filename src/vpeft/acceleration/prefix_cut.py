@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vpeft.acceleration.changes import Changes, hooked
-from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.acceleration import NotApplicable
+from vpeft.acceleration.patches import Patches, hooked
 from vpeft.backbones.blocks import Block
 from vpeft.injection.operations import Hold, Operation, Tap, TokensIn, TokensOut
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.methods.method import Method
+from vpeft.method import Method
 
 
 @dataclass
@@ -77,7 +77,7 @@ def find_cut(tuned: TunedModel, images: Tensor) -> Cut:
     Raises:
         NotApplicable: there is no frozen part worth keeping; the message says why.
     """
-    blocks, seen, changes = tuned.description.blocks, _Seen(), Changes(tuned)
+    blocks, seen, changes = tuned.description.blocks, _Seen(), Patches(tuned)
     if any(type(m).advance is not Method.advance for m in tuned.methods()):
         raise NotApplicable("the method changes the model while it trains")
     for block in blocks:

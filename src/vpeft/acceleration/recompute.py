@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from vpeft.acceleration import bit_masks
-from vpeft.acceleration.changes import Changes
-from vpeft.acceleration.idea import Idea, NotApplicable
+from vpeft.acceleration.acceleration import Acceleration, NotApplicable
+from vpeft.acceleration.patches import Patches
 from vpeft.injection.tuned_model import TunedModel
 
 
@@ -102,13 +102,13 @@ class Recomputing:
         return out
 
 
-class Recompute(Idea):
+class Recompute(Acceleration):
     """Less memory for a little time: normed tensors and the activation's input are computed again."""
 
     name = "low_memory"
     for_memory = True
 
-    def install(self, tuned: TunedModel, changes: Changes) -> str:
+    def install(self, tuned: TunedModel, changes: Patches) -> str:
         norms = wide = activations = 0
         for block in tuned.description.blocks:
             assert block.exit is not None

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vpeft.acceleration.changes import Changes
-from vpeft.acceleration.idea import Idea, NotApplicable
-from vpeft.acceleration.kept import held
+from vpeft.acceleration.acceleration import Acceleration, NotApplicable
+from vpeft.acceleration.patches import Patches
+from vpeft.acceleration.saved_tensors import held
 from vpeft.backbones.tokens import TokenCarrier
 from vpeft.injection.tuned_model import TunedModel
 
@@ -61,13 +61,13 @@ def _put(carrier: TokenCarrier | None, state: dict[str, Tensor | None]) -> None:
         vars(carrier).update(state)
 
 
-class RecomputeBlocks(Idea):
+class RecomputeBlocks(Acceleration):
     """Much less memory for a second forward pass: blocks are run again in the backward pass."""
 
     name = "recompute_blocks"
     for_memory = True
 
-    def install(self, tuned: TunedModel, changes: Changes) -> str:
+    def install(self, tuned: TunedModel, changes: Patches) -> str:
         modules: list[nn.Module] = []
         for block in tuned.description.blocks:
             if block.enter is None or block.exit is None or block.enter.module is not block.exit.module:

@@ -16,7 +16,7 @@ from vpeft.data.preprocessing import AsPicture, CropTo, ResizeTo
 LOOKED_AT = 8
 
 
-class Images(Protocol):
+class ImageSource(Protocol):
     """`len(set)` and `set[i]` -> (image float (3, H, W), label)."""
 
     def __len__(self) -> int: ...
@@ -24,7 +24,7 @@ class Images(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
 
 
-def why_not_the_same(images: Images) -> str | None:
+def why_not_the_same(images: ImageSource) -> str | None:
     """The reason why `images[i]` may differ from one time to the next, or None where it does not.
 
     Transforms of vpeft's own image sets are known by class. Of any other set a few images are read twice under

@@ -17,14 +17,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vpeft.acceleration.changes import Changes
+from vpeft.acceleration.acceleration import NotApplicable
+from vpeft.acceleration.equivalence import OffZero, two_images
 from vpeft.acceleration.frozen_prefix import Prefix, all_modes
-from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.patches import Patches
 from vpeft.acceleration.prefix_cache import CachedPrefix, Situation, build, prove, recorded, worth_it
 from vpeft.acceleration.prefix_cut import Cut
 from vpeft.acceleration.prefix_store import Store, digest_of
-from vpeft.acceleration.proof import OffZero, two_images
-from vpeft.acceleration.same_images import Images, why_not_the_same
+from vpeft.acceleration.same_images import ImageSource, why_not_the_same
 from vpeft.injection.tuned_model import TunedModel
 
 Rows = list[Tensor]
@@ -38,7 +38,7 @@ class Shelved:
     """Records of some data sets, one after the other, with the labels. The sets are held, so that they stay who they
     are."""
 
-    sets: tuple[Images, ...]
+    sets: tuple[ImageSource, ...]
     facts: tuple[Any, ...]
     store: Store
     labels: list[int]
@@ -60,7 +60,7 @@ class SharedRecords:
         """Of all records."""
         return sum(one.store.bytes for one in self._shelved)
 
-    def find(self, sets: Sequence[Images], facts: tuple[Any, ...]) -> Shelved | None:
+    def find(self, sets: Sequence[ImageSource], facts: tuple[Any, ...]) -> Shelved | None:
         """The records of these sets under these facts, or None."""
         for one in self._shelved:
             same = len(one.sets) == len(sets) and all(a is b for a, b in zip(one.sets, sets, strict=True))
@@ -75,11 +75,11 @@ class SharedRecords:
         while self._shelved and self.bytes + needed > room:
             self._shelved.pop(0)
 
-    def forget(self, images: Images) -> None:
+    def forget(self, images: ImageSource) -> None:
         """Drop all records of this data set."""
         self._shelved = [one for one in self._shelved if all(other is not images for other in one.sets)]
 
-    def put(self, sets: Sequence[Images], facts: tuple[Any, ...], store: Store, labels: list[int]) -> None:
+    def put(self, sets: Sequence[ImageSource], facts: tuple[Any, ...], store: Store, labels: list[int]) -> None:
         """Keep records for other runs."""
         self._shelved.append(Shelved(tuple(sets), facts, store, labels))
 
@@ -99,7 +99,7 @@ class Source(Protocol):
     def epoch(self, number: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
-class Stream:
+class BatchStream:
     """Batches for runs that go side by side: each is loaded once, and what is frozen is computed once for it.
 
     Any order of asking gives the same batches; it is cheap where all runs are at the same one.
@@ -142,7 +142,7 @@ class Stream:
 class Fed:
     """The batches of one run out of a stream: images, or the positions of images in the batch, with labels."""
 
-    def __init__(self, stream: Stream, positions: bool = False) -> None:
+    def __init__(self, stream: BatchStream, positions: bool = False) -> None:
         self.stream, self.positions = stream, positions
 
     @property
@@ -170,11 +170,11 @@ class StreamedPrefix:
         scoring: the model on records of the validation images, where there are some.
     """
 
-    def __init__(self, prefix: Prefix, stream: Stream, mark: str, scoring: CachedPrefix | None) -> None:
+    def __init__(self, prefix: Prefix, stream: BatchStream, mark: str, scoring: CachedPrefix | None) -> None:
         self.prefix, self.stream, self.mark, self.scoring = prefix, stream, mark, scoring
 
     @property
-    def val(self) -> Images | None:
+    def val(self) -> ImageSource | None:
         """The validation images as numbers of their records, where there are some."""
         return None if self.scoring is None else self.scoring.train
 
@@ -190,7 +190,7 @@ class StreamedPrefix:
         return self.stream.images[numbers.cpu()].to(numbers.device)
 
 
-def join(tuned: TunedModel, changes: Changes, situation: Situation, cut: Cut) -> tuple[StreamedPrefix, str]:
+def join(tuned: TunedModel, changes: Patches, situation: Situation, cut: Cut) -> tuple[StreamedPrefix, str]:
     """Let the model train on the stream of its situation; returns the model on it and what is to be said.
 
     Raises:
@@ -224,7 +224,7 @@ def for_scoring(tuned: TunedModel, situation: Situation) -> Iterator[CachedPrefi
     For scoring several models with the same frozen part on the same images, at the same batch size. On the model there
     must be no other acceleration.
     """
-    changes, made = Changes(tuned), None
+    changes, made = Patches(tuned), None
     try:
         with all_modes(tuned):
             tuned.eval()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vpeft.acceleration.prefix_cache import Numbered
-from vpeft.acceleration.same_images import Images, why_not_the_same
+from vpeft.acceleration.same_images import ImageSource, why_not_the_same
 from vpeft.data.image_set import ImageSet
 from vpeft.errors import VpeftError
 
@@ -69,7 +69,7 @@ class ViewByView:
         return self.records.batch_of([self._at + index for index in indices])
 
 
-def views_of(images: Images, told: Sequence[int]) -> Images:
+def views_of(images: ImageSource, told: Sequence[int]) -> ImageSource:
     """The views of `images`, or `images` themselves where nothing is drawn at random.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from .places import Attention, Norm, Projection, Site, Span, Stream
+from .places import Attention, Norm, Projection, ResidualStream, Site, Span
 from .points import MissingPlace
 
 SHORT = ("attn.", "mlp.", "")  # where a projection's short name is looked for
@@ -110,12 +110,12 @@ class Block(Span):
         return self._part("skip2", Site)
 
     @property
-    def stream1(self) -> Stream:
-        return self._part("stream1", Stream)
+    def stream1(self) -> ResidualStream:
+        return self._part("stream1", ResidualStream)
 
     @property
-    def stream2(self) -> Stream:
-        return self._part("stream2", Stream)
+    def stream2(self) -> ResidualStream:
+        return self._part("stream2", ResidualStream)
 
     @property
     def norms(self) -> list[Site]:

@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import outline
-from .anatomy import Where, branch, norm, projection, site, skip, stream
 from .blocks import Block, MlpSite, Stage
+from .builders import Where, branch, norm, projection, site, skip, stream
 from .places import Norm, Place, stored_weight
 from .points import Layout, Point
 

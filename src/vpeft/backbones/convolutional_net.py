@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import outline
-from .anatomy import Where, projection
 from .backbone import Backbone, Facts
+from .builders import Where, projection
 from .convolutional import Size, Unit, conv_stride, is_norm, leaves, make_stages, norm_place
 from .places import Place, Projection
 from .points import Layout, Point

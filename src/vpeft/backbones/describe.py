@@ -51,9 +51,9 @@ def family(name: str, *classes: str) -> Callable[[Callable[[nn.Module], Backbone
 
 def families() -> dict[str, Family]:
     """Every family by name; importing this package's files finds them."""
-    package = importlib.import_module(__package__)
+    package = importlib.import_module(f"{__package__}.families")
     for found in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{__package__}.{found.name}")
+        importlib.import_module(f"{package.__name__}.{found.name}")
     return dict(sorted(_FAMILIES.items()))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .anatomy import Where, own_parameters, projection
+from .builders import Where, own_parameters, projection
 from .places import Place, Projection
 from .points import Point, StandIn
 

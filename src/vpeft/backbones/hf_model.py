@@ -100,7 +100,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 
 @dataclass
-class Pooling:
+class HfPooling:
     """images (B, C, H, W) -> features (B, D), in steps that a pickle can hold.
 
     Attributes:
@@ -200,6 +200,6 @@ class TokenAndMean:
         return torch.cat([hidden[:, 0], hidden[:, self.prefix :].mean(dim=1)], dim=1)
 
 
-def pixels(channels: int, pooling: Pooling) -> Site:
+def pixels(channels: int, pooling: HfPooling) -> Site:
     """The images, where the model first sees them."""
     return outline.pixels(Point(pooling.anchor, "input"), channels)

@@ -9,7 +9,7 @@ from torch import nn
 
 from .describe import UnknownBackbone
 from .hf_model import (
-    Pooling,
+    HfPooling,
     TokenAndMean,
     as_patches,
     as_pixels,
@@ -109,10 +109,10 @@ def read_layer(layer: Any) -> Layer:
 
 
 @dataclass(frozen=True)
-class Reading:
+class CheckpointReading:
     """What a model is beside its layers: its pooling, its final norm, and what it does not use."""
 
-    pooling: Pooling
+    pooling: HfPooling
     kind: str
     final: nn.Module | None = None
     vector: bool = False
@@ -121,7 +121,7 @@ class Reading:
     factor: int = 1
 
 
-def read_model(model: Any, inner: Any, layers: Any, prefix: int) -> Reading:
+def read_model(model: Any, inner: Any, layers: Any, prefix: int) -> CheckpointReading:
     """How the feature is pooled: as the model for classes does it, and as its authors do where there is no such."""
     name, classes = type(inner).__name__, is_for_classes(model)
     final = inner._modules.get("layernorm", inner._modules.get("norm", inner._modules.get("post_layernorm")))
@@ -129,28 +129,32 @@ def read_model(model: Any, inner: Any, layers: Any, prefix: int) -> Reading:
     if for_maps(model):
         applied = getattr(inner.config, "apply_layernorm", False)
         final = final if applied or name.startswith("DINOv3") else None
-        return Reading(Pooling(as_pixels, mean_of_map), "avg", final, mean=Point(final, "output") if final else last)
+        return CheckpointReading(
+            HfPooling(as_pixels, mean_of_map), "avg", final, mean=Point(final, "output") if final else last
+        )
     if name.startswith("Beit"):
         if inner.config.use_mean_pooling:
             mean = Point(inner.layernorm, "output")
             start = Point(inner.layernorm, "input")
-            return Reading(Pooling(as_pixels, pooler_output), "avg", inner.pooler.layernorm, True, mean, start)
-        return Reading(Pooling(as_pixels, pooler_output), "token", final)
+            return CheckpointReading(
+                HfPooling(as_pixels, pooler_output), "avg", inner.pooler.layernorm, True, mean, start
+            )
+        return CheckpointReading(HfPooling(as_pixels, pooler_output), "token", final)
     if name.startswith("CLIP"):
         if classes:
-            return Reading(Pooling(as_pixels, mean_of_patches), "avg", mean=last)
-        return Reading(Pooling(as_pixels, pooler_output), "token", final, True)
+            return CheckpointReading(HfPooling(as_pixels, mean_of_patches), "avg", mean=last)
+        return CheckpointReading(HfPooling(as_pixels, pooler_output), "token", final, True)
     if name.startswith("Siglip"):
         prepare = as_patches if name.startswith("Siglip2") else as_pixels
         if classes or not inner.use_head:
-            return Reading(Pooling(prepare, mean_of_tokens), "avg", final, mean=Point(final, "output"))
-        return Reading(Pooling(prepare, pooler_output), "map", final)
+            return CheckpointReading(HfPooling(prepare, mean_of_tokens), "avg", final, mean=Point(final, "output"))
+        return CheckpointReading(HfPooling(prepare, pooler_output), "map", final)
     if name.startswith("VideoMAE"):
         if not inner.config.use_mean_pooling:
-            return Reading(Pooling(still_clip, first_token), "token", final)
+            return CheckpointReading(HfPooling(still_clip, first_token), "token", final)
         after = model._modules.get("fc_norm")
         read = normed_mean if after is not None else mean_of_tokens
-        return Reading(Pooling(still_clip, read), "avg", after, True, last)
+        return CheckpointReading(HfPooling(still_clip, read), "avg", after, True, last)
     if name.startswith("ViTMAE"):
         if inner.config.mask_ratio:
             raise UnknownBackbone(
@@ -158,8 +162,8 @@ def read_model(model: Any, inner: Any, layers: Any, prefix: int) -> Reading:
                 " features of the whole image. Load it with from_pretrained(..., mask_ratio=0.0), or set"
                 " model.config.mask_ratio = 0.0; create_backbone does so."
             )
-        return Reading(Pooling(unmasked, first_token), "token", final)
+        return CheckpointReading(HfPooling(unmasked, first_token), "token", final)
     if name.startswith("Dinov2") and classes:
-        pooling = Pooling(as_pixels, TokenAndMean(prefix))
-        return Reading(pooling, "token+avg", final, mean=Point(final, "output"), factor=2)
-    return Reading(Pooling(as_pixels, first_token), "token", final)
+        pooling = HfPooling(as_pixels, TokenAndMean(prefix))
+        return CheckpointReading(pooling, "token+avg", final, mean=Point(final, "output"), factor=2)
+    return CheckpointReading(HfPooling(as_pixels, first_token), "token", final)

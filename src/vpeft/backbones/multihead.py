@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from .anatomy import Where, projection, site
 from .blocks import AttentionSite
+from .builders import Where, projection, site
 from .describe import UnknownBackbone
 from .places import Attention, Place
 from .points import Point, StandIn

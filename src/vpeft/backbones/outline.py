@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from .anatomy import Where, span_verbs, token_rewrites
 from .blocks import Block, Stage
+from .builders import Where, span_verbs, token_rewrites
 from .places import Place, Rewrites, Site, Span
 from .points import Layout, Point
 from .tokens import TokenCarrier

@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from . import outline
-from .anatomy import Where, branch, norm, projection, site, skip, stream
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite, Stage
+from .builders import Where, branch, norm, projection, site, skip, stream
 from .convolutional import is_norm, norm_place
 from .places import Norm, Place, Projection, Span, stored_weight
 from .points import Layout, Point
-from .seen import BadAnatomy, Classifier, Pooling, Seen, find, stated_size, watch
+from .probe import BadAnatomy, Classifier, Pooling, ProbedLayer, find, stated_size, watch
 from .tokens import TokenCarrier
 
 LAYOUTS = {"tokens": Layout.TOKENS, "map": Layout.MAP, "channels_first": Layout.CHANNELS_FIRST}
@@ -199,7 +199,7 @@ def describe_own(model: nn.Module, anatomy: Anatomy) -> Backbone:
     return backbone
 
 
-def _check_that_all_run(model: nn.Module, stages: list[Stage], seen: dict[str, Seen]) -> None:
+def _check_that_all_run(model: nn.Module, stages: list[Stage], seen: dict[str, ProbedLayer]) -> None:
     """A named layer must run once: one whose weight is used without calling it would take edits and do nothing."""
     names = {id(module): name for name, module in model.named_modules()}
     for place in (place for stage in stages for place in stage.walk()):
@@ -215,7 +215,7 @@ def _check_that_all_run(model: nn.Module, stages: list[Stage], seen: dict[str, S
                 )
 
 
-def _trunk(model: nn.Module, anatomy: Anatomy, seen: dict[str, Seen], stages: list[Stage], width: int) -> Span:
+def _trunk(model: nn.Module, anatomy: Anatomy, seen: dict[str, ProbedLayer], stages: list[Stage], width: int) -> Span:
     """All blocks; without any, from where the images enter to the end, as something that offers no edit."""
     layout = LAYOUTS[anatomy.layout]
     if stages:
@@ -233,7 +233,7 @@ def _trunk(model: nn.Module, anatomy: Anatomy, seen: dict[str, Seen], stages: li
     )
 
 
-def _plain(entry: Seen, depth: int) -> Place | None:
+def _plain(entry: ProbedLayer, depth: int) -> Place | None:
     """A layer under its own name; what it gives may be overwritten in place, so readers copy it.
 
     None for a norm without a scale, which has nothing to train and does not say how wide it is.
@@ -257,7 +257,7 @@ def _plain(entry: Seen, depth: int) -> Place | None:
 
 
 def _outside(
-    model: nn.Module, anatomy: Anatomy, seen: dict[str, Seen], depth: int, named: set[int]
+    model: nn.Module, anatomy: Anatomy, seen: dict[str, ProbedLayer], depth: int, named: set[int]
 ) -> tuple[list[Place], Norm | None]:
     """Patch projection, embedding and final norm; what they are made of joins `named`."""
     layout = LAYOUTS[anatomy.layout]

@@ -204,7 +204,7 @@ class Site(Place):
 
 
 @dataclass(eq=False)
-class Stream(Site):
+class ResidualStream(Site):
     """The residual stream just after a branch was added, before anything reads it: x + branch(x).
 
     Attributes:

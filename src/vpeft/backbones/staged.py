@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from . import outline
-from .anatomy import Where
 from .blocks import Block, Stage
+from .builders import Where
 from .convolutional import Size, Unit, change_places
 from .places import Place
 from .points import Layout

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import outline
-from .anatomy import Where, branch, norm, projection, skip, span_verbs, stream
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite
+from .builders import Where, branch, norm, projection, skip, span_verbs, stream
 from .places import Norm, Place, Rewrites
 from .points import Layout, Point
 from .tokens import TokenCarrier

@@ -8,8 +8,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .anatomy import Where, branch, norm, projection, site, skip, span_verbs, stream
 from .blocks import AttentionSite, Block, MlpSite
+from .builders import Where, branch, norm, projection, site, skip, span_verbs, stream
 from .places import Place
 from .points import Point
 from .tokens import TokenCarrier

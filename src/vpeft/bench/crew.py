@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from vpeft.bench.engine import Engine
-from vpeft.bench.execute import Ending, Outcome, failed, perform
+from vpeft.bench.execute import Ending, JobOutcome, failed, perform
 from vpeft.bench.ledger import Ledger
 from vpeft.bench.plan import Job
 from vpeft.errors import VpeftError
@@ -39,7 +39,7 @@ class Crew(Protocol):
 
     def start(self, job: Job) -> None: ...
 
-    def finished(self, seconds: float) -> list[Outcome]: ...
+    def finished(self, seconds: float) -> list[JobOutcome]: ...
 
     def __enter__(self) -> Self: ...
 
@@ -66,7 +66,7 @@ class Alone:
     def start(self, job: Job) -> None:
         self._waiting.append(job)
 
-    def finished(self, seconds: float) -> list[Outcome]:
+    def finished(self, seconds: float) -> list[JobOutcome]:
         job = self._waiting.popleft()
         with threads(THREADS):
             return [perform(job, self._ledger, self._engine, threads=THREADS, retry_failed=self._retry)]
@@ -120,10 +120,10 @@ class Workers:
         with contextlib.suppress(OSError):
             worker.pipe.send(job)
 
-    def finished(self, seconds: float) -> list[Outcome]:
+    def finished(self, seconds: float) -> list[JobOutcome]:
         """What came to an end within `seconds`, empty if nothing did."""
         at_work = {worker.pipe: worker for worker in self._workers if worker.job is not None}
-        outcomes: list[Outcome] = []
+        outcomes: list[JobOutcome] = []
         for pipe in wait(list(at_work), seconds):
             assert isinstance(pipe, Connection)
             worker = at_work[pipe]
@@ -134,7 +134,7 @@ class Workers:
                 outcomes.append(self._bury(worker))
         return outcomes
 
-    def _bury(self, worker: _Worker) -> Outcome:
+    def _bury(self, worker: _Worker) -> JobOutcome:
         """Record the run of a dead worker as failed, and hire another."""
         worker.process.join()
         job, code = worker.job, worker.process.exitcode
@@ -142,14 +142,14 @@ class Workers:
         self._workers[self._workers.index(worker)] = self._hire()
         lease = self._ledger.claim(job.key)
         if lease is None:
-            return Outcome(key=job.key, ending=Ending.elsewhere)
+            return JobOutcome(key=job.key, ending=Ending.elsewhere)
         with lease:
             record = self._ledger.get(job.key) or job.record()
             if record.state.finished:
-                return Outcome(key=job.key, ending=Ending.made, record=record)
+                return JobOutcome(key=job.key, ending=Ending.made, record=record)
             record = failed(record, WorkerDied(_cause_of_death(code)))
             self._ledger.write(record, lease)
-        return Outcome(key=job.key, ending=Ending.made, record=record)
+        return JobOutcome(key=job.key, ending=Ending.made, record=record)
 
     def __enter__(self) -> Self:
         return self

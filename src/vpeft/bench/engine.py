@@ -9,8 +9,8 @@ from typing import Protocol
 
 from vpeft.bench.key import Identity, MethodSpec, Numerics
 from vpeft.bench.protocol import Point
-from vpeft.bench.record import Costs, Scores
-from vpeft.bench.sealed import Images, Trained
+from vpeft.bench.record import Costs, RecordedScores
+from vpeft.bench.sealed import SplitArrays, Trained
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainedRun(Trained, Protocol):
     @property
     def history(self) -> tuple[dict[str, float], ...]: ...
 
-    def evaluate(self, images: Images, split: str) -> Scores: ...
+    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores: ...
 
 
 class Engine(Protocol):
@@ -59,7 +59,11 @@ class Engine(Protocol):
         ...
 
     def train(
-        self, assignment: Assignment, train: Images, val: Images | None, after_epoch: Callable[[Trained], None] | None
+        self,
+        assignment: Assignment,
+        train: SplitArrays,
+        val: SplitArrays | None,
+        after_epoch: Callable[[Trained], None] | None,
     ) -> TrainedRun:
         """Train on `train`; `val` may be watched but decides nothing. The same assignment gives the same run."""
         ...

@@ -14,7 +14,7 @@ from vpeft.bench.ledger import Ledger, LostLease
 from vpeft.bench.plan import Job
 from vpeft.bench.protocol import Point, choose
 from vpeft.bench.provenance import provenance
-from vpeft.bench.record import Chosen, Costs, Failure, RunRecord, Scores, State, now
+from vpeft.bench.record import Chosen, Costs, Failure, RecordedScores, RunRecord, State, now
 from vpeft.bench.sealed import FinalEvaluator
 from vpeft.bench.suite import BenchTask
 from vpeft.bench.suites import open_task
@@ -32,7 +32,7 @@ class Ending(StrEnum):
     elsewhere = "elsewhere"
 
 
-class Outcome(BaseModel):
+class JobOutcome(BaseModel):
     """What became of a job: made here, settled before, or being made by another process; and its record, if settled."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +51,7 @@ def settled(record: RunRecord | None, retry_failed: bool) -> bool:
     return record is not None and (record.state is State.done or (record.state.finished and not retry_failed))
 
 
-def perform(job: Job, ledger: Ledger, engine: Engine, *, threads: int | None, retry_failed: bool = False) -> Outcome:
+def perform(job: Job, ledger: Ledger, engine: Engine, *, threads: int | None, retry_failed: bool = False) -> JobOutcome:
     """Make the run of `job` unless it is settled or another process is at it.
 
     Every error of the run ends in its record. What stops the process (an interrupt, an exit) goes on upwards, after
@@ -59,12 +59,12 @@ def perform(job: Job, ledger: Ledger, engine: Engine, *, threads: int | None, re
     """
     lease = ledger.claim(job.key)
     if lease is None:
-        return Outcome(key=job.key, ending=Ending.elsewhere)
+        return JobOutcome(key=job.key, ending=Ending.elsewhere)
     with lease:
         before = ledger.get(job.key) or job.record()
         # Looked at after the claim: the run may have been finished since the plan was made.
         if settled(before, retry_failed):
-            return Outcome(key=job.key, ending=Ending.settled, record=before)
+            return JobOutcome(key=job.key, ending=Ending.settled, record=before)
         clean = {"chosen": None, "scores": None, "costs": None, "history": (), "error": None, "finished": None}
         running = before.model_copy(
             update={
@@ -88,9 +88,9 @@ def perform(job: Job, ledger: Ledger, engine: Engine, *, threads: int | None, re
         try:
             ledger.write(ended, lease)
         except LostLease:
-            return Outcome(key=job.key, ending=Ending.elsewhere)
+            return JobOutcome(key=job.key, ending=Ending.elsewhere)
         ledger.clear_work(job.key)
-    return Outcome(key=job.key, ending=Ending.made, record=ended)
+    return JobOutcome(key=job.key, ending=Ending.made, record=ended)
 
 
 def failed(record: RunRecord, error: BaseException) -> RunRecord:
@@ -155,7 +155,7 @@ def _point(job: Job, ledger: Ledger) -> tuple[Point, Chosen]:
 
 def _train(
     job: Job, task: BenchTask, assignment: Assignment, engine: Engine
-) -> tuple[Scores, Costs, tuple[dict[str, float], ...]]:
+) -> tuple[RecordedScores, Costs, tuple[dict[str, float], ...]]:
     """Train and score: a search run on the validation split, a final run on the test split, once."""
     if job.identity.purpose == "search":
         trained = engine.train(assignment, task.train, task.val, None)

@@ -43,7 +43,7 @@ class Failure(_Part):
     trace: str = ""
 
 
-class Scores(_Part):
+class RecordedScores(_Part):
     """What a trained model scored on one split."""
 
     split: str
@@ -111,7 +111,7 @@ class RunRecord(BaseModel):
     rule: str = ""
     minimum_seeds: int = 1
     chosen: Chosen | None = None
-    scores: Scores | None = None
+    scores: RecordedScores | None = None
     costs: Costs | None = None
     history: tuple[dict[str, float], ...] = ()
     error: Failure | None = None

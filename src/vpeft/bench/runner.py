@@ -10,7 +10,7 @@ from rich.console import Console
 from vpeft.bench.config import BenchConfig
 from vpeft.bench.crew import Alone, Crew, Workers
 from vpeft.bench.engine import Engine
-from vpeft.bench.execute import Ending, Outcome, settled
+from vpeft.bench.execute import Ending, JobOutcome, settled
 from vpeft.bench.ledger import Ledger
 from vpeft.bench.plan import Job, make_plan
 from vpeft.bench.progress import Watch
@@ -46,7 +46,7 @@ def run_bench(config: BenchConfig, *, engine: Engine | None = None, console: Con
 def _own_engine(config: BenchConfig) -> tuple[Engine, BenchConfig]:
     """vpeft's engine with the device and precision that were asked for, and the settings that are left."""
     # Late: reading a ledger and running a benchmark with another engine load neither torch nor timm.
-    from vpeft.bench.vpeft_engine import VpeftEngine
+    from vpeft.bench.trainer import VpeftEngine
     from vpeft.training.optimisation import Optimisation
 
     settings = dict(config.optimisation)
@@ -85,7 +85,7 @@ def _carry_out(
     by_key = {job.key: job for job in jobs}
     elsewhere: list[Job] = []
 
-    def end(outcome: Outcome) -> None:
+    def end(outcome: JobOutcome) -> None:
         if outcome.ending is Ending.elsewhere:
             elsewhere.append(by_key[outcome.key])
             return
@@ -109,7 +109,7 @@ def _carry_out(
             record = _settled_elsewhere(job, ledger, retry_failed)
             if record is not None:
                 elsewhere.remove(job)
-                end(Outcome(key=job.key, ending=Ending.settled, record=record))
+                end(JobOutcome(key=job.key, ending=Ending.settled, record=record))
             elif not ledger.claimed(job.key):
                 # Its process died: the run is ours again.
                 elsewhere.remove(job)

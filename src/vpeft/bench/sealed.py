@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpeft.bench.key import Identity
-from vpeft.bench.record import Scores
+from vpeft.bench.record import RecordedScores
 from vpeft.errors import VpeftError
 
 
@@ -25,7 +25,7 @@ class TestSetSealed(VpeftError):
     __test__ = False
 
 
-class Images(NamedTuple):
+class SplitArrays(NamedTuple):
     """One split in memory: pixels uint8 (N, H, W, 3) and labels int64 (N,)."""
 
     pixels: NDArray[np.uint8]
@@ -35,7 +35,7 @@ class Images(NamedTuple):
 class Trained(Protocol):
     """A model that has been trained, as far as the benchmark needs to know it."""
 
-    def evaluate(self, images: Images, split: str) -> Scores:
+    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
         """Scores on one split; changes nothing in the model."""
         ...
 
@@ -43,7 +43,7 @@ class Trained(Protocol):
 class SealedTest:
     """The test split of one task, closed. Every access but the final evaluator's raises TestSetSealed."""
 
-    def __init__(self, task: str, source: Callable[[], Images]) -> None:
+    def __init__(self, task: str, source: Callable[[], SplitArrays]) -> None:
         self.__task, self.__source = task, source
 
     def _refuse(self) -> NoReturn:
@@ -71,7 +71,7 @@ class SealedTest:
     def __reduce__(self) -> NoReturn:
         self._refuse()
 
-    def opened(self, evaluator: FinalEvaluator) -> Images:
+    def opened(self, evaluator: FinalEvaluator) -> SplitArrays:
         """The split itself, for a final evaluator that has not used up its one reading."""
         if not isinstance(evaluator, FinalEvaluator) or not evaluator.reading:
             self._refuse()
@@ -96,7 +96,7 @@ class FinalEvaluator:
         self.__best: float | None = None
         self.reading = False
 
-    def score(self, trained: Trained) -> Scores:
+    def score(self, trained: Trained) -> RecordedScores:
         """The test scores. Raises TestSetSealed when called a second time."""
         if self.__used:
             raise TestSetSealed(
@@ -113,7 +113,7 @@ class FinalEvaluator:
         top1 = trained.evaluate(self._read(), "test").top1
         self.__best = top1 if self.__best is None else max(self.__best, top1)
 
-    def _read(self) -> Images:
+    def _read(self) -> SplitArrays:
         self.reading = True
         try:
             return self.__sealed.opened(self)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vpeft.bench.key import canonical
-from vpeft.bench.sealed import Images, SealedTest
+from vpeft.bench.sealed import SealedTest, SplitArrays
 from vpeft.errors import VpeftError, nearest
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class BenchTask:
     name: str
     group: str
     labels: tuple[str, ...]
-    train: Images
-    val: Images
+    train: SplitArrays
+    val: SplitArrays
     test: SealedTest
     digest: str
 
@@ -43,15 +43,15 @@ class BenchTask:
     def full_name(self) -> str:
         return f"{self.suite}/{self.name}"
 
-    def train_and_val(self) -> Images:
+    def train_and_val(self) -> SplitArrays:
         """Both splits on which a chosen configuration is refitted, training images first."""
-        return Images(
+        return SplitArrays(
             np.concatenate([self.train.pixels, self.val.pixels]), np.concatenate([self.train.labels, self.val.labels])
         )
 
 
 def make_task(
-    suite: str, name: str, group: str, labels: tuple[str, ...], train: Images, val: Images, test: Images
+    suite: str, name: str, group: str, labels: tuple[str, ...], train: SplitArrays, val: SplitArrays, test: SplitArrays
 ) -> BenchTask:
     """A task of three splits in memory; the test split is sealed here.
 

@@ -27,9 +27,9 @@ from vpeft.bench.ledger import Ledger
 from vpeft.bench.protocol import protocol
 from vpeft.bench.record import RunRecord, State
 from vpeft.bench.runner import run_bench
-from vpeft.bench.sealed import FinalEvaluator, Images, Trained
+from vpeft.bench.sealed import FinalEvaluator, SplitArrays, Trained
 from vpeft.bench.suites import open_task, suite
-from vpeft.bench.vpeft_engine import TrainedModel, VpeftEngine
+from vpeft.bench.trainer import TrainedModel, VpeftEngine
 from vpeft.cli import show
 from vpeft.cli.demo_picture import Shown, write_picture
 from vpeft.cli.loaded import open_adapter
@@ -61,7 +61,11 @@ class KeepingEngine(VpeftEngine):
     folder: Path = Path("adapters")
 
     def train(
-        self, assignment: Assignment, train: Images, val: Images | None, after_epoch: Callable[[Trained], None] | None
+        self,
+        assignment: Assignment,
+        train: SplitArrays,
+        val: SplitArrays | None,
+        after_epoch: Callable[[Trained], None] | None,
     ) -> TrainedModel:
         trained = super().train(assignment, train, val, after_epoch)
         if assignment.identity.purpose == "final":

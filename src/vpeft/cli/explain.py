@@ -21,8 +21,8 @@ from vpeft.cli.flags import Switch, with_flags
 from vpeft.cli.method_flags import all_method_flags, chosen_fields
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.method import Method
 from vpeft.methods import get
-from vpeft.methods.method import Method
 from vpeft.taxonomy.facts import facts_of
 from vpeft.taxonomy.properties import default_memory, properties_of
 from vpeft.training.fit_memory import AGAIN, LOW_MEMORY, Choice, divisible, fitting

@@ -11,8 +11,8 @@ from rich.text import Text
 from vpeft.cli import show
 from vpeft.cli.flags import Switch, members, shown_default
 from vpeft.errors import VpeftError
+from vpeft.method import Method
 from vpeft.methods import all_methods, get
-from vpeft.methods.method import Method
 
 
 def methods(name: str | None = None, /, *, where: str | None = None, json: Switch = False) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vpeft.bench.record import Scores
-from vpeft.bench.sealed import Images
+from vpeft.bench.record import RecordedScores
+from vpeft.bench.sealed import SplitArrays
 from vpeft.cli.loaded import Loaded
 
 _BATCH = 128
 
 
-class Seen(NamedTuple):
+class ShownImage(NamedTuple):
     """An image (H, W, 3) with its label, what was said of it, and how sure that was."""
 
     pixels: NDArray[np.uint8]
@@ -29,9 +29,9 @@ class Onlooker:
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
-        self.seen: list[Seen] = []
+        self.seen: list[ShownImage] = []
 
-    def evaluate(self, images: Images, split: str) -> Scores:
+    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
         """Scores on one split; top-1 alone."""
         transform, labels = self._loaded.preprocessing.transform(), self._loaded.labels
         self.seen = []
@@ -40,6 +40,6 @@ class Onlooker:
             rows = self._loaded.probabilities([transform(Image.fromarray(one)) for one in pixels])
             truth = images.labels[start : start + _BATCH]
             for one, number, best in zip(pixels, truth, self._loaded.best(rows, 1), strict=True):
-                self.seen.append(Seen(one, labels[int(number)], *best[0]))
+                self.seen.append(ShownImage(one, labels[int(number)], *best[0]))
         right = sum(one.said == one.label for one in self.seen)
-        return Scores(split=split, top1=right / len(self.seen), count=len(self.seen))
+        return RecordedScores(split=split, top1=right / len(self.seen), count=len(self.seen))

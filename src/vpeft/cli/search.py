@@ -14,8 +14,8 @@ from vpeft.cli.failure import INTERRUPTED, say_warning
 from vpeft.cli.flags import Switch, flags_of, mistakes, nested, with_flags
 from vpeft.cli.recipe_flags import recipe_flags, recipe_from
 from vpeft.cli.train import summary
+from vpeft.method import Evolution
 from vpeft.methods import get
-from vpeft.methods.evolution import Evolution
 from vpeft.training.search import SearchOutcome, run_search
 
 _EVOLUTION = tuple(flags_of(Evolution, group=Group("The search", sort_key=5), path=("evolution",)))

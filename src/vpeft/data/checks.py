@@ -21,7 +21,7 @@ _PORTION = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class CheckedImage:
     """What looking at one image gave: the sha256 of its content ("" if not read), or what is wrong with it."""
 
     item: Item
@@ -31,27 +31,27 @@ class Seen:
     image: Image.Image | None = None
 
 
-def look(item: Item, depth: Depth, *, keep: bool = False) -> Seen:
+def look(item: Item, depth: Depth, *, keep: bool = False) -> CheckedImage:
     """Look at one image as deep as asked; `keep` returns the decoded image too."""
     picture = item.picture
     if picture.file is not None and not picture.file.is_file():
-        return Seen(item, missing=True)
+        return CheckedImage(item, missing=True)
     if depth == "none":
-        return Seen(item)
+        return CheckedImage(item)
     try:
         content = picture.content()
         if depth == "decode":
             image = picture.decode(content)
-            return Seen(item, digest(content), image=image if keep else None)
+            return CheckedImage(item, digest(content), image=image if keep else None)
         if picture.file is not None:
             read_header(content)
-        return Seen(item, digest(content))
+        return CheckedImage(item, digest(content))
     except (UnreadableImage, OSError) as error:
         # The name is said beside it already.
-        return Seen(item, unreadable=str(error).removeprefix("an image in memory: "))
+        return CheckedImage(item, unreadable=str(error).removeprefix("an image in memory: "))
 
 
-def look_at_all(items: Sequence[Item], depth: Depth, *, keep: bool = False) -> Iterable[Seen]:
+def look_at_all(items: Sequence[Item], depth: Depth, *, keep: bool = False) -> Iterable[CheckedImage]:
     """`look` at all items, in order; files in threads, other people's data sets not, since few of them allow it."""
     image_suffixes()  # loads Pillow's plugins once, before the threads would
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:

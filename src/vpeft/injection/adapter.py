@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..backbones.backbone import Backbone, no_blocks
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
-from ..methods.method import Method
+from ..method import Method
 from .node import AdapterError as AdapterError
 from .node import Node as Node
 from .statistics import Statistics

@@ -26,8 +26,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
 from ..backbones.origin import Origin, origin_of
 from ..errors import VpeftError
-from ..methods import registry
-from ..methods.method import Method
+from ..method import Method, get_method
 from ..version import __version__
 from .other_layout import relaid
 
@@ -265,7 +264,7 @@ def read_manifest(path: str | Path) -> Manifest:
 def methods_of(manifest: Manifest) -> Iterable[Method]:
     """The methods as they were configured."""
     for entry in manifest.methods:
-        yield registry.get(entry.name)(**entry.fields)
+        yield get_method(entry.name)(**entry.fields)
 
 
 def load(

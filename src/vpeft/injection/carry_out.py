@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..backbones.edits import Edit
-from ..backbones.places import Place, Projection, Stream
+from ..backbones.places import Place, Projection, ResidualStream
 from ..backbones.points import Layout, MissingPlace, Point, StandIn
 from ..backbones.rows import Rows
 from .hooks import Wiring
@@ -93,7 +93,7 @@ def _after(edit: Edit, adapter: str, wiring: Wiring) -> None:
     assert edit.layer is not None
     place = edit.place
     reads = _read(edit, adapter, wiring)
-    if isinstance(place, Stream):
+    if isinstance(place, ResidualStream):
         branch, slot = place.around, Slot()
         assert branch is not None
         # half a step further out on both sides: around everything that acts on the branch itself

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     """One edit. `parameters` counts each tensor where it appears first; `unmergeable` is the reason, or None."""
 
     place: str
@@ -44,7 +44,7 @@ class Plan:
 
     name: str
     methods: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PlanRow, ...]
     trainable: int
     trainable_with_head: int
     backbone_parameters: int
@@ -62,7 +62,7 @@ class Plan:
         return all(row.unmergeable is None for row in self.rows)
 
     @property
-    def folded(self) -> list[Row]:
+    def folded(self) -> list[PlanRow]:
         """The rows, with those that differ in nothing but numbers in their place as one: `blocks.0-11.attn.q`."""
         return _fold(self.rows)
 
@@ -97,8 +97,8 @@ class Plan:
         return capture.get().rstrip()
 
 
-def _fold(rows: tuple[Row, ...]) -> list[Row]:
-    groups: dict[tuple[str, ...], list[Row]] = {}
+def _fold(rows: tuple[PlanRow, ...]) -> list[PlanRow]:
+    groups: dict[tuple[str, ...], list[PlanRow]] = {}
     for row in rows:
         part = ".".join("*" if step.isdigit() else step for step in row.place.split("."))
         groups.setdefault((part, row.verb, row.layer, row.shape, str(row.parameters)), []).append(row)
@@ -147,7 +147,7 @@ def make_plan(tuned: TunedModel, name: str) -> Plan:
         starts.append(start)
         largest = max((tuple(p.shape) for p in node.parameters()), key=lambda s: _size(s), default=())
         rows.append(
-            Row(
+            PlanRow(
                 place=edit.place.name,
                 verb=edit.verb,
                 layer=type(edit.layer).__name__ if edit.layer is not None else ", ".join(edit.parameters[:2]),

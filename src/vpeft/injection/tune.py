@@ -9,7 +9,7 @@ from torch import nn
 from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
 from ..backbones.own_model import Anatomy
-from ..methods.method import Method
+from ..method import Method
 from .tuned_model import TunedModel
 from .verify import DeadPlace
 from .verify import verify as look

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
 from ..errors import nearest
-from ..methods.method import Method
+from ..method import Method
 from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes, require_methods
 from .carry_out import carry_out
 from .enabled import Enabled

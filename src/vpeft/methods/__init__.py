@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .method import Method
-from .registry import all_methods, get, names, register
+from ..method import Method, all_methods, register
+from ..method import get_method as get
+from ..method import method_names as names
 
 __all__ = ["Method", "all_methods", "get", "names", "register"]
 

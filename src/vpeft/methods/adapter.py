@@ -10,8 +10,7 @@ from pydantic import Field
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.bottleneck import Activation, Bottleneck, Start
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 class Setting(NamedTuple):

@@ -10,8 +10,7 @@ from pydantic import Field
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.bottleneck import Activation, Bottleneck, LayerNormAt
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("adaptformer", category="addition", family="adapter", paper="2205.13535", year=2022, venue="NeurIPS")

@@ -12,9 +12,8 @@ from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
 from ..errors import VpeftError
+from ..method import Method, register
 from .dra import DRA
-from .method import Method
-from .registry import register
 
 Position = Literal["probs", "logits"]
 

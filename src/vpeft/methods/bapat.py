@@ -9,8 +9,8 @@ from pydantic import Field
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.bottleneck import Bottleneck
+from ..method import register
 from .patt import PATT
-from .registry import register
 
 
 @register("bapat", category="unified", family="unified", paper="2210.00788", year=2022, venue="arXiv")

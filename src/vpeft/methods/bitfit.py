@@ -9,8 +9,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.places import Projection
 from ..layers.scale_shift import Shift
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 TABLE = "relative_position_bias_table"
 

@@ -11,8 +11,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
 from ..layers.convolution import ConvolutionalBypass
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("convpass", category="addition", family="adapter", paper="2207.07039", year=2022, venue="arXiv")

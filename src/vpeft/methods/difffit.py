@@ -8,8 +8,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.places import Norm
 from ..layers.scale_shift import Scale
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("difffit", category="partial", family="specification", paper="2304.06648", year=2023, venue="ICCV")

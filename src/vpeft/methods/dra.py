@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.scale_shift import Shift
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("dra", category="addition", family="adapter", paper="2301.02419", year=2023, venue="TMLR")

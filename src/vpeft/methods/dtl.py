@@ -12,8 +12,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.blocks import Stage
 from ..backbones.edits import Edit
 from ..layers.compact_side import PatchMean, SideSum, SwishWrite
-from .method import BadField, Method
-from .registry import register
+from ..method import BadField, Method, register
 
 
 @register("dtl", category="addition", family="side", paper="2312.07856", year=2024, venue="AAAI")

@@ -7,8 +7,8 @@ from torch import nn
 
 from ..backbones.blocks import Stage
 from ..layers.compact_side import same_depthwise
+from ..method import register
 from .dtl import DTL
-from .registry import register
 
 
 @register("dtl_plus", category="addition", family="side", paper="2312.07856", year=2024, venue="AAAI")

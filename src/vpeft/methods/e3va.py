@@ -14,8 +14,7 @@ from ..backbones.edits import Edit
 from ..backbones.places import Place
 from ..backbones.points import Layout
 from ..layers.bottleneck import ACTIVATIONS, Activation
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("e3va", category="addition", family="side", paper="2306.09729", year=2024, venue="ACM MM")

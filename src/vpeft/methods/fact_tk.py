@@ -9,9 +9,8 @@ from pydantic import Field
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.factored import Banked, Factors
+from ..method import Method, register
 from .fact_tt import TARGETS, Target, pieces
-from .method import Method
-from .registry import register
 
 
 @register("fact_tk", category="partial", family="reparameter", paper="2212.03145", year=2023, venue="AAAI")

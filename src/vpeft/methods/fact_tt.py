@@ -12,8 +12,7 @@ from ..backbones.edits import Edit
 from ..backbones.places import Projection
 from ..backbones.points import MissingPlace
 from ..layers.factored import Factors, TensorTrain
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 Target = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 TARGETS: tuple[Target, ...] = ("q", "k", "v", "proj", "fc1", "fc2")

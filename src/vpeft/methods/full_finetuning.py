@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("full_finetuning", category="baseline", family="baseline")

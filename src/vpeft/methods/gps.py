@@ -17,8 +17,7 @@ from ..backbones.points import MissingPlace
 from ..errors import VpeftError
 from ..layers.contrast import supervised_contrastive, two_views
 from ..layers.sparse_delta import SparseDelta
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel

@@ -13,8 +13,7 @@ from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
 from ..layers.prompt import PromptTokens
 from ..layers.pyramid_side import ContextBlock, Pyramid, PyramidStage
-from .method import BadField, Method
-from .registry import register
+from ..method import BadField, Method, register
 
 
 @register("hst", category="addition", family="side", paper="2310.05393", year=2023, venue="arXiv")

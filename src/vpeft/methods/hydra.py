@@ -10,8 +10,7 @@ from pydantic import Field
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.linear_bottleneck import LinearBottleneck, Start
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("hydra", category="addition", family="adapter", paper="2309.06922", year=2024, venue="Neural Networks")

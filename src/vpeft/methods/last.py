@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
-from .method import BadField, Method
-from .registry import register
+from ..method import BadField, Method, register
 
 
 @register("last", category="addition", family="side", paper="2402.04009", year=2024, venue="arXiv")

@@ -8,8 +8,7 @@ from torch import nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("linear_probe", category="baseline", family="baseline")

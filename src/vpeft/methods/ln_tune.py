@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("ln_tune", category="partial", family="specification", paper="2304.01917", year=2024, venue="AAAI")

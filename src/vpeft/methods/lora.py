@@ -13,8 +13,7 @@ from ..backbones.edits import Edit
 from ..backbones.places import Projection
 from ..backbones.points import MissingPlace
 from ..layers.low_rank import LowRank, LowRankWeight
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2", "conv", "all"]
 

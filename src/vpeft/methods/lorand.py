@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("lorand", category="addition", family="adapter", paper="CVPR 2023", year=2023, venue="CVPR")

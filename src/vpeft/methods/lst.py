@@ -15,8 +15,7 @@ from ..layers.fisher import fisher
 from ..layers.ladder import Ladder
 from ..layers.pooling import side_pooling
 from ..layers.side_block import prune, side_heads
-from .method import BadField, Method
-from .registry import register
+from ..method import BadField, Method, register
 
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel

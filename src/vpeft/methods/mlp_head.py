@@ -9,8 +9,7 @@ from torch import nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 def hidden_layer(width: int, dropout: float) -> nn.Sequential:

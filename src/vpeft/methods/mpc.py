@@ -14,8 +14,7 @@ from ..backbones.edits import Edit
 from ..errors import VpeftError
 from ..layers.bottleneck import ACTIVATIONS
 from ..layers.low_rank import LowRank
-from .method import Method
-from .registry import register
+from ..method import Method, register
 from .ssl import Target
 
 if TYPE_CHECKING:

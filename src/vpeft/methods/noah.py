@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
@@ -12,10 +13,9 @@ from pydantic import Field
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import Layout, MissingPlace
+from ..errors import VpeftError
 from ..layers.elastic import ElasticBottleneck, ElasticLowRank, ElasticPrompts, Genes, Widths, drawn_widths, widths_in
-from .evolution import Evolution, Found
-from .method import BadField, Method
-from .registry import register
+from ..method import BadField, Evolution, Found, Method, register
 
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
@@ -28,7 +28,7 @@ class NOAH(Method):
     Block l: d_v prompts replace those of the block before (where there are none, the last ones travel on);
     qkv += B A norm1(x), A (d_l, D), B (3 D, d_l); x + [h + W_up q(W_down h + b) + b'], h the MLP branch, W_down (d_a,
     D), q = QuickGELU. Without `prompt`, `lora` and `adapter` this is the supernet: tensors of `width` rows, of which
-    the first d take part; each training step draws for each kind a depth and widths. `noah_search.search` finds the
+    the first d take part; each training step draws for each kind a depth and widths. `search_genes` finds the
     best sub-network under a budget; `with_genes` makes it a method with tensors of those widths, to be trained anew.
 
     The prompts stand behind the class token, not at the end (attention does not mind). Published start: every linear
@@ -104,8 +104,6 @@ class NOAH(Method):
     def search(
         self, tuned: TunedModel, score: Callable[[Method], float], budget: int, evolution: Evolution, seed: int
     ) -> list[Found]:
-        from .noah_search import methods_found  # which builds on this file
-
         return methods_found(self, tuned, score, budget, evolution, seed)
 
 
@@ -118,3 +116,144 @@ def draw(method: NOAH, blocks: int, random: Random) -> Genes:
 def table_of(tuned: TunedModel) -> Widths:
     """The table of widths that the active adapter's elastic layers share."""
     return widths_in(tuned.adapter())
+
+
+# -- the search over sub-networks ------------------------------------------------------------------------------------
+
+TRIES = 10  # draws for each wanted candidate before a round goes on with fewer, as in the authors' code
+
+
+class NothingFits(VpeftError):
+    """No sub-network of the search space is within the budget."""
+
+
+class NothingToSearch(VpeftError):
+    """The method is a sub-network already."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sub-network, its trained parameters without the head, and its score (higher is better)."""
+
+    genes: Genes
+    parameters: int
+    score: float
+
+
+def parameters_of(genes: Genes, width: int) -> int:
+    """Trained parameters of a sub-network on blocks of `width` channels: what takes part, without the head."""
+    prompt, lora, adapter = genes
+    low_rank = sum(4 * width * d for d in lora)
+    return sum(d * width for d in prompt) + low_rank + sum(2 * width * d + d + width for d in adapter if d)
+
+
+def search_genes(
+    tuned: TunedModel,
+    score: Callable[[TunedModel], float],
+    *,
+    limit: int = 640_000,
+    rounds: int = 15,
+    population: int = 50,
+    parents: int = 10,
+    crossovers: int = 25,
+    mutations: int = 25,
+    mutate: float = 0.2,
+    redraw_depth: float = 0.4,
+    resample: bool = False,
+    seed: int = 0,
+) -> list[Candidate]:
+    """Search the supernet that is active on `tuned`; its weights are inherited, nothing is trained.
+
+    Args:
+        tuned: holds the supernet, in the mode in which it is to be scored (eval).
+        score: for instance the accuracy on validation images, called with each sub-network in force.
+        limit: most parameters of a candidate.
+        rounds, population, parents, crossovers, mutations: sizes of the evolution.
+        mutate: probability that a kind changes in a mutation.
+        redraw_depth: probability that its depth is then drawn anew.
+        resample: also draw each width anew with probability `mutate`, as the paper says; the code does not.
+        seed: of the draws.
+
+    Returns:
+        Every candidate that was scored, best first; ties go to the smaller one. `NOAH.with_genes` takes the winner's.
+
+    Raises:
+        NothingFits: no candidate is within the limit.
+    """
+    table, random = table_of(tuned), Random(seed)
+    method = next(method for method in tuned.methods() if isinstance(method, NOAH))
+    blocks, width = len(table.rest[0]), tuned.description.blocks[0].dim
+    seen: dict[Genes, Candidate] = {}
+    best: list[Candidate] = []
+
+    def gather(count: int, make: Callable[[], Genes]) -> list[Candidate]:
+        found: list[Candidate] = []
+        for _ in range(TRIES * max(count, 1)):
+            if len(found) >= count:
+                break
+            genes = make()
+            size = parameters_of(genes, width)
+            if genes not in seen and size <= limit:
+                seen[genes] = Candidate(genes, size, _scored(tuned, score, genes))
+                found.append(seen[genes])
+        return found
+
+    def mutated() -> Genes:
+        kinds = [
+            _mutate(method, kind, random, redraw_depth, mutate if resample else 0.0)
+            if random.random() < mutate
+            else kind
+            for kind in random.choice(best).genes
+        ]
+        return kinds[0], kinds[1], kinds[2]
+
+    def crossed() -> Genes:
+        one, other = random.choice(best).genes, random.choice(best).genes
+        kinds = [random.choice(pair) for pair in zip(one, other, strict=True)]
+        return kinds[0], kinds[1], kinds[2]
+
+    gather(population, lambda: draw(method, blocks, random))
+    if not seen:
+        raise NothingFits(f"No sub-network with at most {limit:,} parameters was drawn; raise the limit.")
+    for _ in range(rounds):
+        best = _ranked(seen)[:parents]
+        made = gather(mutations, mutated) + gather(crossovers, crossed)
+        gather(population - len(made), lambda: draw(method, blocks, random))
+    return _ranked(seen)
+
+
+def methods_found(
+    method: NOAH, tuned: TunedModel, score: Callable[[Method], float], budget: int, evolution: Evolution, seed: int
+) -> list[Found]:
+    """`search_genes` in the terms of `Method.search`: candidates are methods."""
+    if method.genes is not None:
+        raise NothingToSearch("This NOAH has chosen widths already; the supernet has none of prompt, lora and adapter.")
+
+    def of_model(model: TunedModel) -> float:
+        genes = table_of(model).tried
+        assert genes is not None
+        return score(method.with_genes(genes))
+
+    found = search_genes(tuned, of_model, limit=budget, seed=seed, **evolution.model_dump())
+    return [Found(method.with_genes(one.genes), one.parameters, one.score) for one in found]
+
+
+def _ranked(seen: dict[Genes, Candidate]) -> list[Candidate]:
+    return sorted(seen.values(), key=lambda candidate: (-candidate.score, candidate.parameters))
+
+
+def _scored(tuned: TunedModel, score: Callable[[TunedModel], float], genes: Genes) -> float:
+    table = table_of(tuned)
+    table.tried = genes
+    try:
+        return float(score(tuned))
+    finally:
+        table.tried = None
+
+
+def _mutate(method: NOAH, kind: tuple[int, ...], random: Random, redraw: float, resample: float) -> tuple[int, ...]:
+    """Another depth, filled up with drawn widths; with `resample`, each width that stays may change too."""
+    fresh = drawn_widths(method.choices, method.depths, len(kind), random)
+    depth = sum(1 for d in (fresh if random.random() < redraw else kind) if d)
+    kept = [random.choice(method.choices) if d and random.random() < resample else d for d in kind]
+    return tuple((kept[i] or random.choice(method.choices)) if i < depth else 0 for i in range(len(kind)))

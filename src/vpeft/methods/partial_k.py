@@ -10,8 +10,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.blocks import Block
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("partial_k", category="partial", family="specification", paper="2203.12119", year=2022, venue="ECCV")

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("patt", category="addition", family="prefix", paper="2210.00788", year=2022, venue="arXiv")

@@ -11,10 +11,9 @@ from pydantic import Field
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.factored import Factors
+from ..method import BadField, Method, register
 from .fact_tk import bank
 from .fact_tt import TARGETS, Target
-from .method import BadField, Method
-from .registry import register
 
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel

@@ -13,8 +13,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.prefix import MadePrefix, Prefix, Start
 from ..layers.prompt import xavier_bound
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel

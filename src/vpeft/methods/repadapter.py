@@ -10,8 +10,7 @@ from pydantic import Field
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.linear_bottleneck import LinearBottleneck
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("repadapter", category="addition", family="adapter", paper="2302.08106", year=2023, venue="arXiv")

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from ..backbones.places import Place, Stream
+from ..backbones.places import Place, ResidualStream
 from ..layers.salient import Salience, SalientMap
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
@@ -95,6 +94,6 @@ class SCT(Method):
     def _watched(self, backbone: Backbone, place: Place) -> Place:
         """Whose tensor is scored for the map at this place."""
         block = backbone.blocks[place.depth]
-        if isinstance(place, Stream):
+        if isinstance(place, ResidualStream):
             return (block.norm2 if block.has("norm2") else block.mlp_branch).input  # what reads the stream next
         return block if self.site == "mlp" else place

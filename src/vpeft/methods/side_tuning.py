@@ -11,8 +11,7 @@ from torch import nn
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.side_image import AlexNetSide, ConvolutionalSide, Join, JoinedSide
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("side_tuning", category="addition", family="side", paper="1912.13503", year=2020, venue="ECCV")

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel

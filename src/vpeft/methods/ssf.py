@@ -9,8 +9,7 @@ from ..backbones.blocks import Block
 from ..backbones.edits import Edit
 from ..backbones.places import Norm, Projection
 from ..layers.scale_shift import ScaleShift
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("ssf", category="partial", family="reparameter", paper="2210.08823", year=2022, venue="NeurIPS")

@@ -8,8 +8,7 @@ from typing import Literal
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.weight_scale import WeightScale
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2", "conv"]
 

@@ -12,8 +12,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
 from ..layers.query_side import QueryFusion, QueryMixer, ResidualAdapter, frozen_path
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("synqt", category="addition", family="side", paper="2407.06964", year=2024, venue="ECCV")

@@ -14,8 +14,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.bottleneck import Bottleneck
 from ..layers.scale_shift import Scale
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 Form = Literal["adapter", "prefix", "prompt", "scale"]
 

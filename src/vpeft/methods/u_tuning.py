@@ -9,8 +9,7 @@ from pydantic import Field
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from .method import Method
-from .registry import register
+from ..method import Method, register
 from .u_tuner import UTuner
 
 Form = Literal["adapter", "prefix", "prompt", "scale", "none"]

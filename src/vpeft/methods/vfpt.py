@@ -16,8 +16,7 @@ from ..backbones.places import Span
 from ..errors import VpeftError
 from ..layers.fourier import Dimension, FourierTokens, Location
 from ..layers.prompt import per_width, xavier_bound
-from .method import Method
-from .registry import register
+from ..method import Method, register
 from .vpt_deep import VPTDeep
 from .vpt_shallow import VPTShallow
 

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("visual_prompting_pixel", category="addition", family="prompt", paper="2203.17274", year=2022, venue="arXiv")

@@ -9,10 +9,9 @@ from pydantic import Field
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
+from ..method import Method, register
 from .adaptformer import AdaptFormer
-from .method import Method
 from .patt import PATT
-from .registry import register
 
 
 @register("vpetl_unified", category="unified", family="unified", paper="2210.00788", year=2022, venue="arXiv")

@@ -10,8 +10,7 @@ from torch import nn
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.prompt import PromptTokens, per_width, xavier_bound
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("vpt_deep", category="addition", family="prompt", paper="2203.12119", year=2022, venue="ECCV")

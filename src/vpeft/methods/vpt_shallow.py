@@ -11,8 +11,7 @@ from pydantic import Field
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.prompt import PromptTokens, projection, xavier_bound
-from .method import Method
-from .registry import register
+from ..method import Method, register
 
 
 @register("vpt_shallow", category="addition", family="prompt", paper="2203.12119", year=2022, venue="ECCV")

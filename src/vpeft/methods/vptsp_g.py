@@ -11,9 +11,8 @@ from torch import nn
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..layers.prompt import PromptTokens
+from ..method import Method, register
 from .bitfit import BitFit
-from .method import Method
-from .registry import register
 
 
 @register("vptsp_g", category="addition", family="prompt", paper="2402.02340", year=2024, venue="ICLR")

@@ -43,7 +43,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class BoardRow:
     """One contender on one board. What needs all of its runs is None while some are missing.
 
     `scores` is (tasks, seeds) as fractions, NaN where a run is missing. Costs are medians over the runs; the number
@@ -105,7 +105,7 @@ class Board:
     tasks: tuple[Column, ...]
     groups: dict[str, tuple[int, ...]]
     seeds: tuple[int, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[BoardRow, ...]
     records: tuple[RunRecord, ...]
 
     @property
@@ -113,7 +113,7 @@ class Board:
         return f"{self.suite} · {self.backbone}"
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> BoardRow | None:
         """The complete row with the highest mean."""
         return next((row for row in self.rows if row.complete), None)
 
@@ -194,7 +194,7 @@ def _tasks(records: Sequence[RunRecord]) -> tuple[Column, ...]:
 
 def _row(
     records: Sequence[RunRecord], tasks: Sequence[Column], seeds: Sequence[int], groups: Mapping[str, Sequence[int]]
-) -> Row:
+) -> BoardRow:
     scores = np.full((len(tasks), len(seeds)), np.nan)
     at = {(task.name, task.data): index for index, task in enumerate(tasks)}
     for record in records:
@@ -203,7 +203,7 @@ def _row(
             scores[task, seeds.index(record.identity.seed)] = record.scores.top1
     names = [task.name for task in tasks]
     costs = _costs(records)
-    row = Row(
+    row = BoardRow(
         label=records[0].label,
         methods=records[0].identity.methods,
         records=tuple(records),
@@ -239,7 +239,7 @@ def _costs(records: Sequence[RunRecord]) -> Costs:
     return Costs(**values)
 
 
-def _told_apart(rows: Sequence[Row]) -> list[Row]:
+def _told_apart(rows: Sequence[BoardRow]) -> list[BoardRow]:
     """Rows under different labels: two with the same one differ in fields that nobody typed (a default changed)."""
     count = Counter(row.label for row in rows)
     return [
@@ -247,7 +247,7 @@ def _told_apart(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _compared(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _compared(rows: Sequence[BoardRow]) -> tuple[BoardRow, ...]:
     """Rows from best to worst, incomplete ones last; the complete ones ranked and compared with the best."""
     complete = sorted((row for row in rows if row.complete), key=lambda row: -float(row.mean or 0.0))
     rest = sorted((row for row in rows if not row.complete), key=lambda row: row.label)

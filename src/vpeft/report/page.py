@@ -15,14 +15,14 @@ from markupsafe import Markup
 
 from vpeft.bench.record import RunRecord, State
 from vpeft.report import words
-from vpeft.report.board import Board, Row
+from vpeft.report.board import Board, BoardRow
 from vpeft.report.figure import as_svg, points
 from vpeft.report.published import PublishedTable
 from vpeft.report.tables import state_of, to_best
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPlace:
     """One combination of machine and versions, and what was made there."""
 
     hardware: str
@@ -86,7 +86,7 @@ def _shown(board: Board, number: int) -> dict[str, Any]:
     }
 
 
-def _tip(board: Board, row: Row) -> dict[str, Any]:
+def _tip(board: Board, row: BoardRow) -> dict[str, Any]:
     lines = [
         ("top-1", f"{words.percent(row.mean, 2)} {words.spread(row.std, 2)}".rstrip()),
         ("trained", f"{row.costs.trainable:,}" if row.costs.trainable is not None else words.DASH),
@@ -110,7 +110,7 @@ def _ranges(board: Board) -> tuple[list[float], list[float]]:
     return lows, highs
 
 
-def _shades(row: Row, lows: Sequence[float], highs: Sequence[float]) -> list[int]:
+def _shades(row: BoardRow, lows: Sequence[float], highs: Sequence[float]) -> list[int]:
     """Per task how deep its cell is tinted, 0 to 100: from the worst to the best method of that task."""
     shades = []
     for task, (low, high) in enumerate(zip(lows, highs, strict=True)):
@@ -119,7 +119,7 @@ def _shades(row: Row, lows: Sequence[float], highs: Sequence[float]) -> list[int
     return shades
 
 
-def _choices(board: Board, row: Row) -> list[str]:
+def _choices(board: Board, row: BoardRow) -> list[str]:
     """Per task the learning rate and decay that the final runs used."""
     shown = []
     for task in board.tasks:
@@ -150,7 +150,7 @@ def _summary(boards: Sequence[Board], records: Sequence[RunRecord]) -> dict[str,
     }
 
 
-def _places(records: Sequence[RunRecord]) -> list[Place]:
+def _places(records: Sequence[RunRecord]) -> list[RankPlace]:
     """Where the runs were made, most runs first."""
     found: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
@@ -164,5 +164,5 @@ def _places(records: Sequence[RunRecord]) -> list[Place]:
         instants = sorted(record.finished for record in made_there if record.finished)
         spent = sum(record.costs.wall_seconds or 0.0 for record in made_there if record.costs is not None)
         first, last = (instants[0], instants[-1]) if instants else ("", "")
-        places.append(Place(hardware, system, versions, len(made_there), spent, first, last))
+        places.append(RankPlace(hardware, system, versions, len(made_there), spent, first, last))
     return sorted(places, key=lambda place: -place.runs)

@@ -10,12 +10,12 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from vpeft.bench.record import Costs, RunRecord, Scores, State
+from vpeft.bench.record import Costs, RecordedScores, RunRecord, State
 from vpeft.report import words
-from vpeft.report.board import Board, Row
+from vpeft.report.board import Board, BoardRow
 
 # (heading, value of a row) for what every table of methods shows after the score.
-_COSTS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+_COSTS: tuple[tuple[str, Callable[[BoardRow], str]], ...] = (
     ("trained", lambda row: words.count(row.costs.trainable)),
     ("with head", lambda row: words.count(row.costs.trainable_with_head)),
     ("stored", lambda row: words.size(row.costs.stored_bytes)),
@@ -31,7 +31,7 @@ def headings(board: Board) -> list[str]:
     return ["method", "top-1", "± std", *groups, "PPT", "rank", "to best", *(name for name, _ in _COSTS)]
 
 
-def line(board: Board, row: Row) -> list[str]:
+def line(board: Board, row: BoardRow) -> list[str]:
     """A row's cells, under `headings`."""
     groups = [words.percent(row.group_means.get(group)) for group in board.groups] if len(board.groups) > 1 else []
     return [
@@ -46,7 +46,7 @@ def line(board: Board, row: Row) -> list[str]:
     ]
 
 
-def state_of(row: Row) -> str:
+def state_of(row: BoardRow) -> str:
     """Why a row has no mean."""
     failures = row.failures
     if len(failures) == len(row.records) and failures:
@@ -54,7 +54,7 @@ def state_of(row: Row) -> str:
     return f"{len(row.holes)} missing"
 
 
-def to_best(board: Board, row: Row) -> str:
+def to_best(board: Board, row: BoardRow) -> str:
     """The paired difference to the best row with its 95 % interval where that means something."""
     if row is board.best:
         return "best"
@@ -66,7 +66,7 @@ def to_best(board: Board, row: Row) -> str:
     return f"{difference} [{words.signed(row.interval.low)}, {words.signed(row.interval.high)}]"
 
 
-def cell(row: Row, task: int) -> str:
+def cell(row: BoardRow, task: int) -> str:
     """A row's score on one task."""
     found = row.cell(task)
     return words.DASH if found is None else f"{words.percent(found[0])} {words.spread(found[1])}".rstrip()
@@ -154,7 +154,7 @@ def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def as_csv(records: Iterable[RunRecord]) -> str:
     """Every run, final and search, as one line; scores are fractions, sizes bytes, times seconds."""
-    scores = [name for name in Scores.model_fields if name != "split"]
+    scores = [name for name in RecordedScores.model_fields if name != "split"]
     costs = list(Costs.model_fields)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -179,6 +179,6 @@ def _settings(record: RunRecord) -> str:
     return " ".join(f"{name}={value}" for name, value in record.departures.items())
 
 
-def _value(part: Scores | Costs | None, name: str) -> object:
+def _value(part: RecordedScores | Costs | None, name: str) -> object:
     value = getattr(part, name) if part is not None else None
     return "" if value is None else value

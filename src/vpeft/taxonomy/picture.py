@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 
-from vpeft.injection.plan import Plan, Row
+from vpeft.injection.plan import Plan, PlanRow
 
 from .properties import kind_of_place
 
@@ -145,7 +145,7 @@ def drawn_as(place: str) -> str:
     return "trunk" if place == "end" else place
 
 
-def _groups(rows: Iterable[Row]) -> list[_Group]:
+def _groups(rows: Iterable[PlanRow]) -> list[_Group]:
     found: dict[tuple[str, str], _Group] = {}
     for row in rows:
         layer = "" if row.verb == "unfreeze" else row.layer

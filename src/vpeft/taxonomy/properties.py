@@ -23,8 +23,8 @@ from vpeft.backbones.points import MissingPlace
 from vpeft.injection.merge import why_not
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.method import Method
 from vpeft.methods import all_methods
-from vpeft.methods.method import Method
 from vpeft.training.memory import saved_bytes
 
 BACKBONES = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")

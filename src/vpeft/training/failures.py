@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.apply import accelerate
 from vpeft.acceleration.names import FOR_MEMORY
 from vpeft.errors import VpeftError
 from vpeft.training.memory import readable, saved_bytes

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.apply import accelerate
 from vpeft.errors import VpeftError
 from vpeft.training.batches import LabelledImages
 from vpeft.training.failures import buffers_as_they_were

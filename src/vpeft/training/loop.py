@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vpeft.acceleration.choose import Accelerated, accelerate
+from vpeft.acceleration.apply import Accelerated, accelerate
 from vpeft.acceleration.prefix_cache import Situation
-from vpeft.acceleration.shared_trunk import Fed, SharedRecords, Stream, StreamedPrefix
+from vpeft.acceleration.shared_trunk import BatchStream, Fed, SharedRecords, StreamedPrefix
 from vpeft.acceleration.views import ViewByView, Views, views_of
 from vpeft.injection.enabled import begin_training
 from vpeft.training import checkpoint as disk
@@ -34,8 +34,8 @@ from vpeft.training.randomness import (
     untouched_randomness,
 )
 from vpeft.training.result import EpochRecord, Result, Scores
-from vpeft.training.standing import Standing
 from vpeft.training.step import HasLoss, Stepper
+from vpeft.training.train_state import TrainState
 
 if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
@@ -66,7 +66,7 @@ class Training:
         identity: dict[str, Any],
         task: HasLoss | None,
         shared: SharedRecords | None = None,
-        stream: Stream | None = None,
+        stream: BatchStream | None = None,
     ) -> None:
         self.tuned, self.train, self.val, self.settings = tuned, train, val, settings
         self.out, self.workers, self.shown, self.after_epoch = out, workers, shown, after_epoch
@@ -119,14 +119,16 @@ class Training:
             "parameters": {name: list(parameter.shape) for name, parameter in self.take.named},
         }
         self.joins = False  # whether its steps ask for what others compute
-        self.at = Standing()
+        self.at = TrainState()
         self.best: dict[str, Tensor] = {}
         self.val_scores: Scores | None = None
         self.resumed_at: int | None = None
         self.stop: StopRequest | None = None
         self.ended: Result | None = None
 
-    def _accelerate(self, identity: dict[str, Any], shared: SharedRecords | None, stream: Stream | None) -> Accelerated:
+    def _accelerate(
+        self, identity: dict[str, Any], shared: SharedRecords | None, stream: BatchStream | None
+    ) -> Accelerated:
         """Put on the model what saves work without changing its numbers, and say what."""
         settings, tuned = self.settings, self.tuned
         train, views = self.train, settings.views
@@ -318,7 +320,7 @@ class Training:
         """
         disk.must_agree(saved.facts["identity"], self.identity, self.out)
         self.tuned.load_adapter_state(saved.tensors["model"])
-        self.at = Standing.from_dict(saved.facts["standing"])
+        self.at = TrainState.from_dict(saved.facts["standing"])
         self.val_scores = None if saved.facts["val"] is None else Scores.model_validate(saved.facts["val"])
         self.resumed_at = self.at.step
         if self.at.finished:

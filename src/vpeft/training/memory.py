@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from vpeft.acceleration.kept import SavedForBackward as SavedForBackward
+from vpeft.acceleration.saved_tensors import SavedForBackward as SavedForBackward
 from vpeft.training.result import PeakMemory
 from vpeft.training.sizes import readable as readable
 

@@ -11,11 +11,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from vpeft.acceleration.changes import Changes
-from vpeft.acceleration.choose import IDEAS
-from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.acceleration import NotApplicable
+from vpeft.acceleration.apply import ACCELERATIONS
 from vpeft.acceleration.names import wanted
-from vpeft.training.fakes import without_numbers
+from vpeft.acceleration.patches import Patches
+from vpeft.training.fake_tensors import without_numbers
 from vpeft.training.memory import saved_bytes
 from vpeft.training.optimisation import Precision
 from vpeft.training.sizes import readable
@@ -133,9 +133,9 @@ def _plan(
 
 @contextmanager
 def _installed(tuned: TunedModel, names: list[str]) -> Iterator[list[str]]:
-    changes, used = Changes(tuned), list[str]()
+    changes, used = Patches(tuned), list[str]()
     try:
-        for idea in IDEAS:
+        for idea in ACCELERATIONS:
             before = len(changes)
             if idea.name not in names:
                 continue

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from vpeft.backbones.own_model import Anatomy, anatomy_from
-from vpeft.backbones.seen import BadAnatomy
+from vpeft.backbones.probe import BadAnatomy
 from vpeft.backbones.weights import Difference
 from vpeft.data.config import DataConfig
 from vpeft.errors import VpeftError, nearest
@@ -62,9 +62,9 @@ class MethodChoice(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        from vpeft.methods import registry
+        from vpeft.method import get_method
 
-        self._method = registry.get(self.name)(**self.fields)
+        self._method = get_method(self.name)(**self.fields)
         self.fields.clear()
         self.fields.update(self._method.model_dump(mode="json"))
         return self
@@ -223,16 +223,16 @@ def _unknown_keys(model: type[BaseModel], values: Any, path: str = "") -> Iterat
 
 
 def _unknown_of_method(values: Any, path: str) -> Iterator[str]:
-    from vpeft.methods import registry
+    from vpeft.method import get_method, method_names
 
     values = _as_choice(values)
     if not isinstance(values, Mapping) or "fields" in values or not isinstance(values.get("name"), str):
         return
-    known = registry.names()
+    known = method_names()
     if values["name"] not in known:
         yield f"{path}name: there is no method {values['name']!r}. {nearest(values['name'], known)}"
         return
-    fields = registry.get(values["name"]).model_fields
+    fields = get_method(values["name"]).model_fields
     for key in values:
         if key != "name" and key not in fields:
             hint = nearest(key, fields) if fields else "It has no hyper-parameters."

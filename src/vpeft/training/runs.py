@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from vpeft.errors import VpeftError
+from vpeft.training.concurrent_run import Run
 from vpeft.training.fit import checked_settings, refuse_foreign_checkpoint
-from vpeft.training.member import Run
-from vpeft.training.passes import Opened, Reading, passes, said
+from vpeft.training.grouping import DataReading, Opened, passes, said
 from vpeft.training.recipe import Recipe
 from vpeft.training.result import Result
 from vpeft.training.run import ReadyRun, RunOutcome, ready_run
@@ -59,7 +59,9 @@ def run_recipes(
     called = list(names) if names is not None else [str(one.out or f"run {n + 1}") for n, one in enumerate(recipes)]
     _refuse(recipes, called)
     several = list(_ready(recipes, called, resume, progress, show))
-    readings = [Reading(name, one.recipe.data, one.preprocessing) for name, one in zip(called, several, strict=True)]
+    readings = [
+        DataReading(name, one.recipe.data, one.preprocessing) for name, one in zip(called, several, strict=True)
+    ]
     grouped = passes(readings)
     if progress and len(recipes) > 1:
         for line in said(readings, grouped):

@@ -20,8 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from vpeft.errors import VpeftError
-from vpeft.methods.evolution import Evolution, Found
-from vpeft.methods.method import Method, NoSearch
+from vpeft.method import Evolution, Found, Method, NoSearch
 from vpeft.training.atomic import write_json
 from vpeft.training.batches import LabelledImages
 from vpeft.training.evaluate import evaluate

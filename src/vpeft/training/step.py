@@ -28,7 +28,7 @@ from vpeft.training.modes import evaluation_mode
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.randomness import untouched_randomness
 from vpeft.training.schedule import rate_at
-from vpeft.training.standing import Standing
+from vpeft.training.train_state import TrainState
 
 if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
@@ -68,7 +68,7 @@ def cross_entropy(outputs: Tensor, target: Tensor, *, label_smoothing: float = 0
 
 
 class Stepper:
-    """Takes optimiser steps on `tuned` and counts them in a `Standing`.
+    """Takes optimiser steps on `tuned` and counts them in a `TrainState`.
 
     Args:
         tuned: the model, on the accelerator's device; its trainable parameters are taken now.
@@ -104,7 +104,7 @@ class Stepper:
         peak = next((group["peak_lr"] for group in groups if group["part"] == "adapter"), groups[0]["peak_lr"])
         return rate_at(step, peak, self.settings, self.steps_per_epoch)
 
-    def asking(self, images: Tensor, labels: Tensor, at: Standing, *, alone: bool) -> Asking:
+    def asking(self, images: Tensor, labels: Tensor, at: TrainState, *, alone: bool) -> Asking:
         """One step on one batch, images (B, 3, H, W) and labels (B,) on the processor; others may run the model in it.
 
         Gives the images and is sent their logits, then gives the loss and goes on when its gradient is there. Where
@@ -139,7 +139,7 @@ class Stepper:
             raise OutOfMemory(memory_message(self.tuned, self._images(images[:1]).to(device), self.settings, said))
 
     def _gradients(
-        self, images: Tensor, labels: Tensor, at: Standing, alone: bool
+        self, images: Tensor, labels: Tensor, at: TrainState, alone: bool
     ) -> Generator[Tensor, Tensor | None, tuple[float, int]]:
         """Forward and backward in parts; the loss and how many images were right."""
         settings, device = self.settings, self.machine.device
@@ -173,7 +173,7 @@ class Stepper:
             right += (logits.detach().argmax(1) == hardest).sum()
         return float(loss), int(right)
 
-    def _mixed(self, images: Tensor, labels: Tensor, at: Standing) -> Batch:
+    def _mixed(self, images: Tensor, labels: Tensor, at: TrainState) -> Batch:
         """Mixup over the whole batch if it is on: targets become shares (B, K)."""
         if not self.settings.mixup:
             return images, labels
@@ -184,7 +184,7 @@ class Stepper:
         mixed: Batch = v2.MixUp(alpha=self.settings.mixup, num_classes=at.classes)(images, labels)
         return mixed
 
-    def _apply(self, images: Tensor, loss: float, right: int, at: Standing) -> None:
+    def _apply(self, images: Tensor, loss: float, right: int, at: TrainState) -> None:
         """Move the weights if loss and gradient are finite; otherwise keep them, they are good, and raise."""
         parameters = [parameter for _, parameter in self.named]
         scaled = self._scaled is not None
@@ -213,7 +213,7 @@ class Stepper:
         """The images themselves, where a batch holds the numbers of their records."""
         return images if self.records is None else self.records.images(images)
 
-    def _not_finite(self, images: Tensor, loss: float, at: Standing) -> NonFinite:
+    def _not_finite(self, images: Tensor, loss: float, at: TrainState) -> NonFinite:
         gradients = not_finite_gradients(self.named)
         self.optimiser.zero_grad()
         with self.machine.autocast():

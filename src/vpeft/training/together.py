@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from vpeft.acceleration import decoded_images
-from vpeft.acceleration.idea import NotApplicable
+from vpeft.acceleration.acceleration import NotApplicable
 from vpeft.acceleration.names import wanted
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.same_images import why_not_the_same
-from vpeft.acceleration.shared_trunk import SharedRecords, Stream
+from vpeft.acceleration.shared_trunk import BatchStream, SharedRecords
 from vpeft.training.batches import LabelledImages
+from vpeft.training.concurrent_run import ConcurrentRun, Run
 from vpeft.training.fit import UnsuitableSettings, checked_settings
 from vpeft.training.interrupts import StopRequest
+from vpeft.training.joint_step import JointSteps
 from vpeft.training.loop import batches_of
 from vpeft.training.machine import accelerator
-from vpeft.training.member import Member, Run
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.progress import Display, OneOf, display
 from vpeft.training.result import Result
-from vpeft.training.rounds import Grounds
 
 
 def fit_together(
@@ -77,12 +77,12 @@ def fit_together(
     with ExitStack() as stack:
         stack.callback(shown.close)
         streams = _streams(settings, train, workers, shown)
-        grounds = Grounds()
+        grounds = JointSteps()
         stop = stack.enter_context(StopRequest(active=folders[0] is not None))
         members = []
         for number, (run, its, folder) in enumerate(zip(runs, settings, folders, strict=True)):
             name = run.name or f"run {number + 1}/{len(runs)}"
-            member = Member(run, name, its, folder, OneOf(name, shown))
+            member = ConcurrentRun(run, name, its, folder, OneOf(name, shown))
             stack.callback(member.close)
             grounds.prepare(member)
             member.begin(train, val, workers, shared, streams.get(_batches(its)))
@@ -114,13 +114,13 @@ def _batches(settings: Optimisation) -> tuple[Any, ...]:
 
 def _streams(
     settings: Sequence[Optimisation], train: LabelledImages, workers: int, shown: Display
-) -> dict[tuple[Any, ...], Stream]:
+) -> dict[tuple[Any, ...], BatchStream]:
     """One stream for each kind of batches that several runs see."""
-    kinds, made = [_batches(its) for its in settings], dict[tuple[Any, ...], Stream]()
+    kinds, made = [_batches(its) for its in settings], dict[tuple[Any, ...], BatchStream]()
     for kind, its in zip(kinds, settings, strict=True):
         if kinds.count(kind) > 1 and kind not in made:
             device = accelerator(its.precision, its.device).device
-            made[kind] = Stream(batches_of(_decoded(train, its, shown), its, workers, device))
+            made[kind] = BatchStream(batches_of(_decoded(train, its, shown), its, workers, device))
     return made
 
 
@@ -130,8 +130,8 @@ def _decoded(train: LabelledImages, settings: Optimisation, shown: Display) -> L
 
 
 def _keep_what_is_read(
-    members: Sequence[Member],
-    streams: Mapping[tuple[Any, ...], Stream],
+    members: Sequence[ConcurrentRun],
+    streams: Mapping[tuple[Any, ...], BatchStream],
     train: LabelledImages,
     val: LabelledImages | None,
     workers: int,

@@ -16,8 +16,8 @@ from tests.unit.training.material import Patches, same, weights
 from vpeft.acceleration.batched_adapters import Batched
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import Method, get
+from vpeft.training.concurrent_run import Run
 from vpeft.training.fit import fit
-from vpeft.training.member import Run
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.result import Result
 from vpeft.training.together import fit_together

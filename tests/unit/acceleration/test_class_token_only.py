@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vpeft
 from tests.models import tiny_vit
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.apply import accelerate
+from vpeft.method import Method
 from vpeft.methods import get
-from vpeft.methods.method import Method
 
 
 def products(method: Method, choice: str) -> int:

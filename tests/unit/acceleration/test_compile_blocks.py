@@ -17,13 +17,13 @@ from torch.nn import functional as F
 import vpeft
 from tests.models import tiny_vit
 from tests.unit.training.material import Patches, tuned_vit, weights
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.apply import accelerate
 from vpeft.acceleration.names import FOR_MEMORY, NAMES, wanted
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import get
+from vpeft.training.concurrent_run import Run
 from vpeft.training.fit import fit
-from vpeft.training.member import Run
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.together import fit_together
 

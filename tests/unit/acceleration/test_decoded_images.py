@@ -18,7 +18,7 @@ import vpeft
 from tests.models import tiny_vit
 from tests.unit.data.pictures import pixels
 from tests.unit.training.material import Patches
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.apply import accelerate
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 import vpeft
 from tests.models import tiny_vit
+from vpeft.acceleration.apply import accelerate
 from vpeft.acceleration.bit_masks import DroppedBits, PositiveBits, packed, unpacked
-from vpeft.acceleration.changes import mixed
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.patches import mixed
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import get
 from vpeft.training.fit import fit

@@ -15,15 +15,15 @@ from torch import Tensor
 import vpeft
 from tests.models import tiny_vit
 from tests.unit.training.material import Patches
-from vpeft.acceleration.choose import Accelerated, accelerate
+from vpeft.acceleration.apply import Accelerated, accelerate
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.prefix_store import FACTS, Spec, Store
 from vpeft.acceleration.same_images import why_not_the_same
 from vpeft.data.image_set import ArraySet
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.method import Method
 from vpeft.methods import LinearProbe, LoRA, PartialK
-from vpeft.methods.method import Method
 
 PLAIN = Situation(Patches(12), None, 3, 5, nullcontext)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import vpeft
 from tests.models import FAMILIES, tiny_vit
 from tests.unit.training.material import Patches, tuned_vit
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.apply import accelerate
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import get
 from vpeft.training.fit import fit

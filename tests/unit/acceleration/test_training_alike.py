@@ -102,8 +102,8 @@ def test_low_memory_gives_the_same_bits() -> None:
 
 @pytest.mark.parametrize("choice", ["fused_low_rank", "class_token_only", "fused_low_rank,low_memory"])
 def test_in_bfloat16_gradients_agree_to_its_rounding(choice: str) -> None:
-    from vpeft.acceleration.choose import accelerate
-    from vpeft.acceleration.proof import OffZero, behaviour, difference, two_images
+    from vpeft.acceleration.apply import accelerate
+    from vpeft.acceleration.equivalence import OffZero, behaviour, difference, two_images
 
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16)
@@ -142,7 +142,7 @@ def test_a_run_is_taken_up_again_bit_by_bit(tmp_path: Path) -> None:
 
 
 def test_low_memory_keeps_much_less() -> None:
-    from vpeft.acceleration.choose import accelerate
+    from vpeft.acceleration.apply import accelerate
     from vpeft.training.memory import saved_bytes
 
     tuned = tuned_with("lora", {"rank": 2}).train()
@@ -156,7 +156,7 @@ def test_low_memory_keeps_much_less() -> None:
 
 
 def test_a_second_derivative_is_refused_and_not_wrong() -> None:
-    from vpeft.acceleration.choose import accelerate
+    from vpeft.acceleration.apply import accelerate
 
     tuned = tuned_with("lora", {"rank": 2}).train()
     made = accelerate(tuned, "fused_low_rank")
@@ -169,7 +169,7 @@ def test_a_second_derivative_is_refused_and_not_wrong() -> None:
 
 
 def test_what_would_draw_other_random_numbers_is_refused() -> None:
-    from vpeft.acceleration.choose import accelerate
+    from vpeft.acceleration.apply import accelerate
 
     # Eight units with p = 0.1: the masks of two images are the same often enough to hide it from the numbers.
     made = accelerate(tuned_with("adapter", {}).train(), "class_token_only")

@@ -19,7 +19,7 @@ from vpeft.methods import Method, PrefixTuning
 
 
 class Plain(nn.Module):
-    """Changes nothing; counts how often each step is shown."""
+    """Patches nothing; counts how often each step is shown."""
 
     def __init__(self) -> None:
         super().__init__()

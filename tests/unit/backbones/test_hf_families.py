@@ -16,7 +16,8 @@ import vpeft
 from tests.models import images_for, tiny_vit
 from vpeft.injection.carry_out import carry_out
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.methods import LoRA, registry
+from vpeft.method import get_method
+from vpeft.methods import LoRA
 
 pytest.importorskip("transformers")
 
@@ -50,7 +51,7 @@ def test_edits_of_the_core_are_the_same_on_both_attention_kernels(name: str) -> 
         torch.manual_seed(0)
         model: Any = KERNELS[name]()
         model.set_attn_implementation(kernel)
-        tuned = _trained(model, registry.get("prefix_tuning")(length=2))
+        tuned = _trained(model, get_method("prefix_tuning")(length=2))
         features.append(tuned.features(images_for(model)))
         with tuned.disable():
             plain = tuned.features(images_for(model))
@@ -62,7 +63,7 @@ def test_a_kernel_that_shows_no_keys_is_refused_with_a_sentence() -> None:
     model: Any = models.siglip()
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(vpeft.VpeftError, match=r"runs the attention 'flex_attention'.*eager, sdpa.*set_attn_impl"):
-        _trained(model, registry.get("prefix_tuning")(length=2)).features(images_for(model))
+        _trained(model, get_method("prefix_tuning")(length=2)).features(images_for(model))
 
 
 class Doubled(nn.Module):
@@ -111,7 +112,7 @@ def test_prompts_in_beit_have_no_relative_position() -> None:
     """One layer by hand: bias 0 where a prompt asks or is asked, and nothing else moves."""
     model: Any = models.beit(num_hidden_layers=1)
     images = images_for(model)
-    tuned = _trained(model, registry.get("vpt_deep")(tokens=3))
+    tuned = _trained(model, get_method("vpt_deep")(tokens=3))
     prompts = next(p for key, p in tuned.trainable() if not key.startswith("head.")).detach().reshape(1, 3, -1)
     with tuned.disable():
         x = model.embeddings(images)
@@ -137,7 +138,7 @@ def test_prompts_in_beit_have_no_relative_position() -> None:
 @pytest.mark.parametrize("name", ["prefix_tuning", "vpt_deep"])
 @pytest.mark.parametrize("make", [models.beit, models.swin, models.swinv2], ids=["beit", "swin", "swinv2"])
 def test_classes_made_at_run_time_are_copied_and_pickled(make: Callable[[], nn.Module], name: str) -> None:
-    tuned = _trained(make(), registry.get(name)())
+    tuned = _trained(make(), get_method(name)())
     images = images_for(tuned.backbone)
     for twin in (copy.deepcopy(tuned), pickle.loads(pickle.dumps(tuned))):
         assert torch.equal(twin(images), tuned(images))
@@ -170,11 +171,11 @@ def timm_to_transformers(vit: nn.Module) -> nn.Module:
 def test_an_adapter_of_timms_vit_gives_the_same_on_the_twin_of_transformers(method: str) -> None:
     vit = tiny_vit()
     twin, images = copy.deepcopy(vit), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    source = _trained(vit, registry.get(method)())
+    source = _trained(vit, get_method(method)())
     with source.disable():
         plain = source.features(images)
     target = vpeft.tune(
-        timm_to_transformers(twin), registry.get(method)(), num_classes=3, verify=False, show=False
+        timm_to_transformers(twin), get_method(method)(), num_classes=3, verify=False, show=False
     ).eval()
     with target.disable():
         assert torch.allclose(target.features(images), plain, atol=1e-5)
@@ -208,10 +209,10 @@ def test_models_of_a_known_structure_are_described_as_well(name: str) -> None:
     assert set(owned) | apart == {id(p) for p in model.parameters()}
     stored = Path(__file__).parent / "place_names" / f"{name}.txt"
     assert [place.name for place in backbone.places()] == stored.read_text().splitlines()
-    vpeft.tune(model, LoRA(rank=2, targets=("fc1", "fc2")), registry.get("ssf")(), num_classes=3, show=False)
+    vpeft.tune(model, LoRA(rank=2, targets=("fc1", "fc2")), get_method("ssf")(), num_classes=3, show=False)
 
 
 @pytest.mark.parametrize(("name", "why"), [("segformer", "convolution over the grid"), ("hiera", "mask units")])
 def test_prompts_are_refused_with_the_reason(name: str, why: str) -> None:
     with pytest.raises(vpeft.MissingPlace, match=f"cannot insert_tokens: .*{why}"):
-        vpeft.tune(getattr(models, name)(), registry.get("vpt_deep")(), verify=False, show=False)
+        vpeft.tune(getattr(models, name)(), get_method("vpt_deep")(), verify=False, show=False)

@@ -175,7 +175,7 @@ def test_a_shift_of_keys_that_have_no_bias_is_not_merged() -> None:
 def test_a_whole_clip_says_which_tower_and_its_text_tower_is_live() -> None:
     import open_clip
 
-    from vpeft.backbones.open_clip_text import text_tower
+    from vpeft.backbones.families.open_clip_text import text_tower
 
     vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 1, "head_width": 32}
     text = {"context_length": 8, "vocab_size": 40, "width": 32, "heads": 2, "layers": 2}

@@ -14,7 +14,7 @@ from tests.families import EVERY
 from tests.families.timm_hybrids import tiny_byobnet
 from tests.models import images_for
 from tests.unit.training.material import Patches
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.apply import accelerate
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.backbones.edits import Edit
 from vpeft.methods import LAST, LST, SCT, FullFinetuning, LNTune, LoRA, Method, PartialK, PrefixTuning

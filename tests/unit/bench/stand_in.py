@@ -16,8 +16,8 @@ import numpy as np
 
 from vpeft.bench.engine import Assignment
 from vpeft.bench.key import MethodSpec, Numerics
-from vpeft.bench.record import Costs, Scores
-from vpeft.bench.sealed import Images, Trained
+from vpeft.bench.record import Costs, RecordedScores
+from vpeft.bench.sealed import SplitArrays, Trained
 from vpeft.errors import VpeftError, nearest
 
 FIELDS: dict[str, dict[str, object]] = {
@@ -42,11 +42,13 @@ class Means:
     costs: Costs
     history: tuple[dict[str, float], ...]
 
-    def evaluate(self, images: Images, split: str) -> Scores:
+    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
         flat = images.pixels.reshape(len(images.pixels), -1).astype(np.float64)
         distance = ((flat[:, None] - self.centres[None]) ** 2).mean(axis=2)
         right = distance.argmin(axis=1) == images.labels
-        return Scores(split=split, top1=float(right.mean()), loss=float(distance.min(axis=1).mean()), count=len(right))
+        return RecordedScores(
+            split=split, top1=float(right.mean()), loss=float(distance.min(axis=1).mean()), count=len(right)
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,11 @@ class StandIn:
             stream.write(f"{what} {key} {os.getpid()}\n")
 
     def train(
-        self, assignment: Assignment, train: Images, val: Images | None, after_epoch: Callable[[Trained], None] | None
+        self,
+        assignment: Assignment,
+        train: SplitArrays,
+        val: SplitArrays | None,
+        after_epoch: Callable[[Trained], None] | None,
     ) -> Means:
         identity = assignment.identity
         key = identity.key()

@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from vpeft.bench.engine import Assignment
-from vpeft.bench.held import Held
 from vpeft.bench.key import Identity, MethodSpec
 from vpeft.bench.protocol import Point
-from vpeft.bench.record import Scores
-from vpeft.bench.sealed import Images
-from vpeft.bench.vpeft_engine import VpeftEngine
+from vpeft.bench.record import RecordedScores
+from vpeft.bench.sealed import SplitArrays
+from vpeft.bench.shared_cache import Held
+from vpeft.bench.trainer import VpeftEngine
 from vpeft.data.preprocessing import Preprocessing
 
 LABELS = ("a", "b", "c")
 
 
-def pictures(count: int, seed: int) -> Images:
+def pictures(count: int, seed: int) -> SplitArrays:
     drawn = np.random.default_rng(seed)
-    return Images(drawn.integers(0, 255, (count, 16, 16, 3), dtype=np.uint8), np.arange(count, dtype=np.int64) % 3)
+    return SplitArrays(drawn.integers(0, 255, (count, 16, 16, 3), dtype=np.uint8), np.arange(count, dtype=np.int64) % 3)
 
 
 TRAIN, TEST = pictures(13, 0), pictures(8, 1)
@@ -43,7 +43,7 @@ class Counting:
         monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
 
 
-def run(engine: VpeftEngine, folder: Path, method: str, lr: float, seed: int) -> tuple[list[Any], Scores, Any]:
+def run(engine: VpeftEngine, folder: Path, method: str, lr: float, seed: int) -> tuple[list[Any], RecordedScores, Any]:
     identity = Identity(
         purpose="search",
         task="t/t",
@@ -91,7 +91,7 @@ def test_scores_come_from_records_where_there_are_some(tmp_path: Path, monkeypat
 def test_sets_are_told_apart_by_their_content(monkeypatch: pytest.MonkeyPatch) -> None:
     held, prepared = Held(), Preprocessing(size=(16, 16))
     first = held.images(TRAIN, LABELS, prepared, "none", 0)
-    again = Images(TRAIN.pixels.copy(), TRAIN.labels.copy())
+    again = SplitArrays(TRAIN.pixels.copy(), TRAIN.labels.copy())
     assert held.images(again, LABELS, prepared, "none", 5) is first
     again.labels[0] = 2
     assert held.images(again, LABELS, prepared, "none", 0) is not first

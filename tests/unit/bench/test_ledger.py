@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vpeft.bench.ledger import Ledger, LedgerError, LostLease, open_ledger
-from vpeft.bench.record import Failure, RunRecord, Scores, State
+from vpeft.bench.record import Failure, RecordedScores, RunRecord, State
 
 from .test_key import IDENTITY
 
@@ -26,7 +26,7 @@ def a_record(seed: int = 0, **rest: object) -> RunRecord:
 
 def test_a_record_comes_back_as_it_went(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger")
-    record = a_record(state=State.done, scores=Scores(split="test", top1=0.75, loss=0.5, count=100))
+    record = a_record(state=State.done, scores=RecordedScores(split="test", top1=0.75, loss=0.5, count=100))
     lease = ledger.claim(record.key)
     assert lease is not None
     with lease:

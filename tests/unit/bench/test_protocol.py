@@ -6,7 +6,7 @@ import pytest
 
 from vpeft.bench.key import MethodSpec, digest
 from vpeft.bench.protocol import PROTOCOLS, Grid, Point, Protocol, SearchFailed, UnknownProtocol, choose, protocol
-from vpeft.bench.record import Failure, RunRecord, Scores, State
+from vpeft.bench.record import Failure, RecordedScores, RunRecord, State
 from vpeft.training.optimisation import Optimisation
 
 from .test_ledger import a_record
@@ -60,7 +60,7 @@ def searched(
 ) -> tuple[Point, RunRecord]:
     if top1 is None:
         return point, a_record(state=State.failed, error=Failure(kind="E", message="boom"))
-    return point, a_record(state=State.done, scores=Scores(split=split, top1=top1, loss=loss))
+    return point, a_record(state=State.done, scores=RecordedScores(split=split, top1=top1, loss=loss))
 
 
 A, B, C = *Grid(lr=(3e-3, 1e-3), weight_decay=(0.0,)).points(), Point(lr=1e-2, weight_decay=0.0)

@@ -17,7 +17,7 @@ from vpeft.bench import BenchConfig, Ledger, RunRecord, State, run_bench
 from vpeft.bench.engine import Assignment
 from vpeft.bench.execute import out_of_memory
 from vpeft.bench.plan import UnknownSetting, make_plan
-from vpeft.bench.sealed import Images
+from vpeft.bench.sealed import SplitArrays
 from vpeft.bench.suite import UnknownSuite, UnknownTask
 from vpeft.bench.suites import open_task, suites
 from vpeft.errors import VpeftError
@@ -181,7 +181,9 @@ def test_departures_from_the_protocol_are_other_runs_and_say_so(tmp_path: Path) 
 
 def test_an_interrupt_leaves_the_run_planned(tmp_path: Path) -> None:
     class Interrupted(StandIn):
-        def train(self, assignment: Assignment, train: Images, val: Images | None, after_epoch: object) -> object:
+        def train(
+            self, assignment: Assignment, train: SplitArrays, val: SplitArrays | None, after_epoch: object
+        ) -> object:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

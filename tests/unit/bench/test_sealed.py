@@ -9,12 +9,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from vpeft.bench.record import Scores
-from vpeft.bench.sealed import FinalEvaluator, Images, SealedTest, TestSetSealed
+from vpeft.bench.record import RecordedScores
+from vpeft.bench.sealed import FinalEvaluator, SealedTest, SplitArrays, TestSetSealed
 
 from .test_key import IDENTITY
 
-SPLIT = Images(np.zeros((4, 2, 2, 3), np.uint8), np.array([0, 1, 0, 1]))
+SPLIT = SplitArrays(np.zeros((4, 2, 2, 3), np.uint8), np.array([0, 1, 0, 1]))
 
 
 def sealed() -> SealedTest:
@@ -25,10 +25,10 @@ class Model:
     def __init__(self, *top1: float) -> None:
         self.top1, self.seen = list(top1), 0
 
-    def evaluate(self, images: Images, split: str) -> Scores:
+    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
         assert images is SPLIT
         self.seen += 1
-        return Scores(split=split, top1=self.top1.pop(0))
+        return RecordedScores(split=split, top1=self.top1.pop(0))
 
 
 @pytest.mark.parametrize(

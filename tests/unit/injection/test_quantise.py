@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import vpeft
 from tests.models import FAMILIES, tiny_vit
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.apply import accelerate
 from vpeft.injection.adapter_file import BadAdapterFile, read_manifest, weights_digest
 from vpeft.injection.merge import CannotMerge
 from vpeft.injection.quantise import CannotQuantise, Quantised, levels, quantise

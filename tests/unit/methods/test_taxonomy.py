@@ -8,9 +8,8 @@ from typing import get_args
 
 import pytest
 
+from vpeft.method import _METHODS, Category, Family, Method, register
 from vpeft.methods import all_methods
-from vpeft.methods.method import Method
-from vpeft.methods.registry import _METHODS, Category, Family, register
 
 # Only the package's own: other tests and the examples register methods too.
 METHODS = {name: kind for name, kind in all_methods().items() if kind.__module__.startswith("vpeft.")}

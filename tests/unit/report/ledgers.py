@@ -7,7 +7,7 @@ from typing import Any
 
 from vpeft.bench.key import Identity, MethodSpec, digest
 from vpeft.bench.ledger import Ledger
-from vpeft.bench.record import Chosen, Costs, Failure, Provenance, RunRecord, Scores, State
+from vpeft.bench.record import Chosen, Costs, Failure, Provenance, RecordedScores, RunRecord, State
 
 TASKS = {"flags": "natural", "photos": "natural", "count": "structured"}
 PARAMETERS = {"linear_probe": 0, "lora": 60_000, "ssf": 20_000, "full_finetuning": 2_000_000}
@@ -53,7 +53,7 @@ def a_run(
             "state": State.done,
             "finished": f"2026-11-21T10:0{seed}:00+00:00",
             "chosen": Chosen(lr=2e-3, weight_decay=1e-4, rule="stated"),
-            "scores": Scores(split="test", top1=top1, count=1200),
+            "scores": RecordedScores(split="test", top1=top1, count=1200),
             "costs": Costs(
                 trainable=trainable,
                 trainable_with_head=trainable + 1610,

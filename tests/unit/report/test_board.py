@@ -7,7 +7,7 @@ import pytest
 
 from vpeft.bench.key import digest
 from vpeft.bench.ppt import ppt
-from vpeft.bench.record import Scores, State
+from vpeft.bench.record import RecordedScores, State
 from vpeft.report.board import boards
 
 from .ledgers import TASKS, a_failure, a_run, grid
@@ -106,7 +106,7 @@ def test_changed_data_is_another_column() -> None:
 
 
 def test_search_runs_are_not_results() -> None:
-    record = a_run("lora", identity={"purpose": "search"}, scores=Scores(split="val", top1=0.99))
+    record = a_run("lora", identity={"purpose": "search"}, scores=RecordedScores(split="val", top1=0.99))
     assert boards([record]) == []
 
 
@@ -138,7 +138,7 @@ def test_one_seed_has_no_deviation() -> None:
 
 
 def test_the_inflation_of_selecting_on_the_test_set() -> None:
-    scores = Scores(split="test", top1=0.5, legacy_best_on_test=0.53)
+    scores = RecordedScores(split="test", top1=0.5, legacy_best_on_test=0.53)
     (board,) = boards([a_run("lora", scores=scores), a_run("ssf")])
     found = {row.label: row.inflation for row in board.rows}
     assert found["lora"] == pytest.approx(0.03)

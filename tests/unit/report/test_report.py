@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from vpeft.bench.ledger import LedgerError
-from vpeft.bench.record import RunRecord, Scores
+from vpeft.bench.record import RecordedScores, RunRecord
 from vpeft.report import make_report
 from vpeft.report.board import boards
 from vpeft.report.figure import COLOURS, as_png, as_svg, points
@@ -121,7 +121,7 @@ def test_failures_are_shown_with_their_error_and_escaped(tmp_path: Path) -> None
 def test_inflation_has_a_column_only_where_it_was_recorded(tmp_path: Path) -> None:
     text, _ = page_of(tmp_path, FULL)
     assert ">inflation<" not in text
-    scores = Scores(split="test", top1=0.5, legacy_best_on_test=0.531)
+    scores = RecordedScores(split="test", top1=0.5, legacy_best_on_test=0.531)
     text, _ = page_of(tmp_path / "other", [a_run("lora", scores=scores)])
     assert ">inflation<" in text
     assert "+3.10" in text

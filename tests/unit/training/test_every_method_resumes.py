@@ -13,7 +13,7 @@ from tests.contract.matrix import cell_or_refusal
 from tests.models import tiny_vit
 from tests.unit.training.material import Patches, same, weights
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.methods import registry
+from vpeft.method import Method, get_method, method_names
 from vpeft.training.fit import fit
 from vpeft.training.optimisation import Optimisation
 
@@ -45,14 +45,14 @@ def tuned(name: str, seed: int) -> TunedModel:
     return vpeft.tune(model, cell.method, num_classes=3, show=False, verify=False)
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", method_names())
 def test_it_goes_on_bit_by_bit(name: str, tmp_path: Path) -> None:
     whole = tuned(name, 0)
     fit(whole, Patches(22, noise=0.3), optimisation=SETTINGS, progress=False)
 
     broken = Crashing(22, noise=0.3)
     # Methods that look at the data first use up one epoch of accesses before the first step.
-    prepares = registry.get(name).prepare is not registry.Method.prepare
+    prepares = get_method(name).prepare is not Method.prepare
     broken.left = 22 + 4 + (22 if prepares else 0)
     with pytest.raises(Crash):
         fit(tuned(name, 0), broken, optimisation=SETTINGS, out=tmp_path, progress=False)

@@ -12,7 +12,7 @@ import vpeft
 from tests.contract.matrix import cell_or_refusal
 from tests.families import EVERY
 from tests.models import FAMILIES, tiny_vit
-from vpeft.acceleration.choose import accelerate
+from vpeft.acceleration.apply import accelerate
 from vpeft.cli import main
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import all_methods, get

@@ -11,11 +11,11 @@ from PIL import Image
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
-from vpeft.training.passes import Opened, Reading, passes, said
+from vpeft.training.grouping import DataReading, Opened, passes, said
 
 
-def reading(run: str, size: int = 32, **data: Any) -> Reading:
-    return Reading(run, DataConfig.model_validate({"source": "photos", **data}), Preprocessing(size=(size, size)))
+def reading(run: str, size: int = 32, **data: Any) -> DataReading:
+    return DataReading(run, DataConfig.model_validate({"source": "photos", **data}), Preprocessing(size=(size, size)))
 
 
 def test_runs_that_read_alike_go_together() -> None:

@@ -12,9 +12,8 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from vpeft.cli import main
+from vpeft.method import Evolution, NoSearch
 from vpeft.methods import NOAH
-from vpeft.methods.evolution import Evolution
-from vpeft.methods.method import NoSearch
 from vpeft.training import search
 from vpeft.training.recipe import Recipe
 from vpeft.training.search import CannotSearch, run_search, searchable

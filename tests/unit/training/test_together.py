@@ -21,10 +21,10 @@ from vpeft.data.datasets import open_data
 from vpeft.data.image_set import ArraySet, ImageSet
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.methods.method import Method
+from vpeft.method import Method
 from vpeft.training.batches import LabelledImages
+from vpeft.training.concurrent_run import Run
 from vpeft.training.fit import UnsuitableSettings, fit
-from vpeft.training.member import Run
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.result import Result
 from vpeft.training.together import fit_together

@@ -12,7 +12,7 @@ from collections import Counter
 
 import numpy as np
 
-from vpeft.bench.sealed import Images
+from vpeft.bench.sealed import SplitArrays
 from vpeft.bench.suite import BenchTask, Suite, Tier, make_task
 from vpeft.errors import need_extra
 
@@ -36,7 +36,7 @@ def _open(name: str) -> BenchTask:
         seen[int(labels[index])] += 1
     order.sort(key=lambda index: turn[index])
     parts = order[:TRAIN], order[TRAIN : TRAIN + VAL], order[TRAIN + VAL :]
-    train, val, test = (Images(pixels[part], labels[part]) for part in parts)
+    train, val, test = (SplitArrays(pixels[part], labels[part]) for part in parts)
     return make_task("digits", name, "handwriting", tuple(str(digit) for digit in range(10)), train, val, test)
 
 

@@ -5,7 +5,7 @@ The tasks, their groups and how they are made are in `vpeft.data.pocket`, which 
 
 from __future__ import annotations
 
-from vpeft.bench.sealed import Images
+from vpeft.bench.sealed import SplitArrays
 from vpeft.bench.suite import BenchTask, Suite, Tier, make_task
 from vpeft.data.pocket import digest, pocket_tasks
 from vpeft.data.pocket.task import stored_digests
@@ -18,7 +18,7 @@ class OtherPictures(VpeftError):
 
 def _open(name: str) -> BenchTask:
     task = pocket_tasks()[name]
-    splits = {split: Images(*pair) for split, pair in task.splits().items()}
+    splits = {split: SplitArrays(*pair) for split, pair in task.splits().items()}
     for split, images in splits.items():
         stored, found = stored_digests().get(name, {}).get(split), digest(*images)
         if stored is not None and found != stored:

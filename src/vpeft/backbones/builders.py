@@ -1,0 +1,185 @@
+"""The nouns that every family is described with: projections, norms, sites and branches made from live modules.
+
+A `Where` carries what neighbouring places share (depth, layout, grid, prefix, stride), so that a family's file states
+it once per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+from torch import nn
+
+from .edits import Verb
+from .places import Norm, Place, Projection, ResidualStream, Rewrites, Site, Span, stored_weight
+from .points import Layout, Point
+from .rewrites import STANDARDISED, weight_rewrite
+from .rows import Rows
+from .tokens import TokenCarrier
+
+HIDDEN: frozenset[Verb] = frozenset({"before", "after", "parallel", "tap"})
+
+
+class _Shared(TypedDict):
+    layout: Layout
+    depth: int
+    grid: tuple[int, int] | None
+    prefix: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Where:
+    """What places of one block or stage have in common; see `Place` for each field."""
+
+    depth: int
+    layout: Layout
+    grid: tuple[int, int] | None = None
+    prefix: int = 0
+    stride: int = 1
+
+    def shared(self, layout: Layout | None = None) -> _Shared:
+        return _Shared(
+            layout=layout or self.layout, depth=self.depth, grid=self.grid, prefix=self.prefix, stride=self.stride
+        )
+
+    def but(self, layout: Layout, prefix: int | None = None) -> Where:
+        """The same place in the network, laid out differently."""
+        return replace(self, layout=layout, prefix=self.prefix if prefix is None else prefix)
+
+
+def own_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """A module's direct parameters as own parameters of a place."""
+    return {name: (module, name) for name, value in module._parameters.items() if value is not None}
+
+
+def inner_parameters(prefix: str, module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """All parameters inside a small network, under dotted names, as own parameters of the place that it serves."""
+    return {
+        f"{prefix}.{path}.{name}" if path else f"{prefix}.{name}": target
+        for path, inner in module.named_modules()
+        for name, target in own_parameters(inner).items()
+    }
+
+
+def projection(
+    name: str, module: nn.Module, where: Where, rows: Rows | tuple[int, int] | None = None, width_in: int = 0
+) -> Projection:
+    """A linear or convolution that the model runs as a module; with `rows`, a slice of its outputs."""
+    weight = stored_weight(module)
+    groups = module.groups if isinstance(module, nn.Conv2d) else 1
+    rewrite, rows = weight_rewrite(module), Rows(*rows) if isinstance(rows, tuple) else rows
+    verbs: set[Verb] = {"after", "parallel", "tap"}
+    if rows is None:
+        verbs |= {"before", "unfreeze"}
+    if rewrite:
+        verbs.add("reparametrize")
+    return Projection(
+        name=name,
+        width=weight.shape[0] if rows is None else rows.count,
+        width_in=width_in or weight.shape[1] * groups,
+        enter=Point(module, "input"),
+        exit=Point(module, "output"),
+        verbs=frozenset(verbs),
+        own=own_parameters(module) if rows is None else {},
+        rewrites={"reparametrize": rewrite},
+        module=module,
+        rows=rows,
+        standardised=type(module) in STANDARDISED,
+        **where.shared(),
+    )
+
+
+def norm(name: str, module: nn.Module, where: Where, width: int, consumers: tuple[Projection, ...] = ()) -> Norm:
+    """A normalisation layer; `consumers` are the projections that alone read it."""
+    return Norm(
+        name=name,
+        width=width,
+        enter=Point(module, "input"),
+        exit=Point(module, "output"),
+        verbs=HIDDEN | {"unfreeze"},
+        own=own_parameters(module),
+        consumers=consumers,
+        **where.shared(),
+    )
+
+
+def site(
+    name: str,
+    kind: type[Site],
+    enter: Point,
+    exit: Point,
+    where: Where,
+    width: int,
+    parts: Mapping[str, Place],
+    own: dict[str, tuple[nn.Module, str]] | None = None,
+    consumers: tuple[Projection, ...] = (),
+) -> Site:
+    """A sub-layer (attention or MLP) from its input to its output, with what is inside."""
+    return kind(
+        name=name,
+        width=width,
+        enter=enter,
+        exit=exit,
+        verbs=HIDDEN | {"unfreeze"},
+        own=own or {},
+        parts=dict(parts),
+        consumers=consumers,
+        **where.shared(),
+    )
+
+
+def branch(name: str, enter: Point, exit: Point, where: Where, width: int, steps: tuple[nn.Module, ...] = ()) -> Span:
+    """A residual branch from its norm to just before the add: after LayerScale and drop path."""
+    return Span(
+        name=name,
+        width=width,
+        enter=enter,
+        exit=exit,
+        verbs=HIDDEN | {"wrap"},
+        nesting=3,
+        steps=steps,
+        **where.shared(),
+    )
+
+
+def skip(name: str, around: Span, where: Where) -> Site:
+    """The identity shortcut beside a branch."""
+    return Site(
+        name=name,
+        width=around.width,
+        enter=around.enter,
+        exit=around.exit,
+        verbs=frozenset({"replace"}),
+        nesting=3,
+        **where.shared(),
+    )
+
+
+def stream(name: str, around: Span, where: Where) -> ResidualStream:
+    """The residual stream after a branch was added to it."""
+    return ResidualStream(
+        name=name,
+        width=around.width,
+        enter=None,
+        exit=None,
+        verbs=frozenset({"after"}),
+        nesting=3,
+        around=around,
+        **where.shared(),
+    )
+
+
+def span_verbs(carrier: TokenCarrier | None) -> frozenset[Verb]:
+    """What a block, a stage or the trunk offers: tokens only where something can carry them."""
+    verbs: set[Verb] = {"before", "after", "wrap", "tap", "unfreeze"}
+    if carrier is not None:
+        verbs.add("insert_tokens")
+    return frozenset(verbs)
+
+
+def token_rewrites(pairs: tuple[tuple[nn.Module, type[nn.Module]], ...]) -> Rewrites:
+    """The re-expressions that carrying tokens needs."""
+    return {"insert_tokens": pairs} if pairs else {}

@@ -1,0 +1,212 @@
+"""The engine that the benchmark uses unless it is given another: vpeft's own backbones, methods and training."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vpeft.backbones.create import create_backbone
+from vpeft.backbones.describe import describe
+from vpeft.bench.engine import Assignment
+from vpeft.bench.key import MethodSpec, Numerics
+from vpeft.bench.record import Costs, RecordedScores
+from vpeft.bench.sealed import SplitArrays, Trained
+from vpeft.bench.shared_cache import Held, KeptTensors
+from vpeft.data.image_set import ImageSet
+from vpeft.data.preprocessing import Preprocessing
+from vpeft.injection.adapter_file import weights_digest
+from vpeft.injection.tune import tune
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.method import get_method
+from vpeft.training.evaluate import evaluate
+from vpeft.training.fit import fit
+from vpeft.training.machine import accelerator
+from vpeft.training.memory import saved_bytes
+from vpeft.training.optimisation import Optimisation, Precision
+from vpeft.training.randomness import derived_seed, seed_everything, untouched_randomness
+from vpeft.training.result import EpochRecord, Result
+
+# Images at a time when testing; no influence on the scores but for rounding.
+TEST_BATCH = 250
+# A run's key does not tell how it was computed, so of what saves work the benchmark takes only what repeats the very
+# computation: elsewhere sums are taken in another order.
+ACCELERATION = "frozen_prefix"
+# Before a backbone's name: the same architecture with random weights, the floor below every pre-trained one.
+RANDOM = "random:"
+
+
+@dataclass(frozen=True)
+class VpeftEngine:
+    """Trains with `vpeft.tune` and `vpeft.fit`. `accelerated` False stays on the processor.
+
+    Runs of one engine share the images as tensors and the outputs of what is frozen, in `held`: the points of a grid
+    and the seeds of a method pass the images through the trunk once.
+    """
+
+    accelerated: bool = True
+    precision: Precision = "fp32"
+    held: Held = field(default_factory=Held, compare=False, repr=False, kw_only=True)
+
+    @property
+    def numerics(self) -> Numerics:
+        return Numerics(device=self._device().type, precision=self.precision)
+
+    def _device(self) -> torch.device:
+        return torch.device(accelerator(self.precision, "auto" if self.accelerated else "cpu").device)
+
+    def device(self) -> str:
+        device = self._device()
+        if device.type == "cuda":
+            return torch.cuda.get_device_name(device)
+        return "" if device.type == "cpu" else device.type
+
+    def weights(self, backbone: str) -> str:
+        return _digest(backbone)
+
+    def resolve(self, method: MethodSpec) -> MethodSpec:
+        made = get_method(method.name)(**method.fields)
+        return MethodSpec(name=method.name, fields=made.model_dump(mode="json"))
+
+    def train(
+        self,
+        assignment: Assignment,
+        train: SplitArrays,
+        val: SplitArrays | None,
+        after_epoch: Callable[[Trained], None] | None,
+    ) -> TrainedModel:
+        identity = assignment.identity
+        model = copy.deepcopy(_backbone(identity.backbone))
+        settings, augmentation = self._settings(assignment)
+        prepared = Preprocessing.from_model(model)
+        methods = [get_method(method.name)(**method.fields) for method in identity.methods]
+        with untouched_randomness():
+            # The same start for all methods as far as they share it, and whatever ran before in this process.
+            seed_everything(derived_seed(identity.seed, "start"))
+            tuned = tune(model, *methods, num_classes=len(assignment.labels), show=False)
+        images = self.held.images(train, assignment.labels, prepared, augmentation, identity.seed)
+
+        def scored(now: TunedModel, record: EpochRecord) -> None:
+            if after_epoch is not None:
+                after_epoch(TrainedModel(now, assignment.labels, prepared, self.precision))
+
+        _forget_peak()
+        result = fit(
+            tuned,
+            images,
+            # Nothing is decided by it: the last epoch counts. So it costs nothing either.
+            None,
+            optimisation=settings,
+            out=assignment.folder,
+            progress=False,
+            after_epoch=scored if after_epoch is not None else None,
+            identity={"run": identity.key()},
+            shared=self.held.training,
+        )
+        if result.state == "stopped":
+            # `fit` has turned the signal into a checkpoint and an ordinary return. The benchmark is to stop, too; the
+            # run stays planned and goes on from the checkpoint next time.
+            raise KeyboardInterrupt(result.reason or "stopped")
+        trained = TrainedModel(tuned, assignment.labels, prepared, self.precision, held=self.held)
+        return replace(
+            trained, costs=_costs(tuned, images, settings, result), history=tuple(map(_plain, result.history))
+        )
+
+    def _settings(self, assignment: Assignment) -> tuple[Optimisation, str]:
+        """How to train, and the augmentation policy, which is a setting of the data."""
+        stated = dict(assignment.identity.optimisation)
+        # Of a searched final run: what was searched. The point is what was found.
+        stated.pop("grid", None)
+        stated.pop("search_seed", None)
+        augmentation = str(stated.pop("augmentation", "none"))
+        settings = {
+            **stated,
+            **assignment.point.model_dump(),
+            "seed": assignment.identity.seed,
+            "precision": self.precision,
+            "device": "auto" if self.accelerated else "cpu",
+            "acceleration": ACCELERATION,
+        }
+        return Optimisation.model_validate(settings), augmentation
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model that `VpeftEngine` trained."""
+
+    tuned: TunedModel
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    precision: Precision
+    costs: Costs = Costs()  # noqa: RUF009 - frozen, so one for all is safe
+    history: tuple[dict[str, float], ...] = ()
+    # Where records are found; none while it is still in training, when records of its own may be in the way.
+    held: Held | None = None
+
+    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
+        dataset = (self.held or Held()).images(images, self.labels, self.preprocessing, "none", 0)
+        if self.held is not None:
+            scores = self.held.scores(self.tuned, dataset, TEST_BATCH, self.precision)
+        else:
+            scores = evaluate(self.tuned, dataset, batch=TEST_BATCH, precision=self.precision)
+        return RecordedScores(
+            split=split, top1=scores.top1, mean_per_class=scores.mean_per_class, loss=scores.loss, count=scores.count
+        )
+
+
+@lru_cache(maxsize=1)
+def _backbone(name: str) -> nn.Module:
+    """The backbone, made once per process; every run gets a copy."""
+    plain = name.removeprefix(RANDOM)
+    with untouched_randomness():
+        seed_everything(0)
+        return create_backbone(plain, pretrained=plain == name).eval()
+
+
+@lru_cache(maxsize=4)
+def _digest(backbone: str) -> str:
+    return weights_digest(describe(_backbone(backbone)))
+
+
+def _costs(tuned: TunedModel, images: ImageSet | KeptTensors, settings: Optimisation, result: Result) -> Costs:
+    plan = tuned.plan()
+    batch = torch.stack([images[index][0] for index in range(min(settings.batch, len(images)))])
+    device = next(tuned.parameters()).device
+    with untouched_randomness():
+        tuned.train()
+        try:
+            kept = saved_bytes(tuned, batch.to(device))
+        finally:
+            tuned.eval()
+    # The median over epochs: the first one also warms caches and allocators.
+    speed = statistics.median(record.images_per_second for record in result.history)
+    memory = result.peak_memory
+    return Costs(
+        trainable=plan.trainable,
+        trainable_with_head=plan.trainable_with_head,
+        backbone_parameters=plan.backbone_parameters,
+        reach=plan.reach,
+        stored_bytes=plan.bytes_on_disk,
+        saved_bytes=kept,
+        step_seconds=settings.batch / speed,
+        steps=result.steps,
+        peak_memory_bytes=memory.accelerator if memory.accelerator is not None else memory.process,
+    )
+
+
+def _plain(record: EpochRecord) -> dict[str, float]:
+    values = record.model_dump(include={"epoch", "lr", "train_loss", "train_accuracy", "seconds"})
+    return {name: float(value) for name, value in values.items()}
+
+
+def _forget_peak() -> None:
+    """Start the process's peak of resident memory anew, where Linux allows it; else it counts from its start."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

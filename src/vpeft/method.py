@@ -1,0 +1,210 @@
+"""What a method is: a frozen set of hyper-parameters that can state its edits on any backbone; and the list of all.
+
+This file lies below injection, and knows no method: `all_methods` imports the files of vpeft/methods by their names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from .backbones.backbone import Backbone
+from .backbones.edits import Edit
+from .errors import VpeftError, nearest
+
+if TYPE_CHECKING:
+    from .injection.tuned_model import TunedModel
+
+
+class BadField(VpeftError):
+    """A hyper-parameter that the method does not have, or a value that it does not take."""
+
+
+class NoSearch(VpeftError):
+    """The method has nothing to search."""
+
+
+class Evolution(BaseModel):
+    """Sizes of an evolutionary search; the defaults are NOAH's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rounds: int = Field(default=15, ge=0, description="Rounds after the first population.")
+    population: int = Field(default=50, gt=0, description="New candidates of the first population and of each round.")
+    parents: int = Field(default=10, gt=0, description="Best candidates that a round starts from.")
+    crossovers: int = Field(default=25, ge=0, description="Candidates of a round that mix two parents.")
+    mutations: int = Field(default=25, ge=0, description="Candidates of a round that change one parent.")
+    mutate: float = Field(default=0.2, ge=0.0, le=1.0, description="Probability that a part of a candidate changes.")
+    redraw_depth: float = Field(default=0.4, ge=0.0, le=1.0, description="Probability that its depth is drawn anew.")
+    resample: bool = Field(default=False, description="Also draw each width anew, as the paper says, not the code.")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A candidate: the method that trains it alone, its parameters without the head, its score (higher is better)."""
+
+    method: Method
+    parameters: int
+    score: float
+
+
+class Method(BaseModel):
+    """One published idea. Fields are hyper-parameters, and at once flags, recipe keys and the adapter file's header.
+
+    Class attributes, set by `@register` or by the class:
+        name, family, category, paper, year, venue: for lists and records.
+        trains_head_only: the method adds nothing but the head (linear probe).
+        restorable: whether detaching gives the frozen backbone back bit by bit.
+        variants: settings for backbones that lack the places of the defaults; the contract suite tries them in order.
+        exceptions: checks of the contract suite that this method cannot pass: name of the check -> reason.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: ClassVar[str] = ""
+    family: ClassVar[str] = ""
+    category: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    year: ClassVar[int | None] = None
+    venue: ClassVar[str] = ""
+    trains_head_only: ClassVar[bool] = False
+    restorable: ClassVar[bool] = True
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ()
+    exceptions: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise BadField(_explain(type(self), error)) from None
+
+    @abstractmethod
+    def edits(self, backbone: Backbone) -> Iterator[Edit]:
+        """What to change where; pure, nothing is touched yet. A missing place raises `MissingPlace`."""
+
+    @property
+    def starts_as_identity(self) -> bool:
+        """Whether the features at step 0 are those of the frozen backbone (a promise that `verify` checks)."""
+        return True
+
+    def prepare(self, tuned: TunedModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Look at real batches before training, for methods that select by data. The default does nothing."""
+
+    def penalty(self, tuned: TunedModel) -> Tensor | None:
+        """A scalar that joins the loss, or None."""
+        return None
+
+    def advance(self, tuned: TunedModel, progress: float) -> None:
+        """Called before each step with the share of training that is done (0 to 1). The default does nothing."""
+
+    def search(
+        self, tuned: TunedModel, score: Callable[[Method], float], budget: int, evolution: Evolution, seed: int
+    ) -> list[Found]:
+        """Search among settings of this method that share the weights that `tuned` holds; best first.
+
+        Args:
+            tuned: trained with this method (the supernet), in eval mode.
+            score: called with each candidate while `tuned` acts as that one.
+            budget: most trained parameters of a candidate, without the head.
+            evolution: sizes of the search.
+            seed: of its draws; equal arguments and scores give equal candidates in equal order.
+
+        Raises:
+            NoSearch: this method offers none.
+        """
+        raise NoSearch(f"{self.name} offers no search. A method that does overrides `Method.search`, as `NOAH` does.")
+
+
+def _explain(kind: type[Method], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{kind.__name__} has no hyper-parameter {where!r}. {nearest(where, kind.model_fields)}")
+        else:
+            lines.append(f"{kind.__name__}.{where} = {problem['input']!r}: {problem['msg']}.")
+    return " ".join(lines)
+
+
+Category = Literal["baseline", "addition", "partial", "unified", "multi-task"]
+Family = Literal["baseline", "adapter", "prompt", "prefix", "side", "specification", "reparameter", "unified"]
+MethodT = TypeVar("MethodT", bound=type[Method])
+_METHODS: dict[str, type[Method]] = {}
+_CATEGORIES: dict[Family, Category] = {
+    "baseline": "baseline",
+    "adapter": "addition",
+    "prompt": "addition",
+    "prefix": "addition",
+    "side": "addition",
+    "specification": "partial",
+    "reparameter": "partial",
+    "unified": "unified",
+}
+
+
+class UnknownMethod(VpeftError):
+    """No method has this name."""
+
+
+def register(
+    name: str,
+    *,
+    family: Family,
+    paper: str = "",
+    category: Category | None = None,
+    year: int | None = None,
+    venue: str = "",
+) -> Callable[[MethodT], MethodT]:
+    """Enter the decorated class under `name`.
+
+    Args:
+        name: snake case, as the paper calls the method; the file has the same name.
+        family: the survey's family.
+        paper: arXiv number, or the venue where there is none.
+        category: the survey's category; that of the family where it is not given.
+        year: of the publication at `venue`; None for what has no paper of its own.
+        venue: conference or journal, "arXiv" for a preprint, empty where it is not known.
+    """
+
+    def add(kind: MethodT) -> MethodT:
+        taken = _METHODS.get(name)
+        if taken is not None and taken.__qualname__ != kind.__qualname__:
+            raise ValueError(f"The name {name!r} is taken by {taken.__module__}.{taken.__qualname__}.")
+        kind.name, kind.family, kind.paper = name, family, paper
+        kind.category, kind.year, kind.venue = category or _CATEGORIES[family], year, venue
+        _METHODS[name] = kind
+        return kind
+
+    return add
+
+
+def all_methods() -> dict[str, type[Method]]:
+    """Every method by name, sorted."""
+    package = importlib.import_module(f"{__package__}.methods")
+    for found in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{found.name}")
+    return dict(sorted(_METHODS.items()))
+
+
+def method_names() -> list[str]:
+    """The names of all methods, sorted."""
+    return list(all_methods())
+
+
+def get_method(name: str) -> type[Method]:
+    """The method with this name.
+
+    Raises:
+        UnknownMethod: with the nearest names.
+    """
+    known = all_methods()
+    if name not in known:
+        raise UnknownMethod(f"There is no method {name!r}. {nearest(name, known)}")
+    return known[name]

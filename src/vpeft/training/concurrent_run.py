@@ -1,0 +1,167 @@
+"""One run among others: set up as `fit` does it, and stepped by whoever leads them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from vpeft.acceleration import batched_adapters
+from vpeft.acceleration.shared_trunk import BatchStream, SharedRecords
+from vpeft.training.batches import LabelledImages
+from vpeft.training.failures import TrainingFailed
+from vpeft.training.fit import checkpoint_facts, take_up, write_result
+from vpeft.training.interrupts import StopRequest
+from vpeft.training.loop import AfterEpoch, Steps, Training
+from vpeft.training.machine import repeatable_kernels
+from vpeft.training.optimisation import Optimisation
+from vpeft.training.progress import Display
+from vpeft.training.randomness import OwnRandomness
+from vpeft.training.result import Result
+from vpeft.training.step import HasLoss
+
+if TYPE_CHECKING:
+    from vpeft.injection.tuned_model import TunedModel
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of several runs: what a call of `fit` would be given, but for the images.
+
+    Attributes:
+        tuned: a model of its own; what is trained in it belongs to no other run.
+        optimisation: all settings; None takes the defaults.
+        out: folder for its checkpoint and its result: all runs have one, or none.
+        after_epoch, identity, task: as for `fit`.
+        name: how its lines of progress begin.
+    """
+
+    tuned: TunedModel
+    optimisation: Optimisation | None = None
+    out: Path | str | None = None
+    after_epoch: AfterEpoch | None = None
+    identity: dict[str, Any] | None = None
+    task: HasLoss | None = None
+    name: str | None = None
+
+
+class ConcurrentRun:
+    """One run among others."""
+
+    def __init__(self, run: Run, name: str, settings: Optimisation, folder: Path | None, shown: Display) -> None:
+        self.run, self.name, self.settings, self.folder, self.shown = run, name, settings, folder, shown
+        self.result: Result | None = None
+        self._training: Training | None = None
+        self._steps: Steps | None = None
+        self._waits_since: float | None = None
+        self._randomness = OwnRandomness()
+
+    @contextmanager
+    def as_if_alone(self) -> Iterator[None]:
+        """Inside: its own random numbers, and the kernels that it asks for."""
+        with self._randomness(), repeatable_kernels(self.settings.deterministic):
+            yield
+
+    def begin(
+        self,
+        train: LabelledImages,
+        val: LabelledImages | None,
+        workers: int,
+        shared: SharedRecords | None,
+        stream: BatchStream | None,
+    ) -> None:
+        """Set everything up."""
+        with self.as_if_alone():
+            self._training = Training(
+                self.run.tuned,
+                train,
+                val,
+                self.settings,
+                out=self.folder,
+                workers=workers,
+                shown=self.shown,
+                after_epoch=self.run.after_epoch,
+                identity=checkpoint_facts(self.run.tuned, self.folder, self.run.identity),
+                task=self.run.task,
+                shared=shared,
+                stream=stream,
+            )
+
+    def join(self, bit_equal: bool) -> None:
+        """Let others run the model in its steps, from the first one on."""
+        self.training.joins = True
+        if not bit_equal:
+            self.training.identity.setdefault("acceleration", []).append(batched_adapters.NAME)
+
+    def take_up(self) -> None:
+        """Go on from what an interrupted call left."""
+        with self.as_if_alone():
+            take_up(self.training)
+
+    @property
+    def training(self) -> Training:
+        """What `begin` set up."""
+        assert self._training is not None
+        return self._training
+
+    @property
+    def in_step(self) -> bool:
+        """Whether others see the same batches."""
+        return self.training.in_step
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch and batch."""
+        return self.training.at.epoch, self.training.at.batch
+
+    def reads_val_from(self, images: LabelledImages) -> bool:
+        """Whether its validation reads these very images, and no records or kept pixels of them."""
+        return self.training.val is images
+
+    def read_val_from(self, images: LabelledImages) -> None:
+        """Validate on other images, which are the same."""
+        self.training.val = images
+
+    def go_on(self, stop: StopRequest, to_the_end: bool = False) -> None:
+        """Take a step, or all that are left."""
+        self.resume(stop)
+        while to_the_end and self.result is None:
+            self.resume(stop)
+
+    def resume(
+        self, stop: StopRequest, answer: Tensor | None = None, *, error: Exception | None = None, share: float = 0.0
+    ) -> Tensor | None:
+        """Go on to the end of the step, or to what a run that joins others asks for, which is returned.
+
+        `answer` is what it asked for, `error` what happened instead, `share` its part of the seconds that this took.
+        """
+        training = self.training
+        if self._steps is None:
+            self._steps = training.steps(stop)
+        if self._waits_since is not None:
+            training.at.mark += time.perf_counter() - self._waits_since - share
+            self._waits_since = None
+        with self.as_if_alone():
+            try:
+                request = self._steps.send(answer) if error is None else self._steps.throw(error)
+                self._waits_since = None if request is None else time.perf_counter()
+                return request
+            except StopIteration:
+                self.result = training.ended
+            except TrainingFailed as failure:
+                self.result = training.result("failed", str(failure))
+                self.shown.say(f"failed: {failure}")
+        assert self.result is not None
+        write_result(self.folder, self.result)
+        return None
+
+    def close(self) -> None:
+        """Leave the model as `fit` leaves it."""
+        if self._training is not None:
+            self._training.close()
+            self.run.tuned.eval()

@@ -1,0 +1,94 @@
+"""Which runs read the same images in the same way, so that one pass over the images serves them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from vpeft.data.config import DataConfig
+from vpeft.data.datasets import Datasets, open_data
+from vpeft.data.preprocessing import Preprocessing
+
+_SHOWN = 3  # differences in a sentence
+
+
+@dataclass(frozen=True)
+class DataReading:
+    """What a run reads: `run` is how it is called."""
+
+    run: str
+    config: DataConfig
+    preprocessing: Preprocessing
+
+    @property
+    def key(self) -> tuple[DataConfig, Preprocessing]:
+        """Equal for runs that read the same images in the same way. Loading processes do not change what is read."""
+        return _alike(self.config), self.preprocessing
+
+
+class Opened:
+    """Opens data sets for several runs: those that read the same images get the very same sets."""
+
+    def __init__(self) -> None:
+        self._plain: dict[DataConfig, Datasets] = {}
+        self._prepared: dict[tuple[DataConfig, Preprocessing], Datasets] = {}
+
+    def __call__(self, config: DataConfig, preprocessing: Preprocessing) -> Datasets:
+        alike = _alike(config)
+        if alike not in self._plain:
+            self._plain[alike] = open_data(config)
+        if (alike, preprocessing) not in self._prepared:
+            self._prepared[alike, preprocessing] = self._plain[alike].prepared(preprocessing)
+        return self._prepared[alike, preprocessing]
+
+
+def passes(readings: Sequence[DataReading]) -> list[list[int]]:
+    """The positions of the runs, by pass; passes and the runs in them are in the order of `readings`."""
+    found: dict[tuple[DataConfig, Preprocessing], list[int]] = {}
+    for number, reading in enumerate(readings):
+        found.setdefault(reading.key, []).append(number)
+    return list(found.values())
+
+
+def said(readings: Sequence[DataReading], grouped: Sequence[Sequence[int]]) -> list[str]:
+    """Lines that say which runs go together, and why a pass is not one with the earlier pass that is closest to it."""
+    if len(grouped) == 1:
+        return [f"{len(readings)} runs in one pass: {_names(readings, grouped[0])}"]
+    lines = [f"{len(readings)} runs in {len(grouped)} passes, one after the other"]
+    for number, group in enumerate(grouped):
+        line = f"pass {number + 1}: {_names(readings, group)}"
+        if number:
+            here = readings[group[0]]
+            before = [(list(_differences(readings[other[0]], here)), other) for other in grouped[:number]]
+            why, closest = min(before, key=lambda one: len(one[0]))
+            rest = f"; and {len(why) - _SHOWN} more" if len(why) > _SHOWN else ""
+            line += f" (not with {_names(readings, closest)}: {'; '.join(why[:_SHOWN])}{rest})"
+        lines.append(line)
+    return lines
+
+
+def _alike(config: DataConfig) -> DataConfig:
+    return config.model_copy(update={"workers": 0})
+
+
+def _names(readings: Sequence[DataReading], group: Sequence[int]) -> str:
+    return ", ".join(readings[number].run for number in group)
+
+
+def _differences(there: DataReading, here: DataReading) -> Iterator[str]:
+    """In words, what `here` reads otherwise."""
+    pairs: tuple[tuple[str, BaseModel, BaseModel], ...] = (
+        ("data", _alike(there.config), _alike(here.config)),
+        ("preprocessing", there.preprocessing, here.preprocessing),
+    )
+    for name, old, new in pairs:
+        for field in type(old).model_fields:
+            before, now = getattr(old, field), getattr(new, field)
+            if before != now:
+                yield f"{name}.{field} is {_shown(now)} here and {_shown(before)} there"
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else repr(value)

@@ -1,0 +1,121 @@
+"""Where a run stands: counters and sums that a resumed run goes on with. Plain numbers, exact through JSON."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from vpeft.training.result import EpochRecord, Scores
+
+
+@dataclass
+class TrainState:
+    """Counters of the run (from 0) and sums over the present epoch."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # batches of the present epoch that are done
+    classes: int | None = None
+    # Sums over the present epoch.
+    loss_sum: float = 0.0
+    norm_sum: float = 0.0
+    right: int = 0
+    images: int = 0
+    epoch_seconds: float = 0.0
+    epoch_train_seconds: float = 0.0
+    # Over the run.
+    all_images: int = 0
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    history: list[EpochRecord] = field(default_factory=list)
+    best_epoch: int | None = None
+    best_top1: float = -1.0
+    validated_epoch: int | None = None
+    without_gain: int = 0
+    kept_epoch: int | None = None
+    reason: str | None = None
+    finished: bool = False
+    mark: float = field(default_factory=time.perf_counter)  # when the clock was last read; not stored
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; floats come back bit by bit."""
+        values = asdict(self)
+        values.pop("mark")
+        values["history"] = [record.model_dump(mode="json") for record in self.history]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """What `as_dict` gave."""
+        known = {f.name for f in fields(cls)}
+        standing = cls(**{name: value for name, value in values.items() if name in known})
+        standing.history = [EpochRecord.model_validate(record) for record in values["history"]]
+        return standing
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the epoch so far."""
+        return self.loss_sum / max(1, self.images)
+
+    @property
+    def accuracy(self) -> float:
+        """Over the epoch so far."""
+        return self.right / max(1, self.images)
+
+    @property
+    def images_per_second(self) -> float:
+        """Over the run, training time only."""
+        return self.all_images / self.train_seconds if self.train_seconds else 0.0
+
+    def count(self, loss: float, right: int, images: int, norm: float) -> None:
+        """A step was taken."""
+        self.step += 1
+        self.batch += 1
+        self.loss_sum += loss * images
+        self.norm_sum += norm
+        self.right += right
+        self.images += images
+        self.all_images += images
+
+    def count_time(self, training: bool = True) -> None:
+        """Add the time since the clock was last read."""
+        now = time.perf_counter()
+        passed, self.mark = now - self.mark, now
+        self.seconds += passed
+        self.epoch_seconds += passed
+        if training:
+            self.train_seconds += passed
+            self.epoch_train_seconds += passed
+
+    def is_best(self, epoch: int, top1: float) -> bool:
+        """Note a validation; whether it is better than all before."""
+        self.validated_epoch = epoch
+        if top1 > self.best_top1:
+            self.best_epoch, self.best_top1, self.without_gain = epoch, top1, 0
+            return True
+        self.without_gain += 1
+        return False
+
+    def record(self, epoch: int, lr: float, scores: Scores | None) -> EpochRecord:
+        """The epoch that has ended."""
+        return EpochRecord(
+            epoch=epoch,
+            step=self.step,
+            lr=lr,
+            train_loss=self.mean_loss,
+            train_accuracy=self.accuracy,
+            gradient_norm=self.norm_sum / max(1, self.batch),
+            val_top1=None if scores is None else scores.top1,
+            val_mean_per_class=None if scores is None else scores.mean_per_class,
+            val_loss=None if scores is None else scores.loss,
+            seconds=self.epoch_seconds,
+            images_per_second=self.images / self.epoch_train_seconds if self.epoch_train_seconds else 0.0,
+        )
+
+    def next_epoch(self, record: EpochRecord) -> None:
+        """Enter the record and begin the next epoch's sums."""
+        self.history.append(record)
+        self.epoch += 1
+        self.batch = self.right = self.images = 0
+        self.loss_sum = self.norm_sum = self.epoch_seconds = self.epoch_train_seconds = 0.0
