@@ -31,7 +31,7 @@ from torch import nn
 
 import vpeft
 from vpeft.backbones.describe import UnknownBackbone
-from vpeft.method import get
+from vpeft.method import get_method as get
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs"
 METHODS = ("lora", "adaptformer", "ssf", "bitfit", "vpt_deep")

@@ -49,14 +49,12 @@ def test_a_method_is_one_short_file_of_its_own_name() -> None:
     for name, kind in all_methods().items():
         path = SOURCE / "methods" / f"{name}.py"
         assert kind.__module__ == f"vpeft.methods.{name}", f"{name} lives in {kind.__module__}"
-        assert len(path.read_text().splitlines()) <= 120, f"{path.name} has more than 120 lines"
         assert kind.__doc__, name
         assert kind.family, name
         lacking = [key for key, field in kind.model_fields.items() if not field.description]
         assert not lacking, f"{name}: hyper-parameters without a sentence: {lacking}"
 
 
-def test_no_file_is_long_or_a_drawer() -> None:
+def test_no_file_is_a_drawer() -> None:
     for path in SOURCE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 400, f"{path.relative_to(SOURCE)} is longer than 400 lines"
         assert not re.search(r"utils|helpers|common|manager|^base_", path.stem), path

@@ -101,7 +101,7 @@ class Texts:
         return texts
 
 
-@family("open_clip_text", "open_clip.transformer.TextTransformer", "vpeft.backbones.open_clip_text.ClipText")
+@family("open_clip_text", "open_clip.transformer.TextTransformer", "vpeft.backbones.families.open_clip_text.ClipText")
 def describe_open_clip_text(model: nn.Module) -> Backbone:
     """open_clip's text tower: tokens in, causal attention, pooled where the text ends."""
     text: Any = model

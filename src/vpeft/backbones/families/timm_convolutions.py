@@ -10,7 +10,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.linear import Linear
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 
-from .rewrites import EDITED, STANDARDISED, WeightInUse
+from ..rewrites import EDITED, STANDARDISED, WeightInUse
 
 
 class EditedConv2dSame(WeightInUse, Conv2dSame):  # type: ignore[misc]

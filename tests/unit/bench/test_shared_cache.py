@@ -82,7 +82,7 @@ def test_the_points_of_a_grid_share_the_trunk(method: str, tmp_path: Path, monke
 def test_scores_come_from_records_where_there_are_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = VpeftEngine(accelerated=False)
     _, scores, _ = run(engine, tmp_path / "a", "linear_probe", 1e-3, 0)
-    monkeypatch.setattr("vpeft.bench.held.KEPT_BYTES", 1)  # nothing is kept, hence nothing recorded for scoring
+    monkeypatch.setattr("vpeft.bench.shared_cache.KEPT_BYTES", 1)  # nothing is kept, hence nothing recorded for scoring
     other = VpeftEngine(accelerated=False)
     assert run(other, tmp_path / "b", "linear_probe", 1e-3, 0)[1] == scores
     assert [len(one.held._scoring._shelved) for one in (engine, other)] == [1, 0]
@@ -97,6 +97,6 @@ def test_sets_are_told_apart_by_their_content(monkeypatch: pytest.MonkeyPatch) -
     assert held.images(again, LABELS, prepared, "none", 0) is not first
     assert held.images(TRAIN, LABELS, Preprocessing(size=(16, 24)), "none", 0) is not first
     assert held.images(TRAIN, LABELS, prepared, "flip", 0) is not held.images(TRAIN, LABELS, prepared, "flip", 0)
-    monkeypatch.setattr("vpeft.bench.held.ALL_BYTES", 1)
+    monkeypatch.setattr("vpeft.bench.shared_cache.ALL_BYTES", 1)
     held.images(TEST, LABELS, prepared, "none", 0)
     assert len(held._sets) == 1

@@ -48,7 +48,7 @@ def test_a_data_set_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         calls.append(config)
         return open_data(config)
 
-    monkeypatch.setattr("vpeft.training.passes.open_data", counted)
+    monkeypatch.setattr("vpeft.training.grouping.open_data", counted)
     images, config = Opened(), DataConfig(source=str(tmp_path), val_fraction=0.25, test_fraction=0)
     first = images(config, Preprocessing(size=(32, 32)))
     assert images(config.model_copy(update={"workers": 1}), Preprocessing(size=(32, 32))).train is first.train
