@@ -7,7 +7,6 @@ digest of its weights, head and labels, preprocessing, scores, versions, and the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from ..backbones import digest
 from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
 from ..backbones.origin import Origin, origin_of
@@ -98,33 +98,7 @@ def weights_digest(description: Backbone, tuned: TunedModel | None = None) -> st
     if tuned is not None and tuned.origin is not None:
         return tuned.origin
     with nullcontext() if tuned is None else tuned.disable():  # no stand-ins and no merge are in the modules then
-        return _frozen_digest(description)
-
-
-def _frozen_digest(description: Backbone) -> str:
-    unused = {id(p) for p in description.classifier.parameters()}
-    digest = hashlib.sha256()
-    named: list[tuple[str, Tensor]] = list(description.module.named_parameters(remove_duplicate=False))
-    persistent = description.module.state_dict(keep_vars=True)
-    named += [(key, value) for key, value in description.module.named_buffers() if key in persistent]
-    for key, value in sorted(named, key=lambda entry: entry[0]):
-        if id(value) in unused or "num_batches_tracked" in key:
-            continue
-        digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(_bytes(value.detach()))
-    return digest.hexdigest()
-
-
-def _bytes(value: Tensor) -> Any:
-    return value.cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _tensors_digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        digest.update(f"{key}|{tensors[key].dtype}|{tuple(tensors[key].shape)}|".encode())
-        digest.update(_bytes(tensors[key]))
-    return digest.hexdigest()
+        return digest.weights_digest(description)
 
 
 def probe_images(description: Backbone) -> Tensor:
@@ -201,7 +175,7 @@ def save(
         task=task,
         scores=scores or {},
         parameters=sum(value.numel() for value in tensors.values()),
-        tensors_digest=_tensors_digest(tensors),
+        tensors_digest=digest.tensors_digest(tensors),
         probe=probe(tuned, name),
         # of the weights as they were given: not once training in place or rounding has changed them
         base_probe=probe(tuned, None) if tuned.origin is None else [],
@@ -227,7 +201,7 @@ def read(path: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
     manifest = read_manifest(path)
     with safe_open(str(path), framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    if _tensors_digest(tensors) != manifest.tensors_digest:
+    if digest.tensors_digest(tensors) != manifest.tensors_digest:
         raise BadAdapterFile(
             f"{path}: the tensors are not those that were saved (their checksum differs). Get the file again."
         )

@@ -1,0 +1,90 @@
+"""The digest of a backbone's weights: which exact tensors an adapter, a cached feature or a record belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Backbone
+
+SAMPLES = 8  # values of each tensor that show a write which leaves no other trace
+
+
+@dataclass(frozen=True)
+class _State:
+    """How a tensor stood when the digest was computed; `sample` shows writes through `.data`, which count nowhere."""
+
+    tensor: ref[Tensor]
+    version: int
+    address: int
+    sample: bytes
+
+    def still(self, tensor: Tensor) -> bool:
+        """Whether `tensor` is the same one and nobody wrote to it."""
+        return (
+            self.tensor() is tensor
+            and self.version == tensor._version
+            and self.address == tensor.data_ptr()
+            and self.sample == _sample(tensor)
+        )
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[dict[str, _State], str]] = WeakKeyDictionary()
+
+
+def weights_digest(description: Backbone) -> str:
+    """sha256 over names, types, shapes and bytes of the model's tensors as they are now, its classifier left out.
+
+    Counters of batches are left out too. The digest is computed once: a further call compares identity, version and
+    address of every tensor and a few of its values, and reads all bytes only where one of them differs.
+    """
+    tensors = frozen_tensors(description)
+    known = _KNOWN.get(description.module)
+    if known is not None:
+        states, digest = known
+        if states.keys() == tensors.keys() and all(states[key].still(value) for key, value in tensors.items()):
+            return digest
+    digest = tensors_digest(tensors)
+    if not any(value.is_inference() for value in tensors.values()):  # these count no versions
+        states = {key: _State(ref(v), v._version, v.data_ptr(), _sample(v)) for key, v in tensors.items()}
+        _KNOWN[description.module] = states, digest
+    return digest
+
+
+def frozen_tensors(description: Backbone) -> dict[str, Tensor]:
+    """Parameters and stored buffers of the model by name, without those of its classifier and counters of batches."""
+    unused = {id(p) for p in description.classifier.parameters()}
+    found: dict[str, Tensor] = dict(description.module.named_parameters(remove_duplicate=False))
+    stored = description.module.state_dict(keep_vars=True)
+    found |= {key: value for key, value in description.module.named_buffers() if key in stored}
+    return {key: value for key, value in found.items() if id(value) not in unused and "num_batches_tracked" not in key}
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        value = tensors[key].detach()
+        digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _bytes(value: Tensor) -> Any:
+    return value.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _sample(value: Tensor) -> bytes:
+    """A few values, spread over the first axis and the last one."""
+    value = value.detach()
+    if not value.numel():
+        return b""
+    while value.dim() > 1:
+        value = value[-1]
+    return bytes(_bytes(value[:: max(1, len(value) // SAMPLES)])) if value.dim() else bytes(_bytes(value))
