@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -55,6 +56,25 @@ class Found:
     score: float
 
 
+@dataclass(frozen=True)
+class KnownFailure:
+    """A check of the contract suite that a method cannot pass, and how it fails: any other failure is a bug.
+
+    Attributes:
+        reason: why, in a sentence that the coverage page shows.
+        raises: class of the error: AssertionError where the check's own comparison fails.
+        match: regular expression that the error's message contains.
+    """
+
+    reason: str
+    raises: type[Exception]
+    match: str
+
+    def explains(self, error: Exception) -> bool:
+        """Whether the check failed in the declared way."""
+        return isinstance(error, self.raises) and re.search(self.match, str(error)) is not None
+
+
 class Method(BaseModel):
     """One published idea. Fields are hyper-parameters, and at once flags, recipe keys and the adapter file's header.
 
@@ -63,7 +83,7 @@ class Method(BaseModel):
         trains_head_only: the method adds nothing but the head (linear probe).
         restorable: whether detaching gives the frozen backbone back bit by bit.
         variants: settings for backbones that lack the places of the defaults; the contract suite tries them in order.
-        exceptions: checks of the contract suite that this method cannot pass: name of the check -> reason.
+        exceptions: checks of the contract suite that this method cannot pass, by name: how each fails and why.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -77,7 +97,7 @@ class Method(BaseModel):
     trains_head_only: ClassVar[bool] = False
     restorable: ClassVar[bool] = True
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
-    exceptions: ClassVar[dict[str, str]] = {}
+    exceptions: ClassVar[Mapping[str, KnownFailure]] = {}
 
     def __init__(self, **fields: Any) -> None:
         try:

@@ -1,7 +1,8 @@
 """What must hold for every method on every backbone: one function for each promise.
 
 A check takes a `Cell` (a method and a family that has its places) and raises AssertionError where the promise is
-broken. A method declares a check that it cannot pass in `Method.exceptions`, with the reason.
+broken. A method declares a check that it cannot pass in `Method.exceptions`, with the reason and the way in which it
+fails; `hold` runs a check and asks for exactly that failure.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from tests.models import images_for, library_features
 from vpeft.injection.merge import CannotMerge
 from vpeft.injection.operations import NothingRead
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.methods import LoRA, Method
+from vpeft.method import KnownFailure, Method
+from vpeft.methods import LoRA
 
 CLASSES = 5
 
@@ -77,6 +79,26 @@ def two_steps(tuned: TunedModel, images: Tensor) -> dict[str, bool]:
             live[key] |= parameter.grad is not None and bool(parameter.grad.any())
         optimizer.step()
     return live
+
+
+def hold(check: Callable[[Cell], None], cell: Cell) -> KnownFailure | None:
+    """Run a check; where the method declares that it fails, it must fail as declared. Returns that declaration."""
+    declared = cell.method.exceptions.get(check.__name__)
+    if declared is None:
+        check(cell)
+        return None
+    try:
+        check(cell)
+    except Exception as error:
+        if declared.explains(error):
+            return declared
+        raise AssertionError(
+            f"{cell.method.name} declares that {check.__name__} fails with {declared.raises.__name__} matching"
+            f" {declared.match!r}, but it failed with {type(error).__name__}: {error}"
+        ) from error
+    raise AssertionError(
+        f"{cell.method.name} declares that {check.__name__} fails, but it passes: delete the exception."
+    )
 
 
 def starts_as_promised(cell: Cell) -> None:

@@ -2,6 +2,7 @@
 
 python -m tests.contract.matrix --write docs/coverage.md      runs every check and writes the page
 python -m tests.contract.matrix --check docs/coverage.md      only asks whether every method and family is on the page
+python -m tests.contract.matrix --refusals                    attaches every cell and writes refusals.json
 
 With `--only NAME` the cells of one method, or of several with commas, are run, and those of the others are left as the
 page has them: what somebody who adds a method needs.
@@ -24,27 +25,29 @@ from pathlib import Path
 import torch
 
 import vpeft
-from tests.contract.checks import FAST, OF_FAMILIES, SLOW, Cell
+from tests.contract import refusals
+from tests.contract.checks import FAST, OF_FAMILIES, SLOW, Cell, hold
+from tests.contract.refusals import difference, kind_of
 from tests.families import EVERY
 from tests.models import FAMILIES
 from vpeft.methods import all_methods
 
 
 @cache
-def cell_or_refusal(name: str, family: str) -> tuple[Cell | None, str | None]:
-    """The method with fields that fit the family, or the sentence that refuses it.
+def cell_or_refusal(name: str, family: str) -> tuple[Cell | None, vpeft.MissingPlace | None]:
+    """The method with fields that fit the family, or the refusal of its defaults.
 
     The defaults are tried first; where a method offers a setting for other kinds of backbone (`Method.variants`), the
     first one whose places exist is taken.
     """
     kind = all_methods()[name]
-    refusal = None
+    refusal: vpeft.MissingPlace | None = None
     for fields in ({}, *kind.variants):
         method = kind(**fields)
         try:
             vpeft.tune(EVERY[family](), method, num_classes=2, verify=False, show=False)
         except vpeft.MissingPlace as error:
-            refusal = refusal or str(error)
+            refusal = refusal or error.with_traceback(None)
             continue
         return Cell(method, family), None
     return None, refusal
@@ -59,21 +62,40 @@ def cell_text(name: str, family: str, checks: Sequence[Callable[[Cell], None]]) 
     except Exception as error:
         return "FAILED", f"attaching: {error}"
     if cell is None:
-        return "refused", refusal
+        changed = difference("methods", name, family, refusal and kind_of(refusal))
+        return ("refused", str(refusal)) if changed is None else ("FAILED", changed)
     passed, failed, declared = 0, [], []
+    if changed := difference("methods", name, family, None):
+        failed.append(changed)
     for check in checks:
         torch.manual_seed(0)
-        if check.__name__ in cell.method.exceptions:
-            declared.append(f"{check.__name__.replace('_', ' ')}: {cell.method.exceptions[check.__name__]}")
-            continue
         try:
-            check(cell)
-            passed += 1
+            known = hold(check, cell)
+            if known is None:
+                passed += 1
+            else:
+                declared.append(f"{check.__name__.replace('_', ' ')}: {known.reason}")
         except Exception as error:
             failed.append(f"{check.__name__}: {error}")
     fields = ", ".join(f"{k}={v!r}" for k, v in cell.method.model_dump(exclude_defaults=True).items())
     note = "; ".join([*declared, *failed, *([f"with {fields}"] if fields else [])]) or None
     return (f"FAILED {len(failed)}" if failed else str(passed)), note
+
+
+def refused(part: refusals.Part, name: str, family: str) -> str | None:
+    """The kind of the refusal of one cell, or None where it attaches."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    refusal = cell_or_refusal(name, family)[1]
+    return None if refusal is None else kind_of(refusal)
+
+
+def every_refusal(workers: int) -> dict[tuple[refusals.Part, str, str], str]:
+    """The kind of each refused cell: methods and tasks on families."""
+    todo: list[tuple[refusals.Part, str, str]] = [("methods", n, f) for f in EVERY for n in all_methods()]
+    with ProcessPoolExecutor(workers) as pool:
+        kinds = pool.map(refused, *zip(*todo, strict=True), chunksize=20)
+        return {cell: kind for cell, kind in zip(todo, kinds, strict=True) if kind is not None}
 
 
 def results(
@@ -192,7 +214,11 @@ def main() -> int:
     parser.add_argument("--only", default="", help="methods to run, with commas; the others stay as the page has them")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--refusals", action="store_true", help="attach every cell and write refusals.json anew")
     options = parser.parse_args()
+    if options.refusals:
+        refusals.write(every_refusal(options.workers))
+        return 0
     if options.check is not None:
         written = options.check.read_text()
         listed = set(re.findall(r"^\| `(\w+)` \|", written, flags=re.MULTILINE))

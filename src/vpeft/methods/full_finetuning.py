@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
-from ..method import Method, register
+from ..errors import VpeftError
+from ..method import KnownFailure, Method, register
 
 
 @register("full_finetuning", category="baseline", family="baseline")
@@ -19,7 +20,11 @@ class FullFinetuning(Method):
 
     restorable = False
     exceptions = {
-        "detach_is_exact": "the backbone's own weights train in place and no originals are kept, which detach says",
+        "detach_is_exact": KnownFailure(
+            "the backbone's own weights train in place and no originals are kept, which detach says",
+            VpeftError,
+            "trained the backbone's own weights in place and kept no originals",
+        )
     }
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
