@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vpeft.bench.key import Identity, MethodSpec, Numerics
+from vpeft.bench.key import Identity, Numerics
 from vpeft.bench.protocol import Point
 from vpeft.bench.record import Costs, RecordedScores
 from vpeft.bench.sealed import SplitArrays, Trained
+from vpeft.method_spec import MethodSpec
 
 
 @dataclass(frozen=True)

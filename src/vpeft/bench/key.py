@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from vpeft.errors import VpeftError
+from vpeft.method_spec import MethodSpec
 
 # Raised when the meaning of an identity changes; old records keep their keys and are simply not found again.
 SCHEMA = 1
@@ -59,15 +60,6 @@ def _plain(value: object, where: str) -> object:
     raise NotHashable(
         f"{where} is a {type(value).__name__}, which has no canonical text. Use numbers, strings, lists or mappings."
     )
-
-
-class MethodSpec(BaseModel):
-    """One method by its registered name, with all its fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    fields: dict[str, Any] = {}
 
 
 class Numerics(BaseModel):

@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from vpeft.bench.config import BenchConfig
-from vpeft.bench.contender import Contender, parse_all
 from vpeft.bench.engine import Engine
 from vpeft.bench.key import Identity
 from vpeft.bench.protocol import Grid, Point, Protocol, protocol
@@ -16,6 +15,7 @@ from vpeft.bench.record import RunRecord, now
 from vpeft.bench.suite import BenchTask
 from vpeft.bench.suites import open_task, suite
 from vpeft.errors import VpeftError, nearest
+from vpeft.method_spec import parse_all
 
 
 class UnknownSetting(VpeftError):
@@ -67,26 +67,26 @@ def make_plan(config: BenchConfig, engine: Engine) -> list[Job]:
     if config.legacy_best_on_test:
         rules = rules.model_copy(update={"legacy_best_on_test": True})
     departures = _departures(config.optimisation, rules)
-    contenders = [
-        (asked.label, Contender(asked.label, tuple(engine.resolve(method) for method in asked.methods)))
-        for asked in parse_all(config.methods)
+    # The label is what was asked for; the identity has every field.
+    compared = [
+        (asked.label, tuple(engine.resolve(method) for method in asked.methods)) for asked in parse_all(config.methods)
     ]
     weights = engine.weights(config.backbone)
     seeds = range(config.seeds or tier.seeds)
     jobs: list[Job] = []
     for name in names:
         task = open_task(chosen.name, name)
-        for label, contender in contenders:
+        for label, methods in compared:
             common: dict[str, Any] = {
                 "task": task.full_name,
                 "data": task.digest,
                 "protocol": rules.id,
-                "methods": contender.methods,
+                "methods": methods,
                 "backbone": config.backbone,
                 "weights": weights,
                 "numerics": engine.numerics,
             }
-            jobs += _cell(common, task, label, rules, rules.grid_for(contender.methods), departures, seeds)
+            jobs += _cell(common, task, label, rules, rules.grid_for(methods), departures, seeds)
     return jobs
 
 

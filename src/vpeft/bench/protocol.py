@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from vpeft.bench.key import MethodSpec
 from vpeft.bench.record import Chosen, RunRecord, State
 from vpeft.errors import VpeftError, nearest
+from vpeft.method_spec import MethodSpec
 
 
 class UnknownProtocol(VpeftError):

@@ -16,7 +16,7 @@ from torch import nn
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
 from vpeft.bench.engine import Assignment
-from vpeft.bench.key import MethodSpec, Numerics
+from vpeft.bench.key import Numerics
 from vpeft.bench.record import Costs, RecordedScores
 from vpeft.bench.sealed import SplitArrays, Trained
 from vpeft.bench.shared_cache import Held, KeptTensors
@@ -26,6 +26,7 @@ from vpeft.injection.adapter_file import weights_digest
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.method import get_method
+from vpeft.method_spec import MethodSpec
 from vpeft.training.evaluate import evaluate
 from vpeft.training.fit import fit
 from vpeft.training.machine import accelerator

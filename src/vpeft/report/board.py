@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vpeft.bench.key import MethodSpec, canonical
+from vpeft.bench.key import canonical
 from vpeft.bench.ppt import ppt
 from vpeft.bench.record import Costs, RunRecord, State
 from vpeft.bench.statistics import (
@@ -27,6 +27,7 @@ from vpeft.bench.statistics import (
     tie_groups,
     total,
 )
+from vpeft.method_spec import MethodSpec
 
 # A percentile bootstrap of fewer cells is far narrower than it says (three seeds of one task: an interval that covers
 # about three times in four instead of nineteen in twenty), so none is given.
@@ -44,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class BoardRow:
-    """One contender on one board. What needs all of its runs is None while some are missing.
+    """One method, or one set of methods, on one board. What needs all of its runs is None while some are missing.
 
     `scores` is (tasks, seeds) as fractions, NaN where a run is missing. Costs are medians over the runs; the number
     of trained parameters is without the head. `behind` is the paired difference to the best row, with its `interval`
@@ -163,11 +164,11 @@ def _board(records: Sequence[RunRecord]) -> Board:
     groups: dict[str, list[int]] = {}
     for index, task in enumerate(tasks):
         groups.setdefault(task.group, []).append(index)
-    by_contender: dict[str, list[RunRecord]] = {}
+    by_methods: dict[str, list[RunRecord]] = {}
     for record in records:
         methods = [method.model_dump() for method in record.identity.methods]
-        by_contender.setdefault(canonical(methods), []).append(record)
-    rows = [_row(found, tasks, seeds, groups) for found in by_contender.values()]
+        by_methods.setdefault(canonical(methods), []).append(record)
+    rows = [_row(found, tasks, seeds, groups) for found in by_methods.values()]
     first = records[0]
     return Board(
         suite=first.suite,

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from vpeft.bench.engine import Assignment
-from vpeft.bench.key import MethodSpec, Numerics
+from vpeft.bench.key import Numerics
 from vpeft.bench.record import Costs, RecordedScores
 from vpeft.bench.sealed import SplitArrays, Trained
 from vpeft.errors import VpeftError, nearest
+from vpeft.method_spec import MethodSpec
 
 FIELDS: dict[str, dict[str, object]] = {
     "good": {"noise": 0.0},

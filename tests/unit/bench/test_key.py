@@ -2,7 +2,8 @@
 
 import pytest
 
-from vpeft.bench.key import Identity, MethodSpec, NotHashable, Numerics, canonical
+from vpeft.bench.key import Identity, NotHashable, Numerics, canonical
+from vpeft.method_spec import MethodSpec
 
 IDENTITY = Identity(
     purpose="final",

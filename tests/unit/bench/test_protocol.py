@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from vpeft.bench.key import MethodSpec, digest
+from vpeft.bench.key import digest
 from vpeft.bench.protocol import PROTOCOLS, Grid, Point, Protocol, SearchFailed, UnknownProtocol, choose, protocol
 from vpeft.bench.record import Failure, RecordedScores, RunRecord, State
+from vpeft.method_spec import MethodSpec
 from vpeft.training.optimisation import Optimisation
 
 from .test_ledger import a_record

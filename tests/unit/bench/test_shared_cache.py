@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from vpeft.bench.engine import Assignment
-from vpeft.bench.key import Identity, MethodSpec
+from vpeft.bench.key import Identity
 from vpeft.bench.protocol import Point
 from vpeft.bench.record import RecordedScores
 from vpeft.bench.sealed import SplitArrays
 from vpeft.bench.shared_cache import Held
 from vpeft.bench.trainer import VpeftEngine
 from vpeft.data.preprocessing import Preprocessing
+from vpeft.method_spec import MethodSpec
 
 LABELS = ("a", "b", "c")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vpeft.bench.key import Identity, MethodSpec, digest
+from vpeft.bench.key import Identity, digest
 from vpeft.bench.ledger import Ledger
 from vpeft.bench.record import Chosen, Costs, Failure, Provenance, RecordedScores, RunRecord, State
+from vpeft.method_spec import MethodSpec
 
 TASKS = {"flags": "natural", "photos": "natural", "count": "structured"}
 PARAMETERS = {"linear_probe": 0, "lora": 60_000, "ssf": 20_000, "full_finetuning": 2_000_000}
