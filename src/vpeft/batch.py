@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ class Sample(tuple[Any, Any]):
         made.id = id
         return made
 
-    def __getnewargs__(self) -> tuple[Any, Any, str]:  # type: ignore[override]
+    def __getnewargs__(self) -> tuple[Any, Any, str]:
         return self[0], self[1], self.id
 
     @property
@@ -184,3 +184,16 @@ def collate(samples: Sequence[Any], task: str = "") -> Batch:
         ids if any(ids) else (),
         task,
     )
+
+
+def run_model(model: Callable[..., Any], batch: Batch) -> Any:
+    """The model's outputs for a batch; positional and named inputs are spread.
+
+    A model that says `takes_batch` is also given the batch, into which its head may look.
+    """
+    more: dict[str, Any] = {"batch": batch} if getattr(model, "takes_batch", False) else {}
+    if isinstance(batch.inputs, Mapping):
+        return model(**batch.inputs, **more)
+    if isinstance(batch.inputs, tuple):
+        return model(*batch.inputs, **more)
+    return model(batch.inputs, **more)

@@ -1,4 +1,4 @@
-"""What a head is: a module that reads places of a backbone; and the list of all heads, made from the files of vpeft/heads."""
+"""What a head is: a module that reads places of a backbone; and the list of heads, from the files of vpeft/heads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Head(nn.Module):
         super().__init_subclass__(**more)
         if cls.__dict__.get("kind"):
             _HEADS[cls.kind] = cls
-            own = cls.__init__
+            own: Any = cls.__init__
             names = list(inspect.signature(own).parameters)[1:]
 
             def remembering(self: Head, *given: Any, **named: Any) -> None:
@@ -49,7 +49,7 @@ class Head(nn.Module):
 
             remembering.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
             remembering.__doc__ = own.__doc__
-            cls.__init__ = remembering  # type: ignore[method-assign]
+            setattr(cls, "__init__", remembering)  # noqa: B010 - a method is assigned
 
     @classmethod
     def on(cls, backbone: Backbone, width: int, outputs: int, **options: Any) -> Head:
@@ -65,7 +65,7 @@ class Head(nn.Module):
         for name in options:
             if name not in known:
                 raise BadHead(f"The head {cls.kind!r} has no option {name!r}. {nearest(name, known)}")
-        return cls(width=width, outputs=outputs, **options)  # type: ignore[call-arg]
+        return cls(width=width, outputs=outputs, **options)
 
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
         """Features of one pass -> the task's outputs, (B, K) or whatever the task's loss takes."""

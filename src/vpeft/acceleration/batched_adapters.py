@@ -123,7 +123,7 @@ class Batched:
         for one, feature in zip(images, features, strict=True):
             ground._activate(self._names[one])
             with self.draws.get(one, nullcontext)():
-                found[one] = ground.logits(feature)
+                found[one] = ground.outputs(feature)
         return found
 
     def prove(self, autocast: Callable[[], AbstractContextManager[Any]], precision: str) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vpeft.acceleration.acceleration import NotApplicable
 from vpeft.acceleration.saved_tensors import SavedForBackward
+from vpeft.backbones.inputs import fitted_to
 from vpeft.errors import VpeftError
+from vpeft.injection.outputs import one_tensor
 from vpeft.injection.routed import noise_for
 from vpeft.injection.tuned_model import TunedModel
 
@@ -34,7 +37,7 @@ class Behaviour:
     drawn: bytes = b""
 
 
-def behaviour(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Tensor] | None = None) -> Behaviour:
+def behaviour(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Any] | None = None) -> Behaviour:
     """One forward and backward pass in the model's present mode, always with the same random numbers.
 
     `model` is `tuned` in another form, and `images` is what that takes.
@@ -48,7 +51,7 @@ def behaviour(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Tenso
                 p.grad = None
             with torch.enable_grad():
                 with SavedForBackward(tuned, [images]) as saved:
-                    logits = (model or tuned)(images)
+                    logits = one_tensor((model or tuned)(images))
                 drawn, size = _generators(images), saved.bytes
                 del saved
                 generator = torch.Generator().manual_seed(1)
@@ -58,8 +61,8 @@ def behaviour(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Tenso
                 if penalty is not None:
                     loss = loss + penalty
                 if loss.requires_grad:
-                    loss.backward()
-            numbers = {"the logits": logits.detach().float()}
+                    torch.autograd.backward(loss)
+            numbers = {"the outputs": logits.detach().float()}
             if penalty is not None:
                 numbers["the penalty"] = penalty.detach().float()
             for name, p in parameters.items():
@@ -71,7 +74,7 @@ def behaviour(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Tenso
     return Behaviour(numbers, size, drawn)
 
 
-def tried(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Tensor] | None = None) -> Behaviour:
+def tried(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Any] | None = None) -> Behaviour:
     """`behaviour` of a model that may not run at all.
 
     Raises:
@@ -136,8 +139,6 @@ class OffZero:
 
 
 def two_images(tuned: TunedModel, count: int = 2) -> Tensor:
-    """Two (or `count`) fixed random images of the backbone's size, on its device."""
-    like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
+    """Two (or `count`) fixed made-up inputs of the backbone, images of its size or what it takes, on its device."""
     generator = torch.Generator().manual_seed(3)
-    shape = (count, tuned.description.pixels.width, *tuned.description.facts.image_size)
-    return torch.randn(shape, generator=generator).to(device=like.device, dtype=like.dtype)
+    return fitted_to(tuned.description.inputs.example(count, generator), tuned.backbone)

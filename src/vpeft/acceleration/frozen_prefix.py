@@ -18,6 +18,7 @@ from vpeft.acceleration.acceleration import NotApplicable
 from vpeft.acceleration.patches import Patches, hooked
 from vpeft.acceleration.prefix_cut import Cut, stem_of
 from vpeft.backbones.blocks import Block
+from vpeft.batch import Batch
 from vpeft.injection.operations import Hold, Operation
 from vpeft.injection.tuned_model import TunedModel
 
@@ -154,8 +155,8 @@ class Prefix:
 
     # -- replaying --------------------------------------------------------------------------------------------------
 
-    def replay(self, rows: Sequence[Tensor]) -> Tensor:
-        """Logits (B, classes) from what `record` gave, on the model's device."""
+    def replay(self, rows: Sequence[Tensor], batch: Batch | None = None) -> Any:
+        """The model's outputs from what `record` gave, on the model's device; `batch` is for the head to look into."""
         values = [rows[group] for group in self.groups]
         carrier = self.tuned.description.trunk.carrier
         if carrier is not None:
@@ -166,13 +167,12 @@ class Prefix:
             if self.cut.trunk:
                 for op, value in zip(self.cut.needed, values, strict=False):
                     op.act(value)
-                return self.tuned.logits(self.tuned.description.outlet_anchor(values[-1]))
+                return self.tuned.outputs(self.tuned.description.outlet_anchor(values[-1]), batch)
             for op, value in zip(self.cut.needed, values, strict=False):
                 op.act(value)
             height, width = self.tuned.description.facts.image_size
             blank = values[-1].new_zeros(1).expand(len(values[-1]), self.tuned.description.pixels.width, height, width)
-            out: Tensor = self.tuned(blank)
-            return out
+            return self.tuned(blank, batch=batch)
         finally:
             self.replaying = False
             self._given = None

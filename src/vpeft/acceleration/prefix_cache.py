@@ -23,8 +23,11 @@ from vpeft.acceleration.patches import Patches
 from vpeft.acceleration.prefix_cut import Cut, drawing_layer, find_cut
 from vpeft.acceleration.prefix_store import Spec, Store, digest_of, mebibytes, room
 from vpeft.acceleration.same_images import ImageSource, why_not_the_same
+from vpeft.batch import Batch, Sample, stacked
 from vpeft.injection.adapter_file import weights_digest
+from vpeft.injection.outputs import one_tensor
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.task import Task
 
 if TYPE_CHECKING:
     from vpeft.acceleration.shared_trunk import BatchStream, SharedRecords
@@ -49,6 +52,7 @@ class Situation:
         identity: what the images and the preprocessing are; without it nothing is kept in a folder.
         shared: records that other runs of this process made, and to which this one adds its own.
         stream: batches that other runs see at the same time.
+        task: what is learnt, which puts samples together; None: inputs and targets of one shape are stacked.
     """
 
     train: ImageSource
@@ -63,31 +67,36 @@ class Situation:
     identity: Mapping[str, Any] = field(default_factory=dict)
     shared: SharedRecords | None = None
     stream: BatchStream | None = None
+    task: Task | None = None
 
 
 class Numbered:
-    """A data set whose images are their row numbers: item i is (number, label)."""
+    """A data set whose inputs are the row numbers of records: item i is (number, target)."""
 
-    def __init__(self, images: ImageSource, first: int, labels: Sequence[int]) -> None:
-        self.images, self.targets = images, list(labels)
+    def __init__(self, images: ImageSource, first: int, targets: Sequence[Any]) -> None:
+        self.images, self.targets = images, list(targets)
         self._numbers = torch.arange(first, first + len(self.targets))
-        self._labels = torch.tensor(self.targets, dtype=torch.int64)
+        self._stacked = stacked(self.targets)
         self.labels = getattr(images, "labels", None)
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        return self._numbers[index], self.targets[index]
+    def __getitem__(self, index: int, /) -> Sample:
+        return Sample(self._numbers[index], self.targets[index])
 
-    def batch_of(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Several at once: numbers (B,) and labels (B,)."""
+    def batch_of(self, indices: list[int]) -> Batch:
+        """Several at once: numbers (B,) and targets."""
         at = torch.tensor(indices)
-        return self._numbers[at], self._labels[at]
+        if isinstance(self._stacked, Tensor):
+            return Batch(self._numbers[at], self._stacked[at])
+        return Batch(self._numbers[at], stacked([self.targets[index] for index in indices]))
 
 
 class CachedPrefix:
-    """The model on records: calling it with row numbers (B,) gives logits (B, classes)."""
+    """The model on records: calling it with row numbers (B,) gives the model's outputs."""
+
+    takes_batch = True
 
     def __init__(self, tuned: TunedModel, prefix: Prefix, store: Store, train: Numbered, val: Numbered | None) -> None:
         self.tuned, self.prefix, self.store = tuned, prefix, store
@@ -98,10 +107,10 @@ class CachedPrefix:
         """The model on records of the validation images."""
         return self
 
-    def __call__(self, numbers: Tensor) -> Tensor:
+    def __call__(self, numbers: Tensor, batch: Batch | None = None) -> Any:
         device = next(self.tuned.parameters()).device
         rows = [row.to(device, non_blocking=True) for row in self.store.rows(numbers.cpu())]
-        return self.prefix.replay(rows)
+        return self.prefix.replay(rows, batch)
 
     def images(self, numbers: Tensor) -> Tensor:
         """The images (B, 3, H, W) of these rows, read again."""
@@ -139,6 +148,8 @@ def worth_it(tuned: TunedModel, situation: Situation) -> Cut:
         raise NotApplicable(situation.mixes)
     if len(situation.train) < 2:
         raise NotApplicable("one image is not worth it")
+    if situation.task is not None and type(situation.task).collate is not Task.collate:
+        raise NotApplicable("the task puts its samples together in a way of its own")
     cut = frozen_part(tuned)
     changing = why_not_the_same(situation.train)
     if changing is not None:
@@ -181,10 +192,10 @@ def recorded(tuned: TunedModel, prefix: Prefix, situation: Situation, cut: Cut) 
             )
     count, first = sum(map(len, sets)), len(situation.train)
     if shelved is not None:
-        store, found, labels = shelved.store, True, shelved.labels
+        store, found, labels = shelved.store, True, shelved.targets
     else:
         store, found = _store(tuned, cut, situation, specs, count)
-        labels = [_label(images, i) for images in sets for i in range(len(images))] if found else []
+        labels = [_target(images, i) for images in sets for i in range(len(images))] if found else []
     try:
         if not found:
             with OffZero(tuned):
@@ -205,9 +216,9 @@ def recorded(tuned: TunedModel, prefix: Prefix, situation: Situation, cut: Cut) 
     return cached, f"{cut.words} of {count} images, {mebibytes(store.bytes)} {place}, {equal}"
 
 
-def _label(images: ImageSource, index: int) -> int:
+def _target(images: ImageSource, index: int) -> Any:
     targets = getattr(images, "targets", None)
-    return int(targets[index]) if targets is not None else int(images[index][1])
+    return targets[index] if targets is not None else images[index][1]
 
 
 def _specs(tuned: TunedModel, prefix: Prefix, situation: Situation) -> tuple[list[Spec], str]:
@@ -251,14 +262,14 @@ def _fill(
     tuned: TunedModel, prefix: Prefix, store: Store, sets: Sequence[ImageSource], situation: Situation
 ) -> list[int]:
     device = next(tuned.parameters()).device
-    labels: list[int] = []
+    labels: list[Any] = []
     for images in sets:
         for start in range(0, len(images), situation.batch):
             some = [images[i] for i in range(start, min(start + situation.batch, len(images)))]
             with situation.autocast():
                 rows = prefix.record(torch.stack([image for image, _ in some]).to(device))
             store.put(len(labels), rows)
-            labels += [int(label) for _, label in some]
+            labels += [target for _, target in some]
     return labels
 
 
@@ -271,7 +282,7 @@ def _prove(cached: CachedPrefix, situation: Situation) -> float:
 
 
 def prove(
-    tuned: TunedModel, situation: Situation, images: Tensor, other: Callable[[Tensor], Tensor], given: Tensor
+    tuned: TunedModel, situation: Situation, images: Tensor, other: Callable[[Tensor], Any], given: Tensor
 ) -> float:
     """The largest relative difference of tuned(images) and other(given), in training and evaluation mode.
 
@@ -287,9 +298,9 @@ def prove(
             for model, batch in ((tuned, images), (other, given)):
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
-                    out.append(model(batch).float())
+                    out.append(one_tensor(model(batch)).float())
             found = float((out[0] - out[1]).abs().max() / out[0].abs().max().clamp(min=1e-12))
             if not found <= tolerance:
-                raise NotApplicable(f"from records the logits of a sample differ by {found:.0e} of their size")
+                raise NotApplicable(f"from records the outputs for a sample differ by {found:.0e} of their size")
             worst = max(worst, found)
     return worst

@@ -25,7 +25,9 @@ from vpeft.acceleration.prefix_cache import CachedPrefix, Situation, build, prov
 from vpeft.acceleration.prefix_cut import Cut
 from vpeft.acceleration.prefix_store import Store, digest_of
 from vpeft.acceleration.same_images import ImageSource, why_not_the_same
+from vpeft.batch import Batch
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.task import Task
 
 Rows = list[Tensor]
 
@@ -41,7 +43,7 @@ class Shelved:
     sets: tuple[ImageSource, ...]
     facts: tuple[Any, ...]
     store: Store
-    labels: list[int]
+    targets: list[Any]
 
 
 class SharedRecords:
@@ -79,9 +81,9 @@ class SharedRecords:
         """Drop all records of this data set."""
         self._shelved = [one for one in self._shelved if all(other is not images for other in one.sets)]
 
-    def put(self, sets: Sequence[ImageSource], facts: tuple[Any, ...], store: Store, labels: list[int]) -> None:
+    def put(self, sets: Sequence[ImageSource], facts: tuple[Any, ...], store: Store, targets: list[Any]) -> None:
         """Keep records for other runs."""
-        self._shelved.append(Shelved(tuple(sets), facts, store, labels))
+        self._shelved.append(Shelved(tuple(sets), facts, store, targets))
 
 
 # -- the same batches, whose images change --------------------------------------------------------------------------
@@ -96,7 +98,7 @@ class Source(Protocol):
     @property
     def images_per_epoch(self) -> int: ...
 
-    def epoch(self, number: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def epoch(self, number: int = 0, first: int = 0) -> Iterator[Batch]: ...
 
 
 class BatchStream:
@@ -107,9 +109,9 @@ class BatchStream:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.images, self.labels = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        self.batch = Batch(torch.empty(0))
         self._at: tuple[int, int] | None = None
-        self._open: Iterator[tuple[Tensor, Tensor]] = iter(())
+        self._open: Iterator[Batch] = iter(())
         self._next: tuple[int, int] | None = None
         self._rows: dict[tuple[str, int, int], Rows] = {}
 
@@ -120,7 +122,7 @@ class BatchStream:
         if self._next != (epoch, number):
             self._open = self.source.epoch(epoch, number)
         self._rows.clear()
-        self.images, self.labels = next(self._open)
+        self.batch = next(self._open)
         self._at, self._next = (epoch, number), (epoch, number + 1)
         if number + 1 == self.source.per_epoch:
             next(self._open, None)  # so that loading processes know that the epoch is over
@@ -134,13 +136,13 @@ class BatchStream:
         """What the frozen part of this mark gives for a stretch of the present batch."""
         first, count = int(numbers[0]), len(numbers)
         if (mark, first, count) not in self._rows:
-            images = self.images[first : first + count]
+            images = self.batch[first : first + count].inputs
             self._rows[mark, first, count] = prefix.record(images.to(numbers.device, non_blocking=True))
         return self._rows[mark, first, count]
 
 
 class Fed:
-    """The batches of one run out of a stream: images, or the positions of images in the batch, with labels."""
+    """The batches of one run out of a stream: as they are, or with the positions in the batch as inputs."""
 
     def __init__(self, stream: BatchStream, positions: bool = False) -> None:
         self.stream, self.positions = stream, positions
@@ -155,20 +157,22 @@ class Fed:
         """Images in a whole epoch."""
         return self.stream.source.images_per_epoch
 
-    def epoch(self, number: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int = 0, first: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number` from batch `first` on."""
         for at in range(first, self.per_epoch):
             self.stream.go_to(number, at)
-            images, labels = self.stream.images, self.stream.labels
-            yield (torch.arange(len(images)) if self.positions else images), labels
+            batch = self.stream.batch
+            yield batch.with_(inputs=torch.arange(len(batch))) if self.positions else batch
 
 
 class StreamedPrefix:
-    """The model on a stream: calling it with positions in the present batch (B,) gives logits (B, classes).
+    """The model on a stream: calling it with positions in the present batch (B,) gives the model's outputs.
 
     Attributes:
         scoring: the model on records of the validation images, where there are some.
     """
+
+    takes_batch = True
 
     def __init__(self, prefix: Prefix, stream: BatchStream, mark: str, scoring: CachedPrefix | None) -> None:
         self.prefix, self.stream, self.mark, self.scoring = prefix, stream, mark, scoring
@@ -182,12 +186,13 @@ class StreamedPrefix:
         """What to train on."""
         return Fed(self.stream, positions=True)
 
-    def __call__(self, numbers: Tensor) -> Tensor:
-        return self.prefix.replay(self.stream.rows(self.mark, self.prefix, numbers))
+    def __call__(self, numbers: Tensor, batch: Batch | None = None) -> Any:
+        return self.prefix.replay(self.stream.rows(self.mark, self.prefix, numbers), batch)
 
     def images(self, numbers: Tensor) -> Tensor:
         """The images (B, 3, H, W) at these positions of the present batch."""
-        return self.stream.images[numbers.cpu()].to(numbers.device)
+        images: Tensor = self.stream.batch.inputs[numbers.cpu()].to(numbers.device)
+        return images
 
 
 def join(tuned: TunedModel, changes: Patches, situation: Situation, cut: Cut) -> tuple[StreamedPrefix, str]:
@@ -200,6 +205,8 @@ def join(tuned: TunedModel, changes: Patches, situation: Situation, cut: Cut) ->
     assert stream is not None
     if situation.mixes is not None:
         raise NotApplicable(situation.mixes)
+    if situation.task is not None and type(situation.task).collate is not Task.collate:
+        raise NotApplicable("the task puts its samples together in a way of its own")
     prefix, images = Prefix(tuned, cut, changes), two_images(tuned)
     with OffZero(tuned), torch.random.fork_rng(devices=[]), situation.autocast():
         mark = digest_of(prefix.record(images))

@@ -7,11 +7,11 @@ records are made or not; with k as many as there are epochs it is that of ordina
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import Any
 
 from vpeft.acceleration.prefix_cache import Numbered
 from vpeft.acceleration.same_images import ImageSource, why_not_the_same
+from vpeft.batch import Batch, Sample
 from vpeft.data.image_set import ImageSet
 from vpeft.errors import VpeftError
 
@@ -35,7 +35,7 @@ class Views:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int, /) -> Any:
         view, image = divmod(range(len(self))[index], len(self.images))
         self.images.set_epoch(self.told[view])
         return self.images[image]
@@ -61,11 +61,11 @@ class ViewByView:
         """Turn to the view that stands for the epoch that is told."""
         self._at = self._first[told]
 
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int, /) -> Sample:
         return self.records[self._at + range(self.count)[index]]
 
-    def batch_of(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Several at once: numbers (B,) and labels (B,)."""
+    def batch_of(self, indices: list[int]) -> Batch:
+        """Several at once: numbers (B,) and targets."""
         return self.records.batch_of([self._at + index for index in indices])
 
 

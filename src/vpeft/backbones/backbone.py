@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import nearest
 from .blocks import Block, Stage
 from .edits import Edit
+from .inputs import InputSpec
 from .places import WHOLE, Norm, Place, Projection, Site, Span
 from .points import Layout, MissingPlace, Point
 
@@ -80,7 +81,7 @@ class Backbone:
         module: the model itself, never changed by the description.
         facts: see `Facts`.
         pixels, patch, embedding, trunk, stages, blocks, norm, outlet, logits: the places.
-        example: makes a batch of so many inputs, for a model whose inputs are no images; None for images.
+        inputs: what the model takes; see `InputSpec`.
         whole: every parameter of the model that takes part in the pooled feature.
         unused: the parameters that do not, besides the classifier's.
         outlet_anchor, logits_anchor: identities that `TunedModel` runs, so that `outlet` and `logits` are places too.
@@ -101,7 +102,7 @@ class Backbone:
         end: Point | None = None,
         end_layout: Layout | None = None,
         unused: Iterable[nn.Parameter] = (),
-        example: Callable[[int], Tensor] | None = None,
+        inputs: InputSpec | None = None,
         no_tokens: str = "",
     ) -> None:
         """`others` are the places outside the stages: the patch projection, the embedding, pooling norms ...
@@ -109,12 +110,15 @@ class Backbone:
         `end` is where the sequence or map enters what follows the trunk, for models whose final norm comes after the
         pooling; `end_layout` is how it is laid out there, if not as the last block gives it. `unused` are parameters
         that take no part in the pooled feature (a mask token, a decoder). `no_tokens` says why no tokens can be
-        inserted, where none can and the layout does not tell.
+        inserted, where none can and the layout does not tell. `inputs` says what the model takes where that is not
+        images of the size in `facts` with as many channels as `pixels`.
         """
         self._end, self._end_layout = end, end_layout
-        self.example = example
+        self.inputs = inputs or InputSpec(facts.image_size, pixels.width)
         self.unused = tuple(unused)
         self.module = module
+        # the whole model that this tower was found in, if it is not the tower itself
+        self.host: nn.Module | None = None
         self.facts = facts
         self.pixels = pixels
         self.trunk = trunk
@@ -232,6 +236,35 @@ class Backbone:
         if found is None:
             raise MissingPlace(f"{self.facts.architecture} has no place {name!r}. {nearest(name, self._index)}")
         return found
+
+    def module_place(self, name: str) -> Site:
+        """A module of the model, or of its host, by its dotted name, as a place whose parameters train.
+
+        Raises:
+            MissingPlace: there is no such module, or it has no parameters of its own or inside.
+        """
+        whole = self.host if self.host is not None else self.module
+        modules = dict(whole.named_modules())
+        if name not in modules or not name:
+            raise MissingPlace(f"{type(whole).__name__} has no module {name!r}. {nearest(name, modules)}")
+        own = {
+            f"{path}.{attribute}" if path else attribute: (inner, attribute)
+            for path, inner in modules[name].named_modules()
+            for attribute, parameter in inner._parameters.items()
+            if parameter is not None
+        }
+        if not own:
+            raise MissingPlace(f"The module {name!r} has no parameters to train.")
+        return Site(
+            name=name,
+            width=0,
+            layout=Layout.VECTOR,
+            enter=None,
+            exit=None,
+            verbs=frozenset({"unfreeze"}),
+            depth=len(self.blocks),
+            own=own,
+        )
 
     def places(self) -> Iterator[Place]:
         """Every place, outer before inner, in the order of the forward pass."""

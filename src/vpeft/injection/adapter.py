@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -57,9 +58,11 @@ class Unfrozen:
 class Adapter(Node):
     """Layers by place and verb (`blocks.0.attn.q.parallel`), the head, and what is unfrozen."""
 
-    def __init__(self, name: str, head: nn.Module | None) -> None:
+    def __init__(self, name: str, head: nn.Module | None, task: Any = None) -> None:
         super().__init__()
         self.name = name
+        self.task = task
+        self.train_too: tuple[str, ...] = ()  # further modules of the model that train
         self.edits: list[Edit] = []
         self.keys: list[str] = []
         self.head = head

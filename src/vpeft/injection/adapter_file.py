@@ -7,6 +7,7 @@ digest of its weights, head and labels, preprocessing, scores, versions, and the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -16,24 +17,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..backbones import digest
 from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
+from ..backbones.inputs import fitted_to
 from ..backbones.origin import Origin, origin_of
 from ..errors import VpeftError
+from ..head import Head, get_head
 from ..method import Method, get_method
+from ..task import all_tasks
 from ..version import __version__
+from .heads import Heads, new_head
 from .other_layout import relaid
+from .outputs import one_tensor
 
 if TYPE_CHECKING:
     from .tuned_model import TunedModel
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, 2)  # formats that this version reads
 KEY = "vpeft"
 PROBE_TOLERANCE = 1e-3
 # Two libraries add the same numbers in another order; other weights differ by far more.
@@ -52,13 +60,27 @@ class MethodEntry(BaseModel):
     fields: dict[str, Any]
 
 
-class Head(BaseModel):
-    """The head that the file holds: a linear one is made again from its shape; any other must be passed to `load`."""
+class HeadEntry(BaseModel):
+    """The head that the file holds.
+
+    A head of vpeft/heads is made again from its kind and settings, several heads each by itself; a module of any other
+    class must be passed to `load`. `width` and `classes` are those of a linear head, as format 1 has them.
+    """
 
     model_config = ConfigDict(extra="forbid")
     kind: str
     width: int | None = None
     classes: int | None = None
+    settings: dict[str, Any] | None = None
+    several: dict[str, HeadEntry] | None = None
+
+
+class TaskEntry(BaseModel):
+    """What was learnt: the task's name and all its options, what it took from the training data included."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = "classification"
+    fields: dict[str, Any] = Field(default_factory=dict)
 
 
 class Manifest(BaseModel):
@@ -77,10 +99,11 @@ class Manifest(BaseModel):
     base_source: str | None = None
     origin: Origin | None = None
     quantised: Literal["int8", "nf4"] | None = None
-    head: Head | None = None
+    head: HeadEntry | None = None
     labels: list[str] | None = None
     preprocessing: dict[str, Any] | None = None
-    task: str = "classification"
+    task: TaskEntry = Field(default_factory=TaskEntry)
+    train: list[str] = Field(default_factory=list)
     scores: dict[str, float] = Field(default_factory=dict)
     parameters: int
     tensors_digest: str
@@ -88,6 +111,22 @@ class Manifest(BaseModel):
     base_probe: list[float] = Field(default_factory=list)
     versions: dict[str, str]
     extra: dict[str, Any] = Field(default_factory=dict)
+    seal: str | None = None
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _name_alone(cls, given: Any) -> Any:
+        """Format 1 has the task's name and nothing more."""
+        return {"name": given} if isinstance(given, str) else given
+
+    def sealed(self) -> Manifest:
+        """The manifest with the digest of all that it says, the digest of the tensors included."""
+        return self.model_copy(update={"seal": self.digest()})
+
+    def digest(self) -> str:
+        """sha256 over everything but the seal itself."""
+        said = self.model_dump(mode="json", exclude={"seal"})
+        return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def weights_digest(description: Backbone, tuned: TunedModel | None = None) -> str:
@@ -102,34 +141,23 @@ def weights_digest(description: Backbone, tuned: TunedModel | None = None) -> st
 
 
 def probe_images(description: Backbone) -> Tensor:
-    """A fixed input (1, C, H, W) made of waves, equal on every machine, with values about in [-1, 1].
-
-    Where the model takes no images, it is the first of its made-up inputs.
-    """
-    if description.example is not None:
-        return description.example(1)
-    channels, (height, width) = description.pixels.width, description.facts.image_size
-    rows = torch.arange(height, dtype=torch.float64)[:, None] / height
-    columns = torch.arange(width, dtype=torch.float64)[None, :] / width
-    waves = [torch.sin(6.0 * (c + 1) * rows + 4.0 * columns) * torch.cos(9.0 * columns - c) for c in range(channels)]
-    return torch.stack(waves)[None].float()
+    """The fixed input (1, C, H, W) for which an adapter file keeps the outputs; see `InputSpec.probe`."""
+    return description.inputs.probe()
 
 
 @torch.no_grad()
 def probe(tuned: TunedModel, name: str | None) -> list[float]:
     """The first outputs (16 at most) for the probe input, in eval mode; without a name, the frozen model's features."""
     modes = {module: module.training for module in tuned.modules()}
-    like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
     try:
         tuned.eval()
         with tuned.disable() if name is None else tuned.enable(name):
-            inputs = probe_images(tuned.description)
-            inputs = inputs.to(device=like.device, dtype=like.dtype if inputs.is_floating_point() else None)
+            inputs = fitted_to(probe_images(tuned.description), tuned.backbone)
             out = tuned.features(inputs) if name is None else tuned(inputs)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return [float(value) for value in out.flatten()[:16].float().cpu()]
+    return [float(value) for value in one_tensor(out).flatten()[:16].float().cpu()]
 
 
 def save(
@@ -138,7 +166,7 @@ def save(
     path: Path,
     labels: Sequence[str] | None,
     preprocessing: dict[str, Any] | None,
-    task: str,
+    task: Any,
     scores: dict[str, float] | None,
     extra: dict[str, Any] | None,
 ) -> Path:
@@ -147,16 +175,13 @@ def save(
     head = tuned.adapter(name).head
     description = tuned.description
     config: dict[str, Any] = getattr(tuned.backbone, "pretrained_cfg", None) or {}
-    kind = None
-    if head is not None:
-        linear = type(head) is nn.Linear
-        kind = Head(
-            kind="linear" if linear else type(head).__qualname__,
-            width=head.in_features if isinstance(head, nn.Linear) else None,
-            classes=head.out_features if isinstance(head, nn.Linear) else None,
-        )
-        if labels is not None and kind.classes is not None and len(labels) != kind.classes:
-            raise BadAdapterFile(f"{len(labels)} labels were given for a head of {kind.classes} classes.")
+    task = tuned.adapter(name).task if task is None else task
+    if labels is None:
+        labels = list(getattr(task, "labels", ())) or None
+    kind = None if head is None else head_entry(head)
+    linear = kind is not None and kind.kind == "linear" and task is None
+    if labels is not None and linear and kind is not None and len(labels) != kind.classes:
+        raise BadAdapterFile(f"{len(labels)} labels were given for a head of {kind.classes} classes.")
     manifest = Manifest(
         name=name,
         methods=[MethodEntry(name=m.name, fields=m.model_dump(mode="json")) for m in tuned.methods(name)],
@@ -172,7 +197,8 @@ def save(
         head=kind,
         labels=list(labels) if labels is not None else None,
         preprocessing=preprocessing,
-        task=task,
+        task=task_entry(task),
+        train=list(tuned.adapter(name).train_too),
         scores=scores or {},
         parameters=sum(value.numel() for value in tensors.values()),
         tensors_digest=digest.tensors_digest(tensors),
@@ -181,7 +207,7 @@ def save(
         base_probe=probe(tuned, None) if tuned.origin is None else [],
         versions={"vpeft": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
         extra=extra or {},
-    )
+    ).sealed()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -192,15 +218,58 @@ def save(
     return path
 
 
+def task_entry(task: Any) -> TaskEntry:
+    """A task, or the name of one, as the file keeps it."""
+    if task is None or isinstance(task, str):
+        return TaskEntry() if task is None else TaskEntry(name=task)
+    return TaskEntry(name=task.name, fields=task.model_dump(mode="json"))
+
+
+def head_entry(head: nn.Module) -> HeadEntry:
+    """A head as the file keeps it."""
+    if isinstance(head, Heads):
+        return HeadEntry(kind="several", several={name: head_entry(one) for name, one in head.named_children()})
+    if type(head) is nn.Linear or getattr(head, "kind", None) == "linear":
+        linear: Any = head
+        return HeadEntry(kind="linear", width=linear.in_features, classes=linear.out_features)
+    if isinstance(head, Head) and head.kind:
+        return HeadEntry(kind=head.kind, settings=head.settings)
+    return HeadEntry(kind=type(head).__qualname__)
+
+
+def made_again(entry: HeadEntry, width: int, path: str | Path) -> nn.Module:
+    """The head that the file holds, with fresh tensors.
+
+    Raises:
+        BadAdapterFile: it is of a class that is no head of vpeft's, or its settings do not fit.
+    """
+    if entry.several is not None:
+        return Heads({name: made_again(one, width, path) for name, one in entry.several.items()})
+    if entry.kind == "linear" and entry.classes is not None:
+        return new_head(entry.width or width, entry.classes)
+    if entry.settings is None:
+        raise BadAdapterFile(f"{path} holds a head of the class {entry.kind}; pass such a module as `head`.")
+    try:
+        return get_head(entry.kind)(**entry.settings)
+    except (TypeError, ValueError) as error:
+        raise BadAdapterFile(f"{path}: the head {entry.kind!r} cannot be made from its settings ({error}).") from None
+
+
 def read(path: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
     """Manifest and tensors of an adapter file.
 
     Raises:
         BadAdapterFile: no such file, no adapter, damaged, edited, or of another format version.
     """
-    manifest = read_manifest(path)
-    with safe_open(str(path), framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    if not Path(path).is_file():
+        raise BadAdapterFile(f"There is no adapter file {str(path)!r}.")
+    # Read once into memory: a file that is mapped can change after it was checked.
+    data = Path(path).read_bytes()
+    manifest = _manifest_in(data, path)
+    try:
+        tensors = from_bytes(data)
+    except (SafetensorError, ValueError) as error:
+        raise BadAdapterFile(f"{path} is no complete safetensors file ({error}). Get the file again.") from None
     if digest.tensors_digest(tensors) != manifest.tensors_digest:
         raise BadAdapterFile(
             f"{path}: the tensors are not those that were saved (their checksum differs). Get the file again."
@@ -212,27 +281,54 @@ def read_manifest(path: str | Path) -> Manifest:
     """The manifest alone; the same errors as `read`."""
     if not Path(path).is_file():
         raise BadAdapterFile(f"There is no adapter file {str(path)!r}.")
+    return _manifest_in(Path(path).read_bytes(), path)
+
+
+def _manifest_in(data: bytes, path: str | Path) -> Manifest:
+    """The manifest in the bytes of a file."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
+        # The format: eight bytes of length (little endian), then a JSON header of that length.
+        length = int.from_bytes(data[:8], "little")
+        if len(data) < 8 or length > len(data) - 8:
+            raise ValueError("it is shorter than its header says")
+        header = json.loads(data[8 : 8 + length])
+        metadata = header.get("__metadata__", {})
+        if not isinstance(metadata, dict):
+            raise ValueError("its header is no mapping")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise BadAdapterFile(f"{path} is no complete safetensors file ({error}). Get the file again.") from None
     if KEY not in metadata:
         raise BadAdapterFile(f"{path} is a safetensors file, but not an adapter of vpeft: it has no manifest.")
     try:
         raw = json.loads(metadata[KEY])
         version = raw.get("format")
-    except (json.JSONDecodeError, AttributeError):
+    except (json.JSONDecodeError, AttributeError, TypeError, RecursionError):
         raise BadAdapterFile(f"{path}: the manifest is damaged. Get the file again.") from None
-    if version != FORMAT:
+    if version not in READ:
+        known = " and ".join(map(str, READ))
         raise BadAdapterFile(
-            f"{path} has format version {version}; this vpeft reads version {FORMAT}. Install a vpeft that reads it."
+            f"{path} has format version {version}; this vpeft reads {known}. Install a vpeft that reads it."
         )
     try:
-        return Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
+        if version >= 2 and manifest.seal != manifest.digest():
+            raise BadAdapterFile(f"{path}: the manifest is not the one that was saved: its seal differs.")
+        return manifest
     except ValidationError as error:
         where = ", ".join(".".join(str(part) for part in problem["loc"]) for problem in error.errors())
         raise BadAdapterFile(f"{path}: the manifest has missing or unknown fields: {where}.") from None
+
+
+def task_of(manifest: Manifest) -> Any:
+    """The task that the file names, with its options; None where it is one that is not known here.
+
+    Format 1 knows the labels alone.
+    """
+    fields = dict(manifest.task.fields)
+    if not fields and manifest.labels:
+        fields = {"labels": manifest.labels}
+    known = all_tasks()
+    return known[manifest.task.name](**fields) if fields and manifest.task.name in known else None
 
 
 def methods_of(manifest: Manifest) -> Iterable[Method]:
@@ -249,6 +345,7 @@ def load(
     head: nn.Module | None = None,
     check: bool = True,
     other_library: bool = False,
+    task: Any = None,
 ) -> TunedModel:
     """Put a saved adapter on its backbone.
 
@@ -256,17 +353,17 @@ def load(
         model: the same pre-trained model as at saving, or a TunedModel of it, which gains one more adapter.
         path: the adapter file.
         name: the adapter's name here; the saved one by default.
-        head: needed where the saved head was not a linear one.
+        head: needed where the saved head was of no class that vpeft knows.
         check: recompute the probe outputs and compare them with the saved ones. Where the adapter was trained on
             quantised weights, the backbone is quantised in the same way; False leaves it in full precision.
         other_library: the model holds the same weights as another library lays them out, for instance transformers'
             ViTModel for an adapter made on timm's VisionTransformer. Digests cannot agree then; in their place the
             features of the frozen model and the outputs with the adapter must equal the saved ones.
+        task: in place of the one that the file names, for instance one of your own that vpeft does not know.
 
     Raises:
         BadAdapterFile: damaged, or made for other weights; the message names both sides.
     """
-    from .heads import new_head
     from .quantise import quantise
     from .tuned_model import TunedModel
 
@@ -293,17 +390,14 @@ def load(
             f" with its pre-trained weights.{hint}"
         )
     if head is None and manifest.head is not None:
-        if manifest.head.kind != "linear" or manifest.head.classes is None:
-            raise BadAdapterFile(
-                f"{path} holds a head of the class {manifest.head.kind}; pass such a module as `head`."
-            )
-        head = new_head(manifest.head.width or description.facts.width, manifest.head.classes)
+        head = made_again(manifest.head, description.facts.width, path)
     elif isinstance(head, nn.Linear) and manifest.head is not None and head.out_features != manifest.head.classes:
         raise BadAdapterFile(
             f"{path} has a head for {manifest.head.classes} classes, but the given head is for {head.out_features}."
         )
     key = name or manifest.name
-    tuned.attach(*methods_of(manifest), name=key, head=head, statistics=manifest.statistics)
+    tuned.attach(*methods_of(manifest), name=key, head=head, statistics=manifest.statistics, train=manifest.train)
+    tuned.adapter(key).task = task if task is not None else task_of(manifest)
     try:
         tuned.load_adapter_state(relaid(tensors, tuned.adapter_state(key)) if elsewhere else tensors, key)
         if manifest.quantised is not None and check:

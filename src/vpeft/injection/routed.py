@@ -69,7 +69,7 @@ class Routing:
                 features = torch.split(features_of(tuned, images[rows], shares), counts)
                 for name, some, feature in zip(group, places, features, strict=True):
                     tuned._activate(name)
-                    found |= zip(some, tuned.logits(feature), strict=True)
+                    found |= zip(some, tuned.outputs(feature), strict=True)
         finally:
             tuned._activate(before)
         return [found[place] for place in range(len(names))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -10,6 +11,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
 from ..backbones.own_model import Anatomy
 from ..method import Method
+from .heads import HasHead, HeadLike
 from .tuned_model import TunedModel
 from .verify import DeadPlace
 from .verify import verify as look
@@ -19,33 +21,38 @@ def tune(
     model: nn.Module | Backbone,
     *methods: Method,
     num_classes: int | None = None,
-    head: nn.Module | None = None,
+    head: HeadLike | None = None,
+    task: HasHead | None = None,
+    train: Sequence[str] = (),
     name: str = "default",
     statistics: Literal["frozen", "adapt"] = "frozen",
     anatomy: Anatomy | dict[str, Any] | Literal["generic"] | None = None,
     verify: bool = True,
-    show: bool = True,
+    show: bool = False,
 ) -> TunedModel:
     """Make a backbone trainable by a few parameters.
 
     Args:
         model: the pre-trained model, or its description.
         methods: one, or several that act together in this order.
-        num_classes: classes of a new linear head; None keeps the backbone's own classifier, frozen.
-        head: a head of your own, (B, D) -> (B, anything), instead.
+        num_classes: classes of a new linear head; without it, a head or a task, the model's own is kept, frozen.
+        head: a head of your own instead: a `Head`, a module (B, D) -> anything, a function of (description, width) that
+            makes one, or a mapping from names of tasks to these.
+        task: what is learnt; it makes the head, and the adapter remembers it for training, scoring and saving.
+        train: names of further modules of the model that train as they are, such as a detector's own head.
         name: of the adapter.
         statistics: "adapt" lets the running statistics of the backbone's BatchNorm layers move in training, and saves
             them with the adapter; "frozen" leaves them as they were pre-trained.
         anatomy: for a model that no family knows; see `describe`.
         verify: prove on two random images that every edit is alive. Skipped for a model on the meta device.
-        show: print the plan.
+        show: print the plan; `tuned.plan()` gives it.
 
     Raises:
         MissingPlace: the method asks for a place that this backbone does not have.
         DeadPlace: an edit would do nothing, or breaks a promise; the message lists which.
     """
     tuned = TunedModel(model if isinstance(model, Backbone) else describe(model, anatomy))
-    tuned.attach(*methods, name=name, num_classes=num_classes, head=head, statistics=statistics)
+    tuned.attach(*methods, name=name, num_classes=num_classes, head=head, task=task, statistics=statistics, train=train)
     if verify and not any(p.is_meta for p in tuned.backbone.parameters()):
         report = look(tuned, name, first=True)
         if not report:

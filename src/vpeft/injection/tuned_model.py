@@ -10,18 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
+from ..backbones.features import Feature, Features
 from ..errors import nearest
+from ..head import Head
 from ..method import Method
 from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes, require_methods
 from .carry_out import carry_out
 from .enabled import Enabled
-from .heads import feature_width, new_head
+from .heads import HasHead, HeadLike, feature_width, made_head, reads_of
 from .hooks import Wiring
 from .merge import Merged, merge_edits
 from .routed import Routing
 from .statistics import hold_still
 
 if TYPE_CHECKING:
+    from ..batch import Batch
     from .adapter_file import Manifest
     from .plan import Plan
     from .verify import Report
@@ -64,8 +67,10 @@ class TunedModel(nn.Module):
         *methods: Method,
         name: str = "default",
         num_classes: int | None = None,
-        head: nn.Module | None = None,
+        head: HeadLike | None = None,
+        task: HasHead | None = None,
         statistics: Literal["frozen", "adapt"] = "frozen",
+        train: Sequence[str] = (),
     ) -> Self:
         """Put methods on the backbone under `name`, and switch to them. Several methods act together, in order.
 
@@ -73,7 +78,11 @@ class TunedModel(nn.Module):
             methods: at least one.
             name: of the adapter; letters, digits, `-` and `_`.
             num_classes: make a new linear head for so many classes.
-            head: or this module, (B, D) -> (B, anything).
+            head: or this one: a `Head`, a module (B, D) -> anything, a function of (description, width) that makes one,
+                or a mapping from names of tasks to these.
+            task: or the head that this task wants; the adapter remembers the task.
+            train: names of further modules of the model that train as they are (a decoder, a detector's own head);
+                they are saved with the adapter.
             statistics: "adapt" lets the running statistics of the backbone's BatchNorm layers move in training; they
                 belong to this adapter then. "frozen" leaves them as they were pre-trained.
 
@@ -88,24 +97,30 @@ class TunedModel(nn.Module):
                 f"{name!r} is taken or no usable name. There are: {', '.join(self.adapters) or 'none yet'}."
             )
         require_methods(methods)
-        if num_classes is not None and head is not None:
-            raise AdapterError("Give num_classes or a head, not both.")
+        if sum(one is not None for one in (num_classes, head, task)) > 1 and not (head and task):
+            raise AdapterError("Give num_classes, a head, or a task, not two of them.")
         if self.quantised is not None:
             raise AdapterError(f"The frozen weights are {self.quantised}; attach every adapter before quantising.")
         edits = edits_of(self.description, methods)
+        edits += [self.description.module_place(part).unfreeze() for part in train]
         if not edits and not all(method.trains_head_only for method in methods):
             idle = " + ".join(type(method).__name__ for method in methods)
             raise AdapterError(f"{idle} changes nothing on {self.description.facts.architecture}.")
         width = feature_width(edits, self.description)
         own_classifier = (
-            head is None and num_classes is None and not isinstance(self.description.classifier, nn.Identity)
+            head is None
+            and num_classes is None
+            and task is None
+            and not isinstance(self.description.classifier, nn.Identity)
         )
         if own_classifier and width != self.description.facts.width:
             raise AdapterError(
                 f"With {' + '.join(type(method).__name__ for method in methods)} the features have {width} channels,"
                 f" but the backbone's own classifier takes {self.description.facts.width}. Give num_classes or a head."
             )
-        adapter = Adapter(name, head if num_classes is None else new_head(width, num_classes))
+        made = made_head(self.description, width, num_classes, head, task)
+        adapter = Adapter(name, made, task)
+        adapter.train_too = tuple(train)
         previous = self._active
         self._activate(None)
         if self.origin is None and any(edit.verb == "unfreeze" and not edit.keep_original for edit in edits):
@@ -119,6 +134,11 @@ class TunedModel(nn.Module):
                     edit.layer.to(device=like.device, dtype=like.dtype)
                 adapter.put(edit)
                 carry_out(edit, name, self._wiring)
+            others = [self.description.place(place) for place in reads_of(made) if place != "outlet"]
+            if others:
+                from .carry_out import read_for_head
+
+                read_for_head(others, name, self._wiring)
         except Exception:
             self._wiring.remove(name)
             self._activate(previous)
@@ -234,13 +254,30 @@ class TunedModel(nn.Module):
         """The active adapter's own head."""
         return None if self._active is None else self.adapter().head
 
+    @property
+    def task(self) -> Any:
+        """The task of the active adapter, None where it was attached without one."""
+        return None if self._active is None else self.adapter().task
+
+    @task.setter
+    def task(self, task: Any) -> None:
+        self.adapter().task = task
+
     # -- forward ----------------------------------------------------------------------------------------------------
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, classes)."""
+    takes_batch = True
+
+    def forward(self, *inputs: Any, batch: Batch | None = None, **named: Any) -> Any:
+        """Inputs, for images (B, C, H, W) -> what the active adapter's head gives, for a classifier (B, classes).
+
+        Without a head of the adapter's own it is what the model itself gives for these inputs. `batch` is what a head
+        may look into: which of several tasks it is, targets that it needs.
+        """
         if self._route is not None:
-            return self._routing(self, images, self._route)
-        return self.logits(self.features(images))
+            return self._routing(self, inputs[0], self._route)
+        if self.head is None and self.description.host is not None:
+            return self._hosted(*inputs, **named)
+        return self.outputs(self.features(*inputs, **named), batch)
 
     def each(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Images (B, C, H, W), the i-th through adapter `names[i]` -> the logits (classes,) of each.
@@ -258,12 +295,29 @@ class TunedModel(nn.Module):
         features: Tensor = self.description.outlet_anchor(self.description.pooled(images))
         return features
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Pooled features (B, D) -> logits of the active head, or of the backbone's own classifier."""
+    def outputs(self, features: Tensor, batch: Batch | None = None) -> Any:
+        """Pooled features (B, D) -> what the active head gives, or the model's own classifier.
+
+        A head that reads other places finds what they gave in the present pass.
+        """
         head = self.head
-        out = self.description.classifier(features) if head is None else head(features)
-        logits: Tensor = self.description.logits_anchor(out)
-        return logits
+        if head is None:
+            out = self.description.classifier(features)
+        elif isinstance(head, Head):
+            out = head(self._read(features), batch)
+        else:
+            out = head(features)
+        return self.description.logits_anchor(out)
+
+    def _read(self, features: Tensor) -> Features:
+        """What the head may read in this pass."""
+        found, size = getattr(self._wiring, "read_in_this_pass", lambda: ({}, None))()
+        return Features({**found, "outlet": Feature(features)}, size)
+
+    def _hosted(self, *inputs: Any, **named: Any) -> Any:
+        """The whole model that the described tower lives in, with the edits."""
+        assert self.description.host is not None
+        return self.description.host(*inputs, **named)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode; the backbone's BatchNorm layers stay in eval unless the adapter adapts their statistics."""
@@ -303,7 +357,7 @@ class TunedModel(nn.Module):
         for key, tensor in own.items():
             tensor.copy_(state[key])
 
-    def prepare(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def prepare(self, batches: Iterable[Any]) -> None:
         """Let the active methods look at real batches before training."""
         kept = [method for method in self.methods() if type(method).prepare is not Method.prepare]
         if kept:
@@ -382,7 +436,7 @@ class TunedModel(nn.Module):
         name: str | None = None,
         labels: Sequence[str] | None = None,
         preprocessing: dict[str, Any] | None = None,
-        task: str = "classification",
+        task: Any = None,
         scores: dict[str, float] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> Path:

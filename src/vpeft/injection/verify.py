@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..backbones.inputs import fitted_to
 from ..errors import VpeftError
+from .outputs import tensors_in
 
 if TYPE_CHECKING:
     from .tuned_model import TunedModel
@@ -50,7 +52,7 @@ def verify(tuned: TunedModel, name: str, batch: Tensor | None = None, *, first: 
     Args:
         tuned: the model.
         name: the adapter.
-        batch: images (B, C, H, W); two random ones of the backbone's own size by default.
+        batch: inputs (B, ...); two made-up ones of the backbone's own size by default.
         first: whether this is step 0, so that the methods' promise to start as the frozen model is checked.
 
     The adapter's tensors, gradients, buffers, modes and the random state are the same afterwards.
@@ -93,13 +95,7 @@ def verify(tuned: TunedModel, name: str, batch: Tensor | None = None, *, first: 
 
 
 def _images(tuned: TunedModel, batch: Tensor | None) -> Tensor:
-    like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
-    if batch is None and tuned.description.example is not None:
-        batch = tuned.description.example(2)
-    if batch is not None:
-        return batch.to(device=like.device, dtype=like.dtype if batch.is_floating_point() else None)
-    channels = tuned.description.pixels.width
-    return torch.randn(2, channels, *tuned.description.facts.image_size).to(device=like.device, dtype=like.dtype)
+    return fitted_to(tuned.description.inputs.example(2) if batch is None else batch, tuned.backbone)
 
 
 def _look(
@@ -124,9 +120,9 @@ def _look(
                 (features.detach() - plain).abs().max() <= IDENTITY * plain.abs().max().clamp(min=1.0)
             )
             ran_once = {id(operation) for operation in ran}
-        logits = tuned.logits(features)
-        direction = torch.randn(logits.shape[1:], device=logits.device, dtype=logits.dtype)
-        loss = (logits * direction).sum()
+        loss = torch.zeros((), device=features.device)
+        for given in tensors_in(tuned.outputs(features)):
+            loss = loss + (given * torch.randn(given.shape[1:], device=given.device, dtype=given.dtype)).sum()
         penalty = tuned.penalty()
         if penalty is not None:
             loss = loss + penalty

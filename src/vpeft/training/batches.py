@@ -3,45 +3,53 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vpeft.batch import Batch, collate
 from vpeft.training.randomness import batch_randomness, derived_seed
 
-Batch = tuple[Tensor, Tensor]
 _Address = tuple[int, int, int]  # (epoch, number of the batch, index of the image)
 
 
 @runtime_checkable
-class LabelledImages(Protocol):
-    """What training and evaluation read: `len(set)` and `set[i]` -> (image float (3, H, W), label)."""
+class Samples(Protocol):
+    """What training and evaluation read: `len(set)` and `set[i]` -> (input, target), or a `Sample`."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class Reading(Protocol):
+    """The part of a `Task` that decides what a batch is and which samples an epoch sees."""
+
+    def collate(self, samples: Sequence[Any], /) -> Batch: ...
+
+    def order(self, train: Any, shuffled: list[int], epoch_seed: int, /) -> list[int]: ...
 
 
 @runtime_checkable
 class InBatches(Protocol):
     """A data set in memory that gives whole batches, and draws nothing at random."""
 
-    def batch_of(self, indices: list[int], /) -> tuple[Tensor, Tensor]:
-        """The items at `indices`: what stands for the images, and labels int64, each (B, ...)."""
+    def batch_of(self, indices: list[int], /) -> Batch:
+        """The items at `indices`."""
         ...
 
 
-class _Seeded(Dataset[tuple[Tensor, int]]):
+class _Seeded(Dataset[Any]):
     """Items addressed by `_Address`, each batch drawn under a seed of its own."""
 
-    def __init__(self, images: LabelledImages, seed: int) -> None:
+    def __init__(self, images: Samples, seed: int) -> None:
         self.images = images
         self.seed = seed
 
-    def __getitems__(self, addresses: list[_Address]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, addresses: list[_Address]) -> list[Any]:
         """One batch; the loader prefers this to item by item."""
         epoch, number, _ = addresses[0]
         # Per batch and not per image: seeding the three generators takes longer than reading a small image.
@@ -52,8 +60,17 @@ class _Seeded(Dataset[tuple[Tensor, int]]):
 class _Order(Sampler[list[_Address]]):
     """The batches of one epoch from a position on; the loader asks anew at the start of each epoch."""
 
-    def __init__(self, count: int, batch: int, *, seed: int, shuffled: bool, drop_last: bool) -> None:
-        self.count, self.batch, self.seed, self.shuffled = count, batch, seed, shuffled
+    def __init__(
+        self,
+        count: int,
+        batch: int,
+        *,
+        seed: int,
+        shuffled: bool,
+        drop_last: bool,
+        order: Callable[[list[int], int], list[int]] | None = None,
+    ) -> None:
+        self.count, self.batch, self.seed, self.shuffled, self.order = count, batch, seed, shuffled, order
         full, rest = divmod(count, batch)
         # A set smaller than one batch is used all the same: dropping it would leave nothing.
         self.per_epoch = full if (drop_last and full) or not rest else full + 1
@@ -66,6 +83,8 @@ class _Order(Sampler[list[_Address]]):
         if self.shuffled:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
             indices = torch.randperm(self.count, generator=generator).tolist()
+            if self.order is not None:
+                indices = self.order(indices, derived_seed(self.seed, "sampling", self.epoch))
         for number in range(self.first, self.per_epoch):
             yield [(self.epoch, number, index) for index in indices[number * self.batch : (number + 1) * self.batch]]
 
@@ -86,19 +105,21 @@ def told_epoch(seed: int, number: int, views: int | None) -> int:
 
 
 class Batches:
-    """Batches of (images float (B, 3, H, W), labels int64 (B,)), on the processor.
+    """Batches of samples, on the processor.
 
     Args:
         images: the data set.
-        batch: images per batch; the last may be smaller unless `drop_last`.
+        batch: samples per batch; the last may be smaller unless `drop_last`.
         seed: decides the order and every random transform; None: in the set's own order, for evaluation.
         workers: loading processes; 0 loads in this one. The content is the same for any number.
         views: how many augmented versions of an image there are, taken in turn; None: a new one in each epoch.
+        reading: the task, which puts samples together and says which an epoch sees; None: inputs and targets of one
+            shape are stacked, and an epoch sees each sample once.
     """
 
     def __init__(
         self,
-        images: LabelledImages,
+        images: Samples,
         batch: int,
         *,
         seed: int | None = None,
@@ -106,10 +127,13 @@ class Batches:
         workers: int = 0,
         pin: bool = False,
         views: int | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.images, self.views = images, views
         self.seed = seed or 0
-        self._order = _Order(len(images), batch, seed=self.seed, shuffled=seed is not None, drop_last=drop_last)
+        order = None if reading is None else partial(reading.order, images)
+        shuffled = seed is not None
+        self._order = _Order(len(images), batch, seed=self.seed, shuffled=shuffled, drop_last=drop_last, order=order)
         # A generator of its own: a loader otherwise takes a number from torch's at the start of each epoch.
         own = torch.Generator().manual_seed(derived_seed(self.seed, "loader"))
         self._loader: DataLoader[Any] = DataLoader(
@@ -120,6 +144,7 @@ class Batches:
             pin_memory=pin,
             generator=own,
             worker_init_fn=_signals_of_a_worker,
+            collate_fn=collate if reading is None else reading.collate,
         )
 
     @property
@@ -129,7 +154,7 @@ class Batches:
 
     @property
     def images_per_epoch(self) -> int:
-        """Images in a whole epoch."""
+        """Samples in a whole epoch."""
         return min(len(self.images), self.per_epoch * self._order.batch)
 
     def epoch(self, number: int = 0, first: int = 0) -> Iterator[Batch]:
@@ -143,5 +168,4 @@ class Batches:
             for addresses in self._order:
                 yield self.images.batch_of([index for _, _, index in addresses])
             return
-        for images, labels in self._loader:
-            yield images, torch.as_tensor(labels, dtype=torch.int64)
+        yield from self._loader

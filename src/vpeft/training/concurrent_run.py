@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vpeft.acceleration import batched_adapters
 from vpeft.acceleration.shared_trunk import BatchStream, SharedRecords
-from vpeft.training.batches import LabelledImages
+from vpeft.task import Task
+from vpeft.training.batches import Samples
 from vpeft.training.failures import TrainingFailed
 from vpeft.training.fit import checkpoint_facts, take_up, write_result
 from vpeft.training.interrupts import StopRequest
@@ -23,7 +24,6 @@ from vpeft.training.optimisation import Optimisation
 from vpeft.training.progress import Display
 from vpeft.training.randomness import OwnRandomness
 from vpeft.training.result import Result
-from vpeft.training.step import HasLoss
 
 if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
@@ -46,7 +46,7 @@ class Run:
     out: Path | str | None = None
     after_epoch: AfterEpoch | None = None
     identity: dict[str, Any] | None = None
-    task: HasLoss | None = None
+    task: Task | None = None
     name: str | None = None
 
 
@@ -69,8 +69,8 @@ class ConcurrentRun:
 
     def begin(
         self,
-        train: LabelledImages,
-        val: LabelledImages | None,
+        train: Samples,
+        val: Samples | None,
         workers: int,
         shared: SharedRecords | None,
         stream: BatchStream | None,
@@ -119,11 +119,11 @@ class ConcurrentRun:
         """Epoch and batch."""
         return self.training.at.epoch, self.training.at.batch
 
-    def reads_val_from(self, images: LabelledImages) -> bool:
+    def reads_val_from(self, images: Samples) -> bool:
         """Whether its validation reads these very images, and no records or kept pixels of them."""
         return self.training.val is images
 
-    def read_val_from(self, images: LabelledImages) -> None:
+    def read_val_from(self, images: Samples) -> None:
         """Validate on other images, which are the same."""
         self.training.val = images
 
@@ -153,6 +153,7 @@ class ConcurrentRun:
                 return request
             except StopIteration:
                 self.result = training.ended
+                self.run.tuned.task = training.task
             except TrainingFailed as failure:
                 self.result = training.result("failed", str(failure))
                 self.shown.say(f"failed: {failure}")

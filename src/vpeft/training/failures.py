@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vpeft.acceleration.apply import accelerate
 from vpeft.acceleration.names import FOR_MEMORY
+from vpeft.batch import Batch, run_model
 from vpeft.errors import VpeftError
 from vpeft.training.memory import readable, saved_bytes
 from vpeft.training.modes import evaluation_mode
@@ -36,12 +37,13 @@ class OutOfMemory(TrainingFailed):
     """A step needs more memory than there is."""
 
 
-def first_not_finite(tuned: nn.Module, images: Tensor) -> str | None:
-    """Name the first tensor on the way from the images to the logits that is not finite; None if all are.
+def first_not_finite(tuned: nn.Module, batch: Batch) -> str | None:
+    """Name the first tensor on the way from the inputs to the outputs that is not finite; None if all are.
 
     Parameters are looked at before the forward pass, which is run once more, in evaluation mode and without gradients.
     """
-    if not _finite(images):
+    images = batch.inputs
+    if isinstance(images, Tensor) and not _finite(images):
         broken = [i for i in range(len(images)) if not _finite(images[i])]
         return f"the input: {len(broken)} of {len(images)} images of the batch, the first at position {broken[0]}"
     for kind, named in (("parameter", tuned.named_parameters()), ("buffer", tuned.named_buffers())):
@@ -55,7 +57,7 @@ def first_not_finite(tuned: nn.Module, images: Tensor) -> str | None:
     ]
     try:
         with torch.no_grad(), evaluation_mode(tuned), untouched_randomness():
-            tuned(images)
+            run_model(tuned, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""`fit`: train a tuned model on labelled images."""
+"""`fit`: train a tuned model on the samples of a task."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from vpeft.acceleration.names import wanted
 from vpeft.acceleration.shared_trunk import SharedRecords
 from vpeft.errors import VpeftError
 from vpeft.injection.adapter_file import weights_digest
+from vpeft.task import Task
 from vpeft.training.atomic import write_json
-from vpeft.training.batches import LabelledImages
+from vpeft.training.batches import Samples
 from vpeft.training.checkpoint import must_agree, read_checkpoint
 from vpeft.training.evaluate import UnsuitableData
 from vpeft.training.failures import TrainingFailed
@@ -22,7 +23,6 @@ from vpeft.training.optimisation import Optimisation
 from vpeft.training.progress import display
 from vpeft.training.randomness import untouched_randomness
 from vpeft.training.result import Result
-from vpeft.training.step import HasLoss
 
 if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
@@ -36,8 +36,8 @@ class UnsuitableSettings(VpeftError):
 
 def fit(
     tuned: TunedModel,
-    train: LabelledImages,
-    val: LabelledImages | None = None,
+    train: Samples,
+    val: Samples | None = None,
     *,
     optimisation: Optimisation | None = None,
     epochs: int | None = None,
@@ -47,7 +47,7 @@ def fit(
     workers: int = 0,
     after_epoch: AfterEpoch | None = None,
     identity: dict[str, Any] | None = None,
-    task: HasLoss | None = None,
+    task: Task | None = None,
     acceleration: str | None = None,
     shared: SharedRecords | None = None,
 ) -> Result:
@@ -58,7 +58,7 @@ def fit(
 
     Args:
         tuned: the model; it is moved to the device and stays there.
-        train: labelled images as `dataset[i]` -> (image float (3, H, W), label).
+        train: samples as `dataset[i]` -> (input, target), for instance (image float (3, H, W), class number).
         val: the same, for validation; never trained on. Needed for early stopping and for keeping the best epoch.
         optimisation: all settings; None takes the defaults, which `Optimisation` explains.
         epochs: in place of `optimisation.epochs`.
@@ -71,7 +71,7 @@ def fit(
         workers: processes that load images; no influence on the result.
         after_epoch: called with the model and the epoch's record; what it draws at random does not reach the training.
         identity: facts (JSON) about data and model by which a checkpoint must agree, besides those that are seen here.
-        task: its loss is minimised; None is cross-entropy over the logits.
+        task: what is learnt; None: the task of the model's adapter, or else classification.
         acceleration: in place of `optimisation.acceleration`: "auto", "off", or names with commas between them.
         shared: where calls for other models on the same data sets find and leave the outputs of the frozen part.
 
@@ -79,7 +79,8 @@ def fit(
         NonFinite: NaN or infinity; the message names the tensor, and the weights before that step are saved.
         OutOfMemory: with the measured need and what to change.
         BadCheckpoint: the checkpoint in `out` is damaged or of another run.
-        UnsuitableData: no images, or labels that the model has no class for.
+        UnsuitableData: no samples.
+        UnsuitableTargets: targets of another kind than the task learns.
         UnsuitableSettings: early stopping or keep = "best" without validation images.
     """
     settings = checked_settings(optimisation, train, val, epochs=epochs, acceleration=acceleration)
@@ -107,6 +108,7 @@ def fit(
                 take_up(run)
             with StopRequest(active=folder is not None) as stop:
                 result = run.run(stop)
+                tuned.task = run.task
         except TrainingFailed as failure:
             failure.result = run.result("failed", str(failure))
             write_result(folder, failure.result)
@@ -121,8 +123,8 @@ def fit(
 
 def checked_settings(
     optimisation: Optimisation | None,
-    train: LabelledImages,
-    val: LabelledImages | None,
+    train: Samples,
+    val: Samples | None,
     *,
     epochs: int | None = None,
     acceleration: str | None = None,

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vpeft.acceleration.apply import accelerate
 from vpeft.errors import VpeftError
-from vpeft.training.batches import LabelledImages
+from vpeft.training.batches import Samples
 from vpeft.training.failures import buffers_as_they_were
 from vpeft.training.memory_plan import MemoryPlan, measure_memory
 from vpeft.training.modes import to_training_mode
@@ -77,7 +77,7 @@ class Choice:
 
 
 def within(
-    tuned: TunedModel, images: LabelledImages, settings: Optimisation, machine: Accelerator
+    tuned: TunedModel, images: Samples, settings: Optimisation, machine: Accelerator
 ) -> tuple[Optimisation, list[str]]:
     """`settings` changed so that a step stays within `fit_memory`, and what is to be said; measured on three images.
 

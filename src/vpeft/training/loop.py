@@ -14,10 +14,12 @@ from vpeft.acceleration.apply import Accelerated, accelerate
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.shared_trunk import BatchStream, Fed, SharedRecords, StreamedPrefix
 from vpeft.acceleration.views import ViewByView, Views, views_of
+from vpeft.batch import Batch
 from vpeft.injection.enabled import begin_training
+from vpeft.task import Task
 from vpeft.training import checkpoint as disk
-from vpeft.training.batches import Batch, Batches, LabelledImages, told_epoch
-from vpeft.training.evaluate import evaluate
+from vpeft.training.batches import Batches, Samples, told_epoch
+from vpeft.training.evaluate import evaluate, outputs_of, task_of
 from vpeft.training.failures import NonFinite
 from vpeft.training.fit_memory import within
 from vpeft.training.interrupts import StopRequest
@@ -34,7 +36,7 @@ from vpeft.training.randomness import (
     untouched_randomness,
 )
 from vpeft.training.result import EpochRecord, Result, Scores
-from vpeft.training.step import HasLoss, Stepper
+from vpeft.training.step import Stepper
 from vpeft.training.train_state import TrainState
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 AfterEpoch = Callable[["TunedModel", EpochRecord], None]
 # Gives None behind each step, or what the step asks for (see `Stepper.asking`), and is sent the answer.
-Steps = Generator[Tensor | None, Tensor | None, None]
+Steps = Generator[Tensor | None, Any, None]
 
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -55,8 +57,8 @@ class Training:
     def __init__(
         self,
         tuned: TunedModel,
-        train: LabelledImages,
-        val: LabelledImages | None,
+        train: Samples,
+        val: Samples | None,
         settings: Optimisation,
         *,
         out: Path | None,
@@ -64,11 +66,15 @@ class Training:
         shown: Display,
         after_epoch: AfterEpoch | None,
         identity: dict[str, Any],
-        task: HasLoss | None,
+        task: Task | None,
         shared: SharedRecords | None = None,
         stream: BatchStream | None = None,
     ) -> None:
         self.tuned, self.train, self.val, self.settings = tuned, train, val, settings
+        self.task = task_of(tuned, train, task)
+        self.task.check(train)
+        if val is not None:
+            self.task.check(val)
         self.out, self.workers, self.shown, self.after_epoch = out, workers, shown, after_epoch
         self.machine = accelerator(settings.precision, settings.device)
         self.device: torch.device = self.machine.device
@@ -77,7 +83,7 @@ class Training:
         begin_training(tuned)
         tuned.to(self.device)
         reset_peak(self.device)
-        self.batches: Batches | Fed = Fed(stream) if stream else batches_of(train, settings, workers, self.device)
+        self.batches: Batches | Fed = Fed(stream) if stream else self._batches(train, workers, self.device)
         self.total = self.batches.per_epoch * settings.epochs
         seed_everything(derived_seed(settings.seed, "training"))
         with untouched_randomness():
@@ -97,14 +103,14 @@ class Training:
             train = records.train
             if isinstance(train.images, Views):
                 train = ViewByView(train, train.images)
-            self.batches = batches_of(train, settings, 0, torch.device("cpu"))
+            self.batches = self._batches(train, 0, torch.device("cpu"))
         if records is not None:
             self.val = val if records.val is None else records.val
         elif self.accelerated.train is not None:
-            self.batches = batches_of(self.accelerated.train, settings, workers, self.device)
+            self.batches = self._batches(self.accelerated.train, workers, self.device)
             self.val = val if self.accelerated.val is None else self.accelerated.val
         try:
-            self.take = Stepper(tuned, settings, self.machine, self.batches.per_epoch, task, records)
+            self.take = Stepper(tuned, settings, self.machine, self.batches.per_epoch, self.task, records)
         except BaseException:
             self.close()
             raise
@@ -113,6 +119,7 @@ class Training:
             **identity,
             # What changes the last bits must be the same when a run is taken up again.
             **({"acceleration": rounding} if rounding else {}),
+            "task": {"name": self.task.name, **self.task.model_dump(mode="json")},
             "optimisation": settings.numerics(),
             "images": len(train),
             "validation_images": None if val is None else len(val),
@@ -125,6 +132,9 @@ class Training:
         self.resumed_at: int | None = None
         self.stop: StopRequest | None = None
         self.ended: Result | None = None
+
+    def _batches(self, samples: Samples, workers: int, device: torch.device) -> Batches:
+        return batches_of(samples, self.settings, workers, device, self.task)
 
     def _accelerate(
         self, identity: dict[str, Any], shared: SharedRecords | None, stream: BatchStream | None
@@ -144,12 +154,13 @@ class Training:
             settings.batch,
             self.machine.autocast,
             settings.precision,
-            "mixup combines images before the model sees them" if settings.mixup else None,
+            self.task.augments,
             settings.prefix_gib,
             settings.prefix_folder,
             {**identified, **drawn} if identified else {},
             shared,
             stream,
+            self.task,
         )
         with untouched_randomness():
             to_training_mode(tuned)
@@ -201,8 +212,8 @@ class Training:
         assert self.stop is not None
         self.at.mark = time.perf_counter()
         to_training_mode(self.tuned)
-        for images, labels in self.batches.epoch(self.at.epoch, self.at.batch):
-            yield from self.step(images, labels)
+        for batch in self.batches.epoch(self.at.epoch, self.at.batch):
+            yield from self.step(batch)
             self.at.count_time()
             self.show()
             if self.stop.requested:
@@ -215,10 +226,10 @@ class Training:
             self.at.mark += time.perf_counter() - left  # what others did meanwhile is not this run's time
         self.end_epoch()
 
-    def step(self, images: Tensor, labels: Tensor) -> Steps:
+    def step(self, batch: Batch) -> Steps:
         """One optimiser step; if it meets numbers that are not finite, the weights from before it are saved."""
         try:
-            yield from self.take.asking(images, labels, self.at, alone=not self.joins)
+            yield from self.take.asking(batch, self.at, alone=not self.joins)
         except NonFinite as error:
             kept = "The model still holds the weights from before this step."
             if self.out is not None:
@@ -239,14 +250,17 @@ class Training:
         if self.val is not None and (number % settings.validate_every == 0 or number == settings.epochs):
             scores = self.score_kept()
             self.val_scores = scores
-            if at.is_best(number, scores.top1) and settings.keep == "best":
+            if at.is_best(number, scores.value, self.task.leading.better) and settings.keep == "best":
                 self.best = {name: tensor.clone() for name, tensor in self.tuned.adapter_state().items()}
         at.count_time(training=False)
         record = at.record(number, self.take.rate(at.step - 1), scores)
         self.shown.epoch(record)
         patience = settings.early_stopping
         if patience is not None and at.without_gain >= patience:
-            at.reason = f"validation top-1 has not risen in {patience} validations after epoch {at.best_epoch}"
+            at.reason = (
+                f"validation {self.task.leading.name} has not become better in {patience} validations after epoch"
+                f" {at.best_epoch}"
+            )
         at.next_epoch(record)
         if self.after_epoch is not None:
             with untouched_randomness():
@@ -265,6 +279,7 @@ class Training:
         if self.val is not None and (self.val_scores is None or at.kept_epoch != at.validated_epoch):
             self.val_scores = self.score_kept()
         at.finished = True
+        self.task = self.calibrated()
         self.save()
 
     def score_kept(self) -> Scores:
@@ -275,10 +290,22 @@ class Training:
         return evaluate(
             self.tuned,
             self.val,
+            task=self.task,
             batch=self.settings.batch,
             workers=0 if recorded else self.workers,
             precision=self.settings.precision,
             records=records.scoring if records is not None and recorded else None,
+        )
+
+    def calibrated(self) -> Task:
+        """The task with what it chooses on validation samples for the weights that the model has now."""
+        if self.val is None or type(self.task).calibrated is Task.calibrated:
+            return self.task
+        val = self.val
+        records = self.accelerated.prefix
+        scoring = records.scoring if records is not None and val is records.val else None
+        return self.task.calibrated(
+            lambda: outputs_of(self.tuned, val, self.task, self.settings.batch, 0, self.settings.precision, scoring)
         )
 
     def stopped(self) -> Result:
@@ -305,7 +332,8 @@ class Training:
         scaler = self.machine.scaler
         facts = {
             "identity": self.identity,
-            "standing": self.at.as_dict(),
+            "state": self.at.as_dict(),
+            "task": self.task.model_dump(mode="json"),
             "random": random_plain,
             "scaler": None if scaler is None else scaler.state_dict(),
             "val": None if self.val_scores is None else self.val_scores.model_dump(mode="json"),
@@ -320,7 +348,8 @@ class Training:
         """
         disk.must_agree(saved.facts["identity"], self.identity, self.out)
         self.tuned.load_adapter_state(saved.tensors["model"])
-        self.at = TrainState.from_dict(saved.facts["standing"])
+        self.at = TrainState.from_dict(saved.facts["state"])
+        self.task = type(self.task)(**saved.facts["task"])
         self.val_scores = None if saved.facts["val"] is None else Scores.model_validate(saved.facts["val"])
         self.resumed_at = self.at.step
         if self.at.finished:
@@ -337,7 +366,7 @@ class Training:
         at = self.at
         rate = at.images_per_second
         left = (self.total - at.step) * at.train_seconds / max(1, at.step)
-        self.shown.step(at.step, at.mean_loss, at.accuracy, rate, left)
+        self.shown.step(at.step, at.mean_loss, at.means, rate, left)
 
     def result(self, state: str, reason: str | None = None) -> Result:
         """What there is to say by now."""
@@ -361,8 +390,10 @@ class Training:
         )
 
 
-def batches_of(train: LabelledImages, settings: Optimisation, workers: int, device: torch.device) -> Batches:
-    """The batches of images that a run with these settings sees."""
+def batches_of(
+    train: Samples, settings: Optimisation, workers: int, device: torch.device, task: Task | None = None
+) -> Batches:
+    """The batches of samples that a run with these settings sees."""
     return Batches(
         train,
         settings.batch,
@@ -371,6 +402,7 @@ def batches_of(train: LabelledImages, settings: Optimisation, workers: int, devi
         workers=workers,
         pin=device.type == "cuda",
         views=settings.views,
+        reading=task,
     )
 
 
@@ -381,5 +413,5 @@ class _OnDevice:
         self.batches, self.device = batches, device
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, labels in self.batches.epoch():
-            yield images.to(self.device), labels.to(self.device)
+        for batch in self.batches.epoch():
+            yield batch.to(self.device)

@@ -79,7 +79,7 @@ def plan_memory(
         UnknownAcceleration: a name does not exist.
     """
     modes = [(module, module.training) for module in tuned.modules()]
-    shape = (tuned.description.pixels.width, *tuned.description.facts.image_size)
+    inputs = tuned.description.inputs
     counted = {}
     try:
         tuned.train()
@@ -90,7 +90,7 @@ def plan_memory(
                 casts = _casts(tuned)
                 for images in (batch, batch + 1):
                     with mode:
-                        counted[images] = saved_bytes(tuned, torch.empty(images, *shape, device=device))
+                        counted[images] = saved_bytes(tuned, inputs.blank(images, device))
     finally:
         for module, training in modes:
             module.training = training

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.text import Text
 
-from vpeft.training.result import EpochRecord
+from vpeft.training.result import EpochRecord, shown
 
 _LINE_EVERY = 30.0  # seconds between plain lines within a long epoch
 
@@ -21,8 +22,10 @@ class Display(Protocol):
     def start(self, epochs: int, steps_per_epoch: int, step: int) -> None:
         """Training begins at optimiser step `step`."""
 
-    def step(self, step: int, loss: float, accuracy: float, images_per_second: float, seconds_left: float) -> None:
-        """A step was taken; loss and accuracy are means over the epoch so far."""
+    def step(
+        self, step: int, loss: float, monitored: Mapping[str, float], images_per_second: float, seconds_left: float
+    ) -> None:
+        """A step was taken; the loss and what is monitored are means over the epoch so far."""
 
     def epoch(self, record: EpochRecord) -> None:
         """An epoch has ended."""
@@ -47,7 +50,9 @@ class Silent:
 
     def start(self, epochs: int, steps_per_epoch: int, step: int) -> None: ...
 
-    def step(self, step: int, loss: float, accuracy: float, images_per_second: float, seconds_left: float) -> None: ...
+    def step(
+        self, step: int, loss: float, monitored: Mapping[str, float], images_per_second: float, seconds_left: float
+    ) -> None: ...
 
     def epoch(self, record: EpochRecord) -> None: ...
 
@@ -84,13 +89,15 @@ class Lines:
     def start(self, epochs: int, steps_per_epoch: int, step: int) -> None:
         self._epochs, self._per_epoch, self._last = epochs, steps_per_epoch, time.monotonic()
 
-    def step(self, step: int, loss: float, accuracy: float, images_per_second: float, seconds_left: float) -> None:
+    def step(
+        self, step: int, loss: float, monitored: Mapping[str, float], images_per_second: float, seconds_left: float
+    ) -> None:
         now = time.monotonic()
         if now - self._last < _LINE_EVERY:
             return
         self._last = now
         self.say(
-            f"  step {step}/{self._epochs * self._per_epoch}  loss {loss:.4f}  accuracy {accuracy:.1%}"
+            f"  step {step}/{self._epochs * self._per_epoch}  loss {loss:.4f}{_named(monitored)}"
             f"  {images_per_second:.0f} images/s  {clock(seconds_left)} left"
         )
 
@@ -112,7 +119,7 @@ class Bar:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}  {task.fields[rate]} images/s"),
+            TextColumn("loss {task.fields[loss]}{task.fields[monitored]}  {task.fields[rate]} images/s"),
             _Left(),
             console=console,
             transient=True,
@@ -128,12 +135,14 @@ class Bar:
             total=epochs * steps_per_epoch,
             completed=step,
             loss="-",
-            accuracy="-",
+            monitored="",
             rate="-",
             left="-:--",
         )
 
-    def step(self, step: int, loss: float, accuracy: float, images_per_second: float, seconds_left: float) -> None:
+    def step(
+        self, step: int, loss: float, monitored: Mapping[str, float], images_per_second: float, seconds_left: float
+    ) -> None:
         if self._task is None:
             return
         self._progress.update(
@@ -141,7 +150,7 @@ class Bar:
             completed=step,
             description=f"epoch {min(self._epochs, (step - 1) // self._per_epoch + 1)}/{self._epochs}",
             loss=f"{loss:.4f}",
-            accuracy=f"{accuracy:.1%}",
+            monitored=_named(monitored),
             rate=f"{images_per_second:.0f}",
             left=clock(seconds_left),
         )
@@ -167,10 +176,15 @@ class _Left(ProgressColumn):
 def epoch_line(record: EpochRecord, epochs: int) -> str:
     """One epoch in one line."""
     line = f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}"
-    line += f"  loss {record.train_loss:.4f}  accuracy {record.train_accuracy:.1%}"
-    if record.val_top1 is not None:
-        line += f"  validation {record.val_top1:.1%}"
+    line += f"  loss {record.train_loss:.4f}{_named(record.train)}"
+    if record.val is not None:
+        line += f"  validation{_named(dict(list(record.val.items())[:2]))}"
     return line + f"  lr {record.lr:.1e}  {record.images_per_second:.0f} images/s  {clock(record.seconds)}"
+
+
+def _named(values: Mapping[str, float]) -> str:
+    """Values with their names, as the continuation of a line."""
+    return "".join(f"  {name} {shown(value)}" for name, value in values.items())
 
 
 def clock(seconds: float) -> str:

@@ -2,33 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vpeft.training.optimisation import Optimisation
 
 
 class Scores(BaseModel):
-    """How a model does on a labelled set. Shares are fractions of 1, exact counts divided once."""
+    """How a model does on a data set: values by name, one of which leads.
+
+    `scores.top1` is `scores.values["top1"]`, and `scores.confusion` is `scores.details["confusion"]`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    top1: float = Field(description="Share of images whose best class is right.")
-    mean_per_class: float = Field(description="Mean of the per-class shares, over the classes that have images here.")
-    loss: float = Field(description="Mean cross-entropy in nats, without label smoothing.")
-    count: int = Field(description="Images.")
-    confusion: list[list[int]] = Field(description="Images by true class (row) and predicted class (column).")
-    labels: list[str] | None = Field(default=None, description="Names of the classes, where the data set has them.")
+    values: dict[str, float] = Field(description="By the metric's name; shares are fractions of 1.")
+    leading: str = Field(description="The metric by which models are compared.")
+    higher_is_better: bool = Field(default=True, description="Whether more of the leading metric is better.")
+    count: int = Field(description="Samples.")
+    details: dict[str, Any] = Field(default_factory=dict, description="More than a number: a confusion matrix.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _before_there_were_tasks(cls, given: Any) -> Any:
+        """Read the form that knew nothing but classification."""
+        if not isinstance(given, dict) or "values" in given or "top1" not in given:
+            return given
+        rest = dict(given)
+        values = {name: rest.pop(name) for name in ("top1", "mean_per_class", "loss") if rest.get(name) is not None}
+        details = {name: rest.pop(name) for name in ("confusion", "labels") if rest.get(name) is not None}
+        return {"values": values, "leading": "top1", "count": rest.get("count"), "details": details}
 
     @property
-    def per_class(self) -> list[float | None]:
-        """The share of right answers for each class; None for a class without images."""
-        return [row[i] / sum(row) if sum(row) else None for i, row in enumerate(self.confusion)]
+    def value(self) -> float:
+        """The leading metric."""
+        return self.values[self.leading]
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            for known in (self.__dict__.get("values", {}), self.__dict__.get("details", {})):
+                if name in known:
+                    return known[name]
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    def sentence(self) -> str:
+        """The leading metric and the number of samples, in words."""
+        return f"{self.leading} {shown(self.value)} of {self.count} samples"
+
+
+def shown(value: float) -> str:
+    """A metric's value as people read it: four significant digits."""
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
 class EpochRecord(BaseModel):
-    """One epoch of a run. Its training loss is what is minimised: with label smoothing, mixup and penalties."""
+    """One epoch of a run. Its training loss is what is minimised: all parts, augmentation and penalties included."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,13 +65,27 @@ class EpochRecord(BaseModel):
     step: int = Field(description="Optimiser steps taken by its end.")
     lr: float = Field(description="The adapter's rate at its last step (the head's, if only a head is trained).")
     train_loss: float
-    train_accuracy: float = Field(description="Share right in training mode, while the weights moved.")
+    train: dict[str, float] = Field(
+        default_factory=dict,
+        description="Means over its training samples, while the weights moved: what the task monitors, and the parts"
+        " of the loss where there are several.",
+    )
     gradient_norm: float = Field(description="Mean over its steps of the gradient's norm before clipping.")
-    val_top1: float | None = None
-    val_mean_per_class: float | None = None
-    val_loss: float | None = None
+    val: dict[str, float] | None = Field(default=None, description="Validation scores by name, if it was validated.")
     seconds: float = Field(description="Wall-clock time, training and validation.")
-    images_per_second: float = Field(description="Training only, data loading included.")
+    images_per_second: float = Field(description="Training samples per second of training, data loading included.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _before_there_were_tasks(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "train_accuracy" not in given:
+            return given
+        rest = dict(given)
+        rest["train"] = {"top1": rest.pop("train_accuracy")}
+        names = ("top1", "mean_per_class", "loss")
+        val = {name: rest.pop(f"val_{name}", None) for name in names}
+        rest["val"] = None if val["top1"] is None else {name: value for name, value in val.items() if value is not None}
+        return rest
 
 
 class PeakMemory(BaseModel):
@@ -63,11 +106,11 @@ class Result(BaseModel):
     reason: str | None = Field(default=None, description="Why it ended before its last epoch, if it did.")
     history: list[EpochRecord]
     steps: int = Field(description="Optimiser steps taken.")
-    best_epoch: int | None = Field(default=None, description="The first epoch with the best validation top-1.")
+    best_epoch: int | None = Field(default=None, description="The first epoch with the best validation score.")
     kept_epoch: int | None = Field(default=None, description="The epoch whose weights the model has now.")
-    val: Scores | None = Field(default=None, description="On the validation images, of the weights that were kept.")
+    val: Scores | None = Field(default=None, description="On the validation samples, of the weights that were kept.")
     seconds: float = Field(description="Wall-clock time over all sittings.")
-    images_per_second: float = Field(description="Training images per second of training time.")
+    images_per_second: float = Field(description="Training samples per second of training time.")
     peak_memory: PeakMemory
     device: str
     resumed_at: int | None = Field(default=None, description="The step at which this sitting took the run up.")

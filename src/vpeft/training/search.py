@@ -22,12 +22,13 @@ from torch import Tensor
 from vpeft.errors import VpeftError
 from vpeft.method import Evolution, Found, Method, NoSearch
 from vpeft.training.atomic import write_json
-from vpeft.training.batches import LabelledImages
+from vpeft.training.batches import Samples
 from vpeft.training.evaluate import evaluate
 from vpeft.training.modes import evaluation_mode
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.progress import display
 from vpeft.training.recipe import MethodChoice, Recipe
+from vpeft.training.result import shown
 from vpeft.training.run import RunOutcome, run_recipe
 
 RECORD = "search.json"
@@ -109,11 +110,13 @@ def run_search(
         return SearchOutcome(supernet, (), None, out / RECORD)
     if supernet.data.val is None:
         raise CannotSearch("Candidates are compared on validation images, and there are none. Hold some out.")
-    tuned, validation = supernet.tuned, _held(supernet.data.val)
+    tuned, task = supernet.tuned, supernet.task
+    validation = _held(task.dataset(supernet.data.val, False))
+    direction = 1.0 if task.leading.higher_is_better else -1.0
     notes = _Notes(out / RECORD, _identity(supernet), resume, display(progress).say)
 
     def score(candidate: Method) -> float:
-        return evaluate(tuned, validation, batch=stated.batch).top1
+        return direction * evaluate(tuned, validation, task=task, batch=stated.batch).value
 
     with evaluation_mode(tuned):
         found = method.search(tuned, notes.remembering(score), budget, evolution, recipe.seed)
@@ -137,7 +140,7 @@ class _Notes:
     def __init__(self, path: Path, identity: str, resume: bool, say: Callable[[str], None]) -> None:
         self.path, self.identity, self.say = path, identity, say
         self.known: dict[str, float] = {}
-        self.best = -1.0
+        self.best = float("-inf")
         if resume and path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
             if stored["supernet"] == identity:  # scores of other weights or images say nothing
@@ -154,7 +157,7 @@ class _Notes:
                 self._save([{"method": json.loads(one), "score": value} for one, value in self.known.items()])
                 if self.known[key] > self.best or len(self.known) % _SAID_EVERY == 0:
                     self.best = max(self.best, self.known[key])
-                    self.say(f"search: {len(self.known)} candidates scored, the best {self.best:.2%} right")
+                    self.say(f"search: {len(self.known)} candidates scored, the best {shown(self.best)}")
             self.best = max(self.best, self.known[key])
             return self.known[key]
 
@@ -185,7 +188,7 @@ def _identity(supernet: RunOutcome) -> str:
     return digest.hexdigest()
 
 
-def _held(images: LabelledImages) -> LabelledImages:
+def _held(images: Samples) -> Samples:
     """The images decoded once for all candidates, if they are not too many."""
     first, _ = images[0]
     size = first.numel() * first.element_size() * len(images)

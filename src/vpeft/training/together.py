@@ -13,7 +13,7 @@ from vpeft.acceleration.names import wanted
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.same_images import why_not_the_same
 from vpeft.acceleration.shared_trunk import BatchStream, SharedRecords
-from vpeft.training.batches import LabelledImages
+from vpeft.training.batches import Samples
 from vpeft.training.concurrent_run import ConcurrentRun, Run
 from vpeft.training.fit import UnsuitableSettings, checked_settings
 from vpeft.training.interrupts import StopRequest
@@ -27,8 +27,8 @@ from vpeft.training.result import Result
 
 def fit_together(
     runs: Sequence[Run],
-    train: LabelledImages,
-    val: LabelledImages | None = None,
+    train: Samples,
+    val: Samples | None = None,
     *,
     epochs: int | None = None,
     resume: bool = True,
@@ -113,7 +113,7 @@ def _batches(settings: Optimisation) -> tuple[Any, ...]:
 
 
 def _streams(
-    settings: Sequence[Optimisation], train: LabelledImages, workers: int, shown: Display
+    settings: Sequence[Optimisation], train: Samples, workers: int, shown: Display
 ) -> dict[tuple[Any, ...], BatchStream]:
     """One stream for each kind of batches that several runs see."""
     kinds, made = [_batches(its) for its in settings], dict[tuple[Any, ...], BatchStream]()
@@ -124,7 +124,7 @@ def _streams(
     return made
 
 
-def _decoded(train: LabelledImages, settings: Optimisation, shown: Display) -> LabelledImages:
+def _decoded(train: Samples, settings: Optimisation, shown: Display) -> Samples:
     """Images that change are decoded once at least, where a run alone would do so."""
     return train if why_not_the_same(train) is None else _kept(train, settings, shown)
 
@@ -132,15 +132,15 @@ def _decoded(train: LabelledImages, settings: Optimisation, shown: Display) -> L
 def _keep_what_is_read(
     members: Sequence[ConcurrentRun],
     streams: Mapping[tuple[Any, ...], BatchStream],
-    train: LabelledImages,
-    val: LabelledImages | None,
+    train: Samples,
+    val: Samples | None,
     workers: int,
     shown: Display,
 ) -> None:
     """What runs side by side read as images, since they have no records of it, is decoded once for all of them."""
-    kept: dict[int, LabelledImages] = {}
+    kept: dict[int, Samples] = {}
 
-    def once(images: LabelledImages, settings: Optimisation) -> LabelledImages:
+    def once(images: Samples, settings: Optimisation) -> Samples:
         if id(images) not in kept:
             kept[id(images)] = _kept(images, settings, shown)
         return kept[id(images)]
@@ -158,7 +158,7 @@ def _keep_what_is_read(
             member.read_val_from(once(val, its))
 
 
-def _kept(images: LabelledImages, settings: Optimisation, shown: Display) -> LabelledImages:
+def _kept(images: Samples, settings: Optimisation, shown: Display) -> Samples:
     """The images from kept pixels, or as they are where a run alone would not keep them."""
     if decoded_images.NAME not in wanted(settings.acceleration):
         return images

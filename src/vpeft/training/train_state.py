@@ -1,8 +1,9 @@
-"""Where a run stands: counters and sums that a resumed run goes on with. Plain numbers, exact through JSON."""
+"""The state of a training run: counters and sums that a resumed run goes on with. Plain numbers, exact through JSON."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -16,11 +17,10 @@ class TrainState:
     step: int = 0
     epoch: int = 0
     batch: int = 0  # batches of the present epoch that are done
-    classes: int | None = None
     # Sums over the present epoch.
     loss_sum: float = 0.0
     norm_sum: float = 0.0
-    right: int = 0
+    monitored: dict[str, float] = field(default_factory=dict)
     images: int = 0
     epoch_seconds: float = 0.0
     epoch_train_seconds: float = 0.0
@@ -30,7 +30,7 @@ class TrainState:
     train_seconds: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int | None = None
-    best_top1: float = -1.0
+    best_value: float | None = None
     validated_epoch: int | None = None
     without_gain: int = 0
     kept_epoch: int | None = None
@@ -59,22 +59,23 @@ class TrainState:
         return self.loss_sum / max(1, self.images)
 
     @property
-    def accuracy(self) -> float:
-        """Over the epoch so far."""
-        return self.right / max(1, self.images)
+    def means(self) -> dict[str, float]:
+        """What is monitored, over the epoch so far."""
+        return {name: value / max(1, self.images) for name, value in self.monitored.items()}
 
     @property
     def images_per_second(self) -> float:
         """Over the run, training time only."""
         return self.all_images / self.train_seconds if self.train_seconds else 0.0
 
-    def count(self, loss: float, right: int, images: int, norm: float) -> None:
-        """A step was taken."""
+    def count(self, loss: float, monitored: Mapping[str, float], images: int, norm: float) -> None:
+        """A step was taken; `monitored` are sums over its samples."""
         self.step += 1
         self.batch += 1
         self.loss_sum += loss * images
         self.norm_sum += norm
-        self.right += right
+        for name, value in monitored.items():
+            self.monitored[name] = self.monitored.get(name, 0.0) + value
         self.images += images
         self.all_images += images
 
@@ -88,11 +89,11 @@ class TrainState:
             self.train_seconds += passed
             self.epoch_train_seconds += passed
 
-    def is_best(self, epoch: int, top1: float) -> bool:
-        """Note a validation; whether it is better than all before."""
+    def is_best(self, epoch: int, value: float, better: Callable[[float, float | None], bool]) -> bool:
+        """Note a validation; whether it is better than all before, as `better(value, than)` says."""
         self.validated_epoch = epoch
-        if top1 > self.best_top1:
-            self.best_epoch, self.best_top1, self.without_gain = epoch, top1, 0
+        if better(value, self.best_value):
+            self.best_epoch, self.best_value, self.without_gain = epoch, value, 0
             return True
         self.without_gain += 1
         return False
@@ -104,11 +105,9 @@ class TrainState:
             step=self.step,
             lr=lr,
             train_loss=self.mean_loss,
-            train_accuracy=self.accuracy,
+            train=self.means,
             gradient_norm=self.norm_sum / max(1, self.batch),
-            val_top1=None if scores is None else scores.top1,
-            val_mean_per_class=None if scores is None else scores.mean_per_class,
-            val_loss=None if scores is None else scores.loss,
+            val=None if scores is None else scores.values,
             seconds=self.epoch_seconds,
             images_per_second=self.images / self.epoch_train_seconds if self.epoch_train_seconds else 0.0,
         )
@@ -117,5 +116,6 @@ class TrainState:
         """Enter the record and begin the next epoch's sums."""
         self.history.append(record)
         self.epoch += 1
-        self.batch = self.right = self.images = 0
+        self.batch = self.images = 0
+        self.monitored = {}
         self.loss_sum = self.norm_sum = self.epoch_seconds = self.epoch_train_seconds = 0.0

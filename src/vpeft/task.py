@@ -1,0 +1,243 @@
+"""What a task is: what is read, learnt and judged; and the list of all tasks, made from the files of vpeft/tasks.
+
+A task is one file there: a frozen set of options that knows no method and no backbone. Training, evaluation, records,
+reports, the command line and the adapter file know it only through the members of `Task`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from .batch import Batch, collate
+from .errors import VpeftError, nearest
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+    from .backbones.backbone import Backbone
+
+# The task of a data set and a model that say nothing of one.
+DEFAULT = "classification"
+
+
+class UnknownTask(VpeftError):
+    """No task has this name."""
+
+
+class BadOption(VpeftError):
+    """An option that the task does not have, or a value that it does not take."""
+
+
+class UnsuitableTargets(VpeftError):
+    """Targets of another kind than the task learns, or none; the message names the task that fits."""
+
+
+@dataclass(frozen=True)
+class Leading:
+    """The metric by which epochs, searches and tables compare, and which direction is better."""
+
+    name: str
+    higher_is_better: bool = True
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether `value` beats `than`; anything beats None, and NaN beats nothing."""
+        if than is None:
+            return value == value
+        return value > than if self.higher_is_better else value < than
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one sample: what `predict` prints, draws and serves.
+
+    Attributes:
+        id: of the sample.
+        rows: the answers, best first, each a mapping from column to word or number (a label and its probability).
+        values: the whole answer for programs, JSON.
+        map: a map of class numbers (H, W), where the answer is one for each pixel.
+    """
+
+    id: str
+    rows: tuple[Mapping[str, Any], ...]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    map: Tensor | None = None
+
+
+TargetKind = Literal["label", "labels", "values", "mask"]
+
+
+class Task(BaseModel):
+    """What is learnt. Fields are options, and at once flags, recipe keys and what the adapter file carries.
+
+    A task is made twice: with the options of the user, and by `bind` with what the training data tell (label names, a
+    standardisation), which are fields too. So a bound task is all that is needed to use a trained model.
+
+    Class attributes:
+        name: set by `@register_task`.
+        target_kind: what a data source must find beside each image: one "label", several "labels", numbers ("values"),
+            a "mask"; a task that makes its samples out of labelled images in `dataset` says "label".
+        leading: the metric to compare by; a property where it depends on options.
+        images_per_sample: how many images make one sample in `predict`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: ClassVar[str] = ""
+    target_kind: ClassVar[TargetKind] = "label"
+    images_per_sample: ClassVar[int] = 1
+
+    labels: tuple[str, ...] = ()
+    """names of the outputs or classes in their order; filled in from the training data"""
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise BadOption(_explain(type(self), error)) from None
+
+    # -- what is read -------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def leading(self) -> Leading:
+        """The metric by which epochs, searches and tables compare."""
+
+    @abstractmethod
+    def head(self, backbone: Backbone, width: int) -> nn.Module:
+        """A fresh head. `width` is the channels of the pooled feature as the methods leave it.
+
+        Raises:
+            MissingPlace: the backbone lacks a place that the head reads.
+        """
+
+    def bind(self, train: Any) -> Self:
+        """The task with the facts of the training data: label names, a standardisation. The default takes `labels`."""
+        names = getattr(train, "labels", None)
+        if self.labels or not isinstance(names, (list, tuple)) or not all(isinstance(one, str) for one in names):
+            return self
+        return self.model_copy(update={"labels": tuple(names)})
+
+    def dataset(self, images: Any, training: bool) -> Any:
+        """The samples that are learnt, out of a data set of images; the default is that data set itself."""
+        return images
+
+    def check(self, train: Any) -> None:
+        """Look at the targets of a data set before the first step.
+
+        Raises:
+            UnsuitableTargets: they are of another kind; the message names the task that fits.
+        """
+
+    def check_batch(self, outputs: Any, batch: Batch) -> None:
+        """Look at the targets of one batch, which are on the processor, beside the model's outputs for it.
+
+        For data sets that do not tell their targets beforehand. The default does nothing.
+
+        Raises:
+            UnsuitableTargets: a target does not fit the outputs.
+        """
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        """Samples as a batch."""
+        return collate(samples)
+
+    def order(self, train: Any, shuffled: list[int], epoch_seed: int) -> list[int]:
+        """Which samples an epoch sees, in order; `shuffled` is each once. The default sees each once."""
+        return shuffled
+
+    def augment(self, batch: Batch) -> Batch:
+        """What training does to a whole batch before the model sees it (mixup). The default does nothing.
+
+        A task that overrides it says in `augments` whether it will; random numbers come from torch's generator.
+        """
+        return batch
+
+    @property
+    def augments(self) -> str | None:
+        """What `augment` does, as a sentence, where it is on; None where batches pass unchanged."""
+        return None
+
+    # -- how it is learnt ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Named parts of the mean loss of a batch, each a scalar in single precision; their sum is minimised."""
+
+    def monitor(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Cheap numbers that are shown while training: for each name the sum over the samples of the batch."""
+        return {}
+
+    # -- how it is judged ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def metric(self) -> Metric:
+        """A fresh metric: `update(outputs, batch)` for each batch, `compute()` -> values by name, `leading` among them.
+
+        Values may be tensors with one element, or anything JSON can say (a confusion matrix as lists), which goes to
+        the details of the scores. Outputs and targets are on the processor, outputs in single precision.
+        """
+
+    def calibrated(self, outputs: Callable[[], Iterable[tuple[Any, Batch]]]) -> Self:
+        """The task with what is chosen on validation samples once training is over: thresholds, a temperature.
+
+        `outputs` gives the model's outputs and the batches, anew at each call. The default chooses nothing.
+        """
+        return self
+
+    def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
+        """What the model says of each sample of a batch."""
+        raise NotImplementedError(f"The task {self.name} does not say what its outputs mean.")
+
+
+TaskT = TypeVar("TaskT", bound=type[Task])
+_TASKS: dict[str, type[Task]] = {}
+
+
+def register_task(name: str) -> Callable[[TaskT], TaskT]:
+    """Enter the decorated class under `name`, snake case; the file has the same name."""
+
+    def add(kind: TaskT) -> TaskT:
+        taken = _TASKS.get(name)
+        if taken is not None and taken.__qualname__ != kind.__qualname__:
+            raise ValueError(f"The name {name!r} is taken by {taken.__module__}.{taken.__qualname__}.")
+        kind.name = name
+        _TASKS[name] = kind
+        return kind
+
+    return add
+
+
+def all_tasks() -> dict[str, type[Task]]:
+    """Every task by name, sorted."""
+    package = importlib.import_module(f"{__package__}.tasks")
+    for found in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{found.name}")
+    return dict(sorted(_TASKS.items()))
+
+
+def get_task(name: str) -> type[Task]:
+    """The task with this name; `UnknownTask` names the nearest."""
+    known = all_tasks()
+    if name not in known:
+        raise UnknownTask(f"There is no task {name!r}. {nearest(name, known)}")
+    return known[name]
+
+
+def _explain(kind: type[Task], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"The task {kind.name} has no option {where!r}. {nearest(where, kind.model_fields)}")
+        else:
+            said = problem["msg"].removeprefix("Value error, ").rstrip(".")
+            lines.append(f"{kind.name}.{where} = {problem['input']!r}: {said}.")
+    return " ".join(lines)
