@@ -63,10 +63,7 @@ def images_for(model: nn.Module, batch: int = 2) -> torch.Tensor:
     import vpeft
 
     description = vpeft.describe(model)
-    if description.example is not None:
-        return description.example(batch)
-    size = description.facts.image_size
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    return description.inputs.example(batch, torch.Generator().manual_seed(1))
 
 
 def library_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -153,7 +153,7 @@ def _round_trip() -> str:
         path = tuned.save(Path(folder) / "adapter.safetensors", labels=["a", "b"])
         again = load(create_backbone("pocket_vit"), path)
         size = path.stat().st_size
-    images = torch.zeros(1, 3, *tuned.description.facts.image_size)
+    images = tuned.description.inputs.blank(1)
     with torch.inference_mode():
         same = torch.equal(tuned.eval()(images), again.eval()(images))
     if not same:

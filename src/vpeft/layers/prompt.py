@@ -58,7 +58,7 @@ def xavier_bound(backbone: Backbone, width: int) -> float:
 
     Where the tokens are no patches (texts), a token has as many values as the first block is wide.
     """
-    if backbone.example is not None:
+    if backbone.inputs.layout == "tokens":
         return math.sqrt(6.0 / (backbone.blocks[0].dim + width))
     patch = backbone.patch.module.weight
     assert isinstance(patch, Tensor)

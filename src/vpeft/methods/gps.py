@@ -48,7 +48,7 @@ class GPS(Method):
     """t of the contrastive loss"""
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
-        if self.loss == "contrastive" and backbone.example is not None:
+        if self.loss == "contrastive" and not backbone.inputs.takes_images:
             raise MissingPlace(
                 f"GPS's contrastive pass compares two views of each image, and {backbone.facts.architecture} takes no"
                 " images. With loss='cross_entropy' it needs labels only."

@@ -107,7 +107,7 @@ def _tuned(method: Method, backbone: str, anatomy: Anatomy | None = None) -> Tun
 def bytes_for_backward(tuned: TunedModel) -> int:
     """What one forward pass at a batch of `BATCH` keeps for backward, in training mode; shapes decide, not values."""
     tuned.train()
-    return saved_bytes(tuned, torch.empty(BATCH, 3, *tuned.description.facts.image_size, device="meta"))
+    return saved_bytes(tuned, tuned.description.inputs.blank(BATCH, "meta"))
 
 
 @cache

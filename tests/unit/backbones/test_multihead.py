@@ -183,8 +183,7 @@ def test_a_whole_clip_says_which_tower_and_its_text_tower_is_live() -> None:
     clip = open_clip.CLIP(24, vision, text).eval()
     with pytest.raises(vpeft.VpeftError, match=r"has two towers.*model\.visual.*text_tower\(model\)"):
         vpeft.describe(clip)
-    texts = vpeft.describe(text_tower(clip)).example
-    assert texts is not None
+    texts = vpeft.describe(text_tower(clip)).inputs.example
     before = clip.encode_text(texts(2))
     assert torch.allclose(text_tower(clip)(texts(2)), before, atol=1e-6)
     tuned = vpeft.tune(text_tower(clip), LoRA(rank=2), show=False).eval()

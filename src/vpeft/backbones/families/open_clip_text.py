@@ -18,6 +18,7 @@ from ...errors import VpeftError
 from ..backbone import Backbone, Facts
 from ..builders import Where, norm
 from ..describe import family
+from ..inputs import InputSpec
 from ..places import Place, Site
 from ..points import Layout, Point
 from ..tokens import TokenCarrier
@@ -155,5 +156,7 @@ def describe_open_clip_text(model: nn.Module) -> Backbone:
         pooled=embedding_of,
         classifier=no_classifier,
         end=Point(text.transformer, "output"),
-        example=Texts(int(text.vocab_size), length, end),
+        inputs=InputSpec(
+            (1, length), 1, layout="tokens", names=("text",), make=Texts(int(text.vocab_size), length, end)
+        ),
     )

@@ -1,0 +1,109 @@
+"""What a backbone takes: images, clips or tokens, of which size, and made-up batches of them for checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import VpeftError
+
+InputLayout = Literal["images", "clips", "tokens"]
+
+
+class BadInputSpec(VpeftError):
+    """The description of a backbone's inputs lacks what its layout needs."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The inputs of a backbone.
+
+    Attributes:
+        size: height and width in pixels; for tokens (1, L), a row of L.
+        channels: of an image or a frame; 1 for tokens.
+        layout: "images" (B, C, H, W), "clips" (B, T, C, H, W), or "tokens" (B, L), whole numbers.
+        names: what the model calls its inputs, in order.
+        frames: T of a clip; None where there is no time.
+        time_axis: of a clip's batch: 1 for (B, T, C, H, W), 2 for (B, C, T, H, W).
+        make: n -> a batch of n made-up inputs, the same at each call; needed for tokens, where few numbers are valid.
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+    layout: InputLayout = "images"
+    names: tuple[str, ...] = ("images",)
+    frames: int | None = None
+    time_axis: Literal[1, 2] = 1
+    make: Callable[[int], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout == "tokens" and self.make is None:
+            raise BadInputSpec("Inputs of the layout 'tokens' need `make`: which numbers are tokens, the model knows.")
+        if (self.layout == "clips") != (self.frames is not None):
+            raise BadInputSpec(
+                f"Inputs of the layout {self.layout!r} were given frames={self.frames}; clips have some."
+            )
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether each input is one image (C, H, W)."""
+        return self.layout == "images"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input: (C, H, W), (T, C, H, W), (C, T, H, W) or (L,)."""
+        if self.layout == "tokens":
+            return (self.size[1],)
+        if self.frames is None:
+            return (self.channels, *self.size)
+        front = (self.frames, self.channels) if self.time_axis == 1 else (self.channels, self.frames)
+        return (*front, *self.size)
+
+    def example(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """A batch of `count` made-up inputs, on the CPU: normal random numbers, or what `make` gives.
+
+        Args:
+            count: of inputs.
+            generator: of the random numbers; torch's own one by default.
+        """
+        if self.make is not None:
+            return self.make(count)
+        return torch.randn(count, *self.shape, generator=generator)
+
+    def blank(self, count: int, device: torch.device | str | None = None) -> Tensor:
+        """A batch of `count` inputs that are all zero, for what depends on shapes alone."""
+        kind = torch.int64 if self.layout == "tokens" else torch.float32
+        return torch.zeros(count, *self.shape, dtype=kind, device=device)
+
+    def probe(self) -> Tensor:
+        """One fixed input made of waves, (1, C, H, W), equal on every machine, with values about in [-1, 1].
+
+        The frames of a clip are such waves that move to the side. Where `make` is given, it is its first input.
+        """
+        if self.make is not None:
+            return self.make(1)
+        if self.frames is None:
+            return self._waves(0.0)[None].float()
+        frames = [self._waves(frame / self.frames) for frame in range(self.frames)]
+        return torch.stack(frames, dim=self.time_axis - 1)[None].float()
+
+    def _waves(self, shift: float) -> Tensor:
+        height, width = self.size
+        rows = torch.arange(height, dtype=torch.float64)[:, None] / height
+        columns = torch.arange(width, dtype=torch.float64)[None, :] / width + shift
+        return torch.stack(
+            [
+                torch.sin(6.0 * (c + 1) * rows + 4.0 * columns) * torch.cos(9.0 * columns - c)
+                for c in range(self.channels)
+            ]
+        )
+
+
+def fitted_to(inputs: Tensor, model: nn.Module) -> Tensor:
+    """The inputs on the model's device, and in its floating-point type where they are no whole numbers."""
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    return inputs.to(device=like.device, dtype=like.dtype if inputs.is_floating_point() else None)
