@@ -76,7 +76,7 @@ def parse(text: str) -> MethodSet:
 
 
 def parse_all(texts: Sequence[str]) -> tuple[MethodSet, ...]:
-    """Sets of methods from texts, each of which may list several with commas. Raises BadMethodSpec, also for repeats."""
+    """Sets of methods from texts, each of which may list several with commas. Raises BadMethodSpec, for repeats too."""
     found = [parse(part) for text in texts for part in _split(text, ",", text)]
     labels = [methods.label for methods in found]
     twice = sorted({label for label in labels if labels.count(label) > 1})

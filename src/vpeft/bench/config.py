@@ -24,6 +24,10 @@ class BenchConfig(BaseModel):
     seeds: int | None = Field(default=None, ge=1, description="How many seeds, instead of the tier's own number.")
     out: Path = Field(default=Path("ledger"), description="Folder of the ledger; what is in it is not done again.")
     workers: int = Field(default=1, ge=1, description="Processes that work side by side, with one thread each.")
+    executor: str = Field(
+        default="auto",
+        description="Who carries out the runs: serial (this process), processes, or auto, which goes by the workers.",
+    )
     optimisation: dict[str, Any] = Field(
         default={},
         description="Settings that depart from the protocol (epochs and so on); such runs are marked in every table.",

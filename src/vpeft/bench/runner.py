@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from vpeft.bench.config import BenchConfig
-from vpeft.bench.crew import Alone, Crew, Workers
 from vpeft.bench.engine import Engine
 from vpeft.bench.execute import Ending, JobOutcome, settled
+from vpeft.bench.executors import Executor, ExecutorSettings, executor_class
 from vpeft.bench.ledger import Ledger
 from vpeft.bench.plan import Job, make_plan
 from vpeft.bench.progress import Watch
@@ -26,20 +26,22 @@ def run_bench(config: BenchConfig, *, engine: Engine | None = None, console: Con
     A run that fails is recorded with its error and the others go on. Killed at any moment and called again, here or on
     another machine that has the ledger, it goes on from what is recorded; several calls at once share the work. Runs
     that another process is making are waited for. Raises a VpeftError for what does not exist (suite, method, field,
-    backbone) before anything is run.
+    backbone, executor) before anything is run.
 
     `engine` trains; it is vpeft's own unless another is given. Its device and precision may be among the settings that
     `config.optimisation` changes: they are part of a run's key, but no departure from a protocol.
     """
     if engine is None:
         engine, config = _own_engine(config)
+    kind = executor_class(config.executor, config.workers)
     jobs = make_plan(config, engine)
     ledger = Ledger(config.out)
     with Watch(jobs, console or Console(), config.show) as watch:
         todo = _take_stock(jobs, ledger, config.retry_failed, watch)
         if todo:
-            with _crew(config, ledger, engine, len(todo)) as crew:
-                _carry_out(jobs, todo, crew, ledger, config.retry_failed, watch)
+            settings = ExecutorSettings(min(config.workers, len(todo)), ledger, engine, config.retry_failed)
+            with kind(settings) as executor:
+                _carry_out(jobs, todo, executor, ledger, config.retry_failed, watch)
     return ledger
 
 
@@ -64,20 +66,16 @@ def _take_stock(jobs: Sequence[Job], ledger: Ledger, retry_failed: bool, watch: 
         if record is None:
             ledger.plan(job.record())
         if record is not None and settled(record, retry_failed):
+            # A process that was killed right after it wrote the record has left its checkpoints.
+            ledger.clear_work(job.key)
             watch.skipped(record)
         else:
             todo.append(job)
     return todo
 
 
-def _crew(config: BenchConfig, ledger: Ledger, engine: Engine, jobs: int) -> Crew:
-    if config.workers == 1:
-        return Alone(ledger, engine, config.retry_failed)
-    return Workers(min(config.workers, jobs), ledger, engine, config.retry_failed)
-
-
 def _carry_out(
-    jobs: Sequence[Job], todo: Sequence[Job], crew: Crew, ledger: Ledger, retry_failed: bool, watch: Watch
+    jobs: Sequence[Job], todo: Sequence[Job], executor: Executor, ledger: Ledger, retry_failed: bool, watch: Watch
 ) -> None:
     """Hand out jobs whose search is over, until all are settled."""
     waiting = list(todo)
@@ -93,15 +91,15 @@ def _carry_out(
         assert outcome.record is not None
         watch.ended(outcome.record) if outcome.ending is Ending.made else watch.skipped(outcome.record)
 
-    while waiting or elsewhere or crew.busy:
+    while waiting or elsewhere or executor.busy:
         for job in [job for job in waiting if unsettled.isdisjoint(key for _, key in job.needs)]:
-            if not crew.idle:
+            if not executor.idle:
                 break
             waiting.remove(job)
             watch.started(job)
-            crew.start(job)
-        if crew.busy:
-            for outcome in crew.finished(POLL):
+            executor.start(job)
+        if executor.busy:
+            for outcome in executor.finished(POLL):
                 end(outcome)
         elif elsewhere:
             time.sleep(POLL)

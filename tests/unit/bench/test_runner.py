@@ -16,6 +16,9 @@ from rich.console import Console
 from vpeft.bench import BenchConfig, Ledger, RunRecord, State, run_bench
 from vpeft.bench.engine import Assignment
 from vpeft.bench.execute import out_of_memory
+from vpeft.bench.executors import ExecutorSettings, UnknownExecutor, executors
+from vpeft.bench.executors.executor import UnsuitableExecutor, register_executor
+from vpeft.bench.executors.serial import SerialExecutor
 from vpeft.bench.plan import UnknownSetting, make_plan
 from vpeft.bench.sealed import SplitArrays
 from vpeft.bench.suite import UnknownSuite, UnknownTask
@@ -159,6 +162,7 @@ def test_a_search_without_a_score_fails_its_finals_with_the_reason(tmp_path: Pat
         ({"methods": ("god",)}, NoSuchMethod, "Did you mean 'good'"),
         ({"optimisation": {"epoch": 3}}, UnknownSetting, "Did you mean 'epochs'"),
         ({"optimisation": {"lr": 3}}, UnknownSetting, "its grid"),
+        ({"executor": "proceses"}, UnknownExecutor, "Did you mean 'processes'"),
     ],
     ids=str,
 )
@@ -192,6 +196,41 @@ def test_an_interrupt_leaves_the_run_planned(tmp_path: Path) -> None:
     assert ledger.states() == {State.planned: 2}
     assert not any(ledger.claimed(record.key) for record in ledger)
     assert run_bench(config(tmp_path, "good", seeds=2), engine=StandIn(tmp_path / "log")).states() == {State.done: 2}
+
+
+def test_checkpoints_of_a_run_that_is_done_are_removed(tmp_path: Path) -> None:
+    engine = StandIn(tmp_path / "log")
+    ledger = run_bench(config(tmp_path, "good", seeds=1), engine=engine)
+    (record,) = ledger
+    left = ledger.work(record.key)
+    (left / "checkpoint").touch()
+    run_bench(config(tmp_path, "good", seeds=1), engine=engine)
+    assert not left.exists()
+    assert started(tmp_path) == 1
+
+
+def test_an_executor_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a cluster's executor would be: one class, registered under a name."""
+    monkeypatch.setattr("vpeft.bench.executors.executor._EXECUTORS", dict(executors()))
+    made: list[ExecutorSettings] = []
+
+    @register_executor("backwards")
+    class Backwards(SerialExecutor):
+        def __init__(self, settings: ExecutorSettings) -> None:
+            made.append(settings)
+            super().__init__(settings)
+
+    assert set(executors()) == {"backwards", "processes", "serial"}
+    ledger = run_bench(config(tmp_path, "good", seeds=1, executor="backwards"), engine=StandIn(tmp_path / "log"))
+    assert ledger.states() == {State.done: 1}
+    assert [settings.workers for settings in made] == [1]
+    with pytest.raises(ValueError, match="taken"):
+        register_executor("serial")(Backwards)
+
+
+def test_the_serial_executor_refuses_several_workers(tmp_path: Path) -> None:
+    with pytest.raises(UnsuitableExecutor, match="Use the executor processes"):
+        run_bench(config(tmp_path, "good", executor="serial", workers=2), engine=StandIn(tmp_path / "log"))
 
 
 @pytest.mark.slow

@@ -1,83 +1,28 @@
-"""Who does the jobs: this process alone, or several worker processes with one thread each."""
+"""Several worker processes on this machine, with one thread each."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import signal
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from vpeft.bench.engine import Engine
 from vpeft.bench.execute import Ending, JobOutcome, failed, perform
+from vpeft.bench.executors.executor import ExecutorSettings, register_executor
+from vpeft.bench.executors.threads import THREADS, threads
 from vpeft.bench.ledger import Ledger
 from vpeft.bench.plan import Job
 from vpeft.errors import VpeftError
 
-# One thread per worker: the runs are small, and numbers do not depend on how many workers there are.
-THREADS = 1
-
 
 class WorkerDied(VpeftError):
     """A worker process ended in the middle of a run."""
-
-
-class Crew(Protocol):
-    """Does jobs. `start` one while `idle`, then collect what is `finished`."""
-
-    @property
-    def idle(self) -> bool: ...
-
-    @property
-    def busy(self) -> bool: ...
-
-    def start(self, job: Job) -> None: ...
-
-    def finished(self, seconds: float) -> list[JobOutcome]: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class Alone:
-    """This process, one job at a time."""
-
-    def __init__(self, ledger: Ledger, engine: Engine, retry_failed: bool) -> None:
-        self._ledger, self._engine, self._retry = ledger, engine, retry_failed
-        self._waiting: deque[Job] = deque()
-
-    @property
-    def idle(self) -> bool:
-        return not self._waiting
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._waiting)
-
-    def start(self, job: Job) -> None:
-        self._waiting.append(job)
-
-    def finished(self, seconds: float) -> list[JobOutcome]:
-        job = self._waiting.popleft()
-        with threads(THREADS):
-            return [perform(job, self._ledger, self._engine, threads=THREADS, retry_failed=self._retry)]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
 
 
 @dataclass
@@ -87,16 +32,17 @@ class _Worker:
     job: Job | None = None
 
 
-class Workers:
-    """Several processes. One that dies is replaced, and its run is recorded as failed with the reason."""
+@register_executor("processes")
+class ProcessExecutor:
+    """Worker processes. One that dies is replaced, and its run is recorded as failed with the reason."""
 
-    def __init__(self, count: int, ledger: Ledger, engine: Engine, retry_failed: bool) -> None:
-        self._ledger, self._engine, self._retry = ledger, engine, retry_failed
+    def __init__(self, settings: ExecutorSettings) -> None:
+        self._ledger, self._engine, self._retry = settings.ledger, settings.engine, settings.retry_failed
         # Spawned, not forked: a forked child inherits torch's threads and locks in whatever state they are.
         self._context = multiprocessing.get_context("spawn")
-        self._workers = [self._hire() for _ in range(count)]
+        self._workers = [self._spawn() for _ in range(settings.workers)]
 
-    def _hire(self) -> _Worker:
+    def _spawn(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=work, args=(theirs, self._ledger.path, self._engine, self._retry), name="vpeft bench", daemon=True
@@ -131,15 +77,15 @@ class Workers:
                 outcomes.append(pipe.recv())
                 worker.job = None
             except (EOFError, OSError):
-                outcomes.append(self._bury(worker))
+                outcomes.append(self._reap(worker))
         return outcomes
 
-    def _bury(self, worker: _Worker) -> JobOutcome:
-        """Record the run of a dead worker as failed, and hire another."""
+    def _reap(self, worker: _Worker) -> JobOutcome:
+        """Record the run of a dead worker as failed, and start another worker."""
         worker.process.join()
         job, code = worker.job, worker.process.exitcode
         assert job is not None
-        self._workers[self._workers.index(worker)] = self._hire()
+        self._workers[self._workers.index(worker)] = self._spawn()
         lease = self._ledger.claim(job.key)
         if lease is None:
             return JobOutcome(key=job.key, ending=Ending.elsewhere)
@@ -196,17 +142,3 @@ def _cause_of_death(code: int | None) -> str:
         hint = " (often the system, which had no memory left: use fewer workers)" if name == "SIGKILL" else ""
         return f"The worker process was ended by {name}{hint}."
     return f"The worker process ended with exit code {code} in the middle of the run."
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch compute with `count` threads meanwhile."""
-    # Here and not above, so that reading a ledger (which the package's other half does) does not load torch.
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
