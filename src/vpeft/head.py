@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from .backbones.features import Features
 from .errors import VpeftError, nearest
+from .method_spec import parse_one
 
 if TYPE_CHECKING:
     from .backbones.backbone import Backbone
@@ -39,20 +43,26 @@ class Head(nn.Module):
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         if cls.__dict__.get("kind"):
+            taken = _HEADS.get(cls.kind)
+            if taken is not None and taken.__qualname__ != cls.__qualname__:
+                raise ValueError(f"The kind {cls.kind!r} is taken by {taken.__module__}.{taken.__qualname__}.")
             _HEADS[cls.kind] = cls
-            own: Any = cls.__init__
-            names = list(inspect.signature(own).parameters)[1:]
+            own = cls.__init__
+            signature = inspect.signature(own)
 
             def remembering(self: Head, *given: Any, **named: Any) -> None:
                 own(self, *given, **named)
-                self.settings = {**dict(zip(names, given, strict=False)), **named}
+                bound = signature.bind(self, *given, **named)
+                # With the defaults of today, so that a file outlives a change of them.
+                bound.apply_defaults()
+                self.settings = _plain_settings(cls.kind, dict(list(bound.arguments.items())[1:]))
 
-            remembering.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
+            remembering.__signature__ = signature  # type: ignore[attr-defined]
             remembering.__doc__ = own.__doc__
-            setattr(cls, "__init__", remembering)  # noqa: B010 - a method is assigned
+            cls.__init__ = remembering  # type: ignore[method-assign,assignment]
 
     @classmethod
-    def on(cls, backbone: Backbone, width: int, outputs: int, **options: Any) -> Head:
+    def on(cls, backbone: Backbone, width: int, outputs: int, /, **options: Any) -> Head:
         """The head for a backbone: `width` channels of the pooled feature as the methods leave it, `outputs` numbers.
 
         Subclasses that read other places find their widths here.
@@ -61,11 +71,23 @@ class Head(nn.Module):
             MissingPlace: the backbone has no such place.
             BadHead: an option does not exist.
         """
-        known = list(inspect.signature(cls).parameters)
+        return cls.with_options(options, width=width, outputs=outputs)
+
+    @classmethod
+    def with_options(cls, options: Mapping[str, Any], **found: Any) -> Self:
+        """The head with what was `found` on a backbone and the user's options.
+
+        Raises:
+            BadHead: an option does not exist, or does not take this value.
+        """
+        known = [name for name in inspect.signature(cls).parameters if name not in found]
         for name in options:
             if name not in known:
                 raise BadHead(f"The head {cls.kind!r} has no option {name!r}. {nearest(name, known)}")
-        return cls(width=width, outputs=outputs, **options)
+        try:
+            return cls(**found, **options)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadHead(f"The head {cls.kind!r} does not take {dict(options)}: {error}") from error
 
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
         """Features of one pass -> the task's outputs, (B, K) or whatever the task's loss takes."""
@@ -73,6 +95,18 @@ class Head(nn.Module):
 
 
 _HEADS: dict[str, type[Head]] = {}
+
+
+def _plain_settings(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back: tuples become lists."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(settings))
+    except TypeError as error:
+        raise BadHead(
+            f"The head {kind!r} was made with something that an adapter file cannot hold: {error}. Its constructor"
+            " may take numbers, words, None, and lists or mappings of them."
+        ) from error
+    return plain
 
 
 def pooled(features: Features | Tensor) -> Tensor:
@@ -94,3 +128,29 @@ def get_head(kind: str) -> type[Head]:
     if kind not in known:
         raise BadHead(f"There is no head {kind!r}. {nearest(kind, known)}")
     return known[kind]
+
+
+def make_head(text: str, backbone: Backbone, width: int, outputs: int) -> Head:
+    """The head that `text` describes, for instance "linear" or "mlp(hidden=512)", for a backbone.
+
+    Args:
+        text: a head's kind, perhaps with options, in the grammar of method_spec.py.
+        backbone: whose places the head reads.
+        width: channels of the pooled feature as the methods leave it.
+        outputs: numbers that the head gives for each sample, or for each cell of a map.
+
+    Raises:
+        BadHead: there is no such head, or no such option.
+        MissingPlace: the backbone lacks a place that the head reads.
+    """
+    spec = parse_one(text, "head")
+    return get_head(spec.name).on(backbone, width, outputs, **spec.fields)
+
+
+def _known_head(text: str) -> str:
+    get_head(parse_one(text, "head").name)
+    return text
+
+
+HeadText = Annotated[str, AfterValidator(_known_head)]
+"""A head in text, for the options of a task: refused where no head has this kind."""
