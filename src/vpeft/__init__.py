@@ -16,64 +16,83 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from . import methods, suites
+    from .acceleration.apply import accelerate
     from .backbones.backbone import Backbone
     from .backbones.create import create_backbone
     from .backbones.describe import describe
+    from .backbones.edits import Edit
     from .backbones.own_model import Anatomy
     from .backbones.points import MissingPlace
+    from .batch import Batch, Sample
+    from .bench.config import BenchConfig
+    from .bench.runner import run_bench
+    from .data.config import DataConfig
+    from .data.datasets import open_data
+    from .data.preprocessing import Preprocessing
     from .errors import VpeftError
+    from .head import Head, get_head
     from .injection.adapter_file import load
     from .injection.tune import tune
     from .injection.tuned_model import TunedModel
     from .injection.verify import DeadPlace
+    from .method import Method, register
+    from .task import Leading, Prediction, Task, get_task, register_task
     from .training.concurrent_run import Run
     from .training.evaluate import evaluate
     from .training.fit import fit
+    from .training.optimisation import Optimisation
     from .training.recipe import Recipe
+    from .training.result import Scores
+    from .training.run import run_recipe
+    from .training.runs import run_recipes
     from .training.together import fit_together
 
 _HOMES = {
     "Anatomy": ".backbones.own_model",
     "Backbone": ".backbones.backbone",
+    "Batch": ".batch",
+    "BenchConfig": ".bench.config",
+    "DataConfig": ".data.config",
+    "DeadPlace": ".injection.verify",
+    "Edit": ".backbones.edits",
+    "Head": ".head",
+    "Leading": ".task",
+    "Method": ".method",
+    "MissingPlace": ".backbones.points",
+    "Optimisation": ".training.optimisation",
+    "Prediction": ".task",
+    "Preprocessing": ".data.preprocessing",
+    "Recipe": ".training.recipe",
+    "Run": ".training.concurrent_run",
+    "Sample": ".batch",
+    "Scores": ".training.result",
+    "Task": ".task",
+    "TunedModel": ".injection.tuned_model",
+    "VpeftError": ".errors",
+    "accelerate": ".acceleration.apply",
     "create_backbone": ".backbones.create",
     "describe": ".backbones.describe",
-    "MissingPlace": ".backbones.points",
-    "VpeftError": ".errors",
-    "load": ".injection.adapter_file",
-    "tune": ".injection.tune",
-    "TunedModel": ".injection.tuned_model",
-    "DeadPlace": ".injection.verify",
     "evaluate": ".training.evaluate",
     "fit": ".training.fit",
     "fit_together": ".training.together",
-    "Run": ".training.member",
-    "Recipe": ".training.recipe",
+    "get_head": ".head",
+    "get_task": ".task",
+    "load": ".injection.adapter_file",
+    "open_data": ".data.datasets",
+    "register": ".method",
+    "register_task": ".task",
+    "run_bench": ".bench.runner",
+    "run_recipe": ".training.run",
+    "run_recipes": ".training.runs",
+    "tune": ".injection.tune",
 }
+_MODULES = ("layers", "methods", "suites", "tasks")
 
-__all__ = [
-    "Anatomy",
-    "Backbone",
-    "DeadPlace",
-    "MissingPlace",
-    "Recipe",
-    "Run",
-    "TunedModel",
-    "VpeftError",
-    "__version__",
-    "create_backbone",
-    "describe",
-    "evaluate",
-    "fit",
-    "fit_together",
-    "load",
-    "methods",
-    "suites",
-    "tune",
-]
+__all__ = sorted([*_HOMES, "__version__", "layers", "methods", "suites", "tasks"])
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("methods", "suites"):
+    if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name], __name__), name)
@@ -81,4 +100,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(__all__)

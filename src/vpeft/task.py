@@ -192,6 +192,10 @@ class Task(BaseModel):
         """
         return self
 
+    def report(self, details: Mapping[str, Any]) -> list[tuple[str, Sequence[str], Sequence[Sequence[object]]]]:
+        """Tables for people out of the details of scores: title, names of the columns, rows. The default has none."""
+        return []
+
     def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
         """What the model says of each sample of a batch."""
         raise NotImplementedError(f"The task {self.name} does not say what its outputs mean.")

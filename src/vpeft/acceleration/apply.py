@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -85,9 +85,20 @@ class Accelerated:
         """Names of those in use that change the last bits of the numbers."""
         return [outcome.name for outcome in self.outcomes if outcome.applied and not outcome.bit_equal]
 
-    def lines(self) -> list[str]:
-        """One line for each."""
-        return [f"{'+' if one.applied else '-'} {one.name}: {one.text}" for one in self.outcomes]
+    def lines(self, asked: Collection[str] = ()) -> list[str]:
+        """One line for each that is in use and one for all that are not; the reason for those that were `asked` for."""
+        lines = [f"+ {one.name}: {one.text}" for one in self.outcomes if one.applied]
+        lines += [f"- {one.name}: {one.text}" for one in self.outcomes if not one.applied and one.name in asked]
+        idle = [one.name for one in self.outcomes if not one.applied and one.name not in asked]
+        if idle:
+            lines.append(f"- not used here: {', '.join(idle)} (`--acceleration NAME` says why)")
+        return lines
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Take everything off again."""
@@ -103,7 +114,11 @@ def accelerate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     precision: str = "fp32",
 ) -> Accelerated:
-    """Put on `tuned` what `choice` names and what is exact for its active adapter.
+    """Put on `tuned` what `choice` names and what is exact for its active adapter, for anybody's training loop.
+
+        with vpeft.accelerate(tuned.train()) as used:
+            print("\\n".join(used.lines()))
+            ...  # steps with any optimiser; afterwards everything is taken off again
 
     Args:
         tuned: in the mode in which it will be trained; weights, statistics and modes are as before afterwards.

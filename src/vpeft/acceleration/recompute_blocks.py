@@ -51,14 +51,12 @@ class RunAgain:
 
 
 def _state(carrier: TokenCarrier | None) -> dict[str, Tensor | None]:
-    if carrier is None:
-        return {}
-    return {name: value for name, value in vars(carrier).items() if value is None or isinstance(value, Tensor)}
+    return {} if carrier is None else carrier.state()
 
 
 def _put(carrier: TokenCarrier | None, state: dict[str, Tensor | None]) -> None:
     if carrier is not None:
-        vars(carrier).update(state)
+        carrier.put(state)
 
 
 class RecomputeBlocks(Acceleration):

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 from cyclopts import App, Group
 
+from vpeft.cli import flags
 from vpeft.cli.failure import MISTAKE, guarded, say_error
+from vpeft.cli.flags import ALL
 from vpeft.errors import nearest
 from vpeft.version import __version__
 
@@ -29,14 +31,15 @@ Start with `vpeft demo`, or with your own folder of images, one sub-folder per c
 
 # Command, where it lives, what it does in one line, and the panel of `vpeft --help` that shows it.
 _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
-    ("train", "vpeft.cli.train:train", "Adapt a backbone to labelled images; saves one small adapter file.", _WORK),
-    ("predict", "vpeft.cli.predict:predict", "Name what is on images, with a saved adapter.", _WORK),
-    ("evaluate", "vpeft.cli.evaluate:evaluate", "Score a saved adapter on labelled images.", _WORK),
+    ("train", "vpeft.cli.train:train", "Adapt a backbone to your images; saves one small adapter file.", _WORK),
+    ("predict", "vpeft.cli.predict:predict", "Say what is on images, with a saved adapter.", _WORK),
+    ("evaluate", "vpeft.cli.evaluate:evaluate", "Score a saved adapter on images whose targets are known.", _WORK),
     ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
     ("bench", "vpeft.cli.bench:bench", "Run methods x data sets x seeds; one record per run, resumable.", _COMPARE),
     ("search", "vpeft.cli.search:search", "Search a method's settings under a parameter budget; resumable.", _COMPARE),
     ("report", "vpeft.cli.report:report", "Turn run records into a table, a picture and a page.", _COMPARE),
     ("methods", "vpeft.cli.methods:methods", "List the methods with their settings.", _LOOK),
+    ("tasks", "vpeft.cli.tasks:tasks", "List the tasks with their options, and the heads.", _LOOK),
     ("backbones", "vpeft.cli.backbones:backbones", "List the backbones that can be adapted.", _LOOK),
     ("explain", "vpeft.cli.explain:explain", "Show what a method does to a backbone, without weights.", _LOOK),
     ("data", "vpeft.cli.data:app", "Work with data sets: export one as a folder of images.", _LOOK),
@@ -70,4 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and not given[0].startswith("-") and given[0] not in names:
         say_error(f"There is no command {given[0]!r}. {nearest(given[0], names)}\nRun `vpeft --help` to see all.")
         return MISTAKE
+    if ALL in given:  # before a command is imported, which makes its flags
+        flags.show_all = True
+        given = [word for word in given if word != ALL] + ["--help"]
     return guarded(build(given[0] if given else None), given)

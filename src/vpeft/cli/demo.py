@@ -132,7 +132,7 @@ def demo(
     assert best.chosen is not None and best.scores is not None
     screen.print(
         Text(
-            f"{best.label}: {best.chosen.validation_top1:.1%} on validation, {best.scores.top1:.1%} on test; "
+            f"{best.label}: {best.chosen.validation:.1%} on validation, {best.scores.value:.1%} on test; "
             f"{adapter} is {adapter.stat().st_size / 1000:.0f} kB"
         )
     )
@@ -178,7 +178,7 @@ def best_on_validation(ledger: Ledger, epochs: int) -> RunRecord:
 
     def rank(record: RunRecord) -> tuple[float, int]:
         assert record.chosen is not None and record.costs is not None
-        return record.chosen.validation_top1 or 0.0, -(record.costs.trainable or 0)
+        return record.chosen.validation or 0.0, -(record.costs.trainable or 0)
 
     return max(done, key=rank)
 
@@ -193,10 +193,10 @@ def save_with_scores(record: RunRecord, out: Path) -> Path:
         )
     loaded = open_adapter(kept, device="cpu")
     scores = {}
-    if record.chosen is not None and record.chosen.validation_top1 is not None:
-        scores["val_top1"] = record.chosen.validation_top1
+    if record.chosen is not None and record.chosen.validation is not None:
+        scores["val_top1"] = record.chosen.validation
     if record.scores is not None:
-        scores["test_top1"] = record.scores.top1
+        scores["test_top1"] = record.scores.value
     path: Path = loaded.model.save(
         out / "adapter.safetensors",
         labels=loaded.labels,
@@ -214,7 +214,7 @@ def predict_unseen(record: RunRecord, adapter: Path, folder: Path) -> tuple[list
     onlooker = Onlooker(open_adapter(adapter))
     scores = FinalEvaluator(record.identity, open_task(*TASK).test).score(onlooker)
     assert record.scores is not None and scores.count is not None
-    right, before = round(scores.top1 * scores.count), round(record.scores.top1 * scores.count)
+    right, before = round(scores.value * scores.count), round(record.scores.value * scores.count)
     if abs(right - before) > MAY_DIFFER:
         raise RuntimeError(f"the reloaded adapter is right on {right} of {scores.count} images, but was on {before}")
     folder.mkdir(parents=True, exist_ok=True)

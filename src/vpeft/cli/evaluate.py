@@ -1,4 +1,4 @@
-"""`vpeft evaluate`: how often a saved adapter is right on labelled images."""
+"""`vpeft evaluate`: how well a saved adapter does on images whose targets are known."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_for_evaluation
 from vpeft.errors import VpeftError
 from vpeft.training.evaluate import evaluate as score
+from vpeft.training.result import shown
 
 _FLAGS = data_flags()
 
@@ -36,7 +37,7 @@ def _evaluate(
     json: Switch = False,
     given: dict[str, Any],
 ) -> None:
-    """Score a saved adapter on labelled images.
+    """Score a saved adapter on images whose targets are known.
 
     Of a source that states its splits the test split is used, else val, else all of it. A folder that `vpeft train`
     split by itself states none: name images that were not trained on.
@@ -54,42 +55,26 @@ def _evaluate(
     backbone:
         The backbone, where the adapter cannot make it itself: py:FILE.py:NAME for code of yours.
     json:
-        Print JSON, with the confusion matrix, instead of a table.
+        Print JSON, with all details (a confusion matrix), instead of tables.
     """
     values = nested(_FLAGS, given)
     if "source" not in values:
         raise NoData("No data were given. Say --data FOLDER: one sub-folder of images for each label.")
     config = validated(DataConfig, values, _FLAGS)
     loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone)
+    task = loaded.task
+    config = config.model_copy(update={"target": task.target_kind})
     images = open_for_evaluation(config, loaded.labels).with_transform(loaded.preprocessing.transform())
-    scores = score(loaded.model, images, batch=batch, workers=config.workers)
+    scores = score(loaded.model, task.dataset(images, False), task=task, batch=batch, workers=config.workers)
     if json:
-        show.as_json({**scores.model_dump(mode="json"), "labels": loaded.labels})
+        show.as_json(scores.model_dump(mode="json"))
         return
     out = show.console()
-    counts = [sum(row) for row in scores.confusion]
-    rows = [
-        (label, number, f"{right:.1%}", _most_confused(row, place, loaded.labels))
-        for place, (label, number, right, row) in enumerate(
-            zip(loaded.labels, counts, scores.per_class, scores.confusion, strict=True)
-        )
-        if right is not None
-    ]
-    out.print(show.table(("label", "images", "right", "most often taken for"), rows))
-    out.print(
-        Text(
-            f"\ntop-1 {scores.top1:.2%}, mean per class {scores.mean_per_class:.2%}, loss {scores.loss:.4f}, "
-            f"{scores.count} images"
-        )
-    )
-
-
-def _most_confused(row: list[int], true: int, labels: list[str]) -> str:
-    wrong = [(number, -place) for place, number in enumerate(row) if place != true and number]
-    if not wrong:
-        return ""
-    number, place = max(wrong)
-    return f"{labels[-place]} ({number})"
+    for title, columns, rows in task.report(scores.details):
+        out.print(show.table(columns, rows, title=title))
+        out.print(Text())
+    values = ", ".join(f"{name} {shown(value)}" for name, value in scores.values.items())
+    out.print(Text(f"{values}, {scores.count} samples"))
 
 
 evaluate = with_flags(_evaluate, _FLAGS)

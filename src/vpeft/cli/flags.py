@@ -21,6 +21,10 @@ from pydantic.fields import FieldInfo
 
 from vpeft.errors import VpeftError
 
+ALL = "--help-all"
+# Whether the help shows every flag, or those that most runs need and a line that says where the others are.
+show_all = False
+
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 """The type of a flag of a command's own that is off unless it is said."""
 
@@ -41,6 +45,8 @@ class Flag:
     field: FieldInfo
     group: Group
     help: str
+    rare: bool = False
+    """whether only `--help-all` shows it"""
 
     @property
     def key(self) -> str:
@@ -62,6 +68,7 @@ class Flag:
             help=self.help,
             show_default=(lambda _: shown) if shown is not None else False,
             negative=() if self.several else None,
+            show=show_all or not self.rare,
         )
         # The default is None whatever the model's is: cyclopts passes on only what was typed, but validates defaults.
         return inspect.Parameter(

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.own_code import OWN_CODE
 from vpeft.backbones.positions import ResizedPositions
+from vpeft.batch import Sample, run_model
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.errors import VpeftError
 from vpeft.injection.adapter_file import Manifest, load, read_manifest
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.task import Prediction, Task, all_tasks
+from vpeft.training.evaluate import on_processor
 from vpeft.training.randomness import seed_everything, untouched_randomness
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -29,25 +32,25 @@ class NoSuchDevice(VpeftError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """An adapted model in evaluation mode on `device`, with the labels and preprocessing of its training."""
+    """An adapted model in evaluation mode on `device`, with the task and the preprocessing of its training."""
 
     model: TunedModel
     manifest: Manifest
     preprocessing: Preprocessing
-    labels: list[str]
+    task: Task
     device: torch.device
 
-    def probabilities(self, images: Sequence[Tensor]) -> Tensor:
-        """Preprocessed images, each (3, H, W), -> probabilities (B, K) on the CPU."""
-        with torch.inference_mode():
-            logits: Tensor = self.model(torch.stack(list(images)).to(self.device))
-            return logits.float().softmax(dim=-1).cpu()
+    @property
+    def labels(self) -> list[str]:
+        """The names of the task's outputs."""
+        return list(self.task.labels)
 
-    def best(self, probabilities: Tensor, count: int) -> Iterator[list[tuple[str, float]]]:
-        """For each row of (B, K) the `count` most probable labels with their probabilities, best first."""
-        values, places = probabilities.topk(min(count, probabilities.shape[1]), dim=1)
-        for row, indices in zip(values.tolist(), places.tolist(), strict=True):
-            yield [(self.labels[index], value) for index, value in zip(indices, row, strict=True)]
+    def predictions(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """What the model says of preprocessed samples, such as images (C, H, W), in their order."""
+        batch = self.task.collate(samples)
+        with torch.inference_mode():
+            outputs = on_processor(run_model(self.model, batch.to(self.device)))
+        return self.task.predictions(outputs, batch)
 
 
 def open_adapter(
@@ -69,11 +72,20 @@ def open_adapter(
     chosen = pick_device(device)
     base = backbone if isinstance(backbone, nn.Module) else _made_again(manifest, path, weights, backbone)
     model = load(base, path).to(chosen).eval()
-    if not manifest.labels:
-        raise VpeftError(f"{path} has no labels, so its outputs cannot be named. Save it with labels=[...].")
+    task = model.task
+    if task is None:
+        raise VpeftError(
+            f"{path} does not say what its outputs mean: {_unknown_task(manifest)}."
+            " Save it with task=... or labels=[...]."
+        )
     stated = manifest.preprocessing
     preprocessing = Preprocessing.model_validate(stated) if stated else Preprocessing.from_model(base)
-    return Loaded(model, manifest, preprocessing, list(manifest.labels), chosen)
+    return Loaded(model, manifest, preprocessing, task, chosen)
+
+
+def _unknown_task(manifest: Manifest) -> str:
+    name = manifest.task.name
+    return "it has no labels" if name in all_tasks() else f"the task {name!r} is not known here"
 
 
 def _made_again(manifest: Manifest, path: Path, weights: Path | None, named: str | None) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +28,7 @@ def all_method_flags() -> tuple[Flag, ...]:
     for order, (name, kind) in enumerate(all_methods().items()):
         panel = Group(f"--method {name}", sort_key=_FIRST_PANEL + order)
         made += flags_of(kind, group=panel, prefix=f"{name}.", path=(name,))
-    return tuple(made)
+    return tuple(replace(flag, rare=True) for flag in made)
 
 
 def chosen_fields(method: str, given: Mapping[str, Any]) -> dict[str, Any]:

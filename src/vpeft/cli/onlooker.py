@@ -42,4 +42,6 @@ class Onlooker:
             for one, number, best in zip(pixels, truth, self._loaded.best(rows, 1), strict=True):
                 self.seen.append(ShownImage(one, labels[int(number)], *best[0]))
         right = sum(one.said == one.label for one in self.seen)
-        return RecordedScores(split=split, top1=right / len(self.seen), count=len(self.seen))
+        return RecordedScores(
+            split=split, values={"top1": right / len(self.seen)}, leading="top1", count=len(self.seen)
+        )

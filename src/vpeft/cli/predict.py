@@ -1,35 +1,31 @@
-"""`vpeft predict`: names for images, from a saved adapter."""
+"""`vpeft predict`: what a saved adapter says of images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
+import torch
 from cyclopts import Parameter, validators
 from PIL import Image
 from rich.text import Text
 
+from vpeft.batch import Sample
 from vpeft.cli import show
 from vpeft.cli.failure import say_warning
 from vpeft.cli.flags import Switch
 from vpeft.cli.loaded import Device, Loaded, open_adapter
 from vpeft.data.images import UnreadableImage, find_images, read_image
 from vpeft.errors import VpeftError
+from vpeft.task import Prediction
 
 _POSITIVE = Parameter(validator=validators.Number(gte=1))
 
 
 class NothingToPredict(VpeftError):
     """None of the images could be read."""
-
-
-class Prediction(NamedTuple):
-    """One image and its most probable labels with their probabilities, best first."""
-
-    image: Path
-    best: list[tuple[str, float]]
 
 
 def predict(
@@ -43,8 +39,9 @@ def predict(
     weights: Path | None = None,
     backbone: str | None = None,
     strict: Switch = False,
+    draw: Path | None = None,
 ) -> None:
-    """Name what is on images, with a saved adapter.
+    """Say what is on images, with a saved adapter: labels, numbers or maps, as its task has it.
 
     Parameters
     ----------
@@ -53,7 +50,7 @@ def predict(
     images:
         Image files, folders (searched through) or patterns such as `photos/*.jpg`.
     top:
-        How many labels for each image, best first.
+        How many answers for each image, best first.
     format:
         A table to read, or JSON or CSV for programs.
     batch:
@@ -66,27 +63,42 @@ def predict(
         The backbone, where the adapter cannot make it itself: py:FILE.py:NAME for code of yours.
     strict:
         Stop at the first image that cannot be read, instead of skipping it with a warning.
+    draw:
+        Folder for a picture of each map, where the task answers with maps: class numbers as grey values in a PNG.
     """
     if not images:
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
     files = find_images(images)
     loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone)
-    predictions = list(predictions_for(loaded, files, top=top, batch=batch, strict=strict))
+    predictions = list(predictions_for(loaded, files, batch=batch, strict=strict))
     if not predictions:
         raise NothingToPredict(f"None of the {len(files)} files could be read as an image.")
-    _print(predictions, format)
+    if draw is not None:
+        _draw(predictions, draw)
+    _print(predictions, top, format)
 
 
 def predictions_for(
-    loaded: Loaded, files: Iterable[Path], *, top: int = 5, batch: int = 32, strict: Switch = False
+    loaded: Loaded, files: Iterable[Path], *, batch: int = 32, strict: Switch = False
 ) -> Iterator[Prediction]:
-    """Predict image files in order; one that cannot be read is skipped with a warning, or raised when `strict`."""
-    transform = loaded.preprocessing.transform()
+    """Predict image files in order; one that cannot be read is skipped with a warning, or raised when `strict`.
+
+    A task whose samples are of several images takes the files in groups of as many.
+    """
+    transform, each = loaded.preprocessing.transform(), loaded.task.images_per_sample
     readable = _readable(files, strict)
-    while chunk := list(islice(readable, batch)):
-        rows = loaded.probabilities([transform(image) for _, image in chunk])
-        for (file, _), best in zip(chunk, loaded.best(rows, top), strict=True):
-            yield Prediction(file, best)
+    while chunk := list(islice(readable, batch * each)):
+        if len(chunk) % each:
+            raise NothingToPredict(
+                f"The task {loaded.task.name} takes {each} images at a time, and {len(chunk) % each} are left over."
+            )
+        samples = []
+        for first in range(0, len(chunk), each):
+            some = chunk[first : first + each]
+            pixels = [transform(image) for _, image in some]
+            name = " ".join(str(file) for file, _ in some)
+            samples.append(Sample(pixels[0] if each == 1 else torch.stack(pixels), None, name))
+        yield from loaded.predictions(samples)
 
 
 def _readable(files: Iterable[Path], strict: bool) -> Iterator[tuple[Path, Image.Image]]:
@@ -99,32 +111,53 @@ def _readable(files: Iterable[Path], strict: bool) -> Iterator[tuple[Path, Image
             say_warning(f"skipped: {error}")
 
 
-def _print(predictions: Sequence[Prediction], format: str) -> None:
+def _draw(predictions: Sequence[Prediction], folder: Path) -> None:
+    maps = [one for one in predictions if one.map is not None]
+    if not maps:
+        raise NothingToPredict("This adapter's task answers with no map, so there is nothing to draw.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in maps:
+        assert one.map is not None
+        Image.fromarray(one.map.to(torch.uint8).numpy()).save(folder / f"{Path(one.id).stem}.png")
+
+
+def _print(predictions: Sequence[Prediction], top: int, format: str) -> None:
+    columns = list(dict.fromkeys(name for one in predictions for row in one.rows for name in row))
     if format == "json":
         show.as_json(
             [
-                {
-                    "image": str(one.image),
-                    "predictions": [{"label": label, "probability": round(value, 6)} for label, value in one.best],
-                }
+                {"image": one.id, "predictions": [_rounded(row) for row in one.rows[:top]], **dict(one.values)}
                 for one in predictions
             ]
         )
     elif format == "csv":
         show.as_csv(
-            ("image", "rank", "label", "probability"),
+            ("image", "rank", *columns),
             (
-                (one.image, rank, label, f"{value:.6f}")
+                (one.id, rank, *(_written(row.get(name, ""), exact=True) for name in columns))
                 for one in predictions
-                for rank, (label, value) in enumerate(one.best, start=1)
+                for rank, row in enumerate(one.rows[:top], start=1)
             ),
         )
     elif len(predictions) == 1:
-        show.console().print(Text(f"{predictions[0].image}\n"))
-        rows = [(label, f"{value:.1%}") for label, value in predictions[0].best]
-        show.console().print(show.table(("label", "probability"), rows))
+        show.console().print(Text(f"{predictions[0].id}\n"))
+        rows = [[_written(row.get(name, "")) for name in columns] for row in predictions[0].rows[:top]]
+        show.console().print(show.table(columns, rows))
     else:
-        width = len(predictions[0].best)
-        names = ("image", "label", *(f"{place}." for place in range(2, width + 1)))
-        table = [(one.image, *(f"{label} {value:.1%}" for label, value in one.best)) for one in predictions]
-        show.console().print(show.table(names, table))
+        width = max((len(one.rows[:top]) for one in predictions), default=0)
+        names = ("image", "says", *(f"{place}." for place in range(2, width + 1)))
+        table = [
+            (one.id, *(" ".join(_written(value) for value in row.values()) for row in one.rows[:top]))
+            for one in predictions
+        ]
+        show.console().print(show.table(names, [(*row, *[""] * (len(names) - len(row))) for row in table]))
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _written(value: Any, exact: bool = False) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.6f}" if exact else f"{value:.4g}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vpeft.cli.data_flags import data_flags
 from vpeft.cli.flags import Flag, flags_of, nested
 from vpeft.cli.method_flags import all_method_flags, fields_by_method
 from vpeft.errors import VpeftError
+from vpeft.method_spec import parse
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.recipe import Recipe
 
@@ -33,22 +35,65 @@ class SameFolder(VpeftError):
     """Two runs would write into one folder."""
 
 
+# What most runs say; the help of a command begins with these, `--help-all` has the rest.
+_COMMON = frozenset(
+    {
+        ("backbone",),
+        ("weights",),
+        ("method",),
+        ("task",),
+        ("start",),
+        ("out",),
+        ("data", "source"),
+        ("data", "augmentation"),
+        ("data", "image_size"),
+        ("data", "val_fraction"),
+        ("data", "test_fraction"),
+        ("optimisation", "epochs"),
+        ("optimisation", "batch"),
+        ("optimisation", "lr"),
+        ("optimisation", "optimiser"),
+        ("optimisation", "early_stopping"),
+        ("optimisation", "keep"),
+        ("optimisation", "precision"),
+        ("optimisation", "seed"),
+        ("optimisation", "acceleration"),
+        ("optimisation", "fit_memory"),
+    }
+)
+
+
 @lru_cache(maxsize=1)
 def run_flags() -> tuple[Flag, ...]:
     """All flags of a run but those of the methods; the values go where a recipe file has them."""
-    method = FieldInfo(annotation=str, description="What to train: a name from `vpeft methods`.")
+    method = FieldInfo(
+        annotation=str,
+        description="How to adapt: a name from `vpeft methods`, with settings `lora(rank=8)`, several with `+`.",
+    )
+    task = FieldInfo(
+        annotation=str,
+        default="classification",
+        description="What is learnt: a name from `vpeft tasks`, with options `regression(loss=huber)`.",
+    )
     also = FieldInfo(
         annotation=tuple[str, ...], default=(), description="Further methods that act together with the first."
     )
     nouns = Recipe.model_fields["anatomy"].description or ""
-    return (
-        *flags_of(Recipe, group=_RUN, skip=("data", "method", "also", "optimisation", "anatomy")),
+    made = (
+        *flags_of(
+            Recipe,
+            group=_RUN,
+            skip=("data", "method", "also", "task", "optimisation", "anatomy"),
+            renamed={"start": ("--from",)},
+        ),
+        Flag(("--task",), ("task",), task, _RUN, task.description or ""),
         Flag(("--anatomy",), ("anatomy",), FieldInfo(annotation=str, default=None), _RUN, nouns),
         Flag(("--method",), ("method",), method, _RUN, method.description or ""),
         Flag(("--also",), ("also",), also, _RUN, also.description or ""),
         *data_flags(("data",)),
         *flags_of(Optimisation, group=_OPTIMISATION, path=("optimisation",)),
     )
+    return tuple(replace(flag, rare=flag.path not in _COMMON) for flag in made)
 
 
 def recipe_flags() -> tuple[Flag, ...]:
@@ -119,9 +164,10 @@ def recipes_from(files: Sequence[Path], given: Mapping[str, Any]) -> tuple[list[
 
 def _chosen(typed: Mapping[str, Any], stated: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The first method and those that act with it: those that were typed, else those of the file."""
-    first = {"name": typed["method"]} if "method" in typed else _choice(stated.get("method"))
-    others = typed.get("also", [_choice(one) for one in stated.get("also", ())])
-    return [first, *(_choice(one) for one in ([others] if isinstance(others, str) else others))]
+    first, *joined = _choices(typed["method"] if "method" in typed else stated.get("method"))
+    others = typed.get("also", () if joined else stated.get("also", ()))
+    further = [one for other in ([others] if isinstance(others, str) else others) for one in _choices(other)]
+    return [first, *joined, *further]
 
 
 def _used(typed: Mapping[str, Any], stated: Mapping[str, Any]) -> list[str]:
@@ -133,8 +179,8 @@ def _methods(typed: dict[str, Any], stated: Mapping[str, Any], given: Mapping[st
     first, *further = _chosen(typed, stated)
     fields = fields_by_method(_used(typed, stated), given)
     if "method" in typed or first.get("name") in fields:
-        typed["method"] = {"name": first["name"], **fields.get(first["name"], {})}
-    if "also" in typed or any(one.get("name") in fields for one in further):
+        typed["method"] = {**first, **fields.get(first["name"], {})}
+    if "also" in typed or ("method" in typed and further) or any(one.get("name") in fields for one in further):
         typed["also"] = [{**one, **fields.get(one.get("name", ""), {})} for one in further]
 
 
@@ -149,10 +195,11 @@ def _read(file: Path | None) -> dict[str, Any]:
         raise
 
 
-def _choice(stated: Any) -> dict[str, Any]:
+def _choices(stated: Any) -> list[dict[str, Any]]:
+    """Methods as a recipe or a flag states them: a table, or text that may join several with `+`."""
     if isinstance(stated, str):
-        return {"name": stated}
-    return dict(stated) if isinstance(stated, Mapping) else {}
+        return [{"name": one.name, **one.fields} for one in parse(stated).methods]
+    return [dict(stated)] if isinstance(stated, Mapping) else [{}]
 
 
 def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

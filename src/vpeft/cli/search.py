@@ -89,7 +89,7 @@ def _figures(outcome: SearchOutcome) -> dict[str, Any]:
         "candidates": len(outcome.found),
         "best": best.method.model_dump(mode="json"),
         "parameters": best.parameters,
-        "inherited_val_top1": best.score,
+        "inherited_score": best.score,
         "search": str(outcome.record),
         **summary(outcome.retrained),
     }
@@ -97,12 +97,18 @@ def _figures(outcome: SearchOutcome) -> dict[str, Any]:
 
 def _sentences(outcome: SearchOutcome) -> str:
     figures = _figures(outcome)
-    test = "" if figures["test_top1"] is None else f", test {figures['test_top1']:.2%}"
+    retrained = outcome.retrained
+    assert retrained is not None
+    scores = [
+        f"{split} {given.sentence()}"
+        for split, given in (("validation", retrained.result.val), ("test", retrained.test))
+        if given is not None
+    ]
     return (
         f"{figures['candidates']} candidates were scored; the best has {figures['parameters']:,} parameters and"
-        f" {figures['inherited_val_top1']:.2%} right on the validation images with the supernet's weights.\n"
+        f" scores {figures['inherited_score']:.4g} on the validation images with the supernet's weights.\n"
         f"{outcome.found[0].method!r}\n"
-        f"Trained anew: validation {figures['val_top1']:.2%}{test}.\n"
+        f"Trained anew: {', '.join(scores)}.\n"
         f"adapter: {figures['adapter']}; record: {figures['record']}; candidates: {figures['search']}"
     )
 

@@ -18,13 +18,15 @@ from vpeft.training.runs import run_recipes
 
 
 def _train(*recipes: Path, resume: bool = True, json: Switch = False, given: dict[str, Any]) -> int:
-    """Adapt a backbone to labelled images; leaves one small adapter file and the record of the run.
+    """Adapt a backbone to your images; leaves one small adapter file and the record of the run.
 
     vpeft train --data photos/ --backbone pocket_vit --method lora --epochs 20 --out runs/a
 
     Called again after an interruption, the same command goes on where it was.
 
     vpeft train probe.toml lora.toml side.toml --out runs
+
+    `--help-all` shows every setting, `vpeft methods lora` and `vpeft tasks regression` those of one method or task.
 
     Several recipes make several runs, each with the numbers and the files that it has alone, here in `runs/probe`,
     `runs/lora` and `runs/side`. Runs that read the same images in the same way share one pass over them, and what is
@@ -81,9 +83,14 @@ def summary(outcome: RunOutcome) -> dict[str, Any]:
     return {
         "method": outcome.recipe.method.name,
         "backbone": outcome.recipe.backbone,
-        "val_top1": outcome.result.val.top1 if outcome.result.val else None,
-        "test_top1": outcome.test.top1 if outcome.test else None,
-        "test_mean_per_class": outcome.test.mean_per_class if outcome.test else None,
+        "task": outcome.task.name,
+        "metric": outcome.task.leading.name,
+        **{
+            f"{split}_{name}": value
+            for split, scores in (("val", outcome.result.val), ("test", outcome.test))
+            if scores is not None
+            for name, value in scores.values.items()
+        },
         "trainable": plan.trainable,
         "trainable_with_head": plan.trainable_with_head,
         "share": plan.share,
@@ -97,11 +104,11 @@ def summary(outcome: RunOutcome) -> dict[str, Any]:
 
 def _sentences(outcome: RunOutcome) -> list[str]:
     scores = [
-        f"{name} {given.top1:.2%} of {given.count} images"
+        f"{name} {given.sentence()}"
         for name, given in (("validation", outcome.result.val), ("test", outcome.test))
         if given is not None
     ]
-    lines = [f"right: {', '.join(scores)}" if scores else "no images were held out, so there is no score"]
+    lines = [", ".join(scores) if scores else "no images were held out, so there is no score"]
     if outcome.adapter is not None:
         size = outcome.adapter.stat().st_size / 1e6
         lines.append(f"adapter: {outcome.adapter} ({size:.2f} MB); record: {outcome.record}")

@@ -414,6 +414,37 @@ def load(
     return tuned
 
 
+def start_from(tuned: TunedModel, path: str | Path) -> str:
+    """Give the active adapter the tensors of a saved one with the same methods; says what was taken.
+
+    The head is taken too where its tensors have the same shapes; otherwise it stays as it was made.
+
+    Raises:
+        BadAdapterFile: the file is no adapter, or of other weights or methods.
+    """
+    manifest, tensors = read(path)
+    found = weights_digest(tuned.description, tuned)
+    if found != manifest.base_digest:
+        raise BadAdapterFile(
+            f"{path} was made on {manifest.backbone} with weights {manifest.base_digest[:12]}, but this is"
+            f" {tuned.description.facts.architecture} with weights {found[:12]}. Take an adapter of this backbone."
+        )
+    own = tuned.adapter_state()
+    inside = {key for key in own if key.split(".")[0] != "head"}
+    lacking = sorted(key for key in inside if key not in tensors or tensors[key].shape != own[key].shape)
+    if lacking or not inside:
+        theirs = " + ".join(entry.name for entry in manifest.methods)
+        raise BadAdapterFile(
+            f"{path} holds {theirs}, which does not have the tensors of this adapter"
+            f" ({', '.join(lacking[:4]) or 'it has none'}). Start from an adapter with the same method and settings."
+        )
+    heads = [key for key in own if key not in inside]
+    same = all(key in tensors and tensors[key].shape == own[key].shape for key in heads)
+    tuned.load_adapter_state({key: tensors[key] if key in inside or same else own[key] for key in own})
+    head = "its head included" if same and heads else "with a new head" if heads else "without a head"
+    return f"starts from {path}, {head}"
+
+
 def _check_layout(tuned: TunedModel, manifest: Manifest, path: str | Path, check: bool) -> None:
     """Whether another library's model computes what the frozen weights computed at saving; nothing is attached yet."""
     if not check or not manifest.base_probe:

@@ -20,7 +20,7 @@ from vpeft.training.interrupts import StopRequest
 from vpeft.training.loop import CHECKPOINT, AfterEpoch, Training
 from vpeft.training.machine import repeatable_kernels
 from vpeft.training.optimisation import Optimisation
-from vpeft.training.progress import display
+from vpeft.training.progress import Display, display
 from vpeft.training.randomness import untouched_randomness
 from vpeft.training.result import Result
 
@@ -87,6 +87,8 @@ def fit(
     folder = Path(out) if out is not None else None
     facts = checkpoint_facts(tuned, folder, identity)
     shown = display(progress)
+    if resume and folder is not None:
+        settings = extended(tuned, folder, facts, settings, shown)
     if batched_adapters.NAME in wanted(settings.acceleration):
         shown.say(f"- {batched_adapters.NAME}: this is one run; give several to `fit_together`")
     with untouched_randomness(), repeatable_kernels(settings.deterministic):
@@ -176,6 +178,37 @@ def refuse_foreign_checkpoint(
         known["optimisation"] = settings.numerics()
     there = read_checkpoint(folder / CHECKPOINT).facts["identity"]
     must_agree({key: value for key, value in there.items() if key in known}, known, folder)
+
+
+def extended(
+    tuned: TunedModel, folder: Path, facts: dict[str, Any], settings: Optimisation, shown: Display
+) -> Optimisation:
+    """Settings of a run that goes on where a finished run of fewer epochs ended; in any other case `settings`.
+
+    More epochs than a finished run had are a new run: its own schedule and a fresh optimiser, on the weights that the
+    finished run ended with. The finished run's checkpoint is kept beside the new one, under the number of its epochs.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return settings
+    saved = read_checkpoint(path)
+    there = saved.facts["identity"]
+    before = there.get("optimisation", {}).get("epochs", settings.epochs)
+    known = {**facts, "optimisation": {**settings.numerics(), "epochs": before}}
+    same = all(there.get(key) == value for key, value in known.items())
+    if not saved.facts["state"]["finished"] or not same or settings.epochs <= before:
+        return settings
+    tuned.load_adapter_state(saved.tensors["model"])
+    path.replace(folder / f"after_{before}_epochs.safetensors")
+    more = settings.epochs - before
+    shown.say(
+        f"The run in {folder} ended after {before} epochs. Its weights are the start of a new run of {more} more, with"
+        " a schedule of its own."
+    )
+    rest = {**settings.model_dump(), "epochs": more}
+    if settings.warmup >= 1:
+        rest["warmup"] = min(settings.warmup, more - 1 if more > 1 else 0)
+    return Optimisation.model_validate(rest)
 
 
 def take_up(run: Training) -> None:

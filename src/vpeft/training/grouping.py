@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
+from vpeft.task import Task
 
 _SHOWN = 3  # differences in a sentence
 
@@ -21,11 +23,12 @@ class DataReading:
     run: str
     config: DataConfig
     preprocessing: Preprocessing
+    task: Task
 
     @property
-    def key(self) -> tuple[DataConfig, Preprocessing]:
-        """Equal for runs that read the same images in the same way. Loading processes do not change what is read."""
-        return _alike(self.config), self.preprocessing
+    def key(self) -> tuple[Any, ...]:
+        """Equal for runs that read the same samples in the same way. Loading processes do not change what is read."""
+        return _alike(self.config), self.preprocessing, type(self.task), self.task.images_per_sample
 
 
 class Opened:
@@ -46,7 +49,7 @@ class Opened:
 
 def passes(readings: Sequence[DataReading]) -> list[list[int]]:
     """The positions of the runs, by pass; passes and the runs in them are in the order of `readings`."""
-    found: dict[tuple[DataConfig, Preprocessing], list[int]] = {}
+    found: dict[tuple[Any, ...], list[int]] = {}
     for number, reading in enumerate(readings):
         found.setdefault(reading.key, []).append(number)
     return list(found.values())
@@ -83,6 +86,8 @@ def _differences(there: DataReading, here: DataReading) -> Iterator[str]:
         ("data", _alike(there.config), _alike(here.config)),
         ("preprocessing", there.preprocessing, here.preprocessing),
     )
+    if there.task.name != here.task.name:
+        yield f"the task is {here.task.name} here and {there.task.name} there"
     for name, old, new in pairs:
         for field in type(old).model_fields:
             before, now = getattr(old, field), getattr(new, field)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vpeft.errors import VpeftError
-from vpeft.training.optimisation import Optimisation
+from vpeft.training.optimisation import Optimisation, UnknownOptimiser, optimiser_class
 
 
 class NothingToTrain(VpeftError):
@@ -21,8 +21,10 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and name.rpartition(".")[2] != "bias"
 
 
-def adamw(named: Iterable[tuple[str, nn.Parameter]], settings: Optimisation) -> torch.optim.AdamW:
-    """AdamW over at most four groups: head or adapter, decayed or not. Each states its `peak_lr` and its `names`.
+def make_optimiser(named: Iterable[tuple[str, nn.Parameter]], settings: Optimisation) -> torch.optim.Optimizer:
+    """The optimiser of the settings, over at most four groups: head or adapter, decayed or not.
+
+    Each group states its `peak_lr` and its `names`.
 
     Raises:
         NothingToTrain: when `named` is empty.
@@ -48,4 +50,10 @@ def adamw(named: Iterable[tuple[str, nn.Parameter]], settings: Optimisation) -> 
                 "weight_decay": settings.weight_decay if decayed else 0.0,
             }
         )
-    return torch.optim.AdamW(groups, lr=settings.lr)
+    name, own = optimiser_class(settings.optimiser)
+    kind: Any = getattr(torch.optim, name)
+    try:
+        made: torch.optim.Optimizer = kind(groups, lr=settings.lr, **own)
+    except (TypeError, ValueError) as error:
+        raise UnknownOptimiser(f"{name} cannot be made with {own}: {error}.") from None
+    return made

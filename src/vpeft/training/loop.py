@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,7 @@ class Training:
                 autocast=self.machine.autocast,
                 precision=settings.precision,
             )
-        for line in made.lines():
+        for line in made.lines(settings.acceleration.split(",")):
             self.shown.say(line)
         return made
 
@@ -248,10 +249,11 @@ class Training:
             # What a method settles at the end is settled before it is scored.
             self.tuned.advance(1.0)
         if self.val is not None and (number % settings.validate_every == 0 or number == settings.epochs):
-            scores = self.score_kept()
-            self.val_scores = scores
-            if at.is_best(number, scores.value, self.task.leading.better) and settings.keep == "best":
-                self.best = {name: tensor.clone() for name, tensor in self.tuned.adapter_state().items()}
+            with nullcontext() if self.take.average is None else self.take.average.applied():
+                scores = self.score_kept()
+                self.val_scores = scores
+                if at.is_best(number, scores.value, self.task.leading.better) and settings.keep == "best":
+                    self.best = {name: tensor.clone() for name, tensor in self.tuned.adapter_state().items()}
         at.count_time(training=False)
         record = at.record(number, self.take.rate(at.step - 1), scores)
         self.shown.epoch(record)
@@ -273,6 +275,8 @@ class Training:
         """Put the kept weights into the model and write the last checkpoint, without the optimiser."""
         at = self.at
         at.kept_epoch = at.epoch
+        if self.take.average is not None:
+            self.take.average.put(self.take.average.values)
         if self.best:
             self.tuned.load_adapter_state(self.best)
             at.kept_epoch = at.best_epoch
@@ -329,6 +333,8 @@ class Training:
             tensors["optimiser"] = disk.optimiser_tensors(self.take.optimiser)
             tensors["random"] = random_tensors
             tensors["best"] = self.best
+            if self.take.average is not None:
+                tensors["average"] = dict(self.take.average.values)
         scaler = self.machine.scaler
         facts = {
             "identity": self.identity,
@@ -356,6 +362,8 @@ class Training:
             return
         disk.load_optimiser(self.take.optimiser, saved.tensors.get("optimiser", {}))
         self.best = {name: tensor.to(self.device) for name, tensor in saved.tensors.get("best", {}).items()}
+        if self.take.average is not None:
+            self.take.average.restore(saved.tensors["average"], self.at.step)
         if self.machine.scaler is not None and saved.facts["scaler"]:
             self.machine.scaler.load_state_dict(saved.facts["scaler"])
         set_random_state(saved.tensors["random"], saved.facts["random"])

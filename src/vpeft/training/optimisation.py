@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vpeft.acceleration.names import UnknownAcceleration, wanted
+from vpeft.errors import VpeftError, nearest
+from vpeft.method_spec import parse_one
 from vpeft.training.sizes import BadSize, bytes_of
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -15,6 +18,39 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _NOT_NUMERICS = frozenset(
     {"checkpoint_every", "checkpoint_steps", "acceleration", "prefix_gib", "prefix_folder", "fit_memory"}
 )
+
+
+# What was a setting of the optimisation before there were tasks, and is an option of the task now.
+MOVED = ("label_smoothing", "mixup")
+
+
+class UnknownOptimiser(VpeftError):
+    """torch.optim has no such optimiser, or it has no such setting."""
+
+
+def optimiser_class(text: str) -> tuple[str, dict[str, Any]]:
+    """The name of a class of torch.optim and its settings, from `sgd(momentum=0.9)`; case does not matter.
+
+    Raises:
+        UnknownOptimiser: with the nearest names.
+    """
+    spec = parse_one(text, "optimiser")
+    import torch
+
+    known = {
+        name.lower(): kind
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    }
+    if spec.name not in known:
+        raise UnknownOptimiser(f"There is no optimiser {spec.name!r}. {nearest(spec.name, known)}")
+    kind = known[spec.name]
+    settings = [name for name in inspect.signature(kind).parameters if name not in ("params", "lr", "weight_decay")]
+    for name in spec.fields:
+        if name not in settings:
+            hint = "The rate and the decay have settings of their own." if name in ("lr", "weight_decay") else ""
+            raise UnknownOptimiser(f"{kind.__name__} has no setting {name!r}. {hint or nearest(name, settings)}")
+    return kind.__name__, dict(spec.fields)
 
 
 class Optimisation(BaseModel):
@@ -41,7 +77,7 @@ class Optimisation(BaseModel):
     lr: float = Field(default=1e-3, gt=0, description="Peak learning rate of the adapter.")
     head_lr: float | None = Field(default=None, gt=0, description="Peak learning rate of the head; none: as `lr`.")
     weight_decay: float = Field(
-        default=1e-4, ge=0, description="AdamW's weight decay; biases and one-dimensional tensors are not decayed."
+        default=1e-4, ge=0, description="Weight decay; biases and one-dimensional tensors are not decayed."
     )
     warmup: float = Field(
         default=0.1, ge=0, description="Linear warm-up: below 1 a share of all steps, from 1 on a number of epochs."
@@ -54,13 +90,22 @@ class Optimisation(BaseModel):
         ge=0,
         description="Rate at which the schedule ends; a group whose peak is lower stays at its peak.",
     )
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
-    mixup: float = Field(default=0.0, ge=0, description="Mixup's Beta parameter; 0 is off.")
+    optimiser: str = Field(
+        default="adamw",
+        description="adamw, sgd, or any class of torch.optim, with its own settings in brackets:"
+        " sgd(momentum=0.9, nesterov=true).",
+    )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Decay of a moving average of what is trained, which is validated and kept; none: off.",
+    )
     clip: float | None = Field(default=None, gt=0, description="Largest norm of the whole gradient; none: not clipped.")
     early_stopping: int | None = Field(
         default=None,
         ge=1,
-        description="Stop after this many validations without a better top-1; needs validation images.",
+        description="Stop after this many validations without a better leading metric; needs validation images.",
     )
     keep: Literal["last", "best"] = Field(
         default="last", description="State to end with: of the last epoch, or of the best on validation."
@@ -113,6 +158,29 @@ class Optimisation(BaseModel):
         " stay within it.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_task(cls, given: Any) -> Any:
+        """Settings that went to the task: recipes and records from before have them here, mostly switched off."""
+        if not isinstance(given, dict):
+            return given
+        moved = {name: given[name] for name in MOVED if name in given}
+        on = [name for name, value in moved.items() if value]
+        if on:
+            raise ValueError(
+                f"{' and '.join(on)} belong to the task: [task] {', '.join(f'{name} = {moved[name]}' for name in on)}"
+            )
+        return {name: value for name, value in given.items() if name not in moved}
+
+    @field_validator("optimiser")
+    @classmethod
+    def _known_optimiser(cls, text: str) -> str:
+        try:
+            optimiser_class(text)
+        except VpeftError as error:
+            raise ValueError(str(error)) from error
+        return text
+
     @field_validator("fit_memory")
     @classmethod
     def _a_size(cls, size: str | None) -> str | None:
@@ -146,6 +214,9 @@ class Optimisation(BaseModel):
     def numerics(self) -> dict[str, Any]:
         """The fields that decide the result, for run keys and for recognising a checkpoint."""
         stated = self.model_dump(mode="json")
-        if self.views is None:
-            del stated["views"]  # so that runs from before there were views are still known
+        for name in ("views", "ema"):  # so that runs from before there were these are still known
+            if stated[name] is None:
+                del stated[name]
+        if self.optimiser == "adamw":
+            del stated["optimiser"]
         return {name: value for name, value in stated.items() if name not in _NOT_NUMERICS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -23,36 +23,31 @@ from vpeft.backbones.probe import BadAnatomy
 from vpeft.backbones.weights import Difference
 from vpeft.data.config import DataConfig
 from vpeft.errors import VpeftError, nearest
-from vpeft.training.optimisation import Optimisation
+from vpeft.method import Method, get_method, method_names
+from vpeft.method_spec import parse, parse_one
+from vpeft.task import DEFAULT, Task, all_tasks, get_task
+from vpeft.training.optimisation import MOVED, Optimisation
 from vpeft.training.toml_text import toml_text
-
-if TYPE_CHECKING:
-    from vpeft.methods import Method
 
 
 class BadRecipe(VpeftError):
     """A recipe that cannot be read, or says something that does not exist."""
 
 
-class MethodChoice(BaseModel):
-    """A method's name and hyper-parameters, flat: `{name = "lora", rank = 8}`. All fields are filled in and checked.
-
-    Raises `UnknownMethod` and `BadField` for a wrong name, field or value.
-    """
+class _Choice(BaseModel):
+    """A name and fields, written flat (`{name = "lora", rank = 8}`) or as text (`"lora(rank=8)"`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="Name of the method; `vpeft methods` lists them.")
-    fields: dict[str, Any] = Field(
-        default_factory=dict, description="Its hyper-parameters; those left out are default."
-    )
-    _method: Method = PrivateAttr()
+    name: str
+    fields: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, given: Any) -> Any:
         if isinstance(given, str):
-            return {"name": given}
+            spec = parse_one(given)
+            return {"name": spec.name, "fields": spec.fields}
         if isinstance(given, Mapping) and "fields" not in given:
             return {
                 **({"name": given["name"]} if "name" in given else {}),
@@ -60,22 +55,56 @@ class MethodChoice(BaseModel):
             }
         return given
 
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"name": self.name, **self.fields}
+
+
+class MethodChoice(_Choice):
+    """A method's name and hyper-parameters. All fields are filled in and checked.
+
+    Raises `UnknownMethod` and `BadField` for a wrong name, field or value.
+    """
+
+    name: str = Field(description="Name of the method; `vpeft methods` lists them.")
+    fields: dict[str, Any] = Field(
+        default_factory=dict, description="Its hyper-parameters; those left out are default."
+    )
+    _method: Method = PrivateAttr()
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        from vpeft.method import get_method
-
         self._method = get_method(self.name)(**self.fields)
         self.fields.clear()
         self.fields.update(self._method.model_dump(mode="json"))
         return self
 
-    @model_serializer
-    def _flat(self) -> dict[str, Any]:
-        return {"name": self.name, **self.fields}
-
     def build(self) -> Method:
         """The method itself."""
         return self._method
+
+
+class TaskChoice(_Choice):
+    """A task's name and options; those left out are default, and what the data tell is filled in later.
+
+    Raises `UnknownTask` and `BadOption` for a wrong name, option or value.
+    """
+
+    name: str = Field(default=DEFAULT, description="What is learnt; `vpeft tasks` lists the tasks.")
+    fields: dict[str, Any] = Field(default_factory=dict, description="Its options.")
+    _task: Task = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        self._task = get_task(self.name)(**self.fields)
+        stated = self._task.model_dump(mode="json", exclude_defaults=True)
+        self.fields.clear()
+        self.fields.update(stated)
+        return self
+
+    def build(self) -> Task:
+        """The task itself, not bound to any data yet."""
+        return self._task
 
 
 class Recipe(BaseModel):
@@ -104,9 +133,31 @@ class Recipe(BaseModel):
     )
     out: Path | None = Field(default=None, description="Folder for the adapter, the checkpoint and the record.")
     data: DataConfig
+    task: TaskChoice = Field(default_factory=TaskChoice)
     method: MethodChoice
     also: tuple[MethodChoice, ...] = Field(default=(), description="Further methods that act together with the first.")
+    train: tuple[str, ...] = Field(
+        default=(), description="Further modules of the model that train as they are and are saved with the adapter."
+    )
+    start: Path | None = Field(
+        default=None,
+        description="Adapter file to start from; its head is taken too where the outputs are the same.",
+    )
     optimisation: Optimisation = Field(default_factory=Optimisation)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_in_one(cls, given: Any) -> Any:
+        """`method = "lora(rank=4)+ssf"` is a method and further ones; options that went to the task are put there."""
+        if not isinstance(given, Mapping):
+            return given
+        given = dict(given)
+        if isinstance(given.get("method"), str):
+            first, *more = parse(given["method"]).methods
+            given["method"] = {"name": first.name, **first.fields}
+            if more:
+                given["also"] = [*({"name": one.name, **one.fields} for one in more), *given.get("also", ())]
+        return _with_moved_options(given)
 
     @field_validator("anatomy", mode="before")
     @classmethod
@@ -170,6 +221,18 @@ class Recipe(BaseModel):
         return text
 
 
+def _with_moved_options(given: dict[str, Any]) -> dict[str, Any]:
+    """A recipe from before there were tasks states options of the task under the optimisation."""
+    optimisation = given.get("optimisation")
+    if not isinstance(optimisation, Mapping) or not any(optimisation.get(name) for name in MOVED):
+        return given
+    moved = {name: optimisation[name] for name in MOVED if optimisation.get(name)}
+    task = given.get("task") or {}
+    task = {"name": task} if isinstance(task, str) else dict(task)
+    rest = {name: value for name, value in optimisation.items() if name not in moved}
+    return {**given, "task": {**moved, **task}, "optimisation": rest}
+
+
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as nested mappings."""
     result: dict[str, Any] = {}
@@ -184,7 +247,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        if key == "method":
+        if key in ("method", "task"):
             old, value = _as_choice(old), _as_choice(value)
             other = isinstance(old, Mapping) and isinstance(value, Mapping) and "name" in value and "name" in old
             if other and value["name"] != old["name"]:
@@ -194,7 +257,10 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _as_choice(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+    if not isinstance(value, str) or "+" in value:
+        return value
+    spec = parse_one(value)
+    return {"name": spec.name, **spec.fields}
 
 
 def _fields(model: type[BaseModel], name: str) -> type[BaseModel] | None:
@@ -208,9 +274,14 @@ def _unknown_keys(model: type[BaseModel], values: Any, path: str = "") -> Iterat
     if model is MethodChoice:
         yield from _unknown_of_method(values, path)
         return
+    if model is TaskChoice:
+        yield from _unknown_of_task(values, path)
+        return
     if not isinstance(values, Mapping):
         return
     for key, value in values.items():
+        if model is Optimisation and key in MOVED:
+            continue
         if key not in model.model_fields:
             elsewhere = [known for known in _paths(Recipe) if known.rpartition(".")[2] == key]
             hint = f"It belongs to {' or '.join(elsewhere)}." if elsewhere else nearest(key, model.model_fields)
@@ -223,8 +294,6 @@ def _unknown_keys(model: type[BaseModel], values: Any, path: str = "") -> Iterat
 
 
 def _unknown_of_method(values: Any, path: str) -> Iterator[str]:
-    from vpeft.method import get_method, method_names
-
     values = _as_choice(values)
     if not isinstance(values, Mapping) or "fields" in values or not isinstance(values.get("name"), str):
         return
@@ -239,12 +308,26 @@ def _unknown_of_method(values: Any, path: str) -> Iterator[str]:
             yield f"There is no key {path}{key} for the method {values['name']!r}. {hint}"
 
 
+def _unknown_of_task(values: Any, path: str) -> Iterator[str]:
+    values = _as_choice(values)
+    if not isinstance(values, Mapping) or "fields" in values:
+        return
+    name, known = values.get("name", DEFAULT), all_tasks()
+    if name not in known:
+        yield f"{path}name: there is no task {name!r}. {nearest(str(name), known)}"
+        return
+    fields = known[name].model_fields
+    for key in values:
+        if key != "name" and key not in fields:
+            yield f"There is no key {path}{key} for the task {name!r}. {nearest(key, fields)}"
+
+
 def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name in model.model_fields:
         inner = _fields(model, name)
         if inner is None:
             yield f"{prefix}{name}"
-        elif inner is not MethodChoice:
+        elif not issubclass(inner, _Choice):
             yield from _paths(inner, f"{prefix}{name}.")
 
 

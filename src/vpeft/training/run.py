@@ -20,12 +20,13 @@ from vpeft.backbones.own_code import OWN_CODE
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
-from vpeft.injection.adapter_file import weights_digest
+from vpeft.injection.adapter_file import read_manifest, start_from, weights_digest
 from vpeft.injection.quantise import quantise
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.tasks.classification import Classification
+from vpeft.task import Task
 from vpeft.training.atomic import write_json, write_text
+from vpeft.training.batches import Samples
 from vpeft.training.evaluate import evaluate
 from vpeft.training.failures import TrainingFailed
 from vpeft.training.fit import fit
@@ -54,6 +55,12 @@ class RunOutcome:
     record: Path | None
 
     @property
+    def task(self) -> Task:
+        """What was learnt, with what training chose for it."""
+        task: Task = self.tuned.task
+        return task
+
+    @property
     def state(self) -> Literal["done", "stopped", "failed"]:
         """Of a run that a signal has stopped, the same call goes on from the checkpoint. `run_recipe` never returns
         "failed": it raises."""
@@ -66,6 +73,8 @@ class ReadyRun:
 
     Attributes:
         recipe, tuned, data, preprocessing: as in `RunOutcome`.
+        task: what is learnt, bound to the training data.
+        train, val: the samples that are learnt and validated on.
         identity: what a checkpoint must agree in with this run.
         facts: what its record says before there is a result.
     """
@@ -74,13 +83,11 @@ class ReadyRun:
     tuned: TunedModel
     data: Datasets
     preprocessing: Preprocessing
+    task: Task
+    train: Samples
+    val: Samples | None
     identity: dict[str, Any]
     facts: dict[str, Any]
-
-    @property
-    def task(self) -> Classification:
-        """What it learns."""
-        return Classification(self.data.labels)
 
     def write_recipe(self) -> None:
         """Leave the recipe in the run's folder, every default written out."""
@@ -116,11 +123,10 @@ class ReadyRun:
                 f"{split}_{name}": value
                 for split, given in (("val", result.val), ("test", scored))
                 if given is not None
-                for name, value in (("top1", given.top1), ("mean_per_class", given.mean_per_class))
+                for name, value in given.values.items()
             }
             adapter = self.tuned.save(
                 out / ADAPTER,
-                labels=self.data.labels,
                 preprocessing=preprocessing.model_dump(mode="json"),
                 scores=scores,
             )
@@ -156,8 +162,8 @@ def run_recipe(
     try:
         result = fit(
             ready.tuned,
-            ready.data.train,
-            ready.data.val,
+            ready.train,
+            ready.val,
             optimisation=recipe.optimisation,
             out=recipe.out,
             resume=resume,
@@ -208,11 +214,19 @@ def ready_run(recipe: Recipe, *, progress: bool = True, show: bool = True, image
     if recipe.anatomy is not None:
         stated = stated.resized(described.facts.image_size)
     preprocessing = _preprocessing(stated, recipe.data)
-    data = images(recipe.data, preprocessing)
+    unbound = recipe.task.build()
+    data = images(recipe.data.model_copy(update={"target": unbound.target_kind}), preprocessing)
+    train = unbound.dataset(data.train, True)
+    val = None if data.val is None else unbound.dataset(data.val, False)
+    task = unbound.bind(train)
     with untouched_randomness():
         seed_everything(derived_seed(recipe.seed, "tune"))
         statistics = recipe.optimisation.batch_norm
-        tuned = tune(described, *recipe.methods, num_classes=len(data.labels), statistics=statistics, show=show)
+        tuned = tune(described, *recipe.methods, task=task, statistics=statistics, train=recipe.train, show=show)
+    if recipe.start is not None:
+        said = start_from(tuned, recipe.start)
+        if progress:
+            print(said, file=sys.stderr)
     if recipe.quantise is not None:
         said = quantise(tuned, recipe.quantise)
         if progress:
@@ -239,10 +253,11 @@ def ready_run(recipe: Recipe, *, progress: bool = True, show: bool = True, image
         **({} if described.anatomy is None else {"anatomy": described.anatomy}),
         **({} if recipe.quantise is None else {"quantise": recipe.quantise}),
         "data": data.manifest.digest,
+        **({} if recipe.start is None else {"start": read_manifest(recipe.start).tensors_digest}),
         "preprocessing": preprocessing.model_dump(mode="json"),
         "augmentation": recipe.data.augmentation,
     }
-    return ReadyRun(recipe, tuned, data, preprocessing, identity, facts)
+    return ReadyRun(recipe, tuned, data, preprocessing, task, train, val, identity, facts)
 
 
 def _backbone(recipe: Recipe, seed: int, size: tuple[int, int] | None) -> nn.Module:
@@ -267,7 +282,9 @@ def _test_once(recipe: Recipe, tuned: TunedModel, data: Datasets) -> Scores | No
     """Scores on the test split, of the final weights; nothing before this has read it."""
     if data.test is None:
         return None
-    return evaluate(tuned, data.test, batch=recipe.optimisation.batch, workers=recipe.data.workers)
+    task: Task = tuned.task
+    samples = task.dataset(data.test, False)
+    return evaluate(tuned, samples, task=task, batch=recipe.optimisation.batch, workers=recipe.data.workers)
 
 
 def _versions() -> dict[str, str]:

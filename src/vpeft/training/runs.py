@@ -60,7 +60,8 @@ def run_recipes(
     _refuse(recipes, called)
     several = list(_ready(recipes, called, resume, progress, show))
     readings = [
-        DataReading(name, one.recipe.data, one.preprocessing) for name, one in zip(called, several, strict=True)
+        DataReading(name, one.recipe.data, one.preprocessing, one.task)
+        for name, one in zip(called, several, strict=True)
     ]
     grouped = passes(readings)
     if progress and len(recipes) > 1:
@@ -94,7 +95,7 @@ class _Pass:
 
     def trained(self, *, resume: bool, progress: bool, test: bool) -> list[RunOutcome]:
         """Train, score and save all."""
-        data = self.runs[0].data
+        first = self.runs[0]
         for run in self.runs:
             run.write_recipe()
         try:
@@ -110,8 +111,8 @@ class _Pass:
                     )
                     for run, name in zip(self.runs, self.names, strict=True)
                 ],
-                data.train,
-                data.val,
+                first.train,
+                first.val,
                 resume=resume,
                 progress=progress,
                 workers=max(run.recipe.data.workers for run in self.runs),
@@ -146,7 +147,7 @@ def _ready(
             print(f"{name}:")
         try:
             run = ready_run(recipe, progress=progress, show=show, images=images)
-            settings = checked_settings(recipe.optimisation, run.data.train, run.data.val)
+            settings = checked_settings(recipe.optimisation, run.train, run.val)
             if resume and recipe.out is not None:
                 refuse_foreign_checkpoint(run.tuned, recipe.out, run.identity, settings)
         except VpeftError as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 from vpeft.batch import Batch, run_model
 from vpeft.errors import VpeftError
 from vpeft.task import Task
+from vpeft.training.average import MovingAverage
 from vpeft.training.failures import (
     NonFinite,
     OutOfMemory,
@@ -21,7 +22,7 @@ from vpeft.training.failures import (
     memory_message,
     not_finite_gradients,
 )
-from vpeft.training.groups import adamw
+from vpeft.training.groups import make_optimiser
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.schedule import rate_at
 from vpeft.training.train_state import TrainState
@@ -84,7 +85,8 @@ class Stepper:
         self.tuned, self.settings, self.machine, self.steps_per_epoch = tuned, settings, machine, steps_per_epoch
         self.task = task
         self.named = list(tuned.trainable())
-        self.optimiser = adamw(self.named, settings)
+        self.optimiser = make_optimiser(self.named, settings)
+        self.average = None if settings.ema is None else MovingAverage(self.named, settings.ema)
         # accelerate's optimiser is needed for the loss scale alone; it searches the installed packages at every step.
         self._scaled = machine.prepare_optimizer(self.optimiser) if machine.scaler is not None else None
         self._skipped = 0
@@ -191,6 +193,8 @@ class Stepper:
             self._skipped = self._skipped + 1 if self._scaled.step_was_skipped else 0
             if self._skipped >= _SKIPS_IN_A_ROW:
                 raise self._not_finite(batch, loss, at)
+        if self.average is not None:
+            self.average.update()
         self.optimiser.zero_grad()
         at.count(loss, monitored, len(batch), norm if math.isfinite(norm) else 0.0)
 

@@ -1,0 +1,73 @@
+"""`vpeft tasks`: what can be learnt and with which heads, from the files of vpeft/tasks and vpeft/heads."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from rich.text import Text
+
+from vpeft.cli import show
+from vpeft.cli.flags import Switch, shown_default
+from vpeft.cli.methods import type_name
+from vpeft.head import Head, all_heads
+from vpeft.task import Task, all_tasks, get_task
+
+
+def tasks(name: str | None = None, /, *, json: Switch = False) -> None:
+    """List the tasks and the heads; with NAME, all options of one task.
+
+    Parameters
+    ----------
+    name:
+        One task, for all its options: `--task "NAME(option=value)"`.
+    json:
+        Print JSON instead of a table.
+    """
+    chosen = {name: get_task(name)} if name is not None else all_tasks()
+    if json:
+        found: dict[str, Any] = {"tasks": [describe_task(kind) for kind in chosen.values()]}
+        if name is None:
+            found["heads"] = [describe_head(kind) for kind in all_heads().values()]
+        show.as_json(found)
+        return
+    out = show.console()
+    if name is None:
+        rows = [(one.name, one.target_kind, _summary(one)) for one in chosen.values()]
+        out.print(show.table(("task", "target", "what is learnt"), rows))
+        out.print(Text())
+        heads = [(kind, ", ".join(describe_head(one)["options"]), _summary(one)) for kind, one in all_heads().items()]
+        out.print(show.table(("head", "options", "what it is"), heads))
+        out.print(Text("\n`vpeft tasks NAME` lists the options of a task."))
+        return
+    kind = chosen[name]
+    out.print(Text(f"{kind.name}: {inspect.getdoc(kind)}\n"))
+    options = [
+        (key, type_name(field.annotation), shown_default(field) or "", field.description or "")
+        for key, field in kind.model_fields.items()
+    ]
+    out.print(show.table(("option", "type", "default", "meaning"), options))
+
+
+def describe_task(kind: type[Task]) -> dict[str, Any]:
+    """All that lists show of a task."""
+    return {
+        "name": kind.name,
+        "target": kind.target_kind,
+        "summary": _summary(kind),
+        "doc": inspect.getdoc(kind) or "",
+        "options": {
+            key: {"type": type_name(field.annotation), "default": field.get_default(call_default_factory=True)}
+            for key, field in kind.model_fields.items()
+        },
+    }
+
+
+def describe_head(kind: type[Head]) -> dict[str, Any]:
+    """All that lists show of a head; the widths that the backbone and the task decide are left out."""
+    options = [name for name in inspect.signature(kind).parameters if name not in ("width", "outputs")]
+    return {"name": kind.kind, "summary": _summary(kind), "options": options}
+
+
+def _summary(kind: type[object]) -> str:
+    return (inspect.getdoc(kind) or "").split("\n")[0]
