@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import methods, suites
+    from . import layers, methods, suites, tasks
     from .acceleration.apply import accelerate
     from .backbones.backbone import Backbone
     from .backbones.create import create_backbone
@@ -88,7 +88,50 @@ _HOMES = {
 }
 _MODULES = ("layers", "methods", "suites", "tasks")
 
-__all__ = sorted([*_HOMES, "__version__", "layers", "methods", "suites", "tasks"])
+__all__ = [
+    "Anatomy",
+    "Backbone",
+    "Batch",
+    "BenchConfig",
+    "DataConfig",
+    "DeadPlace",
+    "Edit",
+    "Head",
+    "Leading",
+    "Method",
+    "MissingPlace",
+    "Optimisation",
+    "Prediction",
+    "Preprocessing",
+    "Recipe",
+    "Run",
+    "Sample",
+    "Scores",
+    "Task",
+    "TunedModel",
+    "VpeftError",
+    "__version__",
+    "accelerate",
+    "create_backbone",
+    "describe",
+    "evaluate",
+    "fit",
+    "fit_together",
+    "get_head",
+    "get_task",
+    "layers",
+    "load",
+    "methods",
+    "open_data",
+    "register",
+    "register_task",
+    "run_bench",
+    "run_recipe",
+    "run_recipes",
+    "suites",
+    "tasks",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:
