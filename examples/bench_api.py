@@ -6,5 +6,5 @@ from vpeft.bench import BenchConfig, run_bench
 ledger = run_bench(BenchConfig(suite="digits", tier="smoke", methods=("linear_probe", "ssf"), out="ledger", show=False))
 for record in ledger:
     assert record.scores is not None and record.costs is not None
-    print(record.label, record.task, f"{record.scores.top1:.1%}", record.costs.trainable)
+    print(record.label, record.task, record.scores.sentence(), record.costs.trainable)
 # [/run]

@@ -51,7 +51,7 @@ def test_methods_are_trained_tested_and_weighed(ledger: Ledger) -> None:
         assert len(record.history) == 2
     # Chance is 0.1, and two epochs are few.
     assert lora.scores is not None
-    assert lora.scores.top1 > 0.15
+    assert lora.scores.value > 0.15
     assert probe.costs is not None
     assert lora.costs is not None
     assert (probe.costs.trainable, lora.costs.trainable) == (0, 15_360)
@@ -93,7 +93,7 @@ def test_workers_and_peeking_change_no_number(ledger: Ledger, tmp_path: Path) ->
         assert again.scores is not None
         best = again.scores.legacy_best_on_test
         assert best is not None
-        assert best >= again.scores.top1
+        assert best >= again.scores.value
         assert again.scores.model_copy(update={"legacy_best_on_test": None}) == record.scores
         assert [epoch["train_loss"] for epoch in again.history] == [epoch["train_loss"] for epoch in record.history]
 

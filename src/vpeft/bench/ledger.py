@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vpeft.bench.lease import BEAT, SILENCE, Lease, Leases, locked
-from vpeft.bench.record import FORMAT, RunRecord, State
+from vpeft.bench.record import READABLE, RunRecord, State
 from vpeft.errors import VpeftError
 
 
@@ -143,9 +143,10 @@ def _parse(text: str, path: Path) -> RunRecord:
     except json.JSONDecodeError as error:
         raise LedgerError(f"{path} is not JSON ({error}). {advice}") from error
     version = found.get("format") if isinstance(found, dict) else None
-    if version != FORMAT:
+    if version not in READABLE:
         raise LedgerError(
-            f"{path} has record format {version!r}; this vpeft reads format {FORMAT}. Upgrade vpeft. {advice}"
+            f"{path} has record format {version!r}; this vpeft reads the formats "
+            f"{' and '.join(map(str, READABLE))}. Upgrade vpeft. {advice}"
         )
     try:
         return RunRecord.model_validate(found)

@@ -82,7 +82,7 @@ class Watch:
             reason = record.error.message.splitlines()[0] if record.error else ""
             return f"{head}[red]{record.state.value.replace('_', ' ')}[/red]  {what}  {escape(reason)}"
         seconds = record.costs.wall_seconds if record.costs and record.costs.wall_seconds is not None else 0.0
-        return f"{head}{what}  {record.scores.split} [bold]{100 * record.scores.top1:.1f}[/bold]  {seconds:.1f} s"
+        return f"{head}{what}  {record.scores.split} [bold]{record.scores.sentence()}[/bold]  {seconds:.1f} s"
 
     def _summary(self, interrupted: bool) -> None:
         left = self._total - len(self._seen)

@@ -11,12 +11,13 @@ apart by whether hyper-parameters are searched:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from vpeft.bench.record import Chosen, RunRecord, State
+from vpeft.bench.record import Chosen, RunRecord, State, title_of
 from vpeft.errors import VpeftError, nearest
 from vpeft.method_spec import MethodSpec
 
@@ -101,10 +102,10 @@ class Protocol(BaseModel):
 
 
 def choose(candidates: Sequence[tuple[Point, RunRecord | None]]) -> Chosen:
-    """The point with the best validation top-1, and what it was chosen from.
+    """The point with the best validation score, by the task's leading metric, and what it was chosen from.
 
     Ties go to the lower validation loss, then to the smaller learning rate, then to the smaller decay (the order of
-    `Grid.points`). Points whose run failed are passed over. Raises SearchFailed when none is left.
+    `Grid.points`). Points whose run failed or scored NaN are passed over. Raises SearchFailed when none is left.
     """
     best: tuple[float, float] | None = None
     winner: tuple[Point, RunRecord] | None = None
@@ -116,8 +117,9 @@ def choose(candidates: Sequence[tuple[Point, RunRecord | None]]) -> Chosen:
                 f"The search run {record.key} has scores on the split {record.scores.split!r}. "
                 "Hyper-parameters are chosen on the validation split only."
             )
-        loss = record.scores.loss if record.scores.loss is not None else float("inf")
-        rank = (record.scores.top1, -loss)
+        if math.isnan(record.scores.value):
+            continue
+        rank = (record.scores.sign * record.scores.value, -record.scores.values.get("loss", math.inf))
         if best is None or rank > best:
             best, winner = rank, (point, record)
     if winner is None:
@@ -128,12 +130,13 @@ def choose(candidates: Sequence[tuple[Point, RunRecord | None]]) -> Chosen:
         )
     point, record = winner
     assert record.scores is not None
+    metric = title_of(record.scores.leading)
     return Chosen(
         lr=point.lr,
         weight_decay=point.weight_decay,
-        rule=f"best validation top-1 of {len(candidates)} points, seed {record.identity.seed}",
+        rule=f"best validation {metric} of {len(candidates)} points, seed {record.identity.seed}",
         searched=tuple(found.key for _, found in candidates if found is not None),
-        validation_top1=record.scores.top1,
+        validation=record.scores.value,
     )
 
 

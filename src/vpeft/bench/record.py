@@ -1,11 +1,13 @@
 """The record of one run: what it was, how it ended, what it scored, what it cost, where it was made.
 
-Scores are fractions from 0 to 1, sizes are bytes, times are seconds unless the name says otherwise, instants are UTC in
-ISO 8601. `None` means "not measured", never zero.
+A record knows its task through named values alone, one of which leads. Shares are fractions of 1, sizes are
+bytes, times are seconds unless the name says otherwise, instants are UTC in ISO 8601. `None` means "not measured",
+never zero.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -14,7 +16,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from vpeft.bench.key import Identity
 
-FORMAT = 1
+# Format 1 knew classification alone: its scores had the fields top1, mean_per_class and loss. It is read for ever.
+FORMAT = 2
+READABLE = (1, FORMAT)
+_OF_FORMAT_1 = ("top1", "mean_per_class", "loss")
 
 
 class State(StrEnum):
@@ -44,16 +49,52 @@ class Failure(_Part):
 
 
 class RecordedScores(_Part):
-    """What a trained model scored on one split."""
+    """What a trained model scored on one split: values by name, of which `leading` is what runs are compared by."""
 
     split: str
-    top1: float
-    mean_per_class: float | None = None
-    loss: float | None = None
+    values: dict[str, float]
+    leading: str
+    higher_is_better: bool = True
     count: int | None = None
-    # The best test score over the epochs, as many published tables have it. It is inflated by selection on the test
-    # set, is kept only to show by how much, and nothing reads it to decide anything.
+    # The leading value of the best epoch on the test split, as many published tables have it. It is inflated by
+    # selection on the test set, is kept only to show by how much, and nothing reads it to decide anything.
     legacy_best_on_test: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, given: Any) -> Any:
+        leading = _OF_FORMAT_1[0]
+        if not isinstance(given, dict) or "values" in given or leading not in given:
+            return given
+        rest = {name: value for name, value in given.items() if name not in _OF_FORMAT_1}
+        values = {name: given[name] for name in _OF_FORMAT_1 if given.get(name) is not None}
+        return {**rest, "values": values, "leading": leading, "higher_is_better": True}
+
+    @model_validator(mode="after")
+    def _has_what_leads(self) -> RecordedScores:
+        if self.leading not in self.values:
+            raise ValueError(f"the leading value {self.leading!r} is not among the values: {', '.join(self.values)}")
+        return self
+
+    @property
+    def value(self) -> float:
+        """The leading value."""
+        return self.values[self.leading]
+
+    @property
+    def sign(self) -> int:
+        """1 where a higher leading value is better, else -1: times this, higher is always better."""
+        return 1 if self.higher_is_better else -1
+
+    def sentence(self) -> str:
+        """The leading value with its name, in per cent where it is a share: "top-1 87.1 %", "mae 0.1234"."""
+        share = self.higher_is_better and 0.0 <= self.value <= 1.0
+        return f"{title_of(self.leading)} " + (f"{100 * self.value:.1f} %" if share else f"{self.value:.4g}")
+
+
+def title_of(metric: str) -> str:
+    """The name of a metric as people write it: `top1` is "top-1", `mean_per_class` is "mean per class"."""
+    return re.sub(r"(?<=[a-z]{2})(?=\d)", "-", metric.replace("_", " "))
 
 
 class Costs(_Part):
@@ -78,7 +119,16 @@ class Chosen(_Part):
     weight_decay: float
     rule: str
     searched: tuple[str, ...] = ()
-    validation_top1: float | None = None
+    # The leading value on the validation split of the point that was chosen.
+    validation: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, given: Any) -> Any:
+        old = f"validation_{_OF_FORMAT_1[0]}"
+        if not isinstance(given, dict) or old not in given:
+            return given
+        return {**{name: value for name, value in given.items() if name != old}, "validation": given[old]}
 
 
 class Provenance(_Part):
@@ -116,6 +166,12 @@ class RunRecord(BaseModel):
     history: tuple[dict[str, float], ...] = ()
     error: Failure | None = None
     provenance: Provenance | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, given: Any) -> Any:
+        # The parts read their own old form; what is written from here on is the new one.
+        return {**given, "format": FORMAT} if isinstance(given, dict) and given.get("format") == 1 else given
 
     @model_validator(mode="after")
     def _consistent(self) -> RunRecord:

@@ -110,8 +110,9 @@ class FinalEvaluator:
         """Note the test score of a model in training, for the legacy field only. Does nothing unless `legacy`."""
         if not self.__legacy:
             return
-        top1 = trained.evaluate(self._read(), "test").top1
-        self.__best = top1 if self.__best is None else max(self.__best, top1)
+        scores = trained.evaluate(self._read(), "test")
+        if self.__best is None or scores.sign * scores.value > scores.sign * self.__best:
+            self.__best = scores.value
 
     def _read(self) -> SplitArrays:
         self.reading = True

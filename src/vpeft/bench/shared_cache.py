@@ -18,6 +18,7 @@ from vpeft.bench.sealed import SplitArrays
 from vpeft.data.image_set import ArraySet, ImageSet
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.task import Task
 from vpeft.training.evaluate import evaluate
 from vpeft.training.machine import accelerator
 from vpeft.training.optimisation import Precision
@@ -82,7 +83,9 @@ class Held:
             self._scoring.forget(oldest)
         return found
 
-    def scores(self, tuned: TunedModel, dataset: ImageSet | KeptTensors, batch: int, precision: Precision) -> Scores:
+    def scores(
+        self, tuned: TunedModel, dataset: ImageSet | KeptTensors, task: Task, batch: int, precision: Precision
+    ) -> Scores:
         """`evaluate`, with what is frozen computed once for all models that are scored on the same images."""
         records: CachedPrefix | None = None
         with ExitStack() as stack:
@@ -93,6 +96,5 @@ class Held:
                 with untouched_randomness():
                     records = stack.enter_context(for_scoring(tuned, situation))
             if records is None:
-                return evaluate(tuned, dataset, batch=batch, precision=precision)
-            found = evaluate(tuned, records.train, batch=batch, precision=precision, records=records)
-            return found.model_copy(update={"labels": list(dataset.labels)})
+                return evaluate(tuned, dataset, task=task, batch=batch, precision=precision)
+            return evaluate(tuned, records.train, task=task, batch=batch, precision=precision, records=records)

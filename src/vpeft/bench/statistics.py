@@ -117,24 +117,26 @@ def total_interval(scores: Array, *, draws: int = DRAWS, level: float = 0.95, se
     return Interval(float(scores.mean()), float(low), float(high))
 
 
-def mean_ranks(scores: Mapping[str, Array]) -> dict[str, float]:
+def mean_ranks(scores: Mapping[str, Array], *, higher_is_better: bool = True) -> dict[str, float]:
     """The mean over tasks of each method's rank by its mean over seeds; 1 is best, ties share their ranks."""
     names = list(scores)
     table = np.stack([scores[name].mean(axis=1) for name in names])
     if np.isnan(table).any():
         raise MissingCells("Ranks need all methods on all tasks; some runs are missing.")
-    ranks = stats.rankdata(-table, method="average", axis=0)
+    ranks = stats.rankdata(-table if higher_is_better else table, method="average", axis=0)
     return {name: float(rank) for name, rank in zip(names, ranks.mean(axis=1), strict=True)}
 
 
-def tie_groups(scores: Mapping[str, Array], *, draws: int = DRAWS, level: float = 0.95) -> dict[str, int]:
+def tie_groups(
+    scores: Mapping[str, Array], *, draws: int = DRAWS, level: float = 0.95, higher_is_better: bool = True
+) -> dict[str, int]:
     """A group number per method, 1 for the best: methods in one group are not told apart from its leader.
 
     The best mean leads group 1; each next method joins the group while the interval of its paired difference to the
     leader contains 0, else it leads the next group. Intervals are not corrected for the number of comparisons, so a
     boundary between groups is a hint and a shared group is no proof of equality.
     """
-    order = sorted(scores, key=lambda name: -float(scores[name].mean()))
+    order = sorted(scores, key=lambda name: float(scores[name].mean()), reverse=higher_is_better)
     groups: dict[str, int] = {}
     leader: str | None = None
     number = 0

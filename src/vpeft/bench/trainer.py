@@ -15,6 +15,7 @@ from torch import nn
 
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
+from vpeft.backbones.digest import weights_digest
 from vpeft.bench.engine import Assignment
 from vpeft.bench.key import Numerics
 from vpeft.bench.record import Costs, RecordedScores
@@ -22,11 +23,11 @@ from vpeft.bench.sealed import SplitArrays, Trained
 from vpeft.bench.shared_cache import Held, KeptTensors
 from vpeft.data.image_set import ImageSet
 from vpeft.data.preprocessing import Preprocessing
-from vpeft.injection.adapter_file import weights_digest
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.method import get_method
 from vpeft.method_spec import MethodSpec
+from vpeft.task import DEFAULT, Task, get_task
 from vpeft.training.evaluate import evaluate
 from vpeft.training.fit import fit
 from vpeft.training.machine import accelerator
@@ -85,7 +86,7 @@ class VpeftEngine:
     ) -> TrainedModel:
         identity = assignment.identity
         model = copy.deepcopy(_backbone(identity.backbone))
-        settings, augmentation = self._settings(assignment)
+        settings, augmentation, task = self._settings(assignment)
         prepared = Preprocessing.from_model(model)
         methods = [get_method(method.name)(**method.fields) for method in identity.methods]
         with untouched_randomness():
@@ -96,7 +97,7 @@ class VpeftEngine:
 
         def scored(now: TunedModel, record: EpochRecord) -> None:
             if after_epoch is not None:
-                after_epoch(TrainedModel(now, assignment.labels, prepared, self.precision))
+                after_epoch(TrainedModel(now, task, assignment.labels, prepared, self.precision))
 
         _forget_peak()
         result = fit(
@@ -109,24 +110,28 @@ class VpeftEngine:
             progress=False,
             after_epoch=scored if after_epoch is not None else None,
             identity={"run": identity.key()},
+            task=task,
             shared=self.held.training,
         )
         if result.state == "stopped":
             # `fit` has turned the signal into a checkpoint and an ordinary return. The benchmark is to stop, too; the
             # run stays planned and goes on from the checkpoint next time.
             raise KeyboardInterrupt(result.reason or "stopped")
-        trained = TrainedModel(tuned, assignment.labels, prepared, self.precision, held=self.held)
+        trained = TrainedModel(tuned, task, assignment.labels, prepared, self.precision, held=self.held)
         return replace(
             trained, costs=_costs(tuned, images, settings, result), history=tuple(map(_plain, result.history))
         )
 
-    def _settings(self, assignment: Assignment) -> tuple[Optimisation, str]:
-        """How to train, and the augmentation policy, which is a setting of the data."""
+    def _settings(self, assignment: Assignment) -> tuple[Optimisation, str, Task]:
+        """How to train; the augmentation policy, which is a setting of the data; and the task with its options."""
         stated = dict(assignment.identity.optimisation)
         # Of a searched final run: what was searched. The point is what was found.
         stated.pop("grid", None)
         stated.pop("search_seed", None)
         augmentation = str(stated.pop("augmentation", "none"))
+        # What a protocol states beyond the optimiser's settings is the task's: smoothing, mixup.
+        options = {name: stated.pop(name) for name in list(stated) if name not in Optimisation.model_fields}
+        task = get_task(DEFAULT)(labels=assignment.labels, **options)
         settings = {
             **stated,
             **assignment.point.model_dump(),
@@ -135,7 +140,7 @@ class VpeftEngine:
             "device": "auto" if self.accelerated else "cpu",
             "acceleration": ACCELERATION,
         }
-        return Optimisation.model_validate(settings), augmentation
+        return Optimisation.model_validate(settings), augmentation, task
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,7 @@ class TrainedModel:
     """A model that `VpeftEngine` trained."""
 
     tuned: TunedModel
+    task: Task
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     precision: Precision
@@ -154,11 +160,15 @@ class TrainedModel:
     def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
         dataset = (self.held or Held()).images(images, self.labels, self.preprocessing, "none", 0)
         if self.held is not None:
-            scores = self.held.scores(self.tuned, dataset, TEST_BATCH, self.precision)
+            scores = self.held.scores(self.tuned, dataset, self.task, TEST_BATCH, self.precision)
         else:
-            scores = evaluate(self.tuned, dataset, batch=TEST_BATCH, precision=self.precision)
+            scores = evaluate(self.tuned, dataset, task=self.task, batch=TEST_BATCH, precision=self.precision)
         return RecordedScores(
-            split=split, top1=scores.top1, mean_per_class=scores.mean_per_class, loss=scores.loss, count=scores.count
+            split=split,
+            values=scores.values,
+            leading=scores.leading,
+            higher_is_better=scores.higher_is_better,
+            count=scores.count,
         )
 
 
@@ -203,8 +213,14 @@ def _costs(tuned: TunedModel, images: ImageSet | KeptTensors, settings: Optimisa
 
 
 def _plain(record: EpochRecord) -> dict[str, float]:
-    values = record.model_dump(include={"epoch", "lr", "train_loss", "train_accuracy", "seconds"})
-    return {name: float(value) for name, value in values.items()}
+    """An epoch's numbers by name; those of a part as `part_name`."""
+    found: dict[str, float] = {}
+    for name, value in record.model_dump().items():
+        parts = (
+            {f"{name}_{part}": number for part, number in value.items()} if isinstance(value, dict) else {name: value}
+        )
+        found |= {part: float(number) for part, number in parts.items() if isinstance(number, (int, float))}
+    return found
 
 
 def _forget_peak() -> None:

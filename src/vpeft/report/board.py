@@ -1,7 +1,7 @@
 """Boards: the records of a ledger, put into tables that may be read across.
 
 Runs stand on one board if and only if they may be compared: same suite, protocol, backbone with the same weights, same
-numerics, same departures from the protocol. A board never adds up what is incomplete.
+numerics, same departures from the protocol, same leading metric. A board never adds up what is incomplete.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from vpeft.bench.statistics import (
     total,
 )
 from vpeft.method_spec import MethodSpec
+from vpeft.report.words import Measure
 
 # A percentile bootstrap of fewer cells is far narrower than it says (three seeds of one task: an interval that covers
 # about three times in four instead of nineteen in twenty), so none is given.
@@ -47,9 +48,9 @@ class Column:
 class BoardRow:
     """One method, or one set of methods, on one board. What needs all of its runs is None while some are missing.
 
-    `scores` is (tasks, seeds) as fractions, NaN where a run is missing. Costs are medians over the runs; the number
-    of trained parameters is without the head. `behind` is the paired difference to the best row, with its `interval`
-    and the group `tie` only where there are enough cells for them.
+    `scores` is (tasks, seeds) of the leading metric, NaN where a run is missing. Costs are medians over the runs;
+    the number of trained parameters is without the head. `behind` is the paired difference to the best row, with
+    its `interval` and the group `tie` only where there are enough cells for them.
     """
 
     label: str
@@ -77,9 +78,9 @@ class BoardRow:
 
     @property
     def inflation(self) -> float | None:
-        """How much the best test score over epochs exceeds the honest one, on average; None where not recorded."""
+        """By how much the best test score over epochs is better than the honest one, on average; None: not recorded."""
         gaps = [
-            record.scores.legacy_best_on_test - record.scores.top1
+            record.scores.sign * (record.scores.legacy_best_on_test - record.scores.value)
             for record in self.records
             if record.scores is not None and record.scores.legacy_best_on_test is not None
         ]
@@ -93,8 +94,9 @@ class BoardRow:
 
 @dataclass(frozen=True)
 class Board:
-    """Runs that may be compared with each other."""
+    """Runs that may be compared with each other, by the metric `measure`."""
 
+    measure: Measure
     suite: str
     protocol: str
     rule: str
@@ -115,7 +117,7 @@ class Board:
 
     @property
     def best(self) -> BoardRow | None:
-        """The complete row with the highest mean."""
+        """The complete row with the best mean."""
         return next((row for row in self.rows if row.complete), None)
 
     @property
@@ -140,7 +142,7 @@ def boards(records: Iterable[RunRecord]) -> list[Board]:
     for record in records:
         if record.identity.purpose == "final":
             shelves.setdefault(_shelf(record), []).append(record)
-    found = [_board(shelf) for shelf in shelves.values()]
+    found = [_board(measured, measure) for shelf in shelves.values() for measure, measured in _by_metric(shelf)]
     return sorted(found, key=lambda board: (board.suite, board.backbone, bool(board.departures), board.protocol))
 
 
@@ -158,7 +160,31 @@ def _shelf(record: RunRecord) -> str:
     )
 
 
-def _board(records: Sequence[RunRecord]) -> Board:
+def _by_metric(records: Sequence[RunRecord]) -> list[tuple[Measure, list[RunRecord]]]:
+    """Records by their leading metric. One without scores goes to the metric of its task, or to the most frequent."""
+    metrics = {record.key: (one.leading, one.higher_is_better) for record in records if (one := record.scores)}
+    by_task: dict[tuple[str, str], Counter[tuple[str, bool]]] = {}
+    for record in records:
+        if record.key in metrics:
+            by_task.setdefault(_task(record), Counter())[metrics[record.key]] += 1
+    everywhere = Counter(metrics.values()) or Counter([("", True)])
+    found: dict[tuple[str, bool], list[RunRecord]] = {}
+    for record in records:
+        likely = by_task.get(_task(record), everywhere).most_common(1)[0][0]
+        found.setdefault(metrics.get(record.key, likely), []).append(record)
+    return [(_measure(name, higher, of_metric), of_metric) for (name, higher), of_metric in found.items()]
+
+
+def _task(record: RunRecord) -> tuple[str, str]:
+    return record.task, record.identity.data
+
+
+def _measure(name: str, higher_is_better: bool, records: Sequence[RunRecord]) -> Measure:
+    values = [record.scores.value for record in records if record.scores is not None]
+    return Measure(name, higher_is_better, share=higher_is_better and all(0.0 <= value <= 1.0 for value in values))
+
+
+def _board(records: Sequence[RunRecord], measure: Measure) -> Board:
     tasks = _tasks(records)
     seeds = tuple(sorted({record.identity.seed for record in records}))
     groups: dict[str, list[int]] = {}
@@ -168,9 +194,10 @@ def _board(records: Sequence[RunRecord]) -> Board:
     for record in records:
         methods = [method.model_dump() for method in record.identity.methods]
         by_methods.setdefault(canonical(methods), []).append(record)
-    rows = [_row(found, tasks, seeds, groups) for found in by_methods.values()]
+    rows = [_row(found, tasks, seeds, groups, measure) for found in by_methods.values()]
     first = records[0]
     return Board(
+        measure=measure,
         suite=first.suite,
         protocol=first.identity.protocol,
         rule=first.rule,
@@ -182,7 +209,7 @@ def _board(records: Sequence[RunRecord]) -> Board:
         tasks=tasks,
         groups={group: tuple(indices) for group, indices in groups.items()},
         seeds=seeds,
-        rows=_compared(_told_apart(rows)),
+        rows=_compared(_told_apart(rows), measure),
         records=tuple(records),
     )
 
@@ -194,14 +221,18 @@ def _tasks(records: Sequence[RunRecord]) -> tuple[Column, ...]:
 
 
 def _row(
-    records: Sequence[RunRecord], tasks: Sequence[Column], seeds: Sequence[int], groups: Mapping[str, Sequence[int]]
+    records: Sequence[RunRecord],
+    tasks: Sequence[Column],
+    seeds: Sequence[int],
+    groups: Mapping[str, Sequence[int]],
+    measure: Measure,
 ) -> BoardRow:
     scores = np.full((len(tasks), len(seeds)), np.nan)
     at = {(task.name, task.data): index for index, task in enumerate(tasks)}
     for record in records:
         if record.scores is not None:
             task = at[record.task.split("/", 1)[-1], record.identity.data]
-            scores[task, seeds.index(record.identity.seed)] = record.scores.top1
+            scores[task, seeds.index(record.identity.seed)] = record.scores.value
     names = [task.name for task in tasks]
     costs = _costs(records)
     row = BoardRow(
@@ -220,7 +251,8 @@ def _row(
         mean=mean,
         std=std_of_total(scores),
         group_means={group: float(scores[list(members)].mean()) for group, members in groups.items()},
-        ppt=None if costs.trainable is None else ppt(mean, costs.trainable),
+        # PPT is defined for shares alone.
+        ppt=ppt(mean, costs.trainable) if measure.share and costs.trainable is not None else None,
     )
 
 
@@ -248,17 +280,17 @@ def _told_apart(rows: Sequence[BoardRow]) -> list[BoardRow]:
     ]
 
 
-def _compared(rows: Sequence[BoardRow]) -> tuple[BoardRow, ...]:
+def _compared(rows: Sequence[BoardRow], measure: Measure) -> tuple[BoardRow, ...]:
     """Rows from best to worst, incomplete ones last; the complete ones ranked and compared with the best."""
-    complete = sorted((row for row in rows if row.complete), key=lambda row: -float(row.mean or 0.0))
+    complete = sorted((row for row in rows if row.complete), key=lambda row: -measure.sign * float(row.mean or 0.0))
     rest = sorted((row for row in rows if not row.complete), key=lambda row: row.label)
     if len(complete) < 2:
         return (*complete, *rest)
     table = {row.label: row.scores for row in complete}
-    ranks = mean_ranks(table)
+    ranks = mean_ranks(table, higher_is_better=measure.higher_is_better)
     best = complete[0]
     enough = best.scores.size >= ENOUGH_CELLS
-    ties = tie_groups(table) if enough else {}
+    ties = tie_groups(table, higher_is_better=measure.higher_is_better) if enough else {}
     compared = [
         replace(
             row,

@@ -1,4 +1,4 @@
-"""The picture: accuracy against trained parameters, one panel per board, as PNG, or as SVG that a page can colour.
+"""The picture: the leading metric against trained parameters, a panel for each board, as PNG or as SVG for a page.
 
 Methods that train nothing but the head stand at the left edge, apart from the logarithmic axis. The stepped line joins
 the methods that no other beats with as few parameters. Bars are one standard deviation over seeds.
@@ -6,6 +6,7 @@ the methods that no other beats with as few parameters. Bars are one standard de
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -72,11 +73,12 @@ def points(board: Board) -> list[Point]:
         if row.mean is not None and row.costs.trainable is not None:
             std = 0.0 if row.std is None or math.isnan(row.std) else row.std
             found.append((index, row, row.costs.trainable, row.mean, std))
-    found.sort(key=lambda item: (item[2], -item[3]))
-    shown, highest = [], -1.0
+    sign = board.measure.sign
+    found.sort(key=lambda item: (item[2], -sign * item[3]))
+    shown, best = [], -math.inf
     for index, row, parameters, score, std in found:
-        shown.append(Point(index, row.label, parameters, score, std, score > highest, row is board.best))
-        highest = max(highest, score)
+        shown.append(Point(index, row.label, parameters, score, std, sign * score > best, row is board.best))
+        best = max(best, sign * score)
     return shown
 
 
@@ -108,7 +110,7 @@ def as_svg(board: Board, number: int) -> str:
         stream = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-    return _for_a_page(stream.getvalue())
+    return _for_a_page(stream.getvalue(), f"{board.measure.title} against trained parameters")
 
 
 def _style(more: Mapping[str, str] | None = None) -> Any:
@@ -136,8 +138,10 @@ def _draw(axes: Axes, board: Board, *, titled: bool, number: int = 0) -> None:
         axes.spines[side].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xlabel("trained parameters, head not counted")
-    what = "mean top-1 over tasks (%)" if len(board.tasks) > 1 else "top-1 (%)"
-    axes.set_ylabel(what)
+    measure = board.measure
+    better = "" if measure.higher_is_better else ", lower is better"
+    mean = f"mean {measure.title} over tasks" if len(board.tasks) > 1 else measure.title
+    axes.set_ylabel(f"{mean}{measure.unit}{better}")
     if titled:
         axes.set_title(f"{board.title}   ", loc="left", fontweight="bold", fontsize=12)
         seeds = f"{len(board.seeds)} seed{'s' if len(board.seeds) > 1 else ''}"
@@ -146,14 +150,14 @@ def _draw(axes: Axes, board: Board, *, titled: bool, number: int = 0) -> None:
     front = [point for point in shown if point.on_front]
     if len(front) > 1:
         across = [place[point.row] for point in front]
-        up = [100 * point.score for point in front]
+        up = [measure.factor * point.score for point in front]
         axes.step(across, up, where="post", color=COLOURS["--front"], linewidth=1.2, alpha=0.55, zorder=2)
     for point in shown:
         colour = COLOURS["--front"] if point.on_front else COLOURS["--accent"]
         axes.errorbar(
             [place[point.row]],
-            [100 * point.score],
-            yerr=[100 * point.std] if point.std else None,
+            [measure.factor * point.score],
+            yerr=[measure.factor * point.std] if point.std else None,
             fmt="o",
             markersize=8,
             markeredgewidth=1.4,
@@ -165,7 +169,7 @@ def _draw(axes: Axes, board: Board, *, titled: bool, number: int = 0) -> None:
             zorder=5 if point.on_front else 4,
         )[0].set_gid(f"point-{number}-{point.row}")
     axes.margins(y=0.16)
-    _label(axes, shown, place)
+    _label(axes, shown, place, measure.factor)
 
 
 def _draw_nothing(axes: Axes) -> None:
@@ -200,7 +204,7 @@ def _short(value: float) -> str:
     return f"{value / 1e6:.2g} M" if value >= 1e6 else f"{value / 1e3:.3g} k" if value >= 1e3 else f"{value:.0f}"
 
 
-def _label(axes: Axes, shown: Sequence[Point], place: dict[int, float]) -> None:
+def _label(axes: Axes, shown: Sequence[Point], place: dict[int, float], factor: float) -> None:
     """Names beside the points, each where it covers the least of what is there already."""
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -211,17 +215,17 @@ def _label(axes: Axes, shown: Sequence[Point], place: dict[int, float]) -> None:
     frame = axes.get_window_extent(renderer)
     taken: list[Bbox] = []
     for point in shown:
-        x, y = axes.transData.transform((place[point.row], 100 * point.score))
-        _, top = axes.transData.transform((0, 100 * (point.score + point.std)))
-        _, bottom = axes.transData.transform((0, 100 * (point.score - point.std)))
+        x, y = axes.transData.transform((place[point.row], factor * point.score))
+        _, top = axes.transData.transform((0, factor * (point.score + point.std)))
+        _, bottom = axes.transData.transform((0, factor * (point.score - point.std)))
         taken += [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6), Bbox.from_extents(x - 1, bottom, x + 1, top)]
-    taken += _steps(axes, [(place[point.row], 100 * point.score) for point in shown if point.on_front])
+    taken += _steps(axes, [(place[point.row], factor * point.score) for point in shown if point.on_front])
     for point in sorted(shown, key=lambda one: -one.score):
         tried: list[tuple[float, int, Annotation, Bbox]] = []
         for across, up in _AROUND:
             text = axes.annotate(
                 point.label,
-                (place[point.row], 100 * point.score),
+                (place[point.row], factor * point.score),
                 xytext=(across, up),
                 textcoords="offset points",
                 ha="left" if across > 0 else "right" if across < 0 else "center",
@@ -257,13 +261,13 @@ def _covered(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> float:
     return covered + box.width * box.height - (inside.width * inside.height if inside is not None else 0.0)
 
 
-def _for_a_page(svg: str) -> str:
+def _for_a_page(svg: str, what: str) -> str:
     """Only the element, scaled by the page, in the page's font and in its colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace("<svg ", '<svg role="img" aria-label="accuracy against trained parameters" ', 1)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(what)}" ', 1)
     svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", lambda match: f"font: {match[1]}var(--font)", svg)
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var({name})")

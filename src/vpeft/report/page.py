@@ -65,6 +65,8 @@ def as_html(
         reported=reported,
         link=lambda record: quote(f"{base}/{record.key}.json".replace(os.sep, "/")),
         state_of=state_of,
+        score_of=_record_score,
+        titles=list(dict.fromkeys(board.measure.title for board in boards)),
     )
 
 
@@ -81,14 +83,15 @@ def _shown(board: Board, number: int) -> dict[str, Any]:
         "to_best": {row.label: to_best(board, row) for row in board.rows},
         "inflated": any(row.inflation is not None for row in board.rows),
         "tied": any(row.tie is not None for row in board.rows),
-        "shade": {row.label: _shades(row, lows, highs) for row in board.rows},
+        "shade": {row.label: _shades(row, lows, highs, board.measure.higher_is_better) for row in board.rows},
         "chosen": [(row, _choices(board, row)) for row in board.rows],
     }
 
 
 def _tip(board: Board, row: BoardRow) -> dict[str, Any]:
+    measure = board.measure
     lines = [
-        ("top-1", f"{words.percent(row.mean, 2)} {words.spread(row.std, 2)}".rstrip()),
+        (measure.title, f"{measure.number(row.mean, 2)} {measure.spread(row.std, 2)}".rstrip()),
         ("trained", f"{row.costs.trainable:,}" if row.costs.trainable is not None else words.DASH),
         ("PPT", words.DASH if row.ppt is None else f"{row.ppt:.4f}"),
         ("stored", words.size(row.costs.stored_bytes)),
@@ -96,8 +99,13 @@ def _tip(board: Board, row: BoardRow) -> dict[str, Any]:
         ("step", words.seconds(row.costs.step_seconds)),
     ]
     if len(board.groups) > 1:
-        lines[1:1] = [(group or "other", words.percent(mean)) for group, mean in row.group_means.items()]
+        lines[1:1] = [(group or "other", measure.number(mean)) for group, mean in row.group_means.items()]
     return {"title": row.label, "lines": lines}
+
+
+def _record_score(record: RunRecord) -> str:
+    """The leading value of one run with its name, or a dash."""
+    return words.DASH if record.scores is None else record.scores.sentence()
 
 
 def _ranges(board: Board) -> tuple[list[float], list[float]]:
@@ -110,12 +118,13 @@ def _ranges(board: Board) -> tuple[list[float], list[float]]:
     return lows, highs
 
 
-def _shades(row: BoardRow, lows: Sequence[float], highs: Sequence[float]) -> list[int]:
+def _shades(row: BoardRow, lows: Sequence[float], highs: Sequence[float], higher_is_better: bool) -> list[int]:
     """Per task how deep its cell is tinted, 0 to 100: from the worst to the best method of that task."""
     shades = []
     for task, (low, high) in enumerate(zip(lows, highs, strict=True)):
         found = row.cell(task)
-        shades.append(round(100 * (found[0] - low) / (high - low)) if found is not None and high > low else 0)
+        above = (found[0] - low) / (high - low) if found is not None and high > low else None
+        shades.append(0 if above is None else round(100 * (above if higher_is_better else 1 - above)))
     return shades
 
 

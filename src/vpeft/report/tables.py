@@ -28,16 +28,17 @@ _COSTS: tuple[tuple[str, Callable[[BoardRow], str]], ...] = (
 def headings(board: Board) -> list[str]:
     """The columns of a board's table of methods."""
     groups = list(board.groups) if len(board.groups) > 1 else []
-    return ["method", "top-1", "± std", *groups, "PPT", "rank", "to best", *(name for name, _ in _COSTS)]
+    return ["method", board.measure.title, "± std", *groups, "PPT", "rank", "to best", *(name for name, _ in _COSTS)]
 
 
 def line(board: Board, row: BoardRow) -> list[str]:
     """A row's cells, under `headings`."""
-    groups = [words.percent(row.group_means.get(group)) for group in board.groups] if len(board.groups) > 1 else []
+    measure = board.measure
+    groups = [measure.number(row.group_means.get(group)) for group in board.groups] if len(board.groups) > 1 else []
     return [
         row.label,
-        words.percent(row.mean) if row.complete else state_of(row),
-        words.spread(row.std).removeprefix("± "),
+        measure.number(row.mean) if row.complete else state_of(row),
+        measure.spread(row.std).removeprefix("± "),
         *groups,
         words.DASH if row.ppt is None else f"{row.ppt:.4f}",
         words.DASH if row.rank is None else f"{row.rank:.2f}",
@@ -60,16 +61,17 @@ def to_best(board: Board, row: BoardRow) -> str:
         return "best"
     if row.behind is None:
         return words.DASH
-    difference = words.signed(row.behind)
+    signed = board.measure.signed
+    difference = signed(row.behind)
     if row.interval is None:
         return difference
-    return f"{difference} [{words.signed(row.interval.low)}, {words.signed(row.interval.high)}]"
+    return f"{difference} [{signed(row.interval.low)}, {signed(row.interval.high)}]"
 
 
-def cell(row: BoardRow, task: int) -> str:
+def cell(board: Board, row: BoardRow, task: int) -> str:
     """A row's score on one task."""
-    found = row.cell(task)
-    return words.DASH if found is None else f"{words.percent(found[0])} {words.spread(found[1])}".rstrip()
+    found, measure = row.cell(task), board.measure
+    return words.DASH if found is None else f"{measure.number(found[0])} {measure.spread(found[1])}".rstrip()
 
 
 def on_terminal(boards: Sequence[Board]) -> RenderableType:
@@ -122,12 +124,12 @@ class MethodTable:
 
 
 def _tasks_on_terminal(board: Board) -> Table:
-    table = Table(title="top-1 by task", title_justify="left", title_style="dim")
+    table = Table(title=f"{board.measure.title} by task", title_justify="left", title_style="dim")
     table.add_column("method", no_wrap=True)
     for task in board.tasks:
         table.add_column(task.name, justify="right")
     for row in board.rows:
-        table.add_row(row.label, *(cell(row, task) for task in range(len(board.tasks))))
+        table.add_row(row.label, *(cell(board, row, task) for task in range(len(board.tasks))))
     return table
 
 
@@ -139,7 +141,7 @@ def as_markdown(boards: Sequence[Board]) -> str:
         parts += [f"> {note}" for note in board.notes]
         parts.append(_markdown(headings(board), [line(board, row) for row in board.rows]))
         if len(board.tasks) > 1:
-            cells = [[row.label, *(cell(row, task) for task in range(len(board.tasks)))] for row in board.rows]
+            cells = [[row.label, *(cell(board, row, task) for task in range(len(board.tasks)))] for row in board.rows]
             parts.append(_markdown(["method", *(task.name for task in board.tasks)], cells))
     return "\n\n".join(parts) + "\n"
 
@@ -153,13 +155,15 @@ def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def as_csv(records: Iterable[RunRecord]) -> str:
-    """Every run, final and search, as one line; scores are fractions, sizes bytes, times seconds."""
-    scores = [name for name in RecordedScores.model_fields if name != "split"]
+    """Every run, final and search, as one line, each value in a column of its name; sizes bytes, times seconds."""
+    records = list(records)
+    values = list(dict.fromkeys(name for record in records if record.scores for name in record.scores.values))
     costs = list(Costs.model_fields)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     heads = ["key", "purpose", "suite", "task", "group", "label", "seed", "state", "protocol", "departures"]
-    heads += ["backbone", "weights", "device", "precision", "lr", "weight_decay", "split", *scores, *costs]
+    heads += ["backbone", "weights", "device", "precision", "lr", "weight_decay", "split", "leading", *values]
+    heads += ["count", "legacy_best_on_test", *costs]
     writer.writerow([*heads, "finished", "hardware", "error"])
     for record in records:
         identity = record.identity
@@ -167,11 +171,15 @@ def as_csv(records: Iterable[RunRecord]) -> str:
         first += [record.state.value, identity.protocol, _settings(record), identity.backbone, identity.weights[:12]]
         first += [identity.numerics.device, identity.numerics.precision]
         chosen = [record.chosen.lr, record.chosen.weight_decay] if record.chosen else ["", ""]
-        split = record.scores.split if record.scores else ""
-        numbers = [_value(record.scores, name) for name in scores] + [_value(record.costs, name) for name in costs]
+        scored: list[object] = [""] * (len(values) + 4)
+        if record.scores is not None:
+            named = [record.scores.values.get(name, "") for name in values]
+            scored = [record.scores.split, record.scores.leading, *named]
+            scored += [_value(record.scores, "count"), _value(record.scores, "legacy_best_on_test")]
+        numbers = [_value(record.costs, name) for name in costs]
         hardware = record.provenance.hardware if record.provenance else ""
         error = record.error.message if record.error else ""
-        writer.writerow([*first, *chosen, split, *numbers, record.finished or "", hardware, error])
+        writer.writerow([*first, *chosen, *scored, *numbers, record.finished or "", hardware, error])
     return text.getvalue()
 
 

@@ -3,8 +3,59 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+
+from vpeft.bench.record import title_of
 
 DASH = "–"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The leading metric of a board: its name, its direction, and how its values are written.
+
+    A `share` (all values from 0 to 1, higher is better) is written in per cent, anything else as the plain number.
+    """
+
+    name: str = ""
+    higher_is_better: bool = True
+    share: bool = True
+
+    @property
+    def title(self) -> str:
+        """As in a heading: "top-1"."""
+        return title_of(self.name) or "score"
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, else -1."""
+        return 1 if self.higher_is_better else -1
+
+    @property
+    def unit(self) -> str:
+        """What follows the title on an axis."""
+        return " (%)" if self.share else ""
+
+    @property
+    def factor(self) -> float:
+        """What a value is multiplied with before it is drawn or written."""
+        return 100.0 if self.share else 1.0
+
+    def number(self, value: float | None, digits: int = 1) -> str:
+        """A value; `digits` after the point of a percentage."""
+        return percent(value, digits) if self.share else DASH if value is None else f"{value:.4g}"
+
+    def spread(self, value: float | None, digits: int = 1) -> str:
+        """A standard deviation, or nothing where one seed has none."""
+        if self.share:
+            return spread(value, digits)
+        return "" if value is None or math.isnan(value) else f"± {value:.2g}"
+
+    def signed(self, value: float | None, digits: int = 1) -> str:
+        """A difference, with a real minus."""
+        if self.share:
+            return signed(value, digits)
+        return DASH if value is None else f"{value:+.3g}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(share: float | None, digits: int = 1) -> str:

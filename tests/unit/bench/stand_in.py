@@ -48,7 +48,10 @@ class Means:
         distance = ((flat[:, None] - self.centres[None]) ** 2).mean(axis=2)
         right = distance.argmin(axis=1) == images.labels
         return RecordedScores(
-            split=split, top1=float(right.mean()), loss=float(distance.min(axis=1).mean()), count=len(right)
+            split=split,
+            values={"top1": float(right.mean()), "loss": float(distance.min(axis=1).mean())},
+            leading="top1",
+            count=len(right),
         )
 
 

@@ -26,7 +26,10 @@ def a_record(seed: int = 0, **rest: object) -> RunRecord:
 
 def test_a_record_comes_back_as_it_went(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger")
-    record = a_record(state=State.done, scores=RecordedScores(split="test", top1=0.75, loss=0.5, count=100))
+    record = a_record(
+        state=State.done,
+        scores=RecordedScores(split="test", values={"top1": 0.75, "loss": 0.5}, leading="top1", count=100),
+    )
     lease = ledger.claim(record.key)
     assert lease is not None
     with lease:
@@ -185,7 +188,7 @@ def test_processes_that_compete_for_stale_leases_never_both_win(tmp_path: Path) 
     ("text", "complaint"),
     [
         ("{", "is not JSON"),
-        ('{"format": 99}', "format 99; this vpeft reads format 1"),
+        ('{"format": 99}', "format 99; this vpeft reads the formats 1 and 2"),
         ('{"format": 1}', "is not a run record.*identity"),
         ("[]", "format None"),
     ],

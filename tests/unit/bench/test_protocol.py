@@ -8,7 +8,7 @@ from vpeft.bench.key import digest
 from vpeft.bench.protocol import PROTOCOLS, Grid, Point, Protocol, SearchFailed, UnknownProtocol, choose, protocol
 from vpeft.bench.record import Failure, RecordedScores, RunRecord, State
 from vpeft.method_spec import MethodSpec
-from vpeft.training.optimisation import Optimisation
+from vpeft.training.optimisation import MOVED, Optimisation
 
 from .test_ledger import a_record
 
@@ -32,9 +32,10 @@ def test_protocols_do_not_change() -> None:
 @pytest.mark.parametrize("rules", PROTOCOLS.values(), ids=lambda rules: rules.id)
 def test_a_protocol_states_every_setting_that_numbers_depend_on(rules: Protocol) -> None:
     # lr, weight decay and seed come from the grid and the run; the device, its arithmetic and how often a run looks at
-    # a validation split that decides nothing are not the protocol's. Augmentation is a setting of the data.
+    # a validation split that decides nothing are not the protocol's. Augmentation is a setting of the data, smoothing
+    # and mixup are options of the task.
     elsewhere = {"lr", "weight_decay", "seed", "device", "precision", "deterministic", "validate_every"}
-    assert set(rules.optimisation) - {"augmentation"} == set(Optimisation().numerics()) - elsewhere
+    assert set(rules.optimisation) - {"augmentation", *MOVED} == set(Optimisation().numerics()) - elsewhere
 
 
 def test_an_unknown_protocol_is_named_with_its_nearest() -> None:
@@ -57,11 +58,13 @@ def test_a_protocol_searches_for_all_or_for_none() -> None:
 
 
 def searched(
-    point: Point, top1: float | None, loss: float | None = None, split: str = "val"
+    point: Point, value: float | None, loss: float | None = None, split: str = "val"
 ) -> tuple[Point, RunRecord]:
-    if top1 is None:
+    if value is None:
         return point, a_record(state=State.failed, error=Failure(kind="E", message="boom"))
-    return point, a_record(state=State.done, scores=RecordedScores(split=split, top1=top1, loss=loss))
+    values = {"top1": value, **({} if loss is None else {"loss": loss})}
+    scores = RecordedScores(split=split, values=values, leading="top1")
+    return point, a_record(state=State.done, scores=scores)
 
 
 A, B, C = *Grid(lr=(3e-3, 1e-3), weight_decay=(0.0,)).points(), Point(lr=1e-2, weight_decay=0.0)
@@ -70,8 +73,19 @@ A, B, C = *Grid(lr=(3e-3, 1e-3), weight_decay=(0.0,)).points(), Point(lr=1e-2, w
 def test_the_best_validation_score_wins() -> None:
     assert (A.lr, B.lr) == (1e-3, 3e-3)
     chosen = choose([searched(A, 0.5), searched(B, 0.7), searched(C, 0.6)])
-    assert (chosen.lr, chosen.validation_top1) == (B.lr, 0.7)
+    assert (chosen.lr, chosen.validation) == (B.lr, 0.7)
     assert "3 points" in chosen.rule
+
+
+def test_the_direction_is_the_metrics() -> None:
+    def erring(point: Point, value: float) -> tuple[Point, RunRecord]:
+        scores = RecordedScores(split="val", values={"mae": value}, leading="mae", higher_is_better=False)
+        return point, a_record(state=State.done, scores=scores)
+
+    chosen = choose([erring(A, 0.5), erring(B, 0.2), erring(C, 0.3)])
+    assert (chosen.lr, chosen.validation) == (B.lr, 0.2)
+    assert "best validation mae of 3 points" in chosen.rule
+    assert choose([erring(A, float("nan")), erring(B, 0.2)]).lr == B.lr
 
 
 def test_ties_go_to_the_lower_loss_then_to_the_smaller_rate() -> None:

@@ -63,7 +63,7 @@ def test_every_method_gets_every_seed_and_a_second_call_does_nothing(tmp_path: P
     assert first.scores is not None
     assert first.scores.split == "test"
     # A nearest mean finds about nine digits in ten.
-    assert first.scores.top1 > 0.8
+    assert first.scores.value > 0.8
     assert first.scores.count == 797
     assert first.costs is not None
     assert first.costs.trainable == 1_000_000, "trained on the 800 and the 200 together"

@@ -22,13 +22,13 @@ def sealed() -> SealedTest:
 
 
 class Model:
-    def __init__(self, *top1: float) -> None:
-        self.top1, self.seen = list(top1), 0
+    def __init__(self, *values: float, higher_is_better: bool = True) -> None:
+        self.values, self.seen, self.higher = list(values), 0, higher_is_better
 
     def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
         assert images is SPLIT
         self.seen += 1
-        return RecordedScores(split=split, top1=self.top1.pop(0))
+        return RecordedScores(split=split, values={"m": self.values.pop(0)}, leading="m", higher_is_better=self.higher)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_an_evaluator_that_is_not_scoring_cannot_open_it_either() -> None:
 def test_a_run_is_tested_once() -> None:
     evaluator = FinalEvaluator(IDENTITY, sealed())
     scores = evaluator.score(Model(0.5))
-    assert (scores.split, scores.top1, scores.legacy_best_on_test) == ("test", 0.5, None)
+    assert (scores.split, scores.value, scores.legacy_best_on_test) == ("test", 0.5, None)
     with pytest.raises(TestSetSealed, match="tested already"):
         evaluator.score(Model(0.6))
 
@@ -80,8 +80,14 @@ def test_the_legacy_number_is_apart_and_only_on_demand() -> None:
     evaluator.peek(model)
     evaluator.peek(model)
     scores = evaluator.score(model)
-    assert scores.top1 == 0.7
+    assert scores.value == 0.7
     assert scores.legacy_best_on_test == 0.9
+
+    model = Model(4.0, 2.0, 3.0, higher_is_better=False)
+    evaluator = FinalEvaluator(IDENTITY, sealed(), legacy=True)
+    evaluator.peek(model)
+    evaluator.peek(model)
+    assert evaluator.score(model).legacy_best_on_test == 2.0, "the lowest error is the best"
 
     model = Model(0.7)
     evaluator = FinalEvaluator(IDENTITY, sealed())

@@ -58,7 +58,10 @@ def run(engine: VpeftEngine, folder: Path, method: str, lr: float, seed: int) ->
     )
     assignment = Assignment(identity, Point(lr=lr, weight_decay=1e-4), LABELS, folder)
     trained = engine.train(assignment, TRAIN, None, None)
-    history = [{name: value for name, value in one.items() if name != "seconds"} for one in trained.history]
+    history = [
+        {name: value for name, value in one.items() if name not in ("seconds", "images_per_second")}
+        for one in trained.history
+    ]
     costs = trained.costs.model_dump(exclude={"step_seconds", "peak_memory_bytes"})
     return [history, costs], trained.evaluate(TEST, "test"), trained.tuned.adapter_state()
 

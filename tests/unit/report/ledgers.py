@@ -18,12 +18,12 @@ def a_run(
     label: str = "lora",
     task: str = "flags",
     seed: int = 0,
-    top1: float | None = 0.5,
+    value: float | None = 0.5,
     *,
     identity: dict[str, Any] | None = None,
     **rest: Any,
 ) -> RunRecord:
-    """A run with a score, or without one if `top1` is None."""
+    """A run with a score, or without one if `value` is None."""
     made = Identity.model_validate(
         {
             "purpose": "final",
@@ -49,12 +49,12 @@ def a_run(
         "minimum_seeds": 2,
         "provenance": Provenance(versions={"vpeft": "0.1.0"}, hardware="2 cores of a Test", system="Linux", threads=1),
     }
-    if top1 is not None:
+    if value is not None:
         fields |= {
             "state": State.done,
             "finished": f"2026-11-21T10:0{seed}:00+00:00",
             "chosen": Chosen(lr=2e-3, weight_decay=1e-4, rule="stated"),
-            "scores": RecordedScores(split="test", top1=top1, count=1200),
+            "scores": RecordedScores(split="test", values={"top1": value}, leading="top1", count=1200),
             "costs": Costs(
                 trainable=trainable,
                 trainable_with_head=trainable + 1610,

@@ -7,7 +7,7 @@ import pytest
 
 from vpeft.bench.key import digest
 from vpeft.bench.ppt import ppt
-from vpeft.bench.record import RecordedScores, State
+from vpeft.bench.record import RecordedScores, RunRecord, State
 from vpeft.report.board import boards
 
 from .ledgers import TASKS, a_failure, a_run, grid
@@ -106,12 +106,16 @@ def test_changed_data_is_another_column() -> None:
 
 
 def test_search_runs_are_not_results() -> None:
-    record = a_run("lora", identity={"purpose": "search"}, scores=RecordedScores(split="val", top1=0.99))
+    record = a_run(
+        "lora",
+        identity={"purpose": "search"},
+        scores=RecordedScores(split="val", values={"top1": 0.99}, leading="top1"),
+    )
     assert boards([record]) == []
 
 
 def test_one_label_with_two_sets_of_fields_becomes_two_rows() -> None:
-    other = a_run("lora", identity={"methods": ({"name": "lora", "fields": {"rank": 16}},)}, top1=0.9)
+    other = a_run("lora", identity={"methods": ({"name": "lora", "fields": {"rank": 16}},)}, value=0.9)
     (board,) = boards([a_run("lora"), other])
     assert len({row.label for row in board.rows}) == 2
     assert all(row.label.startswith("lora [") for row in board.rows)
@@ -138,8 +142,53 @@ def test_one_seed_has_no_deviation() -> None:
 
 
 def test_the_inflation_of_selecting_on_the_test_set() -> None:
-    scores = RecordedScores(split="test", top1=0.5, legacy_best_on_test=0.53)
+    scores = RecordedScores(split="test", values={"top1": 0.5}, leading="top1", legacy_best_on_test=0.53)
     (board,) = boards([a_run("lora", scores=scores), a_run("ssf")])
     found = {row.label: row.inflation for row in board.rows}
     assert found["lora"] == pytest.approx(0.03)
     assert found["ssf"] is None
+
+
+def erring(label: str, value: float | None, task: str = "flags", seed: int = 0) -> RunRecord:
+    """A run whose leading metric is an error."""
+    if value is None:
+        return a_run(label, task, seed, None)
+    scores = RecordedScores(
+        split="test", values={"mae": value, "r2": 0.5}, leading="mae", higher_is_better=False, count=9
+    )
+    return a_run(label, task, seed, scores=scores)
+
+
+def test_of_an_error_the_lowest_is_best() -> None:
+    records = [
+        erring(label, value + 0.1 * index + 0.01 * seed, task, seed)
+        for label, value in (("lora", 2.0), ("ssf", 1.0), ("bitfit", 3.0))
+        for index, task in enumerate(TASKS)
+        for seed in range(3)
+    ]
+    (board,) = boards(records)
+    assert (board.measure.title, board.measure.share) == ("mae", False)
+    assert [row.label for row in board.rows] == ["ssf", "lora", "bitfit"]
+    assert [row.rank for row in board.rows] == [1.0, 2.0, 3.0]
+    assert [row.tie for row in board.rows] == [1, 2, 3]
+    assert [row.behind for row in board.rows] == [None, pytest.approx(1.0), pytest.approx(2.0)]
+    assert {row.ppt for row in board.rows} == {None}, "PPT is made of shares"
+    assert board.measure.number(board.rows[0].mean) == "1.11"
+
+
+def test_metrics_are_never_averaged_with_each_other() -> None:
+    records = [a_run("lora", "flags"), erring("lora", 1.5, "count"), erring("ssf", None, "count", 1)]
+    found = {board.measure.name: board for board in boards(records)}
+    assert set(found) == {"top1", "mae"}
+    assert [task.name for task in found["top1"].tasks] == ["flags"]
+    # The run without scores stands with the others of its task.
+    assert [row.label for row in found["mae"].rows] == ["lora", "ssf"]
+    assert found["mae"].best is None
+
+
+def test_the_inflation_of_an_error_is_how_much_lower_the_best_epoch_was() -> None:
+    scores = RecordedScores(
+        split="test", values={"mae": 2.0}, leading="mae", higher_is_better=False, legacy_best_on_test=1.5
+    )
+    (board,) = boards([a_run("lora", scores=scores)])
+    assert board.rows[0].inflation == pytest.approx(0.5)

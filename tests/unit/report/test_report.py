@@ -121,7 +121,7 @@ def test_failures_are_shown_with_their_error_and_escaped(tmp_path: Path) -> None
 def test_inflation_has_a_column_only_where_it_was_recorded(tmp_path: Path) -> None:
     text, _ = page_of(tmp_path, FULL)
     assert ">inflation<" not in text
-    scores = RecordedScores(split="test", top1=0.5, legacy_best_on_test=0.531)
+    scores = RecordedScores(split="test", values={"top1": 0.5}, leading="top1", legacy_best_on_test=0.531)
     text, _ = page_of(tmp_path / "other", [a_run("lora", scores=scores)])
     assert ">inflation<" in text
     assert "+3.10" in text
@@ -180,6 +180,8 @@ def test_csv_has_every_run_with_plain_numbers() -> None:
         "test",
     )
     assert float(first["top1"]) == pytest.approx(0.4)
+    assert (first["leading"], first["count"]) == ("top1", "1200")
+    assert (rows[-1]["top1"], rows[-1]["split"]) == ("", "")
     assert (first["trainable"], first["peak_memory_bytes"]) == ("0", "")
     assert rows[-1]["error"].startswith("The loss is NaN")
     assert rows[-1]["departures"] == "epochs=3"
@@ -277,3 +279,28 @@ def test_the_picture_in_a_page_follows_the_page() -> None:
 )
 def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_a_metric_goes_by_its_own_name_everywhere(tmp_path: Path) -> None:
+    def scores(value: float) -> RecordedScores:
+        return RecordedScores(split="test", values={"mae": value}, leading="mae", higher_is_better=False)
+
+    records = [
+        a_run(label, task, 0, scores=scores(value))
+        for label, value in (("lora", 12.34), ("ssf", 1.5))
+        for task in ("flags", "count")
+    ]
+    text, page = page_of(tmp_path, records)
+    words = " ".join(" ".join(page.text).split())
+    assert "top-1" not in text
+    assert "mae by task" in words
+    assert "1.5" in words and "12.34" in words
+    assert "lower is better" in text
+    assert "mean mae over tasks, lower is better" in as_svg(boards(records)[0], 0)
+    assert [point.on_front for point in points(boards(records)[0])] == [True, False]
+    head, best, other = [row for row in as_markdown(boards(records)).splitlines() if row.startswith("| ")][:3]
+    assert head.startswith("| method | mae | ± std |")
+    assert best.startswith("| ssf | 1.5 |")
+    assert "| +10.8" in other
+    (row, *_) = csv.DictReader(io.StringIO(as_csv(records)))
+    assert (row["leading"], float(row["mae"])) == ("mae", 12.34)
