@@ -62,8 +62,7 @@ def images_for(model: nn.Module, batch: int = 2) -> torch.Tensor:
     """A fixed batch of the size that the model expects."""
     import vpeft
 
-    description = vpeft.describe(model)
-    return description.inputs.example(batch, torch.Generator().manual_seed(1))
+    return vpeft.describe(model).inputs.example(batch, torch.Generator().manual_seed(1))
 
 
 def library_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

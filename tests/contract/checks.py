@@ -11,7 +11,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -57,8 +57,27 @@ class Cell:
         two_steps(tuned, self.images())
         return tuned
 
+    def settled(self) -> TunedModel:
+        """A trained model that several checks share: who takes it leaves weights, hooks and modes as they are."""
+        tuned = _settled(self)
+        tuned.zero_grad()
+        return tuned
+
     def images(self, batch: int = 2) -> Tensor:
-        return images_for(self.model(), batch)
+        """The same batch at each call."""
+        torch.manual_seed(0)
+        return _images(self.family, batch).clone()
+
+
+@cache
+def _images(family: str, batch: int) -> Tensor:
+    torch.manual_seed(0)
+    return images_for(EVERY[family](), batch)
+
+
+@lru_cache(maxsize=1)
+def _settled(cell: Cell) -> TunedModel:
+    return cell.trained()
 
 
 def two_steps(tuned: TunedModel, images: Tensor) -> dict[str, bool]:
@@ -126,7 +145,7 @@ def every_tensor_learns(cell: Cell) -> None:
 def backbone_is_untouched(cell: Cell) -> None:
     """After two steps every frozen tensor is bit by bit what it was, and no key has moved."""
     before = {key: value.clone() for key, value in cell.model().state_dict().items()}
-    tuned = cell.trained()
+    tuned = cell.settled()
     assert list(tuned.backbone.state_dict()) == list(before)
     own = {id(parameter) for _, parameter in tuned.trainable()}
     frozen = {key for key, value in tuned.backbone.named_parameters(remove_duplicate=False) if id(value) not in own}
@@ -153,7 +172,7 @@ def detach_is_exact(cell: Cell) -> None:
 
 def reloads_exactly(cell: Cell) -> None:
     """A saved adapter on a fresh backbone gives the same outputs, bit by bit."""
-    tuned = cell.trained()
+    tuned = cell.settled()
     with TemporaryDirectory() as folder:
         path = tuned.save(Path(folder) / "a.safetensors", labels=list("abcde"))
         base = cell.model()
@@ -185,7 +204,7 @@ def merges_or_says_why(cell: Cell) -> None:
 
 def copies_are_independent(cell: Cell) -> None:
     """A deep copy gives the same outputs, and training it leaves the original alone."""
-    tuned = cell.trained()
+    tuned = cell.settled()
     before = tuned(cell.images())
     twin = copy.deepcopy(tuned)
     assert torch.equal(twin(cell.images()), before)
@@ -200,7 +219,7 @@ def copies_are_independent(cell: Cell) -> None:
 
 def pickles(cell: Cell) -> None:
     """A pickled model gives the same outputs."""
-    tuned = cell.trained()
+    tuned = cell.settled()
     again = pickle.loads(pickle.dumps(tuned))
     assert torch.equal(again(cell.images()), tuned(cell.images()))
 
@@ -264,7 +283,7 @@ def shares_a_batch(cell: Cell) -> None:
 
 def ignores_neighbours(cell: Cell) -> None:
     """A sample's output does not depend on the rest of its batch."""
-    tuned = cell.trained()
+    tuned = cell.settled()
     images = cell.images(3)
     together, alone = tuned(images)[:1], tuned(images[:1])
     assert torch.allclose(together, alone, atol=1e-5, rtol=1e-5), (together - alone).abs().max()
@@ -316,7 +335,7 @@ def survives_checkpointing(cell: Cell) -> None:
 
 def runs_in_bfloat16(cell: Cell) -> None:
     """Under autocast a step gives finite gradients."""
-    tuned = cell.trained()
+    tuned = cell.settled()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = tuned(cell.images()).float().square().mean()
     loss.backward()
@@ -325,7 +344,7 @@ def runs_in_bfloat16(cell: Cell) -> None:
 
 def plan_tells_the_truth(cell: Cell) -> None:
     """Parameter counts are those of the live tensors, and gradients reach as far back as the plan says."""
-    tuned = cell.trained()
+    tuned = cell.settled()
     plan = tuned.plan()
     numbers = [p.numel() for key, p in tuned.trainable() if not key.startswith("head.")]
     assert plan.trainable == sum(numbers) == sum(row.parameters for row in plan.rows)

@@ -28,9 +28,11 @@ import vpeft
 from tests.contract import refusals
 from tests.contract.checks import FAST, OF_FAMILIES, SLOW, Cell, hold
 from tests.contract.refusals import difference, kind_of
+from tests.contract.task_cells import task_refusal
 from tests.families import EVERY
 from tests.models import FAMILIES
 from vpeft.methods import all_methods
+from vpeft.task import all_tasks
 
 
 @cache
@@ -86,13 +88,14 @@ def refused(part: refusals.Part, name: str, family: str) -> str | None:
     """The kind of the refusal of one cell, or None where it attaches."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    refusal = cell_or_refusal(name, family)[1]
+    refusal = cell_or_refusal(name, family)[1] if part == "methods" else task_refusal(name, family)
     return None if refusal is None else kind_of(refusal)
 
 
 def every_refusal(workers: int) -> dict[tuple[refusals.Part, str, str], str]:
     """The kind of each refused cell: methods and tasks on families."""
     todo: list[tuple[refusals.Part, str, str]] = [("methods", n, f) for f in EVERY for n in all_methods()]
+    todo += [("tasks", n, f) for f in EVERY for n in all_tasks()]
     with ProcessPoolExecutor(workers) as pool:
         kinds = pool.map(refused, *zip(*todo, strict=True), chunksize=20)
         return {cell: kind for cell, kind in zip(todo, kinds, strict=True) if kind is not None}

@@ -1,0 +1,173 @@
+"""Tiny data for every kind of target, and what must hold for a method and a task on a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vpeft
+from tests.families import EVERY
+from tests.models import tiny_convnext, tiny_swin, tiny_vit
+from vpeft.batch import Batch, Sample, run_model
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.method import Method
+from vpeft.methods import LinearProbe
+from vpeft.task import TargetKind, Task, all_tasks
+from vpeft.training.optimisation import Optimisation
+
+LABELS = ("dark", "middle", "bright")
+# Backbones of the cells method x task, made so that they take images of any size, and two sizes for each. The second
+# has more rows than columns, so that a layer that mixes them up, or keeps the grid of the first, is found.
+BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, int], tuple[int, int]]]] = {
+    "timm_vit": (lambda: tiny_vit(dynamic_img_size=True), ((32, 32), (48, 32))),
+    "timm_swin": (lambda: tiny_swin(strict_img_size=False), ((32, 32), (48, 32))),
+    "timm_convnext": (tiny_convnext, ((64, 64), (96, 64))),
+}
+
+
+class TinySet:
+    """Images whose targets can be learnt: each third of a period is brighter than the one before.
+
+    `labels` are the names of the classes or outputs; `targets` all targets in order.
+    """
+
+    def __init__(self, kind: TargetKind, shape: tuple[int, ...], count: int = 12, make: Any = None) -> None:
+        self.labels = list(LABELS)
+        generator = torch.Generator().manual_seed(5)
+        self.samples = [_sample(kind, index, shape, generator) for index in range(count)]
+        if make is not None:  # inputs of another layout, such as tokens
+            self.samples = [
+                Sample(row, sample.target, sample.id) for row, sample in zip(make(count), self.samples, strict=True)
+            ]
+        self.targets = [sample.target for sample in self.samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def _sample(kind: TargetKind, index: int, shape: tuple[int, ...], generator: torch.Generator) -> Sample:
+    """One image and its target: the brightness tells the class, the number and the labels; two halves make the mask."""
+    level = index % len(LABELS)
+    image = 0.2 * torch.randn(shape, generator=generator) + level - 1.0
+    target: Any = level
+    if kind == "labels":
+        target = torch.tensor([float(level == 0), float(level >= 1), float(level == 2)])
+    elif kind == "values":
+        target = torch.tensor([float(level), 2.0 - level, 0.5 * level])
+    elif kind == "mask":
+        half = shape[-1] // 2
+        image[..., half:] -= 1.0
+        target = torch.full(shape[-2:], level, dtype=torch.long)
+        target[:, half:] = (level + 1) % len(LABELS)
+    return Sample(image, target, f"{index}.png")
+
+
+@dataclass(frozen=True)
+class TaskCell:
+    """A method and a task on one backbone, at one image size."""
+
+    method: Method
+    task: str
+    family: str
+    size: tuple[int, int]
+
+    def model(self) -> nn.Module:
+        """The tiny backbone, with the same weights at each call."""
+        torch.manual_seed(0)
+        return BACKBONES[self.family][0]()
+
+    def data(self) -> TinySet:
+        return TinySet(all_tasks()[self.task].target_kind, (3, *self.size))
+
+
+def whole(task: Task, samples: Any) -> Batch:
+    """A data set as one batch."""
+    return task.collate([samples[index] for index in range(len(samples))])
+
+
+def mean_loss(tuned: TunedModel, task: Task, batch: Batch) -> float:
+    """The sum of the parts of the loss, in evaluation mode."""
+    tuned.eval()
+    with torch.no_grad():
+        parts = task.loss(run_model(tuned, batch), batch)
+    assert parts and all(part.dim() == 0 and part.dtype == torch.float32 for part in parts.values()), parts
+    return float(torch.stack(list(parts.values())).sum())
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Whether two outputs, tensors or mappings of them, are equal bit by bit."""
+    if isinstance(expected, Tensor):
+        return torch.equal(found, expected)
+    if isinstance(expected, dict):
+        return set(found) == set(expected) and all(same(found[name], value) for name, value in expected.items())
+    return len(found) == len(expected) and all(same(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def attaches_learns_reloads_and_predicts(cell: TaskCell) -> None:
+    """The method with the task's head: the loss falls on a tiny set; saved and loaded, it gives the same outputs and
+    one prediction for each sample."""
+    data = cell.data()
+    task = all_tasks()[cell.task]().bind(data)
+    train = task.dataset(data, training=True)
+    task.check(train)
+    torch.manual_seed(1)
+    tuned = vpeft.tune(cell.model(), cell.method, task=task, show=False)
+    batch = whole(task, task.dataset(data, training=False))
+    before = mean_loss(tuned, task, batch)
+    settings = Optimisation(epochs=8, batch=6, lr=5e-3, warmup=0, device="cpu")
+    result = vpeft.fit(tuned, train, data, task=task, optimisation=settings, progress=False)
+    assert task.leading.name in result.history[-1].val, result.history[-1]
+    task = tuned.task
+    after = mean_loss(tuned, task, batch)
+    assert after < 0.95 * before, f"the loss went from {before:.4f} to {after:.4f}"
+    with torch.no_grad():
+        outputs = run_model(tuned, batch)
+    with TemporaryDirectory() as folder:
+        again = vpeft.load(cell.model(), tuned.save(Path(folder) / "a.safetensors")).eval()
+    assert again.task == task
+    with torch.no_grad():
+        assert same(run_model(again, batch), outputs)
+    said = again.task.predictions(outputs, batch)
+    assert [one.id for one in said] == list(batch.ids)
+    assert all(one.rows or one.map is not None for one in said)
+
+
+def attach_default_head(family: str, task: str) -> None:
+    """The task's own head on a family: finite outputs and loss, and a gradient for every tensor of the head.
+
+    Raises:
+        MissingPlace: the family lacks a place that the head reads.
+    """
+    torch.manual_seed(0)
+    model = EVERY[family]()
+    description = vpeft.describe(model)
+    inputs = description.inputs
+    data = TinySet(all_tasks()[task].target_kind, inputs.shape, count=6, make=inputs.make)
+    bound = all_tasks()[task]().bind(data)
+    torch.manual_seed(1)
+    tuned = vpeft.tune(description, LinearProbe(), task=bound, verify=False, show=False)
+    batch = whole(bound, bound.dataset(data, training=True))
+    loss = torch.stack(list(bound.loss(run_model(tuned, batch), batch).values())).sum()
+    assert loss.isfinite(), loss
+    loss.backward()
+    dead = [name for name, parameter in tuned.trainable() if parameter.grad is None]
+    assert not dead, f"no gradient: {dead}"
+    assert tuned.head is not None and any(True for _ in tuned.head.parameters())
+
+
+def task_refusal(task: str, family: str) -> vpeft.MissingPlace | None:
+    """The refusal of the task's own head by a family, or None where it attaches."""
+    try:
+        attach_default_head(family, task)
+    except vpeft.MissingPlace as error:
+        return error.with_traceback(None)
+    return None

@@ -1,0 +1,73 @@
+"""The same method objects serve every task, on three unlike backbones and at two image sizes; every family carries
+every task's own head, or refuses it as the stored table says."""
+
+from __future__ import annotations
+
+import pytest
+
+import vpeft
+from tests.contract import refusals
+from tests.contract.matrix import cell_or_refusal
+from tests.contract.refusals import difference, kind_of
+from tests.contract.task_cells import BACKBONES, TaskCell, attaches_learns_reloads_and_predicts, task_refusal
+from tests.families import EVERY
+from vpeft.method import Method, all_methods
+from vpeft.methods import LST, SSF, AdaptFormer, BitFit, LinearProbe, LoRA, Mona, RepAdapter, VPTDeep
+from vpeft.task import all_tasks
+
+# One object each, used for every task, backbone and size.
+FOUR: tuple[Method, ...] = (LoRA(), Mona(), VPTDeep(), LST())
+# On what layers give, beside the MLP, on own parameters, in a form that merges, and the head alone.
+FIVE: tuple[Method, ...] = (SSF(), AdaptFormer(), BitFit(), RepAdapter(), LinearProbe())
+
+
+def run(method: Method, task: str, family: str, size: tuple[int, int]) -> None:
+    cell = TaskCell(method, task, family, size)
+    kind = None
+    try:
+        attaches_learns_reloads_and_predicts(cell)
+    except vpeft.MissingPlace as refusal:
+        kind = kind_of(refusal)
+    changed = difference("methods", method.name, family, kind)
+    assert changed is None, changed
+    if kind is not None:
+        pytest.skip(f"refused: {kind}")
+
+
+@pytest.mark.parametrize("size", [0, 1], ids=["size", "taller"])
+@pytest.mark.parametrize("method", FOUR, ids=lambda method: method.name)
+@pytest.mark.parametrize("task", all_tasks())
+@pytest.mark.parametrize("family", BACKBONES)
+def test_the_same_objects_serve_every_task_at_two_sizes(family: str, task: str, method: Method, size: int) -> None:
+    run(method, task, family, BACKBONES[family][1][size])
+
+
+@pytest.mark.parametrize("method", FIVE, ids=lambda method: method.name)
+@pytest.mark.parametrize("task", all_tasks())
+@pytest.mark.parametrize("family", BACKBONES)
+def test_unlike_methods_serve_every_task(family: str, task: str, method: Method) -> None:
+    run(method, task, family, BACKBONES[family][1][0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", all_methods())
+@pytest.mark.parametrize("task", all_tasks())
+@pytest.mark.parametrize("family", BACKBONES)
+def test_every_method_serves_every_task(family: str, task: str, name: str) -> None:
+    cell, refusal = cell_or_refusal(name, family)
+    if cell is None:
+        pytest.skip(f"refused: {refusal}")
+    run(cell.method, task, family, BACKBONES[family][1][0])
+
+
+@pytest.mark.parametrize("task", all_tasks())
+@pytest.mark.parametrize("family", EVERY)
+def test_every_family_carries_the_head_of_every_task(family: str, task: str) -> None:
+    refusal = task_refusal(task, family)
+    changed = difference("tasks", task, family, refusal and kind_of(refusal))
+    assert changed is None, changed
+    assert refusal is None or len(str(refusal)) > 40, refusal
+
+
+def test_the_table_names_only_tasks_that_exist() -> None:
+    assert not refusals.stale("tasks", all_tasks(), EVERY), refusals.UPDATE
