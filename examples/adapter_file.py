@@ -3,16 +3,15 @@
 import torch
 
 import vpeft
-from vpeft.injection.adapter_file import read_manifest
 
 # [save]
 backbone = vpeft.create_backbone("pocket_vit")
-tuned = vpeft.tune(backbone, vpeft.methods.LoRA(rank=4), num_classes=2, name="cats", show=False)
+tuned = vpeft.tune(backbone, vpeft.methods.LoRA(rank=4), num_classes=2, name="cats")
 tuned.save("cats.safetensors", labels=["cat", "no cat"])
 # [/save]
 
 # [read]
-manifest = read_manifest("cats.safetensors")
+manifest = vpeft.read_manifest("cats.safetensors")
 print(manifest.backbone, manifest.labels, manifest.methods[0].fields)
 # [/read]
 

@@ -1,9 +1,11 @@
 """A benchmark from Python: run it, then read its records."""
 
 # [run]
-from vpeft.bench import BenchConfig, run_bench
+import vpeft
 
-ledger = run_bench(BenchConfig(suite="digits", tier="smoke", methods=("linear_probe", "ssf"), out="ledger", show=False))
+ledger = vpeft.run_bench(
+    vpeft.BenchConfig(suite="digits", tier="smoke", methods=("linear_probe", "ssf"), out="ledger", show=False)
+)
 for record in ledger:
     assert record.scores is not None and record.costs is not None
     print(record.label, record.task, record.scores.sentence(), record.costs.trainable)

@@ -2,11 +2,10 @@
 
 # [train]
 import vpeft
-from vpeft.data import DataConfig, Preprocessing, open_data
 
 backbone = vpeft.create_backbone("pocket_vit")
-preprocessing = Preprocessing.from_model(backbone)
-data = open_data(DataConfig(source="digits", per_class=30)).prepared(preprocessing)
+preprocessing = vpeft.Preprocessing.from_model(backbone)
+data = vpeft.open_data(vpeft.DataConfig(source="digits", per_class=30)).prepared(preprocessing)
 
 tuned = vpeft.tune(backbone, vpeft.methods.LoRA(rank=8), num_classes=len(data.labels))
 result = vpeft.fit(tuned, data.train, data.val, epochs=3)

@@ -7,9 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vpeft.backbones.backbone import Backbone
-from vpeft.backbones.edits import Edit
-from vpeft.methods import Method, register
+from vpeft import Backbone, Edit, Method, register
 
 
 class ChannelScale(nn.Module):
@@ -49,6 +47,6 @@ class OutputScale(Method):
 import vpeft  # noqa: E402
 
 for name in ("pocket_vit", "swin_tiny_patch4_window7_224", "convnext_atto"):
-    tuned = vpeft.tune(vpeft.create_backbone(name, pretrained=False), OutputScale(), num_classes=10, show=False)
+    tuned = vpeft.tune(vpeft.create_backbone(name, pretrained=False), OutputScale(), num_classes=10)
     print(name, tuned.plan().trainable)
 # [/use]

@@ -53,7 +53,7 @@ anatomy = vpeft.Anatomy(
 )
 described = vpeft.describe(MyNet(), anatomy)
 lora, prompts = vpeft.methods.LoRA(rank=4), vpeft.methods.VPTDeep(tokens=2)
-tuned = vpeft.tune(described, lora, prompts, num_classes=10, show=False)
+tuned = vpeft.tune(described, lora, prompts, num_classes=10)
 # [/anatomy]
 
 if __name__ == "__main__":

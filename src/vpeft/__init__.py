@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .data.preprocessing import Preprocessing
     from .errors import VpeftError
     from .head import Head, get_head
-    from .injection.adapter_file import load
+    from .injection.adapter_file import load, read_manifest
     from .injection.tune import tune
     from .injection.tuned_model import TunedModel
     from .injection.verify import DeadPlace
@@ -79,6 +79,7 @@ _HOMES = {
     "get_task": ".task",
     "load": ".injection.adapter_file",
     "open_data": ".data.datasets",
+    "read_manifest": ".injection.adapter_file",
     "register": ".method",
     "register_task": ".task",
     "run_bench": ".bench.runner",
@@ -123,6 +124,7 @@ __all__ = [
     "load",
     "methods",
     "open_data",
+    "read_manifest",
     "register",
     "register_task",
     "run_bench",
