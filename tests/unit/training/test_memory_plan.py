@@ -115,7 +115,8 @@ def test_explain_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(capsys.readouterr().out)["memory"]
     assert (told["batch"], told["precision"]) == (64, "bf16") and told["total"] > told["activations"] > 0
     totals = [told["total"], *(told["with"][name]["total"] for name in told["with"])]
-    assert totals == sorted(totals, reverse=True) and len(totals) == 4
+    # "auto" saves time and may keep 16-bit copies of frozen weights; what follows it saves memory.
+    assert totals[1:] == sorted(totals[1:], reverse=True) and len(totals) == 4 and totals[2] < totals[0]
     assert told["fits"]["total"] <= 30 * 10**6 < told["total"] and told["fits"]["accumulate"] >= 1
     assert main(["explain", "lora", "--fit-memory", "lots"]) == 1
     assert "'lots' is no size of memory" in capsys.readouterr().err
