@@ -56,6 +56,13 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "timm_swin": tiny_swin,
     "timm_convnext": tiny_convnext,
 }
+# The same three, made so that they take images of any size, and two sizes (height, width) for each. The second has more
+# rows than columns, so that a layer that mixes them up, or keeps the grid of the first, is found.
+ANY_SIZE: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, int], tuple[int, int]]]] = {
+    "timm_vit": (lambda: tiny_vit(dynamic_img_size=True), ((32, 32), (48, 32))),
+    "timm_swin": (lambda: tiny_swin(strict_img_size=False), ((32, 32), (48, 32))),
+    "timm_convnext": (tiny_convnext, ((64, 64), (96, 64))),
+}
 
 
 def images_for(model: nn.Module, batch: int = 2) -> torch.Tensor:

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vpeft
 from tests.families import EVERY
-from tests.models import images_for, library_features
+from tests.models import ANY_SIZE, images_for, library_features
 from vpeft.injection.merge import CannotMerge
 from vpeft.injection.operations import NothingRead
 from vpeft.injection.tuned_model import TunedModel
@@ -289,6 +289,27 @@ def ignores_neighbours(cell: Cell) -> None:
     assert torch.allclose(together, alone, atol=1e-5, rtol=1e-5), (together - alone).abs().max()
 
 
+def takes_another_size(cell: Cell) -> None:
+    """One attached method takes images of two sizes in turn: the second trains the same tensors, and what the first
+    gives does not change by it. On those families whose models can be made for images of any size."""
+    make, sizes = ANY_SIZE[cell.family]
+    torch.manual_seed(0)
+    tuned = cell.tuned(make())
+    generator = torch.Generator().manual_seed(1)
+    small, large = (torch.randn(2, 3, *size, generator=generator) for size in sizes)
+    two_steps(tuned, small)
+    reached = []
+    before = tuned(small)
+    for images in (small, large):
+        tuned.zero_grad()
+        out = tuned(images)
+        assert out.shape == (2, CLASSES) and out.isfinite().all()
+        out.square().sum().backward()
+        reached.append({key for key, parameter in tuned.trainable() if parameter.grad is not None})
+    assert reached[0] == reached[1], reached[0] ^ reached[1]
+    assert torch.equal(tuned(small), before)
+
+
 def checkpoint_blocks(tuned: TunedModel) -> None:
     """Recompute each block in the backward pass: by the library's own switch, or by hand where it has none."""
     for switch in ("set_grad_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable"):
@@ -397,6 +418,7 @@ FAST: tuple[Callable[[Cell], None], ...] = (
     ignores_neighbours,
     survives_checkpointing,
     runs_in_bfloat16,
+    takes_another_size,
     plan_tells_the_truth,
 )
 SLOW: tuple[Callable[[Cell], None], ...] = (traces_whole, exports)

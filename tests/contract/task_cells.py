@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 import vpeft
 from tests.families import EVERY
-from tests.models import tiny_convnext, tiny_swin, tiny_vit
+from tests.models import ANY_SIZE
 from vpeft.batch import Batch, Sample, run_model
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.method import Method
@@ -22,13 +21,6 @@ from vpeft.task import TargetKind, Task, all_tasks
 from vpeft.training.optimisation import Optimisation
 
 LABELS = ("dark", "middle", "bright")
-# Backbones of the cells method x task, made so that they take images of any size, and two sizes for each. The second
-# has more rows than columns, so that a layer that mixes them up, or keeps the grid of the first, is found.
-BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, int], tuple[int, int]]]] = {
-    "timm_vit": (lambda: tiny_vit(dynamic_img_size=True), ((32, 32), (48, 32))),
-    "timm_swin": (lambda: tiny_swin(strict_img_size=False), ((32, 32), (48, 32))),
-    "timm_convnext": (tiny_convnext, ((64, 64), (96, 64))),
-}
 
 
 class TinySet:
@@ -83,7 +75,7 @@ class TaskCell:
     def model(self) -> nn.Module:
         """The tiny backbone, with the same weights at each call."""
         torch.manual_seed(0)
-        return BACKBONES[self.family][0]()
+        return ANY_SIZE[self.family][0]()
 
     def data(self) -> TinySet:
         return TinySet(all_tasks()[self.task].target_kind, (3, *self.size))

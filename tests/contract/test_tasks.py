@@ -9,8 +9,9 @@ import vpeft
 from tests.contract import refusals
 from tests.contract.matrix import cell_or_refusal
 from tests.contract.refusals import difference, kind_of
-from tests.contract.task_cells import BACKBONES, TaskCell, attaches_learns_reloads_and_predicts, task_refusal
+from tests.contract.task_cells import TaskCell, attaches_learns_reloads_and_predicts, task_refusal
 from tests.families import EVERY
+from tests.models import ANY_SIZE
 from vpeft.method import Method, all_methods
 from vpeft.methods import LST, SSF, AdaptFormer, BitFit, LinearProbe, LoRA, Mona, RepAdapter, VPTDeep
 from vpeft.task import all_tasks
@@ -37,27 +38,27 @@ def run(method: Method, task: str, family: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [0, 1], ids=["size", "taller"])
 @pytest.mark.parametrize("method", FOUR, ids=lambda method: method.name)
 @pytest.mark.parametrize("task", all_tasks())
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", ANY_SIZE)
 def test_the_same_objects_serve_every_task_at_two_sizes(family: str, task: str, method: Method, size: int) -> None:
-    run(method, task, family, BACKBONES[family][1][size])
+    run(method, task, family, ANY_SIZE[family][1][size])
 
 
 @pytest.mark.parametrize("method", FIVE, ids=lambda method: method.name)
 @pytest.mark.parametrize("task", all_tasks())
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", ANY_SIZE)
 def test_unlike_methods_serve_every_task(family: str, task: str, method: Method) -> None:
-    run(method, task, family, BACKBONES[family][1][0])
+    run(method, task, family, ANY_SIZE[family][1][0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", all_methods())
 @pytest.mark.parametrize("task", all_tasks())
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", ANY_SIZE)
 def test_every_method_serves_every_task(family: str, task: str, name: str) -> None:
     cell, refusal = cell_or_refusal(name, family)
     if cell is None:
         pytest.skip(f"refused: {refusal}")
-    run(cell.method, task, family, BACKBONES[family][1][0])
+    run(cell.method, task, family, ANY_SIZE[family][1][0])
 
 
 @pytest.mark.parametrize("task", all_tasks())
