@@ -133,6 +133,9 @@ class Batch:
         return replace(self, inputs=walk(self.inputs), targets=walk(self.targets))
 
 
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32)
+
+
 def _has_rows(part: Any) -> bool:
     return not isinstance(part, Tensor) or part.dim() > 0
 
@@ -175,15 +178,16 @@ def stacked(values: Sequence[Any]) -> Any:
 
 
 def collate(samples: Sequence[Any], task: str = "") -> Batch:
-    """Samples of one shape as a batch: inputs (B, ...), targets as `stacked` puts them together, and the ids."""
+    """Samples of one shape as a batch: inputs (B, ...), targets as `stacked` puts them together, and the ids.
+
+    Targets that are whole numbers of any type come as int64.
+    """
     whole = [as_sample(sample) for sample in samples]
     ids = tuple(sample.id for sample in whole)
-    return Batch(
-        stacked([sample.input for sample in whole]),
-        stacked([sample.target for sample in whole]),
-        ids if any(ids) else (),
-        task,
-    )
+    targets = stacked([sample.target for sample in whole])
+    if isinstance(targets, Tensor) and targets.dtype in _WHOLE:
+        targets = targets.long()
+    return Batch(stacked([sample.input for sample in whole]), targets, ids if any(ids) else (), task)
 
 
 def run_model(model: Callable[..., Any], batch: Batch) -> Any:

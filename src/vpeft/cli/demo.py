@@ -15,27 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from cyclopts import Parameter, validators
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
+from vpeft.batch import Sample
 from vpeft.bench.config import BenchConfig
 from vpeft.bench.engine import Assignment
 from vpeft.bench.key import Identity
 from vpeft.bench.ledger import Ledger
 from vpeft.bench.protocol import protocol
-from vpeft.bench.record import RunRecord, State
+from vpeft.bench.record import RecordedScores, RunRecord, State
 from vpeft.bench.runner import run_bench
 from vpeft.bench.sealed import FinalEvaluator, SplitArrays, Trained
 from vpeft.bench.suites import open_task, suite
 from vpeft.bench.trainer import TrainedModel, VpeftEngine
 from vpeft.cli import show
 from vpeft.cli.demo_picture import Shown, write_picture
-from vpeft.cli.loaded import open_adapter
-from vpeft.cli.onlooker import Onlooker
+from vpeft.cli.loaded import Loaded, open_adapter
 from vpeft.errors import VpeftError
 from vpeft.report import make_report
+from vpeft.task import Prediction
 
 METHODS = ("linear_probe", "lora", "adaptformer", "ssf")
 TASK = ("digits", "classes")
@@ -48,6 +51,8 @@ BACKBONE = "pocket_vit"
 DRAWN = 24
 # Rounding differs with the number of images in a batch, and may turn a toss-up the other way.
 MAY_DIFFER = 2
+# Images per pass when the reloaded adapter is scored.
+_BATCH = 128
 
 
 class DemoCannotGoOn(VpeftError):
@@ -71,7 +76,6 @@ class KeepingEngine(VpeftEngine):
         if assignment.identity.purpose == "final":
             trained.tuned.save(
                 adapter_of(self.folder, assignment.identity),
-                labels=trained.labels,
                 preprocessing=trained.preprocessing.model_dump(mode="json"),
             )
         return trained
@@ -155,6 +159,31 @@ def demo(
     screen.print(Text(f"Try: vpeft predict {adapter} {out / 'unseen'} --top 3"))
 
 
+class ReloadedAdapter:
+    """A loaded adapter as the final evaluator sees a trained model; it keeps what it said of each image.
+
+    Attributes:
+        said: pixels uint8 (H, W, 3), label and prediction of each image that it was scored on, in order.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self.said: list[tuple[NDArray[np.uint8], str, Prediction]] = []
+
+    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
+        """The leading score on one split: the share of images whose best label is right."""
+        transform, task = self._loaded.preprocessing.transform(), self._loaded.task
+        self.said = []
+        for start in range(0, len(images.pixels), _BATCH):
+            pixels = images.pixels[start : start + _BATCH]
+            samples = [Sample(transform(Image.fromarray(one))) for one in pixels]
+            truth = [task.labels[int(number)] for number in images.labels[start : start + _BATCH]]
+            self.said += zip(pixels, truth, self._loaded.predictions(samples), strict=True)
+        right = sum(prediction.rows[0]["label"] == label for _, label, prediction in self.said)
+        name = task.leading.name
+        return RecordedScores(split=split, values={name: right / len(self.said)}, leading=name, count=len(self.said))
+
+
 def epochs_of_the_protocol() -> int:
     """The number of passes that the demo's protocol states."""
     stated = protocol(suite(TASK[0]).tiers[TIER].protocol).optimisation["epochs"]
@@ -192,14 +221,13 @@ def save_with_scores(record: RunRecord, out: Path) -> Path:
             f"Remove {out}, or name another folder with --out."
         )
     loaded = open_adapter(kept, device="cpu")
-    scores = {}
+    scores: dict[str, float] = {}
     if record.chosen is not None and record.chosen.validation is not None:
         scores["val_top1"] = record.chosen.validation
     if record.scores is not None:
         scores["test_top1"] = record.scores.value
     path: Path = loaded.model.save(
         out / "adapter.safetensors",
-        labels=loaded.labels,
         preprocessing=loaded.preprocessing.model_dump(mode="json"),
         scores=scores,
     )
@@ -211,18 +239,19 @@ def predict_unseen(record: RunRecord, adapter: Path, folder: Path) -> tuple[list
 
     Raises RuntimeError when the reloaded adapter does not score what was recorded before it was saved.
     """
-    onlooker = Onlooker(open_adapter(adapter))
-    scores = FinalEvaluator(record.identity, open_task(*TASK).test).score(onlooker)
+    scorer = ReloadedAdapter(open_adapter(adapter))
+    scores = FinalEvaluator(record.identity, open_task(*TASK).test).score(scorer)
     assert record.scores is not None and scores.count is not None
     right, before = round(scores.value * scores.count), round(record.scores.value * scores.count)
     if abs(right - before) > MAY_DIFFER:
         raise RuntimeError(f"the reloaded adapter is right on {right} of {scores.count} images, but was on {before}")
     folder.mkdir(parents=True, exist_ok=True)
     shown = []
-    for index, seen in enumerate(onlooker.seen[:DRAWN]):
-        file = folder / f"{index:02d}_is_{seen.label}.png"
-        Image.fromarray(seen.pixels).save(file)
-        shown.append(Shown(file, seen.pixels, seen.label, seen.said, seen.probability))
+    for index, (pixels, label, prediction) in enumerate(scorer.said[:DRAWN]):
+        file = folder / f"{index:02d}_is_{label}.png"
+        Image.fromarray(pixels).save(file)
+        best = prediction.rows[0]
+        shown.append(Shown(file, pixels, label, str(best["label"]), float(best["probability"])))
     return shown, right, scores.count
 
 
