@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,8 @@ from vpeft.acceleration.fused_low_rank import FusedLowRank
 from vpeft.acceleration.patches import Patches
 from vpeft.errors import VpeftError
 from vpeft.injection.adapter import Adapter, require_equal_shapes
-from vpeft.injection.routed import features_of
+from vpeft.injection.forward_pass import Within
+from vpeft.injection.routed import outputs_of
 from vpeft.injection.switch import Shares
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import Method
@@ -115,16 +116,10 @@ class Batched:
         self.draws: dict[Joining, Draws] = {}
 
     def __call__(self, images: Mapping[Joining, Tensor]) -> dict[Joining, Tensor]:
-        ground, counts = self._ground, [len(some) for some in images.values()]
-        shares = Shares(tuple((self._names[one], count) for one, count in zip(images, counts, strict=True)))
-        ground._wiring.switch.within = {self._names[one]: draws for one, draws in self.draws.items()}
-        features = torch.split(features_of(ground, torch.cat(list(images.values())), shares), counts)
-        found = {}
-        for one, feature in zip(images, features, strict=True):
-            ground._activate(self._names[one])
-            with self.draws.get(one, nullcontext)():
-                found[one] = ground.outputs(feature)
-        return found
+        shares = Shares(tuple((self._names[one], len(some)) for one, some in images.items()))
+        within: Within = {self._names[one]: draws for one, draws in self.draws.items()}
+        outputs = outputs_of(self._ground, torch.cat(list(images.values())), shares, within)
+        return dict(zip(images, outputs, strict=True))
 
     def prove(self, autocast: Callable[[], AbstractContextManager[Any]], precision: str) -> None:
         """Compare logits and gradients of every run, beside the others, with those of the run alone.

@@ -91,6 +91,9 @@ class CompileBlocks(Acceleration):
         carrier = tuned.description.trunk.carrier
         beside = tuple(one for one in (carrier, getattr(blocks[0], "vpeft_prefix", None)) if one is not None)
         trained = [p for _, p in tuned.trainable()] if on_cuda else []
+        switch = tuned._wiring.switch
+        switch.compiled += 1
+        changes.on_undo(lambda: setattr(switch, "compiled", switch.compiled - 1))
         for block in left:
             compiled = Compiled(block, run, beside, trained if block is left[0] else [])
             changes.note(block, _compiled_call_impl=compiled)

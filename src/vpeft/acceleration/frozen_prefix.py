@@ -85,7 +85,7 @@ class Prefix:
         before = {id(op) for op in cut.before}
         for _, hook in hooked(tuned):
             for op in [op for op in hook.operations if id(op) in before]:
-                changes.exchange(hook.operations, op, Quiet(op, self))
+                changes.exchange(hook.listed(op.adapter), op, Quiet(op, self))
         description = tuned.description
         if cut.trunk:
             anchor = description.outlet_anchor
@@ -158,21 +158,18 @@ class Prefix:
     def replay(self, rows: Sequence[Tensor], batch: Batch | None = None) -> Any:
         """The model's outputs from what `record` gave, on the model's device; `batch` is for the head to look into."""
         values = [rows[group] for group in self.groups]
-        carrier = self.tuned.description.trunk.carrier
-        if carrier is not None:
-            carrier.reset()
+        height, width = self.tuned.description.facts.image_size
+        blank = values[-1].new_zeros(1).expand(len(values[-1]), self.tuned.description.pixels.width, height, width)
         self._given = values[-1]
         self.replaying = True
         try:
-            if self.cut.trunk:
+            with self.tuned._pass((blank,)) as now:
                 for op, value in zip(self.cut.needed, values, strict=False):
                     op.act(value)
-                return self.tuned.outputs(self.tuned.description.outlet_anchor(values[-1]), batch)
-            for op, value in zip(self.cut.needed, values, strict=False):
-                op.act(value)
-            height, width = self.tuned.description.facts.image_size
-            blank = values[-1].new_zeros(1).expand(len(values[-1]), self.tuned.description.pixels.width, height, width)
-            return self.tuned(blank, batch=batch)
+                if self.cut.trunk:
+                    return self.tuned.outputs(self.tuned.description.outlet_anchor(values[-1]), batch)
+                now.handed = True
+                return self.tuned(blank, batch=batch)
         finally:
             self.replaying = False
             self._given = None

@@ -176,7 +176,7 @@ class FusedLowRank(Acceleration):
             if any(p.requires_grad for p in module.parameters()):
                 continue
             held = {
-                id(op.slot): (other.operations, op)
+                id(op.slot): (other.listed(op.adapter), op)
                 for same, other in points
                 if same is module and other.side == "input"
                 for op in other.operations
@@ -185,14 +185,14 @@ class FusedLowRank(Acceleration):
             by_adapter = dict[str | None, tuple[Part, ...]]()
             for adapter in adapters:
                 parts, used = [], []
-                for op in [op for op in hook.operations if op.adapter == adapter]:
+                for op in hook.listed(adapter):
                     reason = _why_not(op, held)
                     if reason is not None:
                         reasons |= {reason: None} if reason else {}
                         break
                     assert isinstance(op, Add) and isinstance(op.layer, LowRank)
                     parts.append(Part(op.layer, None if op.rows is None else (op.rows.start, op.rows.stop)))
-                    used += [(hook.operations, op), held[id(op.inputs[0])]]
+                    used += [(hook.listed(adapter), op), held[id(op.inputs[0])]]
                 for listed, op in used:
                     changes.exchange(listed, op, None)
                 if parts:

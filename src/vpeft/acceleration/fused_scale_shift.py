@@ -118,10 +118,11 @@ class FusedScaleShift(Acceleration):
         assert adapter is not None
         linears = norms = 0
         for module, hook in hooked(tuned):
-            first = hook.operations[0] if hook.operations else None
+            listed = hook.listed(adapter)
+            first = listed[0] if listed else None
             if hook.side != "output" or hook.turn is not None or not isinstance(first, Apply):
                 continue
-            plain = first.adapter == adapter and type(first.layer) is ScaleShift and not first.reads
+            plain = type(first.layer) is ScaleShift and not first.reads
             if not plain or first.rows is not None or first.layout is Layout.CHANNELS_FIRST:
                 continue
             if any(p.requires_grad for p in module.parameters()):
@@ -129,11 +130,11 @@ class FusedScaleShift(Acceleration):
             assert isinstance(first.layer, ScaleShift)
             folded = Folded(tuned._wiring.switch, adapter, first.layer)
             if type(module) is nn.Linear:
-                changes.exchange(hook.operations, first, None)
+                changes.exchange(listed, first, None)
                 changes.stand_in(module, ScaledLinear, vpeft_folded=folded)
                 linears += 1
             elif isinstance(module, nn.LayerNorm):
-                changes.exchange(hook.operations, first, None)
+                changes.exchange(listed, first, None)
                 changes.stand_in(module, ScaledNorm, vpeft_folded=folded)
                 norms += 1
         if not linears and not norms:

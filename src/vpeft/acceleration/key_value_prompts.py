@@ -96,7 +96,7 @@ class KeyValuePrompts(Acceleration):
         assert adapter is not None
         points = hooked(tuned)
         leaving = {
-            id(op.inserted): (hook.operations, op, module)
+            id(op.inserted): (hook.listed(op.adapter), op, module)
             for module, hook in points
             for op in hook.operations
             if isinstance(op, TokensOut)
@@ -105,7 +105,7 @@ class KeyValuePrompts(Acceleration):
         done, reason = 0, "no tokens are put in before a block and dropped behind it"
         for module, hook in points:
             block = blocks.get(id(module))
-            entering = [op for op in hook.operations if isinstance(op, TokensIn) and op.adapter == adapter]
+            entering = [op for op in hook.listed(adapter) if isinstance(op, TokensIn)]
             if block is None or hook.side != "input" or len(entering) != 1 or id(entering[0]) not in leaving:
                 continue
             listed, out, end = leaving[id(entering[0])]
@@ -120,9 +120,9 @@ class KeyValuePrompts(Acceleration):
                 continue
             steps, attn = block.attn_branch.steps, block.attn
             assert attn.exit is not None
-            slot = Slot()
+            slot = Slot(switch=tuned._wiring.switch)
             before = steps[: steps.index(attn.exit.module)]
-            changes.exchange(hook.operations, entering[0], Aside(entering[0], slot, module))
+            changes.exchange(hook.listed(adapter), entering[0], Aside(entering[0], slot, module))
             changes.exchange(listed, out, NoneLeave(out, module))
             for inner, kind in attn.core.rewrites["extend"]:
                 changes.extend_core(inner, kind, FurtherKeys(adapter, block, slot, before))

@@ -101,6 +101,6 @@ class Patches:
         if "vpeft_core" not in module.__dict__:
             module.__dict__["vpeft_core"] = CoreEdits(self.tuned._wiring.switch)
             self.on_undo(lambda: module.__dict__.pop("vpeft_core"))
-        listed = module.__dict__["vpeft_core"].operations
+        listed = module.__dict__["vpeft_core"].listed(operation.adapter)
         listed.append(operation)
         self.on_undo(lambda: listed.remove(operation))

@@ -80,13 +80,15 @@ def find_cut(tuned: TunedModel, images: Tensor) -> Cut:
     blocks, seen, changes = tuned.description.blocks, _Seen(), Patches(tuned)
     if any(type(m).advance is not Method.advance for m in tuned.methods()):
         raise NotApplicable("the method changes the model while it trains")
+    if tuned.active in tuned._wiring.switch.asks_query:
+        raise NotApplicable("the method reads the frozen model's own feature of each image")
     for block in blocks:
         if block.enter is None or block.exit is None or block.enter.module is not block.exit.module:
             raise NotApplicable(f"{block.name} cannot be left out of the forward pass")
     handles: list[Any] = []
     for _, hook in hooked(tuned):
         for op in list(hook.operations):
-            changes.exchange(hook.operations, op, _Watch(op, seen))
+            changes.exchange(hook.listed(op.adapter), op, _Watch(op, seen))
     for k, block in enumerate(blocks):
         assert block.enter is not None
         watch = _entering(block, partial(_note, seen, k))

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
 
+class Memory(Protocol):
+    """Keeps a value for an owner within one forward pass; `injection` has it."""
+
+    def recall(self, owner: Any) -> Any: ...
+
+    def keep(self, owner: Any, value: Any) -> None: ...
+
+
 class TokenCarrier:
-    """How extra tokens travel through a span. This one is for plain sequences (B, N, D): they join after the prefix."""
+    """How extra tokens travel through a span. This one is for plain sequences (B, N, D): they join after the prefix.
+
+    Attributes:
+        memory: where what travels beside the sequence is kept, so that passes at the same time do not mix; None keeps
+            it here.
+        plain: what is kept here.
+    """
+
+    memory: Memory | None = None
+    plain: Any = None
 
     def __init__(self, prefix: int) -> None:
         self.prefix = prefix
@@ -18,6 +37,13 @@ class TokenCarrier:
 
     def reset(self) -> None:
         """Forget what an interrupted forward pass left behind."""
+
+    def state(self) -> dict[str, Tensor | None]:
+        """What travels beside the sequence now."""
+        return {}
+
+    def put(self, state: dict[str, Tensor | None]) -> None:
+        """Let what `state` gave travel beside the sequence."""
 
     def carried(self, hidden: Tensor, count: int) -> Tensor:
         """The tokens that travel with the sequence, (B, P + n + N, D) -> (B, n, D)."""

@@ -24,10 +24,28 @@ class BesideTokens(TokenCarrier):
     def __init__(self, norm: nn.Module) -> None:
         super().__init__(prefix=0)
         self.norm = norm
-        self.tokens: Tensor | None = None
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """What travels beside the map in this pass."""
+        found: Tensor | None = self.plain if self.memory is None else self.memory.recall(self)
+        return found
+
+    @tokens.setter
+    def tokens(self, tokens: Tensor | None) -> None:
+        if self.memory is None:
+            self.plain = tokens
+        else:
+            self.memory.keep(self, tokens)
 
     def reset(self) -> None:
-        self.tokens = None
+        self.plain = None
+
+    def state(self) -> dict[str, Tensor | None]:
+        return {"tokens": self.tokens}
+
+    def put(self, state: dict[str, Tensor | None]) -> None:
+        self.tokens = state["tokens"]
 
     def enter(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         self.tokens = tokens if self.tokens is None else torch.cat([tokens, self.tokens], dim=1)
@@ -44,7 +62,7 @@ class BesideTokens(TokenCarrier):
         return spread_mean(hidden, self.norm.forward(leaving)) if pooled else hidden
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "tokens": None}  # a copy starts between two forward passes
+        return {**self.__dict__, "plain": None}  # a copy starts between two forward passes
 
 
 def beside(block: nn.Module) -> Tensor | None:

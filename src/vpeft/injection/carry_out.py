@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..backbones.edits import Edit
 from ..backbones.places import Place, Projection, ResidualStream
@@ -10,6 +10,7 @@ from ..backbones.points import Layout, MissingPlace, Point, StandIn
 from ..backbones.rows import Rows
 from .hooks import Wiring
 from .operations import (
+    QUERY,
     Add,
     Apply,
     EditCore,
@@ -18,6 +19,8 @@ from .operations import (
     EnterSpan,
     Hold,
     LeaveSpan,
+    QuerySlot,
+    ReadForHead,
     ReplaceSkip,
     Slot,
     Tap,
@@ -25,11 +28,35 @@ from .operations import (
     TokensOut,
     channels_of,
 )
+from .run_time_grid import RunTimeGrid, run_time_grid
 
 
 def carry_out(edit: Edit, adapter: str, wiring: Wiring) -> None:
     """Install one edit for the named adapter."""
     VERBS[edit.verb](edit, adapter, wiring)
+
+
+def read_for_head(places: Sequence[Place], adapter: str, wiring: Wiring) -> None:
+    """Let the head of an adapter read places: call it after every `carry_out` of that adapter.
+
+    Each place is then in the features of a pass, by its canonical name, channels last and as it is after the adapter's
+    own edits there: `with tuned._pass(inputs) as now: ...; now.features["norm"]` is a `Feature`. A head is given
+    `Features(now.features, now.size)`; the pooled feature (`outlet`) is added by the caller, as
+    `now.features["outlet"] = Feature(pooled)`.
+
+    Args:
+        places: without the outlet.
+        adapter: the name.
+        wiring: of the TunedModel.
+
+    Raises:
+        MissingPlace: nothing can be read at a place.
+    """
+    for place in places:
+        point = place.exit if place.exit is not None else _enter(place)
+        # a quarter of a step further out: after every edit at the place itself
+        rank = place.nesting - 0.25 if point.side == "output" else place.nesting + 0.75
+        wiring.at(point, ReadForHead(adapter, rank, place, wiring.switch, point.overwritten))
 
 
 def _enter(place: Place) -> Point:
@@ -50,22 +77,37 @@ def _rows(place: Place) -> Rows | None:
 
 def _read(edit: Edit, adapter: str, wiring: Wiring) -> list[Slot]:
     """A slot for each thing the edit reads: held where it comes out, handed to the layer channels last."""
-    slots = []
+    slots: list[Slot] = []
     turn = not getattr(edit.layer, "channels_first", False)
     for source in edit.reads:
         if isinstance(source, Edit):
-            slot = Slot()
+            slot = Slot(switch=wiring.switch)
             _maker(source, adapter, wiring).results.append(slot)
+        elif source.name == QUERY:
+            slot = QuerySlot(wiring.switch)
+            wiring.switch.asks_query.add(adapter)
         else:
             point = source.exit if source.exit is not None else _enter(source)
             slot = Slot(
                 turn and source.layout is Layout.CHANNELS_FIRST,
                 _rows(source),
                 -1 if turn else channels_of(source.layout),
+                wiring.switch,
+                source,
             )
             wiring.at(point, Hold(adapter, source.nesting, slot, point.overwritten))
         slots.append(slot)
     return slots
+
+
+def _ground(edit: Edit, wiring: Wiring, *, reads_first: bool = False) -> RunTimeGrid | None:
+    """What tells the edit's layer the grid of a pass, if it asks.
+
+    `reads_first` for a layer that is given what it reads in place of what enters its place.
+    """
+    sources = [source if isinstance(source, Place) else None for source in edit.reads]
+    place = (sources[0] if reads_first and sources else None) or edit.place
+    return run_time_grid(edit.layer, wiring.switch, place, sources[1:] if reads_first else sources)
 
 
 def _maker(edit: Edit, adapter: str, wiring: Wiring) -> Tap | TokensOut:
@@ -86,6 +128,7 @@ def _before(edit: Edit, adapter: str, wiring: Wiring) -> None:
     assert edit.layer is not None
     place = edit.place
     operation = Apply(adapter, place.nesting, edit.layer, _layout_in(place), _read(edit, adapter, wiring))
+    operation.ground = _ground(edit, wiring)
     wiring.at(_enter(place), operation)
 
 
@@ -94,13 +137,19 @@ def _after(edit: Edit, adapter: str, wiring: Wiring) -> None:
     place = edit.place
     reads = _read(edit, adapter, wiring)
     if isinstance(place, ResidualStream):
-        branch, slot = place.around, Slot()
+        branch, slot = place.around, Slot(switch=wiring.switch)
         assert branch is not None
         # half a step further out on both sides: around everything that acts on the branch itself
         wiring.at(_enter(branch), Hold(adapter, branch.nesting - 0.5, slot))
-        wiring.at(_exit(branch), EditStream(adapter, branch.nesting - 0.5, edit.layer, branch.layout, slot, reads))
+        stream = EditStream(adapter, branch.nesting - 0.5, edit.layer, branch.layout, slot, reads)
+        stream.ground = run_time_grid(
+            edit.layer, wiring.switch, branch, [s for s in edit.reads if isinstance(s, Place)]
+        )
+        wiring.at(_exit(branch), stream)
         return
-    wiring.at(_exit(place), Apply(adapter, place.nesting, edit.layer, place.layout, reads, _rows(place)))
+    operation = Apply(adapter, place.nesting, edit.layer, place.layout, reads, _rows(place))
+    operation.ground = _ground(edit, wiring)
+    wiring.at(_exit(place), operation)
 
 
 def _parallel(edit: Edit, adapter: str, wiring: Wiring) -> None:
@@ -117,25 +166,33 @@ def _parallel(edit: Edit, adapter: str, wiring: Wiring) -> None:
     if edit.reads and came is Layout.CHANNELS_FIRST and not getattr(edit.layer, "channels_first", False):
         came = Layout.MAP  # as the slots hand it on
     if not inputs:
-        slot = Slot()
+        slot = Slot(switch=wiring.switch)
         # half a step further in: what runs beside a place sees what enters it after every `before`
         wiring.at(_enter(place), Hold(adapter, place.nesting + 0.5, slot))
         inputs = [slot]
-    wiring.at(_exit(place), Add(adapter, place.nesting, edit.layer, came, place.layout, inputs, _rows(place)))
+    operation = Add(adapter, place.nesting, edit.layer, came, place.layout, inputs, _rows(place))
+    operation.ground = _ground(edit, wiring, reads_first=True)
+    wiring.at(_exit(place), operation)
 
 
 def _wrap(edit: Edit, adapter: str, wiring: Wiring) -> None:
     assert edit.layer is not None
-    wiring.at(_enter(edit.place), EnterSpan(adapter, edit.place.nesting, edit.layer))
-    wiring.at(_exit(edit.place), LeaveSpan(adapter, edit.place.nesting, edit.layer))
+    entering = EnterSpan(adapter, edit.place.nesting, edit.layer, _read(edit, adapter, wiring))
+    leaving = LeaveSpan(adapter, edit.place.nesting, edit.layer)
+    entering.ground = leaving.ground = _ground(edit, wiring)
+    wiring.at(_enter(edit.place), entering)
+    wiring.at(_exit(edit.place), leaving)
 
 
 def _replace(edit: Edit, adapter: str, wiring: Wiring) -> None:
     assert edit.layer is not None
-    place, slot = edit.place, Slot()
+    place, slot = edit.place, Slot(switch=wiring.switch)
+    reads = _read(edit, adapter, wiring)
     # half a step further out: the shortcut does not pass the branch's `before` edits
     wiring.at(_enter(place), Hold(adapter, place.nesting - 0.5, slot))
-    wiring.at(_exit(place), ReplaceSkip(adapter, place.nesting, edit.layer, place.layout, slot))
+    operation = ReplaceSkip(adapter, place.nesting, edit.layer, place.layout, slot, reads)
+    operation.ground = _ground(edit, wiring)
+    wiring.at(_exit(place), operation)
 
 
 def _insert_tokens(edit: Edit, adapter: str, wiring: Wiring) -> None:
@@ -144,7 +201,12 @@ def _insert_tokens(edit: Edit, adapter: str, wiring: Wiring) -> None:
     place, carrier = edit.place, edit.place.carrier
     for module, kind in place.rewrites.get("insert_tokens", ()):
         wiring.carry(module, kind, adapter, carrier)
-    entering = TokensIn(adapter, place.nesting, edit.layer, carrier)
+    carrier.memory = wiring.switch
+    if carrier not in wiring.switch.carriers:
+        wiring.switch.carriers.append(carrier)
+    reads = _read(edit, adapter, wiring)
+    entering = TokensIn(adapter, place.nesting, edit.layer, carrier, wiring.switch, reads)
+    entering.ground = _ground(edit, wiring)
     wiring.at(_enter(place), entering)
     seen = place.pooled if edit.lifetime == "pooled" else None
     wiring.at(seen or _exit(place), TokensOut(entering, seen is not None))
@@ -155,20 +217,25 @@ def _tap(edit: Edit, adapter: str, wiring: Wiring) -> None:
     place = edit.place
     point = place.exit if place.exit is not None else _enter(place)
     reads = _read(edit, adapter, wiring)
-    wiring.at(point, Tap(adapter, place.nesting, edit.layer, place.layout, reads, point.overwritten))
+    operation = Tap(adapter, place.nesting, edit.layer, place.layout, reads, point.overwritten)
+    operation.ground = _ground(edit, wiring)
+    wiring.at(point, operation)
 
 
 def _reparametrize(edit: Edit, adapter: str, wiring: Wiring) -> None:
     assert edit.layer is not None
     wiring.express(_enter(edit.place).needs, adapter)
     for module, kind in edit.place.rewrites["reparametrize"]:
-        wiring.weight(module, kind, EditWeight(adapter, edit.place.nesting, edit.layer, _rows(edit.place)))
+        reads = _read(edit, adapter, wiring)
+        wiring.weight(module, kind, EditWeight(adapter, edit.place.nesting, edit.layer, _rows(edit.place), reads))
 
 
 def _extend(edit: Edit, adapter: str, wiring: Wiring) -> None:
     assert edit.layer is not None
     for module, kind in edit.place.rewrites["extend"]:
-        wiring.core(module, kind, EditCore(adapter, edit.layer))
+        operation = EditCore(adapter, edit.layer, _read(edit, adapter, wiring))
+        operation.ground = _ground(edit, wiring)
+        wiring.core(module, kind, operation)
 
 
 def _unfreeze(edit: Edit, adapter: str, wiring: Wiring) -> None:

@@ -1,10 +1,13 @@
-"""Switching adapters: what it gives back, so that it can be undone, and what must be on for training."""
+"""Switching adapters: for everybody, or in a `with` for the present thread or task alone; what training needs on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
+from .forward_pass import Choice
 from .node import AdapterError
 
 if TYPE_CHECKING:
@@ -12,20 +15,35 @@ if TYPE_CHECKING:
 
 
 class Enabled:
-    """What `enable` returns: leaving its `with` restores the adapter that was on before."""
+    """What `enable` returns.
 
-    def __init__(self, tuned: TunedModel, previous: tuple[str | None, tuple[str, ...] | None]) -> None:
-        self._tuned, self._previous = tuned, previous
+    As a statement it switches for everybody; as a `with` for the present thread or task alone, and back at its end.
+    Nobody can tell the two apart before the `with` begins, so until this object is gone or its `with` begins, only the
+    thread that made it sees the switch.
+    """
+
+    def __init__(self, tuned: TunedModel, choice: Choice) -> None:
+        switch = tuned._wiring.switch
+        self._tuned, self._choice = tuned, choice
+        self._before = switch.override()
+        self._proposed = switch.propose(choice, self)
 
     def __enter__(self) -> TunedModel:
+        switch = self._tuned._wiring.switch
+        switch.withdraw(self._proposed)
+        self._proposed = None
+        switch.set_override(self._choice)
+        self._tuned._stand_in()
         return self._tuned
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        name, route = self._previous
-        self._tuned._route = route
-        self._tuned._activate(name if name is not None and name in self._tuned.adapters else None)
+        before = self._before
+        if before is not None and before.name is not None and before.name not in self._tuned.adapters:
+            before = Choice(None, before.route)
+        self._tuned._wiring.switch.set_override(before)
+        self._tuned._stand_in()
 
 
 def begin_training(tuned: TunedModel) -> None:
@@ -41,3 +59,26 @@ def begin_training(tuned: TunedModel) -> None:
     if name in tuned._merged:
         raise AdapterError(f"Adapter {name!r} is merged into the weights and cannot be trained. Unmerge it first.")
     tuned._wiring.switch.forget()
+
+
+Given = ParamSpec("Given")
+Gives = TypeVar("Gives")
+
+
+def beside_no_pass(
+    change: Callable[Concatenate[TunedModel, Given], Gives],
+) -> Callable[Concatenate[TunedModel, Given], Gives]:
+    """Let a change of the model wait for the forward passes of other threads to end, and hold theirs up until it ends.
+
+    It raises `AdapterError` if a pass of the present thread itself is under way.
+    """
+
+    @wraps(change)
+    def alone(tuned: TunedModel, /, *given: Given.args, **named: Given.kwargs) -> Gives:
+        guard = tuned._wiring.switch.guard
+        if guard.runs_here:
+            raise AdapterError(f"`{change.__name__}` was called inside a forward pass of the model it would change.")
+        with guard.alone():
+            return change(tuned, *given, **named)
+
+    return alone

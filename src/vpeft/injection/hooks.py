@@ -8,69 +8,110 @@ long as an edit needs that; keys, tensors and `isinstance` stay as they are.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..backbones.points import Point, StandIn
+from .checkpointing import refuse_reentrant, refuse_untrained
+from .forward_pass import Cell, ForwardPass
 from .operations import Add, EditCore, EditWeight, Operation
+from .run_time_grid import images_size
 from .switch import NotByImage, Switch
 
 
-class Turn:
+class Turn(Cell):
     """Which call of a module that runs several times is under way: told by the module that ran before it."""
-
-    def __init__(self) -> None:
-        self.now = -1
 
 
 class Mark:
     """A forward pre-hook on what runs before the `call`-th call of another module."""
 
-    def __init__(self, turn: Turn, call: int) -> None:
-        self.turn, self.call = turn, call
+    def __init__(self, switch: Switch, turn: Turn, call: int) -> None:
+        self.switch, self.turn, self.call = switch, turn, call
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.turn.now = self.call
+        self.switch.present.count(self.turn, self.call)
 
 
-class PointHook:
+class Begin:
+    """A forward pre-hook where images enter: outside of the model's own forward call, a pass begins here."""
+
+    def __init__(self, switch: Switch, item: int | str, time_axis: int | None) -> None:
+        self.switch, self.item, self.time_axis = switch, item, time_axis
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = isinstance(self.item, str) and self.item in kwargs
+        at = self.item if isinstance(self.item, int) else 0
+        inputs = kwargs[self.item] if named else args[at] if at < len(args) else None  # type: ignore[index]
+        self.switch.enter(images_size(inputs, self.time_axis))
+
+
+Op = TypeVar("Op")
+
+
+class ByAdapter(Generic[Op]):
+    """Operations by the adapter that they belong to, so that those of adapters that are off cost nothing."""
+
+    def __init__(self) -> None:
+        self.lists: dict[str, list[Op]] = {}
+
+    def listed(self, adapter: str) -> list[Op]:
+        """The list of one adapter's operations, which may be changed."""
+        return self.lists.setdefault(adapter, [])
+
+    @property
+    def operations(self) -> list[Op]:
+        """The operations of all adapters."""
+        return [operation for listed in self.lists.values() for operation in listed]
+
+    def forget(self, adapter: str) -> None:
+        """The adapter is gone."""
+        self.lists.pop(adapter, None)
+
+
+class PointHook(ByAdapter[Operation]):
     """Runs the operations at one point, outer spans first on the way in and last on the way out."""
 
     def __init__(self, switch: Switch, point: Point, turn: Turn | None = None) -> None:
+        super().__init__()
         self.switch, self.item, self.side = switch, point.item, point.side
         self.turn, self.call = turn, point.call
         # What these give is a new tensor, which nobody holds before the first hook.
         self.makes_new = self.side == "output" and isinstance(point.module, (nn.Linear, nn.Conv2d))
-        self.operations: list[Operation] = []
 
     def add(self, operation: Operation) -> None:
         """Insert in nesting order; among equals in order of arrival, but what leaves goes out in reverse order."""
+        listed = self.listed(operation.adapter)
         rank = operation.rank if self.side == "input" else -operation.rank
-        keys = [o.rank if self.side == "input" else -o.rank for o in self.operations]
+        keys = [o.rank if self.side == "input" else -o.rank for o in listed]
         if operation.leaving:  # before everything of its rank: the last to enter is the first to leave
             at = next((i for i, key in enumerate(keys) if key >= rank), len(keys))
         else:
             at = next((i for i, key in enumerate(keys) if key > rank), len(keys))
-        self.operations.insert(at, operation)
+        listed.insert(at, operation)
 
-    @property
-    def waits(self) -> bool:
-        """Whether this is another call of the module than the one that is meant."""
-        return self.turn is not None and self.turn.now != self.call
+    def acts(self, now: ForwardPass) -> bool:
+        """Whether an adapter that is on has an operation here, at this call of the module."""
+        if now.shares is None and (now.on is None or not self.lists.get(now.on)):
+            return False
+        return self.turn is None or now.counted(self.turn) == self.call
 
-    def run(self, hidden: Tensor) -> Tensor:
-        self.switch.mark()
-        if self.switch.idle:
-            return hidden
-        return self.switch.by_image(self._act, hidden)[0]
+    def run(self, now: ForwardPass, module: nn.Module, hidden: Tensor) -> Tensor:
+        if now.gradient and module.training and not torch.is_grad_enabled():
+            refuse_reentrant(now, self.lists)
+        return self.switch.by_image(now, partial(self._act, now), hidden)[0]
 
-    def _act(self, hidden: Tensor) -> tuple[Tensor]:
-        running = [operation for operation in self.operations if self.switch.runs(operation)]
+    def _act(self, now: ForwardPass, hidden: Tensor) -> tuple[Tensor]:
+        running = self.lists.get(now.on) if now.on is not None else None
+        if not running:
+            return (hidden,)
+        if self.switch.watched is not None:
+            self.switch.watched.extend(running)
         # With no graph to keep it for, what is added can be added where the output lies.
-        here = self.makes_new and not torch.is_grad_enabled() and all(isinstance(one, Add) for one in self.operations)
+        here = self.makes_new and not torch.is_grad_enabled() and all(isinstance(one, Add) for one in running)
         for operation in running:
             hidden = operation.into(hidden) if here else operation.act(hidden)
         return (hidden,)
@@ -81,94 +122,122 @@ class InputHook(PointHook):
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self.waits:
-            return args, kwargs
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        now = self.switch.present
+        if not self.acts(now):
+            return None
         if isinstance(self.item, str) and self.item in kwargs:
-            return args, {**kwargs, self.item: self.run(kwargs[self.item])}
+            return args, {**kwargs, self.item: self.run(now, module, kwargs[self.item])}
         at = self.item if isinstance(self.item, int) else 0
-        return (*args[:at], self.run(args[at]), *args[at + 1 :]), kwargs
+        return (*args[:at], self.run(now, module, args[at]), *args[at + 1 :]), kwargs
 
 
 class OutputHook(PointHook):
     """A forward hook."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.waits:
-            return output
+        now = self.switch.present
+        if not self.acts(now):
+            return None
         if isinstance(output, tuple) and isinstance(self.item, int):
-            return (*output[: self.item], self.run(output[self.item]), *output[self.item + 1 :])
-        return self.run(output)
+            at = self.item
+            return (*output[:at], self.run(now, module, output[at]), *output[at + 1 :])
+        return self.run(now, module, output)
 
 
-class WeightEdits:
+class WeightEdits(ByAdapter[EditWeight]):
     """What a re-expressed linear or convolution calls with its weight."""
 
     def __init__(self, switch: Switch) -> None:
+        super().__init__()
         self.switch = switch
-        self.operations: list[EditWeight] = []
 
     def __call__(self, weight: Tensor) -> Tensor:
-        self.switch.mark()
-        shares = self.switch.shares
-        for operation in self.operations:
-            if shares is not None and shares.has(operation.adapter):
-                raise NotByImage("An edit of a weight acts on all images of a batch.")
-            if self.switch.runs(operation):
-                weight = operation.act(weight)
+        now = self.switch.present
+        if now.shares is not None and any(now.shares.has(adapter) for adapter, some in self.lists.items() if some):
+            raise NotByImage("An edit of a weight acts on all images of a batch.")
+        running = self.lists.get(now.on) if now.on is not None else None
+        if not running:
+            return weight
+        if now.gradient and not torch.is_grad_enabled():
+            refuse_reentrant(now, self.lists)
+        if self.switch.watched is not None:
+            self.switch.watched.extend(running)
+        for operation in running:
+            weight = operation.act(weight)
         return weight
 
 
-class CoreEdits:
+class CoreEdits(ByAdapter[EditCore]):
     """What a re-expressed attention calls with q, k and v."""
 
     def __init__(self, switch: Switch) -> None:
+        super().__init__()
         self.switch = switch
-        self.operations: list[EditCore] = []
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        self.switch.mark()
-        return self.switch.by_image(self._act, q, k, v)
+        now = self.switch.present
+        if now.gradient and not torch.is_grad_enabled():
+            refuse_reentrant(now, self.lists)
+        return self.switch.by_image(now, partial(self._act, now), q, k, v)
 
-    def _act(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        for operation in self.operations:
-            if self.switch.runs(operation):
-                q, k, v = operation.act(q, k, v)
+    def _act(self, now: ForwardPass, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        running = (self.lists.get(now.on) if now.on is not None else None) or ()
+        if running and self.switch.watched is not None:
+            self.switch.watched.extend(running)
+        for operation in running:
+            q, k, v = operation.act(q, k, v)
         return q, k, v
 
     @property
     def asking(self) -> int | None:
         """How many leading tokens alone are queries, where nothing else is done to q, k and v; None for all of them."""
-        shares = self.switch.shares
-        on = [self.switch.on] if shares is None else [name for name, _ in shares.counts]
+        now = self.switch.present
+        on = [now.on] if now.shares is None else [name for name, _ in now.shares.counts]
         asked = {self._asking(name) for name in on}
         return asked.pop() if len(asked) == 1 else None
 
     def _asking(self, adapter: str | None) -> int | None:
-        running = [operation for operation in self.operations if operation.adapter == adapter]
+        running = self.lists.get(adapter, ()) if adapter is not None else ()
         return running[0].asking if len(running) == 1 else None
 
     @property
     def needs_map(self) -> bool:
         """Whether an edit that is on wants the attention map itself, which a fused kernel never shows."""
         return any(
-            (operation.edits("scores") or operation.edits("weights")) and self.switch.plays(operation.adapter)
-            for operation in self.operations
+            (operation.edits("scores") or operation.edits("weights")) and self.switch.plays(adapter)
+            for adapter, listed in self.lists.items()
+            for operation in listed
         )
 
     def scores(self, scores: Tensor) -> Tensor:
         """Scaled products of queries and keys, before bias and mask."""
-        return self.switch.by_image(partial(self._mapped, "scores"), scores)[0]
+        now = self.switch.present
+        return self.switch.by_image(now, partial(self._mapped, now, "scores"), scores)[0]
 
     def weights(self, weights: Tensor) -> Tensor:
         """The softmax of the scores, before dropout."""
-        return self.switch.by_image(partial(self._mapped, "weights"), weights)[0]
+        now = self.switch.present
+        return self.switch.by_image(now, partial(self._mapped, now, "weights"), weights)[0]
 
-    def _mapped(self, step: str, values: Tensor) -> tuple[Tensor]:
-        for operation in self.operations:
-            if operation.adapter == self.switch.on and operation.edits(step):
+    def _mapped(self, now: ForwardPass, step: str, values: Tensor) -> tuple[Tensor]:
+        for operation in (self.lists.get(now.on) if now.on is not None else None) or ():
+            if operation.edits(step):
                 values = getattr(operation.layer, step)(values)
         return (values,)
+
+
+class Watch:
+    """A forward pre-hook on a block whose own parameters train under some adapters: no operation runs there."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+        self.adapters: list[str] = []
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        now = self.switch.present
+        if now.gradient and module.training and not torch.is_grad_enabled() and now.on in self.adapters:
+            refuse_untrained()
 
 
 class Wiring:
@@ -180,6 +249,8 @@ class Wiring:
         self._modules: list[nn.Module] = []
         self._classes: dict[int, tuple[nn.Module, type[nn.Module], list[str]]] = {}
         self._attached: list[tuple[str, list[Any], Any]] = []  # adapter, where it is listed, operation
+        self._begin: tuple[nn.Module, RemovableHandle] | None = None
+        self._watches: list[tuple[nn.Module, Watch, RemovableHandle]] = []
 
     def operations(self, adapter: str) -> list[Any]:
         """Every operation of one adapter."""
@@ -193,7 +264,7 @@ class Wiring:
             self._modules.append(point.module)
             turn = Turn() if point.calls else None
             handles = [
-                module.register_forward_pre_hook(Mark(turn, number))
+                module.register_forward_pre_hook(Mark(self.switch, turn, number))
                 for number, module in enumerate(point.calls)
                 if turn is not None
             ]
@@ -208,19 +279,21 @@ class Wiring:
             self._hooks[key] = (made, handles)
         hook = self._hooks[key][0]
         hook.add(operation)
-        self._attached.append((operation.adapter, hook.operations, operation))
+        self._attached.append((operation.adapter, hook.listed(operation.adapter), operation))
 
     def weight(self, module: nn.Module, kind: type[nn.Module], operation: EditWeight) -> None:
         """Install an edit of a module's weight."""
         edits = self._rewrite(module, kind, operation.adapter, "vpeft_weight", WeightEdits)
-        edits.operations.append(operation)
-        self._attached.append((operation.adapter, edits.operations, operation))
+        listed = edits.listed(operation.adapter)
+        listed.append(operation)
+        self._attached.append((operation.adapter, listed, operation))
 
     def core(self, module: nn.Module, kind: type[nn.Module], operation: EditCore) -> None:
         """Install an edit between q, k, v and their use."""
         edits = self._rewrite(module, kind, operation.adapter, "vpeft_core", CoreEdits)
-        edits.operations.append(operation)
-        self._attached.append((operation.adapter, edits.operations, operation))
+        listed = edits.listed(operation.adapter)
+        listed.append(operation)
+        self._attached.append((operation.adapter, listed, operation))
 
     def express(self, needs: tuple[StandIn, ...], adapter: str) -> None:
         """Let classes stand in for those of modules, together with the anchors that they call."""
@@ -232,6 +305,22 @@ class Wiring:
         """Let a module carry inserted tokens."""
         self._use(module, kind, adapter)
         module.__dict__["vpeft_carrier"] = carrier
+
+    def begin_at(self, point: Point, time_axis: int | None = None) -> None:
+        """Let a pass begin where images enter, while any adapter is attached; done once."""
+        if self._begin is None:
+            begin = Begin(self.switch, point.item, time_axis)
+            # before all other hooks there
+            handle = point.module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
+            self._begin = (point.module, handle)
+
+    def watch(self, module: nn.Module, adapter: str) -> None:
+        """Say so where parameters inside `module` cannot learn, because it runs without gradients in a checkpoint."""
+        found = next((watch for owner, watch, _ in self._watches if owner is module), None)
+        if found is None:
+            found = Watch(self.switch)
+            self._watches.append((module, found, module.register_forward_pre_hook(found)))
+        found.adapters.append(adapter)
 
     def _rewrite(self, module: nn.Module, kind: type[nn.Module], adapter: str, name: str, make: type[Any]) -> Any:
         self._use(module, kind, adapter)
@@ -254,6 +343,20 @@ class Wiring:
             if name == adapter:
                 listed.remove(operation)
         self._attached = [entry for entry in self._attached if entry[0] != adapter]
+        for hook, _ in self._hooks.values():
+            hook.forget(adapter)
+        for module, *_ in self._classes.values():
+            for edits in ("vpeft_weight", "vpeft_core"):
+                if edits in module.__dict__:
+                    module.__dict__[edits].forget(adapter)
+        for watched in list(self._watches):
+            watched[1].adapters[:] = [one for one in watched[1].adapters if one != adapter]
+            if not watched[1].adapters:
+                watched[2].remove()
+                self._watches.remove(watched)
+        if self._begin is not None and not self._attached:
+            self._begin[1].remove()
+            self._begin = None
         for key, (hook, handles) in list(self._hooks.items()):
             if not hook.operations:
                 for handle in handles:
@@ -284,6 +387,8 @@ class Wiring:
             "hooks": [(modules[key[0]], key[1:], *held) for key, held in self._hooks.items()],
             "classes": list(self._classes.values()),
             "attached": self._attached,
+            "begin": self._begin,
+            "watches": self._watches,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -292,3 +397,4 @@ class Wiring:
         self._hooks = {(id(module), *rest): (hook, handles) for module, rest, hook, handles in state["hooks"]}
         self._classes = {id(module): (module, plain, users) for module, plain, users in state["classes"]}
         self._attached = state["attached"]
+        self._begin, self._watches = state["begin"], state["watches"]

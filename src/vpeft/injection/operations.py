@@ -10,40 +10,92 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from ..backbones.features import Feature
+from ..backbones.places import Place
 from ..backbones.points import Layout, NothingRead
 from ..backbones.rows import Rows
 from ..backbones.tokens import TokenCarrier
+from .forward_pass import Cell
+from .run_time_grid import RunTimeGrid, grid_of
+from .switch import Switch
+
+QUERY = "query"
+"""the name of the read-only place that stands for the frozen model's own pooled feature of the same input"""
 
 
-class Slot:
+class Slot(Cell):
     """Holds one tensor from where it is read to where it is used, within one forward pass.
 
     Args:
         turn: whether it was read as (B, D, H, W) and is handed on as (B, H, W, D).
         rows: the channels that are handed on, where only some of them were read; None for all.
         dim: where the channels are as they are handed on.
+        switch: knows the pass under way; None holds one tensor for all.
+        place: where it is read; None for what an edit made.
     """
 
-    def __init__(self, turn: bool = False, rows: Rows | None = None, dim: int = -1) -> None:
-        self.value: Tensor | None = None
+    def __init__(
+        self,
+        turn: bool = False,
+        rows: Rows | None = None,
+        dim: int = -1,
+        switch: Switch | None = None,
+        place: Place | None = None,
+    ) -> None:
         self.turn, self.rows, self.dim = turn, rows, dim
+        self.switch, self.place = switch, place
+
+    @property
+    def value(self) -> Tensor | None:
+        """What was read in the present pass and not taken yet."""
+        found: Tensor | None = self.plain if self.switch is None else self.switch.present.recall(self)
+        return found
+
+    @value.setter
+    def value(self, value: Tensor | None) -> None:
+        if self.switch is None:
+            self.plain = value
+        else:
+            self.switch.present.keep(self, value)
 
     def take(self) -> Tensor:
         """The tensor, which the slot gives up so that it keeps no memory alive."""
-        value = self.value
+        now = None if self.switch is None else self.switch.present
+        value: Tensor | None = self.plain if now is None else now.recall(self)
         if value is None:
             raise NothingRead(
                 "An edit wanted a tensor that was not read before it in this pass. Under activation checkpointing a"
                 " part of the backbone is run again by itself, without what it read from other parts: turn"
                 " checkpointing off for this method on this backbone. Without checkpointing, this is a bug."
             )
-        self.value = None
+        if now is None:
+            self.plain = None
+        else:
+            now.keep(self, None)
         if self.turn:
             value = value.permute(0, 2, 3, 1)
         return value if self.rows is None else self.rows.take(value, self.dim)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "value": None}  # a copy or a pickle starts between two forward passes
+        return {**self.__dict__, "plain": None}  # a copy or a pickle starts between two forward passes
+
+
+class QuerySlot(Slot):
+    """The frozen model's own pooled feature of the inputs of this pass, (B, D); every reader is given it."""
+
+    def __init__(self, switch: Switch) -> None:
+        super().__init__(switch=switch)
+
+    def take(self) -> Tensor:
+        assert self.switch is not None
+        now = self.switch.present
+        if now.query is None:
+            raise NothingRead(
+                "An edit reads `query`, the frozen model's own feature of the same input, which is computed when the"
+                " TunedModel is called. Call it, and not the backbone inside it."
+            )
+        query = now.query
+        return query if now.rows is None else query[now.rows]
 
 
 def channels_of(layout: Layout) -> int:
@@ -51,15 +103,19 @@ def channels_of(layout: Layout) -> int:
     return 1 if layout is Layout.CHANNELS_FIRST else -1
 
 
-def call(layer: nn.Module, came: Layout, goes: Layout, hidden: Tensor, *more: Tensor) -> Tensor:
+def call(
+    layer: nn.Module, came: Layout, goes: Layout, hidden: Tensor, *more: Tensor, ground: RunTimeGrid | None = None
+) -> Tensor:
     """layer(hidden, *more) with channels last, unless the layer asks for the library's own order.
 
-    `came` is the layout of `hidden`, `goes` the layout in which the result is wanted.
+    `came` is the layout of `hidden`, `goes` the layout in which the result is wanted, `ground` what tells the layer the
+    grid of this pass.
     """
     own_order = getattr(layer, "channels_first", False)
     if came is Layout.CHANNELS_FIRST and not own_order:
         hidden = hidden.permute(0, 2, 3, 1)
-    out: Tensor = layer(hidden, *more)
+    named = {} if ground is None else ground(hidden, more, own_order and came is Layout.CHANNELS_FIRST)
+    out: Tensor = layer(hidden, *more, **named)
     if goes is Layout.CHANNELS_FIRST and not own_order:
         out = out.permute(0, 3, 1, 2)
     return out
@@ -69,6 +125,8 @@ class Operation(ABC):
     """One step at a point: `act` receives the tensor that passes and returns the one that goes on."""
 
     leaving = False
+    ground: RunTimeGrid | None = None
+    """what tells the layer the grid of a pass, where it asks"""
 
     def __init__(self, adapter: str, rank: float) -> None:
         self.adapter = adapter
@@ -100,9 +158,9 @@ class Apply(Operation):
     def act(self, hidden: Tensor) -> Tensor:
         values = [slot.take() for slot in self.reads]
         if self.rows is None:
-            return call(self.layer, self.layout, self.layout, hidden, *values)
+            return call(self.layer, self.layout, self.layout, hidden, *values, ground=self.ground)
         dim = channels_of(self.layout)
-        part = call(self.layer, self.layout, self.layout, self.rows.take(hidden, dim), *values)
+        part = call(self.layer, self.layout, self.layout, self.rows.take(hidden, dim), *values, ground=self.ground)
         return self.rows.put(hidden, part.to(hidden.dtype), dim)
 
 
@@ -147,7 +205,7 @@ class Add(Operation):
 
     def _change(self) -> Tensor:
         first, *more = (slot.take() for slot in self.inputs)
-        return call(self.layer, self.came, self.goes, first, *more)
+        return call(self.layer, self.came, self.goes, first, *more, ground=self.ground)
 
     def _added(self, hidden: Tensor, change: Tensor) -> Tensor:
         if self.rows is None:
@@ -157,15 +215,19 @@ class Add(Operation):
 
 
 class ReplaceSkip(Operation):
-    """The shortcut x becomes layer(x): the branch gains layer(x) - x."""
+    """The shortcut x becomes layer(x, *reads): the branch gains layer(x, *reads) - x."""
 
-    def __init__(self, adapter: str, rank: float, layer: nn.Module, layout: Layout, slot: Slot) -> None:
+    def __init__(
+        self, adapter: str, rank: float, layer: nn.Module, layout: Layout, slot: Slot, reads: list[Slot]
+    ) -> None:
         super().__init__(adapter, rank)
-        self.layer, self.layout, self.slot = layer, layout, slot
+        self.layer, self.layout, self.slot, self.reads = layer, layout, slot, reads
 
     def act(self, hidden: Tensor) -> Tensor:
         shortcut = self.slot.take()
-        return hidden + (call(self.layer, self.layout, self.layout, shortcut) - shortcut)
+        values = [slot.take() for slot in self.reads]
+        replaced = call(self.layer, self.layout, self.layout, shortcut, *values, ground=self.ground)
+        return hidden + (replaced - shortcut)
 
 
 class EditStream(Operation):
@@ -180,18 +242,20 @@ class EditStream(Operation):
     def act(self, hidden: Tensor) -> Tensor:
         before = self.slot.take()
         values = [slot.take() for slot in self.reads]
-        return call(self.layer, self.layout, self.layout, before + hidden, *values) - before
+        return call(self.layer, self.layout, self.layout, before + hidden, *values, ground=self.ground) - before
 
 
 class EnterSpan(Operation):
-    """h -> layer.enter(h)."""
+    """h -> layer.enter(h, *reads)."""
 
-    def __init__(self, adapter: str, rank: float, layer: nn.Module) -> None:
+    def __init__(self, adapter: str, rank: float, layer: nn.Module, reads: list[Slot]) -> None:
         super().__init__(adapter, rank)
-        self.layer = layer
+        self.layer, self.reads = layer, reads
 
     def act(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.layer.enter(hidden)  # type: ignore[operator]
+        values = [slot.take() for slot in self.reads]
+        named = {} if self.ground is None else self.ground(hidden, values, False)
+        out: Tensor = self.layer.enter(hidden, *values, **named)  # type: ignore[operator]
         return out
 
 
@@ -205,22 +269,39 @@ class LeaveSpan(Operation):
         self.layer = layer
 
     def act(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.layer.leave(hidden)  # type: ignore[operator]
+        named = {} if self.ground is None else self.ground(hidden, (), False)
+        out: Tensor = self.layer.leave(hidden, **named)  # type: ignore[operator]
         return out
 
 
 class TokensIn(Operation):
-    """Insert layer(h), (B, n, D), through the carrier; how many were inserted is remembered for the way out."""
+    """Insert layer(h, *reads), (B, n, D), through the carrier; how many they are is remembered for the way out."""
 
-    def __init__(self, adapter: str, rank: float, layer: nn.Module, carrier: TokenCarrier) -> None:
+    def __init__(
+        self, adapter: str, rank: float, layer: nn.Module, carrier: TokenCarrier, switch: Switch, reads: list[Slot]
+    ) -> None:
         super().__init__(adapter, rank)
-        self.layer, self.carrier = layer, carrier
-        self.count = 0
+        self.layer, self.carrier, self.switch, self.reads = layer, carrier, switch, reads
+        self.inserted = Cell()
 
     def act(self, hidden: Tensor) -> Tensor:
-        tokens: Tensor = self.layer(hidden)
-        self.count = tokens.shape[1]
+        values = [slot.take() for slot in self.reads]
+        named = {} if self.ground is None else self.ground(hidden, values, False)
+        tokens: Tensor = self.layer(hidden, *values, **named)
+        self.switch.present.count(self.inserted, tokens.shape[1])
         return self.carrier.enter(hidden, tokens)
+
+    @property
+    def count(self) -> int:
+        """How many tokens were inserted in this pass."""
+        found = self.switch.present.counted(self.inserted)
+        if found is None:
+            raise NothingRead(
+                "Inserted tokens were to leave, but none came in in this pass. Under activation checkpointing a part of"
+                " the backbone is run again by itself: turn checkpointing off for this method on this backbone. Without"
+                " checkpointing, this is a bug."
+            )
+        return found
 
 
 class TokensOut(Operation):
@@ -235,9 +316,10 @@ class TokensOut(Operation):
         self.results: list[Slot] = []
 
     def act(self, hidden: Tensor) -> Tensor:
+        count = self.inserted.count
         for slot in self.results:
-            slot.value = self.inserted.carrier.carried(hidden, self.inserted.count)
-        return self.inserted.carrier.leave(hidden, self.inserted.count, self.pooled)
+            slot.value = self.inserted.carrier.carried(hidden, count)
+        return self.inserted.carrier.leave(hidden, count, self.pooled)
 
 
 class Tap(Operation):
@@ -252,41 +334,65 @@ class Tap(Operation):
 
     def act(self, hidden: Tensor) -> Tensor:
         passes, hidden = hidden, hidden.clone() if self.copy else hidden
-        turn = self.layout is Layout.CHANNELS_FIRST and not getattr(self.layer, "channels_first", False)
+        first = self.layout is Layout.CHANNELS_FIRST
+        turn = first and not getattr(self.layer, "channels_first", False)
         values = [slot.take() for slot in self.reads]
-        result = self.layer(hidden.permute(0, 2, 3, 1) if turn else hidden, *values)
+        hidden = hidden.permute(0, 2, 3, 1) if turn else hidden
+        named = {} if self.ground is None else self.ground(hidden, values, first and not turn)
+        result = self.layer(hidden, *values, **named)
         for slot in self.results:
             slot.value = result
         return passes
 
 
-class EditWeight(Operation):
-    """W -> layer(W), on the given rows."""
+class ReadForHead(Operation):
+    """The tensor is put among the features of this pass that the adapter's head reads; it passes unchanged."""
 
-    def __init__(self, adapter: str, rank: float, layer: nn.Module, rows: Rows | None) -> None:
+    def __init__(self, adapter: str, rank: float, place: Place, switch: Switch, copy: bool) -> None:
         super().__init__(adapter, rank)
-        self.layer, self.rows = layer, rows
+        self.place, self.switch, self.copy = place, switch, copy
 
     def act(self, hidden: Tensor) -> Tensor:
+        now, place = self.switch.present, self.place
+        value = hidden.clone() if self.copy else hidden
+        if place.layout is Layout.CHANNELS_FIRST:
+            value = value.movedim(1, -1)
+        grid = grid_of(place, value, False, now.size)
+        now.features_of(self.adapter)[place.name] = Feature(value, place.prefix, grid, place.stride)
+        return hidden
+
+
+class EditWeight(Operation):
+    """W -> layer(W, *reads), on the given rows."""
+
+    def __init__(self, adapter: str, rank: float, layer: nn.Module, rows: Rows | None, reads: list[Slot]) -> None:
+        super().__init__(adapter, rank)
+        self.layer, self.rows, self.reads = layer, rows, reads
+
+    def act(self, hidden: Tensor) -> Tensor:
+        values = [slot.take() for slot in self.reads]
         if self.rows is None:
-            whole: Tensor = self.layer(hidden)
+            whole: Tensor = self.layer(hidden, *values)
             return whole
-        return self.rows.put(hidden, self.layer(self.rows.take(hidden, 0)), 0)
+        return self.rows.put(hidden, self.layer(self.rows.take(hidden, 0), *values), 0)
 
 
 class EditCore:
-    """q, k, v -> layer(q, k, v) inside a re-expressed attention, and the attention map where the layer edits that."""
+    """q, k, v -> layer(q, k, v, *reads) inside a re-expressed attention, and its map where the layer edits that."""
 
     asking: int | None = None
     """how many leading tokens' queries it keeps; None for all"""
+    ground: RunTimeGrid | None = None
 
-    def __init__(self, adapter: str, layer: nn.Module) -> None:
-        self.adapter, self.layer = adapter, layer
+    def __init__(self, adapter: str, layer: nn.Module, reads: list[Slot]) -> None:
+        self.adapter, self.layer, self.reads = adapter, layer, reads
 
     def edits(self, step: str) -> bool:
         """Whether the layer has a say in this step, "scores" or "weights"."""
         return callable(getattr(self.layer, step, None))
 
     def act(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.layer(q, k, v)
+        values = [slot.take() for slot in self.reads]
+        named = {} if self.ground is None else self.ground(q.transpose(1, 2).flatten(2), values, False)
+        q, k, v = self.layer(q, k, v, *values, **named)
         return q, k, v

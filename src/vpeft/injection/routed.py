@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import VpeftError
+from .forward_pass import Within
 from .node import AdapterError
 from .switch import Shares
 
@@ -59,19 +60,13 @@ class Routing:
         """
         if len(names) != images.shape[0]:
             raise AdapterError(f"A batch of {images.shape[0]} images needs as many adapters, not {len(names)}.")
-        before, found = tuned.active, dict[int, Tensor]()
-        try:
-            for group in self.passes(tuned, images, names):
-                places = [[i for i, wanted in enumerate(names) if wanted == name] for name in group]
-                rows = torch.tensor([place for some in places for place in some], device=images.device)
-                counts = [len(some) for some in places]
-                shares = Shares(tuple(zip(group, counts, strict=True)))
-                features = torch.split(features_of(tuned, images[rows], shares), counts)
-                for name, some, feature in zip(group, places, features, strict=True):
-                    tuned._activate(name)
-                    found |= zip(some, tuned.outputs(feature), strict=True)
-        finally:
-            tuned._activate(before)
+        found = dict[int, Tensor]()
+        for group in self.passes(tuned, images, names):
+            places = [[i for i, wanted in enumerate(names) if wanted == name] for name in group]
+            rows = torch.tensor([place for some in places for place in some], device=images.device)
+            shares = Shares(tuple((name, len(some)) for name, some in zip(group, places, strict=True)))
+            for some, outputs in zip(places, outputs_of(tuned, images[rows], shares), strict=True):
+                found |= zip(some, outputs, strict=True)
         return [found[place] for place in range(len(names))]
 
     def passes(self, tuned: TunedModel, images: Tensor, names: Sequence[str]) -> list[list[str]]:
@@ -105,32 +100,44 @@ class Routing:
         return self._company[name]
 
 
+def outputs_of(tuned: TunedModel, images: Tensor, shares: Shares, within: Within | None = None) -> list[Any]:
+    """What each adapter's head gives for its own images, which stand in the order of the shares."""
+    if len(shares.counts) == 1:
+        (name, _) = shares.counts[0]
+        with _on(tuned, name):
+            return [tuned(images)]
+    outputs = []
+    with tuned._pass((images,), shares=shares, within=within) as now:
+        features = torch.split(tuned._pooled(images), [count for _, count in shares.counts])
+        for (name, _), feature in zip(shares.counts, features, strict=True):
+            now.shares, now.on = None, name
+            with _on(tuned, name), now.within.get(name, nullcontext)():
+                outputs.append(tuned.outputs(feature))
+    return outputs
+
+
 def features_of(tuned: TunedModel, images: Tensor, shares: Shares) -> Tensor:
     """Pooled features (B, D) of images that stand in the order of the shares."""
     if len(shares.counts) == 1:
-        tuned._activate(shares.counts[0][0])
-        return tuned.features(images)
-    tuned._activate(None)
-    switch = tuned._wiring.switch
-    switch.shares = shares
-    try:
-        return tuned.features(images)
-    finally:
-        switch.shares = None
+        with _on(tuned, shares.counts[0][0]):
+            return tuned.features(images)
+    with tuned._pass((images,), shares=shares):
+        return tuned._pooled(images)
+
+
+def _on(tuned: TunedModel, name: str | None) -> AbstractContextManager[TunedModel]:
+    return tuned.disable() if name is None else tuned.enable(name)
 
 
 @torch.no_grad()
 def _exact(tuned: TunedModel, name: str, other: str | None, images: Tensor) -> bool:
     """Whether an image through the adapter, beside one through the other or none, gives what each gives alone."""
-    before = tuned.active
-    with _for_trial(tuned, name):
+    with tuned._wiring.switch.guard.alone(), _for_trial(tuned, name):
         try:
             alone = [features_of(tuned, images[i : i + 1], Shares(((one, 1),))) for i, one in enumerate((name, other))]
             beside = features_of(tuned, images, Shares(((name, 1), (other, 1))))
         except (RuntimeError, IndexError, ValueError, TypeError, VpeftError):
             return False  # tokens are more than those of its neighbour, a weight is everyone's: it goes by itself
-        finally:
-            tuned._activate(before)
     if alone[0].shape != alone[1].shape or beside.shape[1:] != alone[0].shape[1:]:
         return False
     expected = torch.cat(alone).float()

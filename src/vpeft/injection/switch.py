@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..backbones.tokens import TokenCarrier
+from .forward_pass import CHOICES, NO_CHOICES, NO_PASSES, PASSES, Cell, Choice, ForwardPass, Within
+from .guard import Guard
 from .node import AdapterError
 
 if TYPE_CHECKING:
@@ -57,62 +63,362 @@ class Shares:
             first += count
 
 
+@dataclass(eq=False)
+class _Tentative:
+    """A switch whose `with`, if there is one, has not begun: only the thread that made it sees it until then."""
+
+    choice: Choice
+    before: Choice
+    thread: int
+    alive: weakref.ref[object] | None = None
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """A pass whose backward pass has not come yet."""
+
+    on: str | None
+    shares: Shares | None
+    standing: str | None
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What a part of a pass needs to run again besides which adapter was on."""
+
+    within: Within
+    size: tuple[int, ...] | None
+    counts: dict[Cell, int]
+
+
 class Switch:
     """Which adapter is on; shared by every hook of one TunedModel.
 
     Attributes:
-        on: the adapter, or None.
-        shares: who has which images while several adapters are on at once; `on` is None then, but for the moment in
-            which an adapter's own rows are worked on.
-        within: what to enter around an adapter's work on its own rows, by adapter (its own random numbers).
+        default: what is on where no `with enable` says otherwise.
+        common: the pass of compiled code, which can read no context variable.
+        compiled: how many times parts of the model are compiled; passes share `common` then, one at a time.
+        merged: the adapters that act through the weights, so that none of their operations run.
+        stands_in: the adapters that put tensors of their own into the backbone's modules.
+        guard: who may run at the same time.
+        carriers: what carries inserted tokens.
+        asks_query: the adapters with an edit that reads the frozen model's own feature.
         watched: None except while `verify` looks: then each operation that runs is noted there.
     """
 
+    _numbers = itertools.count()
+
     def __init__(self) -> None:
-        self.on: str | None = None
-        self.shares: Shares | None = None
-        self.within: Mapping[str | None, Callable[[], AbstractContextManager[None]]] = {}
+        self.default = Choice()
+        self.common = ForwardPass(Choice(), None, shared=True)
+        self.compiled = 0
+        self.merged: set[str] = set()
+        self.stands_in: set[str] = set()
+        self.guard = Guard()
+        self.carriers: list[TokenCarrier] = []
+        self.asks_query: set[str] = set()
         self.watched: list[object] | None = None
-        self._ran: set[object] = set()
-        self._recomputed = False
+        self._start()
 
-    def mark(self) -> None:
-        """Note that something runs now, or refuse to run it again with another adapter on than the first time.
+    def _start(self) -> None:
+        self.key = next(self._numbers)
+        self._tentative: list[_Tentative] = []
+        self._ran: dict[int, dict[_Ran, _Rest]] = {}
+        self._spent: set[int] = set()  # threads whose passes had their backward pass
+        self._again: dict[tuple[int, int], ForwardPass] = {}
 
-        Which adapter a block ran with is nowhere in the graph. So if several were on since the last backward pass, what
-        is now run again may be of another than the one that is on.
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: value for name, value in self.__dict__.items() if name[0] != "_" and name not in ("key", "common")}
+        return {**own, "default": self.choice, "watched": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.common = ForwardPass(self.default, self._acts(self.default), shared=True)
+        self._start()
+
+    # -- what is chosen ---------------------------------------------------------------------------------------------
+
+    @property
+    def choice(self) -> Choice:
+        """What is on in the present thread or task."""
+        chosen = CHOICES.get(NO_CHOICES).get(self.key)
+        if chosen is not None:
+            return chosen
+        if self._tentative:
+            me = get_ident()
+            for one in reversed(self._tentative):
+                if one.thread == me:
+                    return one.choice
+        return self.default
+
+    def override(self) -> Choice | None:
+        """What a `with enable` of the present thread or task chose; None outside of one."""
+        return CHOICES.get(NO_CHOICES).get(self.key)
+
+    def set_override(self, choice: Choice | None) -> None:
+        """Choose for the present thread or task alone; None goes back to the default."""
+        chosen = dict(CHOICES.get(NO_CHOICES))
+        chosen.pop(self.key, None)
+        if choice is not None:
+            chosen[self.key] = choice
+        CHOICES.set(chosen)
+        self.follow()
+
+    def set_default(self, choice: Choice) -> None:
+        """Choose for everybody, or inside of a `with enable` for the present thread or task until its end."""
+        if self.override() is not None:
+            self.set_override(choice)
+            return
+        self.settle()
+        self.default = choice
+        self.follow()
+
+    def settle(self) -> None:
+        """The present thread's switches were statements: they hold for everybody."""
+        me = get_ident()
+        for one in [one for one in self._tentative if one.thread == me]:
+            self._commit(one)
+
+    def propose(self, choice: Choice, owner: object) -> object | None:
+        """Choose for everybody, but only for this thread until `owner` is gone; returns what `withdraw` takes."""
+        if self.override() is not None:
+            self.set_override(choice)
+            return None
+        self.settle()
+        made = _Tentative(choice, self.default, get_ident())
+
+        switch = weakref.ref(self)
+
+        def gone(_: object) -> None:
+            found = switch()
+            if found is not None:
+                found._commit(made)
+
+        made.alive = weakref.ref(owner, gone)
+        self._tentative.append(made)
+        self.follow()
+        return made
+
+    def withdraw(self, made: object | None) -> None:
+        """The switch is not for everybody after all: its `with` begins."""
+        if not isinstance(made, _Tentative):
+            return
+        if made in self._tentative:
+            self._tentative.remove(made)
+        elif self.default is made.choice:
+            self.default = made.before
+
+    def _commit(self, made: _Tentative) -> None:
+        if made in self._tentative:
+            self._tentative.remove(made)
+            self.default = made.choice
+            self.follow()
+
+    def follow(self) -> None:
+        """Let compiled code see what is chosen now."""
+        if not self.common.open:
+            self.common.choice = self.choice
+            self.common.on = self._acts(self.common.choice)
+
+    def _acts(self, choice: Choice) -> str | None:
+        return None if choice.name in self.merged else choice.name
+
+    def needs(self, name: str | None) -> str | None:
+        """The adapter whose own tensors must stand in the backbone while `name` is on."""
+        return name if name in self.stands_in else None
+
+    # -- the pass under way -----------------------------------------------------------------------------------------
+
+    @property
+    def present(self) -> ForwardPass:
+        """The pass under way in the present thread or task; one begins where a hook runs outside of any.
 
         Raises:
-            SwitchedTooSoon: see above.
+            SwitchedTooSoon: a block is run again in the backward pass, when another adapter is on than before.
         """
         if torch.compiler.is_compiling():
+            return self.common
+        task = torch._C._current_graph_task_id()
+        found = PASSES.get(NO_PASSES).get(self.key)
+        if found is not None and found.task == task and (found.open or self._goes_on(found)):
+            return found
+        return self._begun(task)
+
+    def _goes_on(self, found: ForwardPass) -> bool:
+        return found.choice == self.choice and (found.shares is not None or found.on == self._acts(found.choice))
+
+    def _begun(self, task: int, size: tuple[int, ...] | None = None) -> ForwardPass:
+        if self.compiled:
+            self.follow()
+            return self.common
+        if task != -1:
+            return self._run_again(task)
+        choice = self.choice
+        made = ForwardPass(choice, self._acts(choice), size=size)
+        self._note(made)
+        self._put(made)
+        return made
+
+    def _put(self, made: ForwardPass) -> None:
+        PASSES.set({**PASSES.get(NO_PASSES), self.key: made})
+
+    def enter(self, size: tuple[int, ...] | None) -> None:
+        """Images of this size enter the backbone; outside of the model's own forward call a pass begins here."""
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1:
             return
-        now = self.shares or self.on
-        if torch._C._current_graph_task_id() != -1:  # within a backward pass
-            self._recomputed = True
-            if self._ran != {now}:
+        found = PASSES.get(NO_PASSES).get(self.key)
+        if found is None or not found.open:
+            found = self._begun(-1, size)
+        found.size = size
+
+    @contextmanager
+    def run(
+        self,
+        install: Callable[[str | None], None],
+        *,
+        shares: Shares | None = None,
+        within: Within | None = None,
+        size: tuple[int, ...] | None = None,
+        lingers: bool = False,
+    ) -> Iterator[ForwardPass]:
+        """A forward call of the model. A pass that was handed to it is taken, otherwise its own is opened.
+
+        Args:
+            install: puts the tensors of an adapter into the backbone.
+            shares, within: see `ForwardPass`; no adapter is on for the batch as a whole then.
+            size: of the images, where it is known already.
+            lingers: whether what was read is kept for what follows in this thread: `logits` after `features`.
+        """
+        found = PASSES.get(NO_PASSES).get(self.key)
+        if found is not None and found.open and found.handed:
+            found.handed = False
+            yield found
+            return
+        choice = Choice() if shares is not None else self.choice
+        wanted = self.needs(choice.name)
+        with self.guard.alone() if self.compiled else nullcontext():
+            self.guard.begin(wanted, install)
+            made = ForwardPass(choice, self._acts(choice), shares, within, size, open=True)
+            made.task = torch._C._current_graph_task_id()
+            outer = None
+            if self.compiled:
+                made, outer = self.common, self.common.__dict__.copy()
+                made.__dict__.update(
+                    choice=choice, on=self._acts(choice), shares=shares, within=within or {}, size=size, open=True
+                )
+                made.task = torch._C._current_graph_task_id()
+                made.let_go()
+                for carrier in self.carriers:
+                    carrier.reset()
+            self._note(made)
+            self._put(made)
+            try:
+                yield made
+            finally:
+                made.open = False
+                if not lingers:
+                    made.let_go()
+                if outer is not None:
+                    made.__dict__.update(outer)
+                if found is not None and found.open:
+                    self._put(found)
+                self.guard.end()
+
+    def _note(self, made: ForwardPass) -> None:
+        if made.gradient and not made.idle:
+            me = get_ident()
+            if me in self._spent:
+                self._spent.discard(me)
+                self._ran.pop(me, None)
+            self._ran.setdefault(me, {})[_Ran(made.on, made.shares, self.guard.standing)] = _Rest(
+                made.within, made.size, made.counts
+            )
+
+    def _run_again(self, task: int) -> ForwardPass:
+        """The pass in which blocks are run again in a backward pass.
+
+        Which adapter a block ran with is nowhere in the graph. So if several were on since the last backward pass, what
+        is now run again may be of another than the one that is on. A thread of autograd's own knows no context: there
+        it is the one that ran.
+        """
+        me = get_ident()
+        made = self._again.get((task, me))
+        if made is not None:
+            return made
+        own = self._ran.get(me)
+        ran = own if own is not None else {key: one for some in list(self._ran.values()) for key, one in some.items()}
+        self._spent.update([me] if own is not None else list(self._ran))
+        choice = self.choice
+        now = _Ran(self._acts(choice), None, self.guard.standing)
+        if ran or now.on is not None:
+            fits = len(ran) == 1 and (own is None or now in ran)
+            if not fits or next(iter(ran)).standing != self.guard.standing:
                 raise SwitchedTooSoon(
                     "With activation checkpointing, blocks are run again in the backward pass, and by now another"
                     " adapter is on than in (one of) the forward passes before it. Call backward() before switching,"
                     " and run what needs no gradient under torch.no_grad()."
                 )
-        elif torch.is_grad_enabled() and not self.idle:
-            if self._recomputed:
-                self.forget()
-            self._ran.add(now)
+        first = next(iter(ran.values()), None)
+        if first is None:
+            made = ForwardPass(choice, now.on, task=task)
+        else:
+            (key,) = ran
+            made = ForwardPass(choice, key.on, key.shares, first.within, first.size, task=task)
+            made.counts = first.counts
+        self._again[task, me] = made
+        again = self._again
+
+        def ended() -> None:
+            for key in [key for key in again if key[0] == task]:
+                del again[key]
+
+        torch.autograd.Variable._execution_engine.queue_callback(ended)
+        return made
+
+    def let_go(self) -> None:
+        """Keep nothing of the last pass of this thread, which `features` leaves for `outputs`."""
+        passes = PASSES.get(NO_PASSES)
+        found = passes.get(self.key)
+        if found is not None and not found.open:
+            PASSES.set({key: made for key, made in passes.items() if key != self.key})
 
     def forget(self) -> None:
-        """No backward pass will come for what ran until now."""
-        self._ran, self._recomputed = set(), False
+        """No backward pass will come for what ran in this thread until now."""
+        self._ran.pop(get_ident(), None)
+        self._spent.discard(get_ident())
+
+    # -- what hooks and operations ask ------------------------------------------------------------------------------
+
+    @property
+    def on(self) -> str | None:
+        """The adapter whose operations run in the present pass."""
+        return self.present.on
+
+    @on.setter
+    def on(self, name: str | None) -> None:
+        self.set_default(Choice(name))
+
+    @property
+    def shares(self) -> Shares | None:
+        """Who has which images in the present pass, while several adapters are on at once."""
+        return self.present.shares
 
     @property
     def idle(self) -> bool:
-        """Whether no adapter is on."""
-        return self.on is None and self.shares is None
+        """Whether no adapter is on in the present pass."""
+        return self.present.idle
+
+    def recall(self, cell: Cell) -> Any:
+        """The value that the cell has in the present pass, or None."""
+        return self.present.recall(cell)
+
+    def keep(self, cell: Cell, value: Any) -> None:
+        """Give the cell a value in the present pass; None takes it away."""
+        self.present.keep(cell, value)
 
     def runs(self, operation: Operation | EditCore) -> bool:
-        """Whether this operation acts now."""
-        if operation.adapter != self.on:
+        """Whether this operation acts now; `verify` notes that it did."""
+        if operation.adapter != self.present.on:
             return False
         if self.watched is not None:
             self.watched.append(operation)
@@ -120,24 +426,28 @@ class Switch:
 
     def plays(self, adapter: str) -> bool:
         """Whether this adapter is on, for whichever images."""
-        return adapter == self.on or (self.shares is not None and self.shares.has(adapter))
+        now = self.present
+        return adapter == now.on or (now.shares is not None and now.shares.has(adapter))
 
-    def by_image(self, act: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def by_image(
+        self, now: ForwardPass, act: Callable[..., tuple[Tensor, ...]], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         """What `act` makes of the tensors, of each adapter's rows alone while several are on.
 
         `act` gives as many tensors as it gets. Rows that it returns as they were, or has written to, are not copied.
         """
-        shares = self.shares
+        shares = now.shares
         if shares is None:
             return act(*tensors)
-        self.shares, made, same = None, list[tuple[Tensor, ...]](), True
+        now.shares, made, same, first = None, list[tuple[Tensor, ...]](), True, 0
         try:
-            for name, rows in shares.of(*tensors):
-                self.on = name
-                with self.within.get(name, nullcontext)():
+            for (name, rows), (_, images) in zip(shares.of(*tensors), shares.counts, strict=True):
+                now.on, now.rows = name, slice(first, first + images)
+                first += images
+                with now.within.get(name, nullcontext)():
                     out = act(*rows)
                 same = same and all(a is b for a, b in zip(out, rows, strict=True))
                 made.append(out)
         finally:
-            self.on, self.shares = None, shares
+            now.on, now.shares, now.rows = None, shares, None
         return tensors if same else tuple(torch.cat(parts) for parts in zip(*made, strict=True))

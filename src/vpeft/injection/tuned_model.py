@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -16,12 +17,15 @@ from ..head import Head
 from ..method import Method
 from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes, require_methods
 from .carry_out import carry_out
-from .enabled import Enabled
+from .enabled import Enabled, beside_no_pass
+from .forward_pass import Choice, ForwardPass, Within
 from .heads import HasHead, HeadLike, feature_width, made_head, reads_of
 from .hooks import Wiring
 from .merge import Merged, merge_edits
 from .routed import Routing
+from .run_time_grid import images_size
 from .statistics import hold_still
+from .switch import Shares
 
 if TYPE_CHECKING:
     from ..batch import Batch
@@ -48,9 +52,7 @@ class TunedModel(nn.Module):
         self.manifest: Manifest | None = None
         self._methods: dict[str, tuple[Method, ...]] = {}
         self._wiring = Wiring()
-        self._active: str | None = None
         self._merged: dict[str, Merged] = {}
-        self._route: tuple[str, ...] | None = None
         self._routing = Routing()
         self._rewritten = 0  # sets of changes that accelerations made for the adapter that is on
         self._compiled = False
@@ -62,6 +64,7 @@ class TunedModel(nn.Module):
 
     # -- attach and detach ------------------------------------------------------------------------------------------
 
+    @beside_no_pass
     def attach(
         self,
         *methods: Method,
@@ -123,6 +126,9 @@ class TunedModel(nn.Module):
         adapter.train_too = tuple(train)
         previous = self._active
         self._activate(None)
+        entering = self.description.pixels.enter
+        if entering is not None:
+            self._wiring.begin_at(entering, self.description.inputs.time_axis)
         if self.origin is None and any(edit.verb == "unfreeze" and not edit.keep_original for edit in edits):
             self._remember_origin()
         like = _anchor(self.backbone)
@@ -148,8 +154,17 @@ class TunedModel(nn.Module):
         adapter.train(self.training)
         self.adapters[name] = adapter
         self._methods[name] = methods
+        self._watch(name)
+        self._note_stand_ins()
         self._activate(name)
         return self
+
+    def _watch(self, name: str) -> None:
+        """Say so, instead of training nothing, where a block's own parameters run in a reentrant checkpoint."""
+        owners = {id(module) for module, _, _ in self.adapter(name).unfrozen.targets}
+        for block in self.description.blocks:
+            if block.exit is not None and any(id(module) in owners for module in block.exit.module.modules()):
+                self._wiring.watch(block.exit.module, name)
 
     def _remember_origin(self) -> None:
         """Training in place destroys the weights that an adapter file must name, so their digest is taken first."""
@@ -158,6 +173,7 @@ class TunedModel(nn.Module):
         if not _anchor(self.backbone).is_meta:
             self.origin = weights_digest(self.description, self)
 
+    @beside_no_pass
     def detach(self, name: str | None = None) -> nn.Module:
         """Take an adapter off. The backbone is bit by bit what it was, with no hook left when none remains.
 
@@ -179,6 +195,8 @@ class TunedModel(nn.Module):
         self._routing.forget(name)
         del self.adapters[name]
         del self._methods[name]
+        self._wiring.switch.asks_query.discard(name)
+        self._note_stand_ins()
         self._activate(active if active != name else next(iter(self.adapters), None))
         if self._compiled:
             self._decompile()
@@ -191,50 +209,76 @@ class TunedModel(nn.Module):
 
     @property
     def active(self) -> str | None:
-        """The adapter that is on."""
+        """The adapter that is on, in the present thread or task."""
         return self._active
+
+    @property
+    def _active(self) -> str | None:
+        return self._wiring.switch.choice.name
+
+    @property
+    def _route(self) -> tuple[str, ...] | None:
+        return self._wiring.switch.choice.route
 
     def enable(self, *names: str) -> Enabled:
         """Switch adapters: one name for whole batches, or one for each sample of the next batches.
 
-        As a statement it switches for good, in a `with` it switches back at the end. With several names the batch
-        must have as many samples, and all heads must agree in their outputs (`each` asks for neither). Adapters whose
-        edits act on each image by itself share one pass through the backbone; the samples of any other run by
-        themselves.
+        As a statement it switches for everybody. In a `with` it switches for the present thread or asyncio task alone,
+        and back at the end. With several names the batch must have as many samples, and all heads must agree in their
+        outputs (`each` asks for neither). Adapters whose edits act on each image by itself share one pass through the
+        backbone; the samples of any other run by themselves.
         """
         if not names:
             raise AdapterError(f"Which adapter? There are: {', '.join(self.adapters)}.")
-        previous = (self._active, self._route)
         for name in names:
             self._known(name)
-        self._route = names if len(names) > 1 else None
-        if self._route is None:
-            self._activate(names[0])
-        return Enabled(self, previous)
+        choice = Choice(names[0]) if len(names) == 1 else Choice(self._active, names)
+        enabled = Enabled(self, choice)
+        self._stand_in()
+        return enabled
 
     def disable(self) -> Enabled:
-        """Run the frozen backbone; in a `with`, until its end."""
-        previous = (self._active, self._route)
-        self._route = None
-        self._activate(None)
-        return Enabled(self, previous)
+        """Run the frozen backbone: for everybody, or in a `with` for the present thread or task until its end."""
+        enabled = Enabled(self, Choice())
+        self._stand_in()
+        return enabled
 
     def _activate(self, name: str | None) -> None:
-        if self._active is not None and self._active in self.adapters:
-            self.adapter(self._active).switch(False)
+        """Switch for everybody, or inside of a `with enable` until its end."""
+        self._wiring.switch.set_default(Choice(name))
+        self._stand_in()
+
+    def _note_stand_ins(self) -> None:
+        """Tell the switch which adapters put tensors of their own into the backbone, and which act through weights."""
+        switch = self._wiring.switch
+        switch.merged = set(self._merged)
+        found = {name for name in self.adapters if self.adapter(name).unfrozen.targets or self.adapter(name).moving}
+        switch.stands_in = found | switch.merged
+        switch.follow()
+
+    def _stand_in(self) -> None:
+        """Put the tensors of the adapter that is on into the backbone, once no pass needs others there."""
+        guard, wanted = self._wiring.switch.guard, self._wiring.switch.needs(self._active)
+        if guard.standing != wanted and not guard.runs_here:  # what is under way here goes on with what it began with
+            guard.begin(wanted, self._install)
+            guard.end()
+
+    def _install(self, name: str | None) -> None:
+        """Put the tensors of one adapter into the backbone, or the frozen ones."""
+        before = self._wiring.switch.guard.standing
+        if before is not None and before in self.adapters:
+            self.adapter(before).switch(False)
         for merged, folded in self._merged.items():
             folded.switch(merged == name)
-        self._active = name
-        self._wiring.switch.on = None if name is None or name in self._merged else name
         if name is not None:
             self.adapter(name).switch(True)
-        self._hold_statistics()
+        self._hold_statistics(name)
 
     def _known(self, name: str | None) -> str:
         if name is None:
             if self._active is None:
                 raise AdapterError(f"No adapter is on. There are: {', '.join(self.adapters) or 'none'}.")
-            return self._active
+            name = self._active
         if name not in self.adapters:
             raise AdapterError(f"There is no adapter {name!r}. {nearest(name, self.adapters)}")
         return name
@@ -275,9 +319,16 @@ class TunedModel(nn.Module):
         """
         if self._route is not None:
             return self._routing(self, inputs[0], self._route)
+        if torch.compiler.is_compiling():
+            return self._run(batch, inputs, named)
+        with self._pass(inputs, named):
+            return self._run(batch, inputs, named)
+
+    def _run(self, batch: Batch | None, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """What `forward` does within a pass."""
         if self.head is None and self.description.host is not None:
             return self._hosted(*inputs, **named)
-        return self.outputs(self.features(*inputs, **named), batch)
+        return self.outputs(self._pooled(*inputs, **named), batch)
 
     def each(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Images (B, C, H, W), the i-th through adapter `names[i]` -> the logits (classes,) of each.
@@ -290,10 +341,49 @@ class TunedModel(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> pooled features (B, D), with the active adapter's edits."""
-        if self.description.trunk.carrier is not None:
-            self.description.trunk.carrier.reset()
+        if torch.compiler.is_compiling():
+            return self._pooled(images)
+        with self._pass((images,), lingers=True):
+            return self._pooled(images)
+
+    def _pooled(self, images: Tensor) -> Tensor:
         features: Tensor = self.description.outlet_anchor(self.description.pooled(images))
         return features
+
+    @contextmanager
+    def _pass(
+        self,
+        inputs: tuple[Any, ...],
+        named: Mapping[str, Any] | None = None,
+        *,
+        shares: Shares | None = None,
+        within: Within | None = None,
+        lingers: bool = False,
+    ) -> Iterator[ForwardPass]:
+        """One forward pass: everything that belongs to it is in what this gives. Several may run at the same time.
+
+        Args:
+            inputs, named: of the model.
+            shares, within: see `ForwardPass`.
+            lingers: whether what was read is kept for a later call of `outputs` in this thread.
+        """
+        switch, query = self._wiring.switch, None
+        if switch.asks_query:
+            names = [self._active] if shares is None else [name for name, _ in shares.counts]
+            if any(name in switch.asks_query for name in names):
+                query = self._query(inputs, named or {})
+        first = next(iter((*inputs, *(named or {}).values())), None)
+        size = images_size(first, self.description.inputs.time_axis)
+        with switch.run(self._install, shares=shares, within=within, size=size, lingers=lingers) as now:
+            if query is not None:
+                now.query = query
+            yield now
+
+    @torch.no_grad()
+    def _query(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+        """The frozen model's own pooled feature of the inputs, in a pass of its own with no adapter on."""
+        with self.disable(), self._pass(inputs, named):
+            return self._pooled(*inputs, **named)
 
     def outputs(self, features: Tensor, batch: Batch | None = None) -> Any:
         """Pooled features (B, D) -> what the active head gives, or the model's own classifier.
@@ -311,8 +401,8 @@ class TunedModel(nn.Module):
 
     def _read(self, features: Tensor) -> Features:
         """What the head may read in this pass."""
-        found, size = getattr(self._wiring, "read_in_this_pass", lambda: ({}, None))()
-        return Features({**found, "outlet": Feature(features)}, size)
+        now = self._wiring.switch.present
+        return Features({**now.features, "outlet": Feature(features)}, now.size)
 
     def _hosted(self, *inputs: Any, **named: Any) -> Any:
         """The whole model that the described tower lives in, with the edits."""
@@ -322,17 +412,17 @@ class TunedModel(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Training mode; the backbone's BatchNorm layers stay in eval unless the adapter adapts their statistics."""
         super().train(mode)
-        self._hold_statistics()
+        self._hold_statistics(self._wiring.switch.guard.standing)
         return self
 
-    def _hold_statistics(self) -> None:
-        adapts = self._active is not None and bool(self.adapter().moving)
+    def _hold_statistics(self, name: str | None) -> None:
+        adapts = name is not None and bool(self.adapter(name).moving)
         hold_still(self.backbone, self.training and adapts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Moving a module makes new buffers, so the adapter's statistics are put into the backbone again."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._activate(self._active)
+        self._install(self._wiring.switch.guard.standing)
         return self
 
     # -- what trains ------------------------------------------------------------------------------------------------
@@ -377,6 +467,7 @@ class TunedModel(nn.Module):
 
     # -- merge, compile, inspect, save ------------------------------------------------------------------------------
 
+    @beside_no_pass
     def merge(self, name: str | None = None) -> Self:
         """Fold an adapter into the backbone's weights, so that it costs nothing; `unmerge` restores them bit by bit.
 
@@ -391,15 +482,18 @@ class TunedModel(nn.Module):
         if name not in self._merged:
             with self.enable(name):  # what it unfroze is folded in, not what another adapter put there
                 self._merged[name] = merge_edits(self.adapter(name).edits, self.quantised)
+        self._note_stand_ins()
         self._activate(name)
         return self
 
+    @beside_no_pass
     def unmerge(self, name: str | None = None) -> Self:
         """Undo `merge`, bit by bit."""
         name = self._known(name)
         if name in self._merged:
             self._merged.pop(name).restore()
-            self._activate(self._active)
+            self._note_stand_ins()
+            self._stand_in()
         return self
 
     def compile(self, *, fullgraph: bool = False, mode: str | None = None, dynamic: bool | None = None) -> Self:  # type: ignore[override]
@@ -408,6 +502,7 @@ class TunedModel(nn.Module):
         for block in self.description.blocks:
             assert block.exit is not None
             block.exit.module.compile(**options)
+        self._wiring.switch.compiled += not self._compiled
         self._compiled = True
         return self
 
@@ -415,6 +510,7 @@ class TunedModel(nn.Module):
         for block in self.description.blocks:
             assert block.exit is not None
             block.exit.module._compiled_call_impl = None
+        self._wiring.switch.compiled -= self._compiled
         self._compiled = False
 
     def plan(self, name: str | None = None) -> Plan:

@@ -57,8 +57,12 @@ def verify(tuned: TunedModel, name: str, batch: Tensor | None = None, *, first: 
 
     The adapter's tensors, gradients, buffers, modes and the random state are the same afterwards.
     """
+    with tuned._wiring.switch.guard.alone():
+        return _verified(tuned, name, batch, first)
+
+
+def _verified(tuned: TunedModel, name: str, batch: Tensor | None, first: bool) -> Report:
     modes = {module: module.training for module in tuned.modules()}
-    active, route = tuned.active, tuned._route
     parameters = dict(tuned.adapter(name).trained())
     state = {key: tensor.clone() for key, tensor in tuned.adapter_state(name).items()}
     kept = {key: p.grad for key, p in parameters.items()}
@@ -72,11 +76,12 @@ def verify(tuned: TunedModel, name: str, batch: Tensor | None = None, *, first: 
             images = _images(tuned, batch)
             with tuned.disable(), torch.no_grad():
                 plain = tuned.features(images)
-            tuned.enable(name)
             tuned._wiring.switch.forget()  # a graph of another adapter may wait, which is not looked at here
-            report = _look(tuned, name, images, plain, parameters, first)
+            with tuned.enable(name):
+                report = _look(tuned, name, images, plain, parameters, first)
         finally:
             tuned._wiring.switch.watched = None
+            tuned._wiring.switch.let_go()
             with torch.no_grad():
                 for key, tensor in tuned.adapter_state(name).items():
                     tensor.copy_(state[key])
@@ -86,8 +91,6 @@ def verify(tuned: TunedModel, name: str, batch: Tensor | None = None, *, first: 
                 p.grad = kept[key]
             for module, mode in modes.items():
                 module.training = mode
-            tuned._route = route
-            tuned._activate(active)
     changed = [key for key, p in frozen.items() if p._version != before[key] or p.grad is not None]
     if changed:
         report.problems.append(f"Frozen tensors of the backbone were written to: {', '.join(changed[:4])}.")

@@ -1,0 +1,89 @@
+"""The grid of rows and columns for the images at hand, for layers that ask for it.
+
+A layer with `wants_grid = True` is called with `grid=(H, W)` of the place where it acts, (T, H, W) for clips. One with
+`wants_grids = True` is called with `grids=(...)`: that of each thing it reads, in order, None where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..backbones.places import Place
+from ..backbones.points import MissingPlace
+from .switch import Switch
+
+Grid = tuple[int, ...]
+
+
+def images_size(inputs: Any, time_axis: int | None = None) -> Grid | None:
+    """Height and width of images (B, C, H, W), or frames, height and width of clips; None for anything else."""
+    if not isinstance(inputs, Tensor) or inputs.dim() not in (4, 5):
+        return None
+    height, width = inputs.shape[-2:]
+    if inputs.dim() == 4:
+        return int(height), int(width)
+    return int(inputs.shape[time_axis or 1]), int(height), int(width)
+
+
+def grid_of(place: Place | None, tensor: Tensor, first: bool, size: Grid | None) -> Grid | None:
+    """The grid on which a tensor of a place lies; None where it lies on none.
+
+    Args:
+        place: where the tensor was seen; None where that is not known.
+        tensor: (B, N, D), or a map with its channels last, or `first` for (B, D, H, W).
+        first: whether the channels of a map come first.
+        size: of the images of this pass.
+    """
+    if tensor.dim() > 3:
+        return tuple(int(length) for length in (tensor.shape[2:] if first else tensor.shape[1:-1]))
+    if place is None or tensor.dim() < 3 or place.grid is None:
+        return None
+    if size is None:
+        size = place.grid if place.scale is None else place.scale.size
+    count = int(tensor.shape[1]) - place.prefix
+    try:
+        return place.grid_at(size, count)
+    except MissingPlace:
+        found = place.grid_at(size)  # the others are inserted tokens, which stand before the grid
+        if found is None or prod(found) > count:
+            raise
+        return found
+
+
+class RunTimeGrid:
+    """What a layer is told of the grids of one pass.
+
+    Args:
+        switch: knows the pass.
+        place: where the layer acts.
+        sources: where each thing that it reads comes from; None for what an edit made.
+        each: whether it asks for the grid of everything it reads instead of that of its place.
+    """
+
+    def __init__(self, switch: Switch, place: Place, sources: Sequence[Place | None], each: bool) -> None:
+        self.switch, self.place, self.sources, self.each = switch, place, tuple(sources), each
+
+    def __call__(self, hidden: Tensor, values: Sequence[Tensor], first: bool) -> dict[str, Any]:
+        """The keywords for a layer that is given `hidden` and the `values` that it reads."""
+        size = self.switch.present.size
+        if self.each:
+            pairs = zip(self.sources, values, strict=True)
+            return {"grids": tuple(grid_of(place, value, first, size) for place, value in pairs)}
+        grid = grid_of(self.place, hidden, first, size)
+        if grid is None:
+            raise MissingPlace(
+                f"The tokens of {self.place.name} lie on no grid of rows and columns, and this method needs one."
+            )
+        return {"grid": grid}
+
+
+def run_time_grid(
+    layer: nn.Module | None, switch: Switch, place: Place, sources: Sequence[Place | None] = ()
+) -> RunTimeGrid | None:
+    """What tells a layer the grids of a pass; None for a layer that does not ask."""
+    each = bool(getattr(layer, "wants_grids", False))
+    return RunTimeGrid(switch, place, sources, each) if each or getattr(layer, "wants_grid", False) else None
