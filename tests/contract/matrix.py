@@ -17,7 +17,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
@@ -28,9 +28,10 @@ import vpeft
 from tests.contract import refusals
 from tests.contract.checks import FAST, OF_FAMILIES, SLOW, Cell, hold
 from tests.contract.refusals import difference, kind_of
-from tests.contract.task_cells import task_refusal
+from tests.contract.task_cells import attach_default_head, attach_head, refusal_of
 from tests.families import EVERY
 from tests.models import FAMILIES
+from vpeft.head import all_heads
 from vpeft.methods import all_methods
 from vpeft.task import all_tasks
 
@@ -88,14 +89,17 @@ def refused(part: refusals.Part, name: str, family: str) -> str | None:
     """The kind of the refusal of one cell, or None where it attaches."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    refusal = cell_or_refusal(name, family)[1] if part == "methods" else task_refusal(name, family)
+    if part == "methods":
+        refusal = cell_or_refusal(name, family)[1]
+    else:
+        refusal = refusal_of(attach_default_head if part == "tasks" else attach_head, family, name)
     return None if refusal is None else kind_of(refusal)
 
 
 def every_refusal(workers: int) -> dict[tuple[refusals.Part, str, str], str]:
-    """The kind of each refused cell: methods and tasks on families."""
-    todo: list[tuple[refusals.Part, str, str]] = [("methods", n, f) for f in EVERY for n in all_methods()]
-    todo += [("tasks", n, f) for f in EVERY for n in all_tasks()]
+    """The kind of each refused cell: methods, tasks and heads on families."""
+    parts: dict[refusals.Part, Iterable[str]] = {"methods": all_methods(), "tasks": all_tasks(), "heads": all_heads()}
+    todo = [(part, name, family) for part, names in parts.items() for name in names for family in EVERY]
     with ProcessPoolExecutor(workers) as pool:
         kinds = pool.map(refused, *zip(*todo, strict=True), chunksize=20)
         return {cell: kind for cell, kind in zip(todo, kinds, strict=True) if kind is not None}

@@ -1,4 +1,4 @@
-"""The stored table of refusals: which method, and which task, each family refuses, and for want of which place.
+"""The stored table of refusals: which method, task and head each family refuses, and for want of which place.
 
 `refusals.json` is written by `python -m tests.contract.matrix --refusals`. The contract tests compare each cell that
 they attach with it: a method that begins to refuse a backbone fails them, and so does one that no longer does.
@@ -15,7 +15,7 @@ from typing import Literal
 
 TABLE = Path(__file__).with_name("refusals.json")
 UPDATE = "python -m tests.contract.matrix --refusals"
-Part = Literal["methods", "tasks"]
+Part = Literal["methods", "tasks", "heads"]
 Table = dict[str, dict[str, dict[str, str]]]
 
 # What a sentence names: words in quotes, places inside the model (blocks.0.norm1), places of the whole model, and the
@@ -43,7 +43,7 @@ def kind_of(error: Exception) -> str:
 
 @cache
 def stored() -> Table:
-    """The table: part -> method or task -> family -> kind of the refusal. A cell that is not there attaches."""
+    """The table: part -> method, task or head -> family -> kind of the refusal. A cell that is not there attaches."""
     table: Table = json.loads(TABLE.read_text())
     return table
 
@@ -64,7 +64,7 @@ def difference(part: Part, name: str, family: str, kind: str | None, table: Tabl
 
 
 def stale(part: Part, names: Mapping[str, object], families: Mapping[str, object]) -> list[str]:
-    """Cells of the table whose method, task or family does not exist."""
+    """Cells of a part of the table whose method (task, head) or family does not exist."""
     cells = [(name, family) for name, row in stored().get(part, {}).items() for family in row]
     return [f"{name} on {family}" for name, family in cells if name not in names or family not in families]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ import vpeft
 from tests.families import EVERY
 from tests.models import ANY_SIZE
 from vpeft.batch import Batch, Sample, run_model
+from vpeft.head import all_heads
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.method import Method
 from vpeft.methods import LinearProbe
@@ -140,26 +142,49 @@ def attach_default_head(family: str, task: str) -> None:
         MissingPlace: the family lacks a place that the head reads.
     """
     torch.manual_seed(0)
-    model = EVERY[family]()
-    description = vpeft.describe(model)
+    description = vpeft.describe(EVERY[family]())
     inputs = description.inputs
     data = TinySet(all_tasks()[task].target_kind, inputs.shape, count=6, make=inputs.make)
     bound = all_tasks()[task]().bind(data)
     torch.manual_seed(1)
     tuned = vpeft.tune(description, LinearProbe(), task=bound, verify=False, show=False)
     batch = whole(bound, bound.dataset(data, training=True))
-    loss = torch.stack(list(bound.loss(run_model(tuned, batch), batch).values())).sum()
+    _head_learns(tuned, torch.stack(list(bound.loss(run_model(tuned, batch), batch).values())).sum())
+
+
+def attach_head(family: str, kind: str) -> None:
+    """A head of this kind on a family: three finite outputs for each input, or each cell of a map, and gradients.
+
+    Raises:
+        MissingPlace: the family lacks a place that the head reads.
+    """
+    torch.manual_seed(0)
+    description = vpeft.describe(EVERY[family]())
+    tuned = vpeft.tune(
+        description,
+        LinearProbe(),
+        head=lambda backbone, width: all_heads()[kind].on(backbone, width, 3),
+        verify=False,
+        show=False,
+    )
+    outputs = tuned(description.inputs.example(2, torch.Generator().manual_seed(1)))
+    assert outputs.shape[:2] == (2, 3), outputs.shape
+    _head_learns(tuned, outputs.square().sum())
+
+
+def _head_learns(tuned: TunedModel, loss: Tensor) -> None:
     assert loss.isfinite(), loss
     loss.backward()
-    dead = [name for name, parameter in tuned.trainable() if parameter.grad is None]
+    trained = dict(tuned.trainable())
+    assert trained and all(name.startswith("head.") for name in trained), list(trained)
+    dead = [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()]
     assert not dead, f"no gradient: {dead}"
-    assert tuned.head is not None and any(True for _ in tuned.head.parameters())
 
 
-def task_refusal(task: str, family: str) -> vpeft.MissingPlace | None:
-    """The refusal of the task's own head by a family, or None where it attaches."""
+def refusal_of(attach: Callable[[str, str], None], family: str, name: str) -> vpeft.MissingPlace | None:
+    """The refusal of a task's own head, or of a kind of head, by a family; None where it attaches."""
     try:
-        attach_default_head(family, task)
+        attach(family, name)
     except vpeft.MissingPlace as error:
         return error.with_traceback(None)
     return None

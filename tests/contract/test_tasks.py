@@ -1,5 +1,5 @@
 """The same method objects serve every task, on three unlike backbones and at two image sizes; every family carries
-every task's own head, or refuses it as the stored table says."""
+every task's own head and every kind of head, or refuses it as the stored table says."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ import vpeft
 from tests.contract import refusals
 from tests.contract.matrix import cell_or_refusal
 from tests.contract.refusals import difference, kind_of
-from tests.contract.task_cells import TaskCell, attaches_learns_reloads_and_predicts, task_refusal
+from tests.contract.task_cells import (
+    TaskCell,
+    attach_default_head,
+    attach_head,
+    attaches_learns_reloads_and_predicts,
+    refusal_of,
+)
 from tests.families import EVERY
 from tests.models import ANY_SIZE
+from vpeft.head import all_heads
 from vpeft.method import Method, all_methods
 from vpeft.methods import LST, SSF, AdaptFormer, BitFit, LinearProbe, LoRA, Mona, RepAdapter, VPTDeep
 from vpeft.task import all_tasks
@@ -64,11 +71,21 @@ def test_every_method_serves_every_task(family: str, task: str, name: str) -> No
 @pytest.mark.parametrize("task", all_tasks())
 @pytest.mark.parametrize("family", EVERY)
 def test_every_family_carries_the_head_of_every_task(family: str, task: str) -> None:
-    refusal = task_refusal(task, family)
-    changed = difference("tasks", task, family, refusal and kind_of(refusal))
+    as_stored("tasks", task, family, refusal_of(attach_default_head, family, task))
+
+
+@pytest.mark.parametrize("kind", all_heads())
+@pytest.mark.parametrize("family", EVERY)
+def test_every_family_carries_every_head(family: str, kind: str) -> None:
+    as_stored("heads", kind, family, refusal_of(attach_head, family, kind))
+
+
+def as_stored(part: refusals.Part, name: str, family: str, refusal: vpeft.MissingPlace | None) -> None:
+    changed = difference(part, name, family, refusal and kind_of(refusal))
     assert changed is None, changed
     assert refusal is None or len(str(refusal)) > 40, refusal
 
 
-def test_the_table_names_only_tasks_that_exist() -> None:
+def test_the_table_names_only_tasks_and_heads_that_exist() -> None:
     assert not refusals.stale("tasks", all_tasks(), EVERY), refusals.UPDATE
+    assert not refusals.stale("heads", all_heads(), EVERY), refusals.UPDATE
