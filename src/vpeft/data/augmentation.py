@@ -1,22 +1,26 @@
-"""Augmentation as named policies: functions from a `Preprocessing` to the steps between picture and tensor.
+"""Augmentation as named policies: functions from a `Fit` to the steps between picture and tensor.
 
-Adding one is adding a decorated function here. All of them draw from torch's generator alone, which `ImageSet` seeds.
+Adding one is adding a decorated function here. All of them draw from torch's generator alone, which `ImageSet` seeds,
+and move a mask along with its image: pixels that come from outside the image are 255 in the mask, which does not count.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import nn
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import Mask
 
+from vpeft.data.problems import DataError
+from vpeft.data.steps import Fit, nearest_resized
+from vpeft.data.targets import IGNORED
 from vpeft.errors import VpeftError, nearest
 
-if TYPE_CHECKING:
-    from vpeft.data.preprocessing import Preprocessing
-
-Policy = Callable[["Preprocessing"], list[nn.Module]]
+Policy = Callable[[Fit], list[nn.Module]]
 
 
 class UnknownPolicy(VpeftError):
@@ -45,53 +49,102 @@ def policy_named(name: str) -> Policy:
 
 
 @policy
-def none(preprocessing: Preprocessing) -> list[nn.Module]:
+def none(fit: Fit) -> list[nn.Module]:
     """No augmentation: training images are treated as test images (the rule of VTAB-1k)."""
-    return preprocessing.fitted()
+    return fit.steps()
 
 
 @policy
-def flip(preprocessing: Preprocessing) -> list[nn.Module]:
+def flip(fit: Fit) -> list[nn.Module]:
     """Mirrored left to right half of the time."""
-    return [*preprocessing.fitted(), v2.RandomHorizontalFlip()]
+    return [*fit.steps(), v2.RandomHorizontalFlip()]
 
 
 @policy
-def simple(preprocessing: Preprocessing) -> list[nn.Module]:
+def simple(fit: Fit) -> list[nn.Module]:
     """Resized to 8/7 of the size, a random crop of the size, mirrored half of the time (VPT on FGVC: 256 -> 224)."""
-    larger = preprocessing.model_copy(update={"crop_pct": 7 / 8})
-    resize = larger.fitted()[0]
-    fill = tuple(round(255 * value) for value in preprocessing.mean)
-    crop = v2.RandomCrop(preprocessing.size, pad_if_needed=True, fill=fill)
-    return [resize, crop, v2.RandomHorizontalFlip()]
+    crop = v2.RandomCrop(fit.size, pad_if_needed=True, fill={Mask: IGNORED, "others": fit.fill})
+    return [fit.resized(crop_pct=7 / 8), crop, v2.RandomHorizontalFlip()]
 
 
 @policy
-def crop(preprocessing: Preprocessing) -> list[nn.Module]:
+def crop(fit: Fit) -> list[nn.Module]:
     """A random crop of 8 % to 100 % of the area, resized, mirrored half of the time (ImageNet training)."""
-    return [_random_crop(preprocessing, 0.08), v2.RandomHorizontalFlip()]
+    return [_random_crop(fit, 0.08), v2.RandomHorizontalFlip()]
 
 
 @policy
-def gentle(preprocessing: Preprocessing) -> list[nn.Module]:
+def gentle(fit: Fit) -> list[nn.Module]:
     """A random crop of 70 % to 100 % of the area, resized; never mirrored (digits, text, signs)."""
-    return [_random_crop(preprocessing, 0.7)]
+    return [_random_crop(fit, 0.7)]
 
 
 @policy
-def randaugment(preprocessing: Preprocessing) -> list[nn.Module]:
+def randaugment(fit: Fit) -> list[nn.Module]:
     """`crop`, then two random operations of magnitude 9 (RandAugment, Cubuk et al. 2019)."""
-    return [*crop(preprocessing), v2.RandAugment(2, 9, interpolation=preprocessing.mode_of_warps)]
+    _only_colour(fit, "randaugment")
+    return [*crop(fit), RandomOperations(2, 9, interpolation=fit.mode_of_warps)]
 
 
 @policy
-def trivial(preprocessing: Preprocessing) -> list[nn.Module]:
+def trivial(fit: Fit) -> list[nn.Module]:
     """`crop`, then one random operation of random strength (TrivialAugment Wide, Müller and Hutter 2021)."""
-    return [*crop(preprocessing), v2.TrivialAugmentWide(interpolation=preprocessing.mode_of_warps)]
+    _only_colour(fit, "trivial")
+    return [*crop(fit), RandomOperation(interpolation=fit.mode_of_warps)]
 
 
-def _random_crop(preprocessing: Preprocessing, least: float) -> nn.Module:
-    cropping: nn.Module = v2.RandomResizedCrop(
-        preprocessing.size, scale=(least, 1.0), interpolation=preprocessing.mode, antialias=True
-    )
-    return cropping
+def _random_crop(fit: Fit, least: float) -> nn.Module:
+    return RandomCropResized(fit.size, scale=(least, 1.0), interpolation=fit.mode, antialias=True)
+
+
+def _only_colour(fit: Fit, name: str) -> None:
+    if len(fit.mean) != 3:
+        raise DataError(
+            f"The policy {name!r} changes colours, and images of {len(fit.mean)} channels have none. "
+            "Take flip, simple, crop or gentle."
+        )
+
+
+class RandomCropResized(v2.RandomResizedCrop):  # type: ignore[misc]
+    """torchvision's, with masks resized by their nearest centres, so that they stay on the pixels of the image."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, Mask):
+            return super().transform(inpt, params)
+        return nearest_resized(functional.crop(inpt, **params), (int(self.size[0]), int(self.size[1])))
+
+
+class _AlongWithMask:
+    """Random operations of torchvision that also act on a mask where they move pixels."""
+
+    mask: Any = None
+
+    def forward(self, *parts: Any) -> Any:
+        if len(parts) == 1:
+            return super().forward(*parts)  # type: ignore[misc]
+        image, mask = parts
+        follower = copy.copy(self)  # keeps the mask of this call alone
+        follower.mask = mask
+        made = super(_AlongWithMask, follower).forward(image)  # type: ignore[misc]
+        return made, follower.mask
+
+    def _apply_image_or_video_transform(
+        self, image: Any, transform_id: str, magnitude: float, interpolation: Any, fill: Any
+    ) -> Any:
+        move = super()._apply_image_or_video_transform  # type: ignore[misc]
+        if self.mask is not None and transform_id in _MOVING:
+            ignored = {Mask: IGNORED}
+            self.mask = move(self.mask, transform_id, magnitude, v2.InterpolationMode.NEAREST, ignored)
+        return move(image, transform_id, magnitude, interpolation, fill)
+
+
+# Of torchvision's operations, those that move pixels; the others change colours.
+_MOVING = frozenset({"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"})
+
+
+class RandomOperations(_AlongWithMask, v2.RandAugment):  # type: ignore[misc]
+    """RandAugment on an image, or on an image and its mask."""
+
+
+class RandomOperation(_AlongWithMask, v2.TrivialAugmentWide):  # type: ignore[misc]
+    """TrivialAugment on an image, or on an image and its mask."""

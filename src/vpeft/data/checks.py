@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
-
-from PIL import Image
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from vpeft.data.images import UnreadableImage, image_suffixes, read_header
 from vpeft.data.items import Item, SplitName, digest
-from vpeft.data.problems import DataError, Problems
+from vpeft.data.pixels import RGB, Reading, ValueRange, value_range
+from vpeft.data.problems import DataError, Kind, Problems
+from vpeft.data.steps import height_and_width
+from vpeft.data.targets import IGNORED, Mask
 
 Depth = Literal["decode", "header", "none"]
 
@@ -22,44 +23,101 @@ _PORTION = 256
 
 @dataclass(frozen=True, slots=True)
 class CheckedImage:
-    """What looking at one image gave: the sha256 of its content ("" if not read), or what is wrong with it."""
+    """What looking at one image gave.
+
+    Attributes:
+        item: what was looked at; of a mask that was read it knows the classes.
+        content: sha256 of the image's content, "" if not read.
+        missing: the file is not there.
+        unreadable: what is wrong with it.
+        image: the decoded image, where it is to be kept.
+        values: the range of its stored values, where they have more than eight bits.
+        mask_content: sha256 of the mask's content, "" if there is none or it was not read.
+        mask_fault: what is wrong with the mask: the kind of problem, and the detail.
+    """
 
     item: Item
     content: str = ""
     missing: bool = False
     unreadable: str = ""
-    image: Image.Image | None = None
+    image: Any = None
+    values: ValueRange | None = None
+    mask_content: str = ""
+    mask_fault: tuple[Kind, str] | None = None
 
 
-def look(item: Item, depth: Depth, *, keep: bool = False) -> CheckedImage:
-    """Look at one image as deep as asked; `keep` returns the decoded image too."""
+def look(
+    item: Item, depth: Depth, *, keep: bool = False, reading: Reading = RGB, classes: int | None = None
+) -> CheckedImage:
+    """Look at one image, and its mask, as deep as asked.
+
+    Args:
+        item: the image.
+        depth: decode it, read its header, or only see that it is there.
+        keep: return the decoded image too.
+        reading: how it is decoded.
+        classes: how many classes the source names for masks; None takes all numbers that are there, and then masks are
+            read whatever the depth.
+    """
     picture = item.picture
     if picture.file is not None and not picture.file.is_file():
         return CheckedImage(item, missing=True)
-    if depth == "none":
-        return CheckedImage(item)
+    checked = CheckedImage(item)
+    size: tuple[int, int] | None = None
     try:
-        content = picture.content()
+        if depth != "none":
+            content = picture.content()
+            checked = replace(checked, content=digest(content))
         if depth == "decode":
-            image = picture.decode(content)
-            return CheckedImage(item, digest(content), image=image if keep else None)
-        if picture.file is not None:
+            image = picture.decode(content, reading)
+            size = height_and_width(image)
+            checked = replace(checked, image=image if keep else None, values=value_range(image))
+        elif depth == "header" and picture.file is not None:
             read_header(content)
-        return CheckedImage(item, digest(content))
     except (UnreadableImage, OSError) as error:
         # The name is said beside it already.
         return CheckedImage(item, unreadable=str(error).removeprefix("an image in memory: "))
+    return checked if not isinstance(item.target, Mask) else _look_at_mask(checked, item.target, depth, size, classes)
 
 
-def look_at_all(items: Sequence[Item], depth: Depth, *, keep: bool = False) -> Iterable[CheckedImage]:
+def _look_at_mask(
+    checked: CheckedImage, mask: Mask, depth: Depth, size: tuple[int, int] | None, classes: int | None
+) -> CheckedImage:
+    file = mask.picture.file
+    if file is not None and not file.is_file():
+        return replace(checked, mask_fault=("missing_mask", f"{file.name} is not there"))
+    try:
+        if depth != "none":
+            checked = replace(checked, mask_content=digest(mask.picture.content()))
+        if depth == "decode" or classes is None:
+            numbers = mask.picture.numbers()
+            if size is not None and numbers.shape != size:
+                detail = f"{numbers.shape[1]} x {numbers.shape[0]} for an image of {size[1]} x {size[0]}"
+                return replace(checked, mask_fault=("mask_size", detail))
+            mask = mask.looked()
+            wrong = [one for one in mask.classes or () if one < 0 or (classes is not None and one >= classes)]
+            if wrong or max(mask.classes or (0,)) > IGNORED:
+                shown = ", ".join(map(str, wrong[:5] or [max(mask.classes or (0,))]))
+                named = (
+                    f"there are {classes} classes, 0 to {classes - 1}" if classes else f"0 to {IGNORED - 1} are classes"
+                )
+                return replace(checked, mask_fault=("mask_value", f"it holds {shown}; {named}"))
+    except (UnreadableImage, OSError) as error:
+        return replace(checked, unreadable=f"its mask: {error}")
+    return replace(checked, item=replace(checked.item, target=mask))
+
+
+def look_at_all(
+    items: Sequence[Item], depth: Depth, *, keep: bool = False, reading: Reading = RGB, classes: int | None = None
+) -> Iterable[CheckedImage]:
     """`look` at all items, in order; files in threads, other people's data sets not, since few of them allow it."""
     image_suffixes()  # loads Pillow's plugins once, before the threads would
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:
         # In portions, so that decoded images do not pile up ahead of whoever takes them.
         for start in range(0, len(items), _PORTION):
             portion = items[start : start + _PORTION]
-            read = map if any(item.picture.file is None for item in portion) else pool.map
-            yield from read(lambda item: look(item, depth, keep=keep), portion)
+            run = map if any(item.picture.file is None for item in portion) else pool.map
+            yield from run(lambda item: look(item, depth, keep=keep, reading=reading, classes=classes), portion)
 
 
 def too_many(problems: Problems, total: int, allowed: float, source: str) -> None:
@@ -93,23 +151,3 @@ def compare_splits(splits: Mapping[SplitName, Sequence[Item]], content: Mapping[
             first = labels.setdefault(key, item)
             if first.label != item.label:
                 problems.add("contradiction", f"{first.name} is {first.label!r}", f"{item.name} is {item.label!r}")
-
-
-def compare_classes(
-    splits: Mapping[SplitName, Sequence[Item]], labels: Sequence[str], stated: Iterable[str], problems: Problems
-) -> None:
-    """Note classes that no training image shows; raise `DataError` when fewer than two classes are left."""
-    for label in dict.fromkeys(stated):
-        if label not in labels:
-            problems.add("empty_class", label)
-    of_split = {split: {item.label for item in items} for split, items in splits.items()}
-    for label in labels:
-        if label not in of_split.get("train", set()):
-            where = [split for split, seen in of_split.items() if label in seen]
-            problems.add("unseen_class", label, f"only in {' and '.join(where)}")
-    if len(labels) < 2:
-        found = f"one class, {labels[0]!r}" if labels else "no class"
-        raise DataError(
-            f"The data holds {found}; at least two are needed to learn to tell them apart. "
-            "A folder needs one sub-folder per class; a list needs one label per line."
-        )

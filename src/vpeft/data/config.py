@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+TargetName = Literal["label", "labels", "values", "mask"]
+Window = Literal["auto", "type", "percentiles"] | tuple[float, float]
+
+# Fields that are younger than recipes and records on disk: said only where they are set, so that old digests stay.
+_YOUNGER = (
+    "target",
+    "label_columns",
+    "label_separator",
+    "masks",
+    "label_names",
+    "channels",
+    "window",
+    "max_pixels",
+)
 
 
 class DataConfig(BaseModel):
@@ -41,6 +64,35 @@ class DataConfig(BaseModel):
     )
     image_column: str | None = Field(default=None, description="Column of the image, or of its path.")
     label_column: str | None = Field(default=None, description="Column of the label.")
+    target: TargetName = Field(
+        default="label",
+        description="What is known of each image: one label, several labels, numbers (values), or a mask; "
+        "set by the task.",
+    )
+    label_columns: tuple[str, ...] = Field(
+        default=(), description="Several columns: one for each label with 0 or 1, or one for each value."
+    )
+    label_separator: str | None = Field(
+        default=None, min_length=1, description="What stands between several labels in one cell; ; | or , by default."
+    )
+    masks: Path | None = Field(
+        default=None,
+        description="Folder of the masks, where it is not masks/ beside images/; same names as the images.",
+    )
+    label_names: tuple[str, ...] = Field(
+        default=(), description="Names of the classes in masks, in the order of their numbers."
+    )
+    channels: int | None = Field(
+        default=None, ge=1, le=16, description="Channels to read; those of the backbone by default, mostly 3 (RGB)."
+    )
+    window: Window = Field(
+        default="type",
+        description="What is black and what is white: the full range of the number type, percentiles of each image, "
+        "auto for the bits that are used, or two numbers such as 0,4095.",
+    )
+    max_pixels: int | None = Field(
+        default=None, ge=1, description="Height times width of the largest image to read; 178956970 by default."
+    )
     download: bool = Field(default=False, description="Allow a named data set to be downloaded.")
     image_size: int | None = Field(
         default=None, ge=1, description="Side in pixels to which images are brought, instead of the backbone's own."
@@ -58,6 +110,19 @@ class DataConfig(BaseModel):
     cache: Literal["none", "ram"] = Field(default="none", description="Keep decoded images in memory.")
     cache_gib: float = Field(default=4.0, gt=0, description="Memory that the decoded images may take, in GiB.")
     workers: int = Field(default=0, ge=0, description="Processes that load images; 0 loads in the training process.")
+
+    @field_validator("window")
+    @classmethod
+    def _black_below_white(cls, window: Window) -> Window:
+        if isinstance(window, tuple) and not window[0] < window[1]:
+            raise ValueError(f"the first number must be below the second, not {window[0]:g}, {window[1]:g}")
+        return window
+
+    @model_serializer(mode="wrap")
+    def _younger_only_where_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        stated: dict[str, Any] = handler(self)
+        unset = {name for name in _YOUNGER if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in stated.items() if name not in unset}
 
     @model_validator(mode="after")
     def _something_left_to_train_on(self) -> Self:

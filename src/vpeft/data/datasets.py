@@ -8,20 +8,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vpeft.data.checks import compare_classes, compare_splits, look_at_all, too_many
-from vpeft.data.config import DataConfig
+from vpeft.data.checks import compare_splits, look_at_all, too_many
+from vpeft.data.config import DataConfig, TargetName
 from vpeft.data.image_set import DecodedImages, ImageSet
-from vpeft.data.items import SPLITS, Item, Listing, SplitName, in_order
+from vpeft.data.items import SPLITS, Item, Listing, SplitName
 from vpeft.data.manifest import DataManifest, split_manifest
+from vpeft.data.pixels import PERCENTILES, Reading, ValueRange
 from vpeft.data.preprocessing import Preprocessing
-from vpeft.data.problems import DataError, Problem, Problems
-from vpeft.data.sources.registry import find_source
+from vpeft.data.problems import DataError, Kind, Problem, Problems
+from vpeft.data.sources.registry import Source, find_source
 from vpeft.data.splits import at_most, hold_out
+from vpeft.data.targets import Mask, Target, target_of
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """The splits of one data set, over the same `labels`. Test is for the final evaluation only."""
+    """The splits of one data set, over the same `labels`. Test is for the final evaluation only.
+
+    `labels` are those of all splits; which of them a split shows, where splits are disjoint in labels, its
+    `labels_present` says. `config.window` holds the numbers that "auto" found.
+    """
 
     train: ImageSet
     val: ImageSet | None
@@ -42,24 +48,54 @@ class Datasets:
         return {name: split for name, split in named.items() if split is not None}
 
     def prepared(self, preprocessing: Preprocessing) -> Datasets:
-        """The same images as the backbone wants them; only train passes through the configured augmentation."""
-        chosen = preprocessing.resized(self.config.image_size) if self.config.image_size else preprocessing
-        plain = chosen.transform()
+        """The same images as the backbone wants them; only train passes through the configured augmentation.
+
+        Masks pass through the same steps. Images are read in as many channels as `preprocessing`, or the
+        configuration, has; `preprocessing_of` says what is applied in the end.
+        """
+        chosen = self.preprocessing_of(preprocessing)
+        plain, reading = chosen.transform(), chosen.reading(self.config.max_pixels)
+        train, val, test = (
+            split.with_reading(reading) if split is not None and split.reading != reading else split
+            for split in (self.train, self.val, self.test)
+        )
+        assert train is not None  # there is one
         return replace(
             self,
-            train=self.train.with_transform(chosen.augmented(self.config.augmentation)),
-            val=self.val.with_transform(plain) if self.val is not None else None,
-            test=self.test.with_transform(plain) if self.test is not None else None,
+            train=train.with_transform(chosen.augmented(self.config.augmentation)),
+            val=val.with_transform(plain) if val is not None else None,
+            test=test.with_transform(plain) if test is not None else None,
         )
 
+    def preprocessing_of(self, preprocessing: Preprocessing) -> Preprocessing:
+        """What is applied when the backbone states `preprocessing`: with the size, channels and window of the data.
+
+        It belongs in the adapter file, so that `Preprocessing.read` and `transform` treat new images alike.
+        """
+        return preprocessing.for_data(self.config)
+
     def table(self) -> str:
-        """All images as a csv text `path,label,split`, which `open_data` reads as a list (with `root`)."""
+        """All images as a csv text `path,label,split`, which `open_data` reads as a list (with `root`).
+
+        Labels are one cell with ; between them, values a column for each; masks are in the column `mask`.
+        """
+        kind = self.train.target.name
+        column = {"label": ["label"], "labels": ["labels"], "values": self.labels, "mask": ["mask"]}[kind]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", "label", "split"])
+        writer.writerow(["path", *column, "split"])
         for name, split in self.splits.items():
-            writer.writerows(sorted((item.name, item.label, name) for item in split.items))
+            writer.writerows(sorted((item.name, *_cells(item), name) for item in split.items))
         return text.getvalue()
+
+
+def _cells(item: Item) -> list[str]:
+    if isinstance(item.target, Mask):
+        file = item.target.picture.file
+        return ["" if file is None else file.as_posix()]
+    if isinstance(item.target, tuple) and item.target and isinstance(item.target[0], float):
+        return [repr(value) for value in item.target]
+    return [item.label]
 
 
 def open_data(config: DataConfig) -> Datasets:
@@ -68,78 +104,171 @@ def open_data(config: DataConfig) -> Datasets:
     Problems are shown as `DataWarning`. Raises `DataError` for those that cannot be lived with, or any if `strict`.
     """
     source = find_source(config)
+    target = _target(source, config)
     listing = source.read(config)
     problems = listing.problems
     cache = _memory(config)
-    content = _look(listing, config, cache)
+    looked = _look(listing, config, cache)
+    content, config = looked.content, looked.config
     groups = {name: key for name, key in content.items() if key}
+    everything = [*listing.whole, *(item for items in listing.splits.values() for item in items)]
+    strata = target.strata(everything) if target.name != "label" else None
 
-    splits, made = _split(listing, config, groups, problems)
-    labels = _labels(listing)
+    splits, made = _split(listing, config, groups, problems, strata)
+    labels = target.labels(everything, listing.labels)
     compare_splits(splits, content, problems)
     if config.train_on_val and "val" in splits:
         splits["train"] = [*splits["train"], *splits.pop("val")]
     if config.per_class is not None:
-        splits["train"] = at_most(splits["train"], config.per_class, config.seed)
-    compare_classes(splits, labels, [*(listing.labels or ()), *listing.stated], problems)
+        if target.name in ("values", "mask"):
+            raise DataError(f"per_class counts images of each class, and {target.task} has none; leave it out.")
+        splits["train"] = at_most(splits["train"], config.per_class, config.seed, strata)
+    target.compare(splits, labels, [*(listing.labels or ()), *listing.stated], problems)
     problems.report(config.source, strict=config.strict)
 
-    sets = {name: ImageSet(items, labels, seed=config.seed, cache=cache) for name, items in splits.items()}
+    reading = _reading(config)
+    sets = {
+        name: ImageSet(items, labels, seed=config.seed, cache=cache, target=target, reading=reading)
+        for name, items in splits.items()
+    }
     manifest = DataManifest(
         source=config.source,
         layout=source.name,
         labels=labels,
-        splits={name: split_manifest(items, content, made=name in made) for name, items in splits.items()},
+        splits={
+            name: split_manifest(
+                items,
+                content,
+                made=name in made,
+                target=target,
+                labels=labels,
+                masks={item.name: looked.masks[item.name] for item in items} if target.name == "mask" else None,
+            )
+            for name, items in splits.items()
+        },
         split_seed=config.seed if made else None,
         problems=problems.found,
+        target=target.name,
     )
     return Datasets(sets["train"], sets.get("val"), sets.get("test"), labels, manifest, config)
 
 
 def open_for_evaluation(config: DataConfig, labels: Sequence[str]) -> ImageSet:
-    """Labelled images to score a model that knows `labels`: the test split where the source states one, else its val
+    """Images to score a model that knows `labels`: the test split where the source states one, else its val
     split, else all of it. Raises `DataError` for a label that the model does not know.
     """
-    listing = find_source(config).read(config)
+    source = find_source(config)
+    target = _target(source, config)
+    if target.name == "mask" and not config.label_names:
+        config = config.model_copy(update={"label_names": tuple(labels)})
+    listing = source.read(config)
     if any(listing.splits.values()):
         chosen = next(name for name in reversed(SPLITS) if listing.splits.get(name))
         listing.whole, listing.splits = listing.splits[chosen], {}
     cache = _memory(config)
-    _look(listing, config, cache)
+    config = _look(listing, config, cache).config
     listing.problems.report(config.source, strict=config.strict)
-    return ImageSet(listing.whole, labels, seed=config.seed, cache=cache)
+    return ImageSet(listing.whole, labels, seed=config.seed, cache=cache, target=target, reading=_reading(config))
+
+
+def _target(source: Source, config: DataConfig) -> Target:
+    """The kind of target that is asked for; raises `DataError` where the source does not have it."""
+    target = target_of(config)
+    had: tuple[TargetName, ...] = getattr(source, "targets", ("label",))
+    if target.name not in had:
+        raise target.refused(f"{config.source} (layout {source.name})", had[0])
+    return target
+
+
+def _reading(config: DataConfig) -> Reading:
+    return Reading(config.channels or 3, config.window, config.max_pixels)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """The sha256 of each image and each mask by the image's name, and the configuration with the window found."""
+
+    content: dict[str, str]
+    masks: dict[str, str]
+    config: DataConfig
 
 
 def _memory(config: DataConfig) -> DecodedImages | None:
     return DecodedImages(int(config.cache_gib * 2**30)) if config.cache == "ram" else None
 
 
-def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> dict[str, str]:
-    """Look at all images, take out the broken ones, fill `cache`; returns the content digest of each image by name."""
+def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> _Looked:
+    """Look at all images, take out the broken ones, fill `cache`, and find the window where it is "auto"."""
     everything = [*listing.whole, *(item for split in SPLITS for item in listing.splits.get(split, ()))]
     if not everything:
+        listing.problems.report(config.source, strict=config.strict)
         raise DataError(f"{config.source} holds no image. {listing.expected}")
+    if config.window == "auto" and config.check != "decode":
+        raise DataError("window = 'auto' looks at the values of all images, which needs check = 'decode'.")
+    keep = cache is not None and config.window != "auto"
     content: dict[str, str] = {}
+    masks: dict[str, str] = {}
     broken: set[str] = set()
-    for seen in look_at_all(everything, config.check, keep=cache is not None):
+    changed: dict[str, Item] = {}
+    values: ValueRange | None = None
+    # Looked at as plain numbers where the window is found out here, since these may have no range of their own.
+    reading = Reading(
+        config.channels or 3, "percentiles" if config.window == "auto" else config.window, config.max_pixels
+    )
+    classes = len(listing.labels) if listing.labels else None
+    for seen in look_at_all(everything, config.check, keep=keep, reading=reading, classes=classes):
         name = seen.item.name
+        if seen.values is not None:
+            values = seen.values.joined(values)
         if seen.missing:
             listing.problems.add("missing", name)
         elif seen.unreadable:
             listing.problems.add("unreadable", name, _without_path(seen.unreadable, seen.item))
+        elif seen.mask_fault is not None:
+            listing.problems.add(seen.mask_fault[0], name, seen.mask_fault[1])
         else:
             content[name] = seen.content
-            if cache is not None and seen.image is not None:
+            masks[name] = seen.mask_content
+            if isinstance(seen.item.target, Mask):
+                changed[name] = seen.item
+            if keep and cache is not None and seen.image is not None:
                 cache.keep(name, seen.image)
             continue
         broken.add(name)
     too_many(listing.problems, len(everything), config.max_unreadable, config.source)
-    if broken:
-        listing.whole = [item for item in listing.whole if item.name not in broken]
+    if broken or changed:
+        listing.whole = [changed.get(item.name, item) for item in listing.whole if item.name not in broken]
         listing.splits = {
-            name: [item for item in items if item.name not in broken] for name, items in listing.splits.items()
+            name: [changed.get(item.name, item) for item in items if item.name not in broken]
+            for name, items in listing.splits.items()
         }
-    return content
+    if len(broken) == len(everything):
+        raise DataError(
+            f"{config.source} holds no image with a mask that fits:\n"
+            + "\n".join(f"  {listing.problems.sentence(kind)}." for kind in _kinds(listing.problems))
+        )
+    return _Looked(content, masks, _windowed(values, config, listing.problems))
+
+
+def _kinds(problems: Problems) -> list[Kind]:
+    return list(dict.fromkeys(problem.kind for problem in problems.found))
+
+
+def _windowed(values: ValueRange | None, config: DataConfig, problems: Problems) -> DataConfig:
+    """The configuration with the window that was found, and a note where images would come out dark."""
+    if values is None:
+        return config if config.window != "auto" else config.model_copy(update={"window": "type"})
+    low, high = values.fitting
+    if config.window == "auto":
+        return config.model_copy(update={"window": (low, high)})
+    if config.window == "type" and values.dark:
+        problems.add(
+            "dark",
+            f"values from {values.low:g} to {values.high:g} of {values.top:g}",
+            f"make them visible with window = ({low:g}, {high:g}), or with window = 'percentiles', which takes the "
+            f"{PERCENTILES[0]:g}st and {PERCENTILES[1]:g}th of each image",
+        )
+    return config
 
 
 def _without_path(text: str, item: Item) -> str:
@@ -148,14 +277,18 @@ def _without_path(text: str, item: Item) -> str:
 
 
 def _split(
-    listing: Listing, config: DataConfig, groups: dict[str, str], problems: Problems
+    listing: Listing,
+    config: DataConfig,
+    groups: dict[str, str],
+    problems: Problems,
+    strata: dict[str, str] | None,
 ) -> tuple[dict[SplitName, list[Item]], set[SplitName]]:
     """The splits as stated or, where absent, made; and the names of those that were made or cut by it."""
     splits = {name: listing.splits[name] for name in SPLITS if listing.splits.get(name)}
     made: set[SplitName] = set()
     rest_fraction = 1.0
     if not splits:
-        rest, test = hold_out(listing.whole, config.test_fraction, config.seed, groups)
+        rest, test = hold_out(listing.whole, config.test_fraction, config.seed, groups, strata)
         rest_fraction = 1 - config.test_fraction
         splits = {"train": rest, "test": test}
         made |= {"train", "test"}
@@ -166,7 +299,7 @@ def _split(
         )
     if "val" not in splits:
         fraction = config.val_fraction / rest_fraction
-        splits["train"], splits["val"] = hold_out(splits["train"], fraction, config.seed, groups)
+        splits["train"], splits["val"] = hold_out(splits["train"], fraction, config.seed, groups, strata)
         made |= {"train", "val"}
     held_out: tuple[tuple[SplitName, float], ...] = (("val", config.val_fraction), ("test", config.test_fraction))
     for name, wanted in held_out:
@@ -176,11 +309,3 @@ def _split(
             if wanted:
                 problems.add("split", name, "too few images to hold any out; it stays empty")
     return {name: splits[name] for name in SPLITS if name in splits}, made
-
-
-def _labels(listing: Listing) -> list[str]:
-    """The labels that images carry, in the order that the source states, or sorted."""
-    used = {item.label for items in (listing.whole, *listing.splits.values()) for item in items}
-    if listing.labels is None:
-        return in_order(used)
-    return [label for label in listing.labels if label in used]

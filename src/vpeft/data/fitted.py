@@ -8,6 +8,7 @@ from typing import Any, Self
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
+from torchvision.tv_tensors import Mask as PixelMask
 
 from vpeft.data.image_set import ImageSet, Transform
 from vpeft.data.preprocessing import AsPicture, CropTo, ResizeTo
@@ -20,6 +21,8 @@ def parted(transform: Any) -> tuple[list[nn.Module], list[nn.Module], tuple[int,
     """
     steps: list[nn.Module] = list(transform.transforms) if isinstance(transform, v2.Compose) else []
     count = next((i for i, step in enumerate(steps) if not isinstance(step, (AsPicture, ResizeTo, CropTo))), len(steps))
+    if any(isinstance(step, AsPicture) and step.channels != 3 for step in steps):
+        return [], steps, None  # kept pixels are eight-bit RGB
     last: Any = steps[count - 1] if count else None
     fixed = isinstance(last, CropTo) or (isinstance(last, ResizeTo) and last.how == "squash")
     size = (int(last.size[0]), int(last.size[1])) if fixed else None
@@ -34,6 +37,7 @@ class FittedImages(ImageSet):
 
     plain: ImageSet
     rows: Tensor
+    first: list[nn.Module]
 
     @classmethod
     def of(cls, images: ImageSet, rows: Tensor, rest: Sequence[nn.Module]) -> Self:
@@ -41,11 +45,19 @@ class FittedImages(ImageSet):
         twin = object.__new__(cls)
         twin.__dict__.update(images.with_transform(v2.Compose(list(rest))).__dict__)
         twin.plain, twin.rows = images, rows
+        twin.first = parted(images.transform)[0]
         return twin
 
     def image(self, index: int) -> Image.Image:
         """Image `index` as it is after the first steps."""
         return Image.fromarray(self.rows[index].numpy())
+
+    def mask(self, index: int) -> PixelMask | None:
+        """The mask of image `index` as it is after the first steps, which are the same each time."""
+        mask: Any = self.plain.mask(index)
+        for step in self.first if mask is not None else ():
+            mask = step(mask)
+        return mask
 
     def with_transform(self, transform: Transform | None) -> ImageSet:  # type: ignore[override]
         """The images at their own size through another transform."""
@@ -54,3 +66,7 @@ class FittedImages(ImageSet):
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images at `indices` of the other set."""
         return self.plain.subset(indices)
+
+    def relabelled(self, labels: Sequence[str]) -> ImageSet:
+        """The images of the other set, with targets in the order of other labels."""
+        return self.plain.relabelled(labels)

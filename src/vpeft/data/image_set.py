@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Self
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,45 +12,57 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.tv_tensors import Mask as PixelMask
 
+from vpeft.batch import Sample
+from vpeft.data.config import TargetName, Window
 from vpeft.data.images import UnreadableImage, as_eight_bits
 from vpeft.data.items import ArrayPicture, Item, in_order
+from vpeft.data.pixels import MOST_CHANNELS, RGB, Reading
 from vpeft.data.problems import DataError
+from vpeft.data.targets import Mask, Target, target_of
+from vpeft.errors import nearest
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[..., Any]
+"""From an image to a tensor; where the target is a mask, from an image and a mask to both."""
 
 
 class DecodedImages:
-    """Decoded images kept in memory as uint8 (H, W, 3), by name, until `limit` bytes are used; then no more are kept.
+    """Decoded images kept in memory, by name, until `limit` bytes are used; then no more are kept.
 
+    Pictures are kept as uint8 (H, W, 3), images of other channels as float (C, H, W).
     Filled before data-loading processes start, it is shared with them by the operating system (fork).
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._pixels: dict[str, NDArray[np.uint8]] = {}
+        self._pixels: dict[str, NDArray[Any] | Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def get(self, name: str) -> Image.Image | None:
+    def get(self, name: str) -> Image.Image | Tensor | None:
         """The image of this name, if it is kept."""
         pixels = self._pixels.get(name)
-        return None if pixels is None else Image.fromarray(pixels)
+        return Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
 
-    def keep(self, name: str, image: Image.Image) -> None:
-        """Keep `image` (RGB) if it still fits."""
-        pixels = np.asarray(image)
+    def keep(self, name: str, image: Image.Image | Tensor) -> None:
+        """Keep `image` if it still fits."""
+        pixels = image if isinstance(image, Tensor) else np.asarray(image)
         if name not in self._pixels and self.used + pixels.nbytes <= self.limit:
             self._pixels[name] = pixels
             self.used += pixels.nbytes
 
 
-class ImageSet(Dataset[tuple[Tensor, int]]):
-    """Images with class indices: `set[i]` is (image, index), where index counts in `labels`.
+class ImageSet(Dataset[Sample]):
+    """Images with targets: `set[i]` is a `Sample` (image, target) whose `id` is the image's name.
 
-    The image is float (3, H, W) as `transform` leaves it; without a transform uint8 (3, H, W) at its own size.
+    The image is float (C, H, W) as `transform` leaves it. Without a transform it is uint8 (3, H, W) at its own size, or
+    float (C, H, W) from 0 to 1 where another number of channels is read. The target is, by its kind: the number of the
+    label in `labels`; a float vector (K,) of 0 and 1, or of values; class numbers int64 (H, W), through the same
+    transform as the image.
+
     Random transforms draw from a generator seeded by (seed, epoch, i), and torch's own is left as it was: an epoch has
     the same tensors whatever the number of workers and the order of access. Call `set_epoch` before each epoch.
     """
@@ -63,63 +75,102 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         transform: Transform | None = None,
         seed: int = 0,
         cache: DecodedImages | None = None,
+        target: Target | TargetName = "label",
+        reading: Reading = RGB,
     ) -> None:
-        index = {label: position for position, label in enumerate(labels)}
-        unknown = in_order({item.label for item in items} - set(labels))
+        self.target = target_of(target) if isinstance(target, str) else target
+        unknown = in_order({label for item in items for label in self.target.of_item(item, labels)} - set(labels))
         if unknown:
             raise DataError(
-                f"Labels {', '.join(map(repr, unknown[:5]))} are in the data but not among the {len(index)} known ones "
-                f"({', '.join(map(repr, list(index)[:5]))}{', ...' if len(index) > 5 else ''})."
+                f"Labels {', '.join(map(repr, unknown[:5]))} are in the data but not among the {len(labels)} known "
+                f"ones ({', '.join(map(repr, list(labels)[:5]))}{', ...' if len(labels) > 5 else ''})."
             )
         self.items = tuple(items)
         self.labels = list(labels)
-        self.targets = [index[item.label] for item in items]
+        self._targets: list[Any] | None = None
+        if not self.has_masks:
+            encode = self.target.encoder(labels)
+            self._targets = [encode(item) for item in items]
         self.transform = transform
         self.seed = seed
         self.cache = cache
+        self.reading = reading
         # In shared memory, so that data-loading processes which outlive an epoch see the next one.
         self._epoch = _shared_counter()
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    @property
+    def has_masks(self) -> bool:
+        """Whether the target is a picture that passes through the transform beside the image."""
+        return self.target.name == "mask"
+
+    @property
+    def targets(self) -> Sequence[Any]:
+        """The target of each sample, in order; masks are read and transformed at each access."""
+        return TransformedMasks(self) if self._targets is None else self._targets
+
+    @property
+    def labels_present(self) -> list[str]:
+        """Those of `labels` that an image here shows, where the splits of a data set differ in labels."""
+        there = {label for item in self.items for label in self.target.of_item(item, self.labels)}
+        return [label for label in self.labels if label in there]
+
+    def __getitem__(self, index: int) -> Sample:
         index = range(len(self.items))[index]
-        image = self.image(index)
+        image, mask = self.image(index), self.mask(index)
+        name = self.items[index].name
         if self.transform is None:
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), self.targets[index]
+            if not isinstance(image, Tensor):
+                image = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+            return Sample(image, self.targets[index] if mask is None else _plain(mask), name)
         # Only the CPU generator: torch.manual_seed would also rewind the accelerator's, hence dropout.
         generator = torch.default_generator
         state = generator.get_state()
         generator.manual_seed(_mix(self.seed, int(self._epoch), index))
         try:
-            return self.transform(image), self.targets[index]
+            if mask is None:
+                return Sample(self.transform(image), self.targets[index], name)
+            seen, mask = self.transform(image, mask)
+            return Sample(seen, _plain(mask), name)
         finally:
             generator.set_state(state)
 
-    def image(self, index: int) -> Image.Image:
-        """Image `index` as RGB at its own size. Raises `DataError` if it has become unreadable since it was listed."""
+    def image(self, index: int) -> Any:
+        """Image `index` at its own size: RGB, or a float tensor (C, H, W) where another number of channels is read.
+
+        Raises:
+            DataError: it has become unreadable since it was listed.
+        """
         item = self.items[index]
         if self.cache is not None and (kept := self.cache.get(item.name)) is not None:
             return kept
         try:
-            image = item.picture.decode()
+            image = item.picture.decode(reading=self.reading)
         except UnreadableImage as error:
-            raise DataError(
-                f"{error}. It was there when the data set was opened; restore it or start again."
-            ) from error
+            raise _changed_since(error) from error
         if self.cache is not None:
             self.cache.keep(item.name, image)
         return image
+
+    def mask(self, index: int) -> PixelMask | None:
+        """The class numbers int64 (H, W) of image `index` at its own size; None where the target is no mask."""
+        item = self.items[index]
+        if not isinstance(item.target, Mask):
+            return None
+        try:
+            return PixelMask(item.target.numbers())
+        except UnreadableImage as error:
+            raise _changed_since(UnreadableImage(f"the mask of {item.name}: {error}")) from error
 
     def path(self, index: int) -> str:
         """Where image `index` comes from: its file, or its name within the source."""
         return self.items[index].where
 
     def counts(self) -> dict[str, int]:
-        """Images per label, zeros included."""
-        counted = Counter(self.targets)
-        return {label: counted[position] for position, label in enumerate(self.labels)}
+        """Images per label, zeros included; for values, images for each of them."""
+        return self.target.counts(self.items, self.labels)
 
     def set_epoch(self, epoch: int) -> None:
         """Let random transforms draw for `epoch`, in data-loading processes too."""
@@ -133,37 +184,146 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         twin._epoch = _shared_counter()
         return twin
 
+    def with_reading(self, reading: Reading) -> Self:
+        """The same images read in other channels or another window."""
+        twin = self.with_transform(self.transform)
+        if reading != self.reading:
+            twin.cache = None if self.cache is None else DecodedImages(self.cache.limit)
+            twin.reading = reading
+        return twin
+
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images at `indices`, in that order, with the same labels and transform."""
-        chosen = [self.items[index] for index in indices]
-        return ImageSet(chosen, self.labels, transform=self.transform, seed=self.seed, cache=self.cache)
+        return self._of([self.items[index] for index in indices], self.labels)
+
+    def relabelled(self, labels: Sequence[str]) -> ImageSet:
+        """The same images with targets in the order of other labels; raises `DataError` for one that is not there."""
+        return self._of(self.items, labels)
+
+    def _of(self, items: Sequence[Item], labels: Sequence[str]) -> ImageSet:
+        return ImageSet(
+            items,
+            labels,
+            transform=self.transform,
+            seed=self.seed,
+            cache=self.cache,
+            target=self.target,
+            reading=self.reading,
+        )
+
+
+def matched(images: ImageSet, labels: Sequence[str]) -> ImageSet:
+    """The set with its targets in the order of `labels`, compared by name; itself where the order is the same.
+
+    Args:
+        images: whose labels may be fewer, and in another order: validation images of a folder of their own.
+        labels: those of the training images, or of a trained model.
+
+    Raises:
+        DataError: images carry labels that are not among `labels`; or the two name values or classes of masks
+            differently, which have no order of their own.
+    """
+    if images.labels == list(labels):
+        return images
+    known = set(labels)
+    carried = images.labels if images.target.name in ("values", "mask") else images.labels_present
+    unknown = [label for label in carried if label not in known]
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        raise DataError(
+            f"The images carry labels that the training images do not have: {shown}. {nearest(unknown[0], labels)} "
+            "Rename them, or leave out those images."
+        )
+    if images.target.name in ("values", "mask"):
+        raise DataError(
+            f"The targets are named {', '.join(images.labels)} here and {', '.join(labels)} in training; "
+            "bring them into the same order."
+        )
+    made = images.relabelled(labels)
+    made.set_epoch(int(images._epoch))
+    return made
+
+
+class TransformedMasks(Sequence[Tensor]):
+    """The masks of a set as its samples carry them, int64 (H, W)."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        return self._images[index].target
 
 
 class ArraySet(ImageSet):
-    """Images in memory: uint8 (N, H, W, 3) or grey (N, H, W), N class indices, and the names of the classes."""
+    """Images in memory and their targets.
+
+    Args:
+        images: uint8 (N, H, W, 3) or grey (N, H, W); any number of channels (N, H, W, C) where `channels` says it.
+        targets: N class indices; 0 and 1 (N, K) for "labels"; numbers (N,) or (N, K) for "values"; class numbers
+            (N, H, W) for "mask".
+        labels: names of the classes, or of the values.
+        transform: see `ImageSet`.
+        seed: of the augmentation.
+        target: the kind of `targets`.
+        channels: of what a model is given; 3 makes RGB of it.
+        window: what is black and what is white, see `DataConfig.window`.
+    """
 
     def __init__(
         self,
         images: NDArray[np.generic],
-        targets: Sequence[int] | NDArray[np.integer],
+        targets: Any,
         labels: Sequence[str] | None = None,
         *,
         transform: Transform | None = None,
         seed: int = 0,
+        target: TargetName = "label",
+        channels: int = 3,
+        window: Window = "type",
     ) -> None:
-        if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+        reading = Reading(channels, window)
+        accepted = (1, 3, 4) if reading.plain else range(1, MOST_CHANNELS + 1)
+        if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in accepted):
             raise DataError(f"Images have the shape {images.shape}; give (N, H, W) or (N, H, W, 3).")
         if len(images) != len(targets):
             raise DataError(f"There are {len(images)} images but {len(targets)} labels.")
+        pixels = as_eight_bits(images, "images") if reading.plain else images
+        pixels = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
+        if target != "label":
+            kind = target_of(target)
+            given = kind.of_array(np.asarray(targets), labels, "targets")
+            items = [Item(f"images[{i}]", text, ArrayPicture(pixels, i), one) for i, (text, one) in enumerate(given)]
+            names = list(labels) if labels is not None else _unnamed(kind, items)
+            super().__init__(items, names, transform=transform, seed=seed, target=kind, reading=reading)
+            return
         numbers = [int(target) for target in targets]
         names = list(labels) if labels is not None else [str(n) for n in range(max(numbers, default=-1) + 1)]
         wrong = [n for n in numbers if not 0 <= n < len(names)]
         if wrong:
             raise DataError(f"Label {wrong[0]} does not count among {len(names)} classes (0 to {len(names) - 1}).")
-        pixels = as_eight_bits(images, "images")
-        pixels = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[3] == 1 else pixels
         items = [Item(f"images[{i}]", names[n], ArrayPicture(pixels, i)) for i, n in enumerate(numbers)]
-        super().__init__(items, names, transform=transform, seed=seed)
+        super().__init__(items, names, transform=transform, seed=seed, reading=reading)
+
+
+def _unnamed(kind: Target, items: Sequence[Item]) -> list[str]:
+    """Names of the targets where none are given: values by number, classes of masks up to the highest seen."""
+    if kind.name != "mask":
+        return kind.labels(items, None)
+    return kind.labels([replace(item, target=item.target.looked()) for item in items], None)
+
+
+def _plain(mask: Tensor) -> Tensor:
+    """A mask as an ordinary tensor int64 (H, W)."""
+    return mask.as_subclass(Tensor).reshape(mask.shape[-2:])
+
+
+def _changed_since(error: UnreadableImage) -> DataError:
+    return DataError(f"{error}. It was there when the data set was opened; restore it or start again.")
 
 
 def _shared_counter() -> Tensor:

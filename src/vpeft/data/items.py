@@ -11,9 +11,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from vpeft.data.images import as_image, read_image, to_rgb
-from vpeft.data.problems import Problems
+from vpeft.data.images import as_image, read, readable, to_rgb
+from vpeft.data.pixels import RGB, Reading, UnreadableImage, channels_last, stored_mask, stored_values
+from vpeft.data.problems import DataError, Problems
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -46,8 +48,14 @@ class Picture(Protocol):
     def content(self) -> bytes:
         """The bytes that identify the image: of its file, or of its pixels where there is no file."""
 
-    def decode(self, content: bytes | None = None) -> Image.Image:
-        """The image as RGB with eight bits; `content`, if at hand, saves reading it again. Raises `UnreadableImage`."""
+    def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Image.Image | Tensor:
+        """The image as eight-bit RGB, or as `reading` asks, a float tensor (C, H, W).
+
+        `content`, if at hand, saves reading it again. Raises `UnreadableImage`.
+        """
+
+    def numbers(self) -> NDArray[np.integer[Any]]:
+        """Of a mask: its class numbers (H, W), as they are stored. Raises `UnreadableImage`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +67,39 @@ class FilePicture:
     def content(self) -> bytes:
         return self.file.read_bytes()
 
-    def decode(self, content: bytes | None = None) -> Image.Image:
-        return read_image(self.file if content is None else content)
+    def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Image.Image | Tensor:
+        return read(self.file if content is None else content, reading)
+
+    def numbers(self) -> NDArray[np.integer[Any]]:
+        return stored_mask(self.file)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BytesPicture:
+    """An image file that is kept in memory, as tables of images keep them."""
+
+    data: bytes
+    file: None = None
+
+    def content(self) -> bytes:
+        return self.data
+
+    def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Image.Image | Tensor:
+        return read(self.data, reading)
+
+    def numbers(self) -> NDArray[np.integer[Any]]:
+        return stored_mask(self.data)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArrayPicture:
-    """Image number `index` of an array (N, H, W, 3) or (N, H, W) of uint8, which all the images share."""
+    """Image number `index` of an array (N, H, W, C) or (N, H, W), which all the images share.
 
-    array: NDArray[np.uint8]
+    The array is uint8 of one, three or four channels; of any number type and channels where a `Reading` other than
+    plain RGB asks for it.
+    """
+
+    array: NDArray[Any]
     index: int
     file: None = None
 
@@ -75,8 +107,14 @@ class ArrayPicture:
         pixels = np.ascontiguousarray(self.array[self.index])
         return str(pixels.shape).encode() + pixels.tobytes()
 
-    def decode(self, content: bytes | None = None) -> Image.Image:
-        return to_rgb(Image.fromarray(np.ascontiguousarray(self.array[self.index])))
+    def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Image.Image | Tensor:
+        pixels = np.ascontiguousarray(self.array[self.index])
+        if reading.plain and pixels.dtype == np.uint8 and (pixels.ndim == 2 or pixels.shape[2] in (3, 4)):
+            return to_rgb(Image.fromarray(pixels))
+        return reading.of_values(pixels[..., None] if pixels.ndim == 2 else pixels)
+
+    def numbers(self) -> NDArray[np.integer[Any]]:
+        return class_numbers(self.array[self.index])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,22 +144,57 @@ class SamplePicture:
         pixels = np.asarray(as_image(value))
         return str(pixels.shape).encode() + pixels.tobytes()
 
-    def decode(self, content: bytes | None = None) -> Image.Image:
-        return as_image(self._value())
+    def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Image.Image | Tensor:
+        value = self._value()
+        if isinstance(value, bytes):
+            return read(value, reading)
+        return as_image(value) if reading.plain else reading.of_values(_values_of(value, reading.channels))
+
+    def numbers(self) -> NDArray[np.integer[Any]]:
+        value = self._value()
+        return stored_mask(value) if isinstance(value, bytes | Image.Image) else class_numbers(np.asarray(value))
+
+
+def _values_of(value: Any, channels: int) -> NDArray[Any]:
+    """A PIL image, an array (H, W[, C]) or a tensor (C, H, W) as values (H, W, C)."""
+    if isinstance(value, Tensor):
+        return channels_last(np.moveaxis(value.cpu().numpy(), 0, -1) if value.ndim == 3 else value.cpu().numpy())
+    if isinstance(value, np.ndarray):
+        return channels_last(value, channels)
+    if isinstance(value, Image.Image):
+        return stored_values(value)
+    raise DataError(f"The data set gives {type(value).__name__} where an image is expected.")
+
+
+def class_numbers(values: NDArray[Any]) -> NDArray[np.integer[Any]]:
+    """A mask in memory (H, W), (H, W, 1) or (1, H, W) as class numbers (H, W); raises `UnreadableImage`."""
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
+        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "biu":
+        raise UnreadableImage(f"a mask is whole numbers (H, W), not {values.dtype} {values.shape}")
+    return values
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One labelled image: its `name` within the source (a relative path with forward slashes), its label and pixels."""
+    """One image and what is known of it.
+
+    Attributes:
+        name: within the source, a relative path with forward slashes.
+        label: the label, or the text by which lists say a target of another kind (`targets.py`).
+        picture: where its pixels are.
+        target: what `label` says, for other kinds of target than one label: labels, numbers, or a `Mask`.
+    """
 
     name: str
     label: str
     picture: Picture
+    target: Any = None
 
     @property
     def where(self) -> str:
         """The file, or else the name: what a message about this image says."""
-        return str(self.picture.file) if self.picture.file is not None else self.name
+        return readable(self.picture.file) if self.picture.file is not None else self.name
 
 
 @dataclass(slots=True)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import floor
-from typing import Any, Literal, Self
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional
+from torchvision.transforms import v2
 
 from vpeft.data.augmentation import policy_named
+from vpeft.data.config import DataConfig, Window
+from vpeft.data.images import read
+from vpeft.data.pixels import MOST_CHANNELS, Reading
 from vpeft.data.problems import DataError
-
-Resize = Literal["shorter", "squash", "longer"]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+from vpeft.data.steps import AsPicture as AsPicture
+from vpeft.data.steps import CropTo as CropTo
+from vpeft.data.steps import Fit, Interpolation, Resize
+from vpeft.data.steps import ResizeTo as ResizeTo
 
 # timm's names for the ways of resizing, and ours. "shorter" may cut off parts of the image, "squash" changes its aspect
 # ratio, "longer" adds bars in the mean colour.
@@ -49,8 +54,25 @@ class Preprocessing(BaseModel):
     interpolation: Interpolation = "bicubic"
     crop_pct: float = Field(default=0.875, gt=0, le=1)
     # ImageNet's statistics, the default of timm too.
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = Field(default=(0.485, 0.456, 0.406), min_length=1, max_length=MOST_CHANNELS)
+    std: tuple[float, ...] = Field(default=(0.229, 0.224, 0.225), min_length=1, max_length=MOST_CHANNELS)
+    # What is black and what is white in the files, see `DataConfig.window`.
+    window: Window = "type"
+
+    @model_validator(mode="after")
+    def _as_many_deviations_as_means(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} values and std {len(self.std)}; each channel needs one of both"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _window_only_where_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        stated: dict[str, Any] = handler(self)
+        if self.window == "type":  # as in every file that is older than the field
+            stated.pop("window", None)
+        return stated
 
     @classmethod
     def from_model(cls, model: nn.Module) -> Self:
@@ -67,8 +89,6 @@ class Preprocessing(BaseModel):
             return cls.from_attributes(model)
         config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         channels, height, width = config["input_size"]
-        if channels != 3 or len(config["mean"]) != 3:
-            raise DataError(f"The backbone takes images of {channels} channels; vpeft gives three (RGB).")
         # A model built with img_size=... keeps its origin's input_size in pretrained_cfg.
         built = getattr(getattr(model, "patch_embed", None), "img_size", None)
         size = (int(built[0]), int(built[1])) if isinstance(built, (tuple, list)) else (int(height), int(width))
@@ -78,8 +98,8 @@ class Preprocessing(BaseModel):
             # "random" is for training only; bilinear is one of the two that it draws from.
             interpolation="bilinear" if config["interpolation"] == "random" else config["interpolation"],
             crop_pct=config["crop_pct"],
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
+            mean=tuple(islice(cycle(config["mean"]), channels)),
+            std=tuple(islice(cycle(config["std"]), channels)),
         )
 
     @classmethod
@@ -136,90 +156,62 @@ class Preprocessing(BaseModel):
         """The same at another size: (H, W), or the side of a square."""
         return self.model_copy(update={"size": (size, size) if isinstance(size, int) else size})
 
+    def with_channels(self, channels: int) -> Self:
+        """The same for another number of channels: mean and deviation are those given, over and over."""
+        if channels == self.channels:
+            return self
+        mean, std = (tuple(islice(cycle(values), channels)) for values in (self.mean, self.std))
+        return self.model_copy(update={"mean": mean, "std": std})
+
+    def for_data(self, config: DataConfig) -> Self:
+        """The same with the size, the channels and the window that a data set's configuration asks for."""
+        chosen = self.resized(config.image_size) if config.image_size else self
+        chosen = chosen.with_channels(config.channels) if config.channels else chosen
+        return chosen if config.window == chosen.window else chosen.model_copy(update={"window": config.window})
+
+    @property
+    def channels(self) -> int:
+        """Of the images: 3 is RGB."""
+        return len(self.mean)
+
+    @property
+    def fit(self) -> Fit:
+        """The way from any size to `size`."""
+        return Fit(self.size, self.resize, self.interpolation, self.crop_pct, self.mean)
+
     @property
     def scaled(self) -> tuple[int, int]:
         """The size (H, W) before the centre crop."""
-        return floor(self.size[0] / self.crop_pct), floor(self.size[1] / self.crop_pct)
+        return self.fit.scaled
 
-    @property
-    def mode(self) -> InterpolationMode:
-        """The interpolation as torchvision names it."""
-        return InterpolationMode(self.interpolation)
+    def reading(self, max_pixels: int | None = None) -> Reading:
+        """How files are read before `transform`."""
+        return Reading(self.channels, self.window, max_pixels)
 
-    @property
-    def mode_of_warps(self) -> InterpolationMode:
-        """The nearest that rotations and shears know: they have no lanczos, box or hamming."""
-        known = (InterpolationMode.NEAREST, InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
-        return self.mode if self.mode in known else InterpolationMode.BICUBIC
+    def read(self, source: str | Path | bytes, max_pixels: int | None = None) -> Image.Image | Tensor:
+        """The image in a file as `transform` takes it: RGB, or a float tensor (C, H, W) of other channels.
+
+        Raises:
+            UnreadableImage: it is damaged, or has channels that do not fit.
+        """
+        return read(source, self.reading(max_pixels))
 
     def transform(self) -> v2.Compose:
-        """PIL image, or uint8 tensor (3, H, W), -> float tensor (3, size): for validation, test and prediction."""
-        return v2.Compose([AsPicture(), *self.fitted(), *self.normalised()])
+        """From an image to a float tensor (C, size): for validation, test and prediction.
+
+        An image is a PIL image or uint8 tensor (3, H, W), or a float tensor (C, H, W) of other than three channels.
+        Called with an image and a mask (`torchvision.tv_tensors.Mask`), it gives both, the mask as int64 `size`.
+        """
+        return v2.Compose([AsPicture(self.channels), *self.fit.steps(), *self.normalised()])
 
     def augmented(self, policy: str) -> v2.Compose:
         """The same for training, through the named augmentation policy; raises `UnknownPolicy`."""
-        return v2.Compose([AsPicture(), *policy_named(policy)(self), *self.normalised()])
+        return v2.Compose([AsPicture(self.channels), *policy_named(policy)(self.fit), *self.normalised()])
 
     def fitted(self) -> list[nn.Module]:
-        """Steps from a PIL image of any size to one of `size`."""
-        return [
-            ResizeTo(self.scaled, self.resize, self.mode),
-            CropTo(self.size, tuple(round(255 * v) for v in self.mean)),
-        ]
+        """Steps from an image of any size to one of `size`."""
+        return self.fit.steps()
 
     def normalised(self) -> list[nn.Module]:
-        """Steps from a PIL image to the normalised tensor."""
+        """Steps from an image to the normalised tensor; a mask passes unchanged."""
         return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
-
-
-class AsPicture(nn.Module):
-    """A uint8 tensor (3, H, W) becomes a PIL image, so that both are resized by the same code, with the same result."""
-
-    def forward(self, image: Any) -> Any:
-        if not isinstance(image, Tensor):
-            return image
-        if image.dtype != torch.uint8 or image.ndim != 3:
-            raise DataError(
-                f"Preprocessing takes PIL images or uint8 tensors (3, H, W), not {image.dtype} {tuple(image.shape)}."
-            )
-        return functional.to_pil_image(image)
-
-
-class ResizeTo(nn.Module):
-    """Bring a PIL image to `size` (H, W): both sides ("squash"), or keep its aspect ratio and match one side."""
-
-    def __init__(self, size: tuple[int, int], how: str, mode: InterpolationMode) -> None:
-        super().__init__()
-        self.size, self.how, self.mode = size, how, mode
-
-    def forward(self, image: Any) -> Any:
-        return functional.resize(image, list(self.target(image.height, image.width)), self.mode)
-
-    def target(self, height: int, width: int) -> tuple[int, int]:
-        """The size (H, W) that an image of this height and width gets."""
-        if self.how == "squash":
-            return self.size
-        if self.how == "shorter" and self.size[0] == self.size[1]:
-            # torchvision's rule cuts the longer side off where timm's rule for the other cases rounds it.
-            side = self.size[0]
-            return (side, int(side * width / height)) if height <= width else (int(side * height / width), side)
-        ratios = (height / self.size[0], width / self.size[1])
-        ratio = max(ratios) if self.how == "longer" else min(ratios)
-        return max(1, round(height / ratio)), max(1, round(width / ratio))
-
-
-class CropTo(nn.Module):
-    """The centre of a PIL image, (H, W) pixels; where it is too small, bars of `fill` are added first."""
-
-    def __init__(self, size: tuple[int, int], fill: tuple[int, ...]) -> None:
-        super().__init__()
-        self.size, self.fill = size, fill
-
-    def forward(self, image: Any) -> Any:
-        down, across = self.size[0] - image.height, self.size[1] - image.width
-        if down > 0 or across > 0:
-            down, across = max(down, 0), max(across, 0)
-            # Left, top, right, bottom; the odd pixel as torchvision and timm place it.
-            bars = [across // 2, down // 2, (across + 1) // 2, (down + 1) // 2]
-            image = functional.pad(image, bars, fill=list(self.fill))
-        return functional.center_crop(image, list(self.size))

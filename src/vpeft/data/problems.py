@@ -23,6 +23,11 @@ Kind = Literal[
     "contradiction",
     "unlabelled",
     "split",
+    "hidden",
+    "dark",
+    "missing_mask",
+    "mask_size",
+    "mask_value",
 ]
 
 _TITLES: dict[str, str] = {
@@ -35,10 +40,18 @@ _TITLES: dict[str, str] = {
     "contradiction": "images appear under more than one label",
     "unlabelled": "images carry no label and are skipped",
     "split": "splits are not as asked",
+    "hidden": "folders of images that belong to other programs are left out",
+    "dark": "images use a small part of their range and come out nearly black",
+    "missing_mask": "images have no mask and are skipped",
+    "mask_size": "masks have another size than their image; both are skipped",
+    "mask_value": "masks hold numbers that stand for no class; they and their images are skipped",
 }
 
 # These say something about the files, not about the labels: worth a note in the record, never a reason to stop.
 _NOTES: frozenset[str] = frozenset({"ignored"})
+
+# Said, since somebody may miss them, and no reason to stop either.
+_HARMLESS: frozenset[str] = frozenset({"hidden"})
 
 
 class DataError(VpeftError):
@@ -88,7 +101,7 @@ class Problems:
         if not kinds:
             return
         sentences = [f"{source}: {self.sentence(kind)}." for kind in kinds]
-        if strict:
+        if strict and not _HARMLESS.issuperset(kinds):
             raise DataError("\n".join([*sentences, "Mend the data, or run without strict to go on with a warning."]))
         for sentence in sentences:
             warnings.warn(sentence, DataWarning, stacklevel=4)

@@ -19,19 +19,24 @@ def rank(seed: int, name: str) -> str:
 
 
 def hold_out(
-    items: Sequence[Item], fraction: float, seed: int, groups: Mapping[str, str] | None = None
+    items: Sequence[Item],
+    fraction: float,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
+    strata: Mapping[str, str] | None = None,
 ) -> tuple[list[Item], list[Item]]:
     """(kept, held out): `fraction` of `items`, of each class its due share, at least one of each class kept.
 
     Shares are rounded by largest remainder, so that the total is round(fraction * N) where the classes allow it.
-    `groups` maps names to a key: images with the same key are copies of each other and stay on one side. Order is kept.
+    `groups` maps names to a key: images with the same key are copies of each other and stay on one side. `strata` maps
+    names to what takes the place of the class. Order is kept.
     """
     units: dict[str, dict[str, list[Item]]] = {}
     owner: dict[str, str] = {}
     for item in sorted(items, key=lambda item: item.name):
         key = item.name if groups is None else groups.get(item.name, item.name)
         # A copy under another label goes along with the first: the pixels must not be on both sides.
-        label = owner.setdefault(key, item.label)
+        label = owner.setdefault(key, item.label if strata is None else strata[item.name])
         units.setdefault(label, {}).setdefault(key, []).append(item)
 
     taken = _shares({label: len(of_label) for label, of_label in units.items()}, fraction)
@@ -57,12 +62,16 @@ def _shares(sizes: Mapping[str, int], fraction: float) -> dict[str, int]:
     return taken
 
 
-def at_most(items: Sequence[Item], per_class: int, seed: int) -> list[Item]:
-    """At most `per_class` items of each class, chosen by rank; order is kept, and a larger limit keeps a superset."""
+def at_most(items: Sequence[Item], per_class: int, seed: int, strata: Mapping[str, str] | None = None) -> list[Item]:
+    """At most `per_class` items of each class, chosen by rank; order is kept, and a larger limit keeps a superset.
+
+    `strata` maps names to what takes the place of the class.
+    """
     chosen: set[str] = set()
     count: dict[str, int] = {}
     for item in sorted(items, key=lambda item: rank(seed, item.name)):
-        if count.setdefault(item.label, 0) < per_class:
-            count[item.label] += 1
+        label = item.label if strata is None else strata[item.name]
+        if count.setdefault(label, 0) < per_class:
+            count[label] += 1
             chosen.add(item.name)
     return [item for item in items if item.name in chosen]

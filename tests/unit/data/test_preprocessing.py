@@ -85,11 +85,14 @@ def test_model_that_states_nothing() -> None:
     assert Preprocessing.from_model(nn.Linear(2, 2)) == Preprocessing()
 
 
-def test_model_of_one_channel_is_refused() -> None:
+def test_model_of_one_channel() -> None:
     model = nn.Linear(2, 2)
-    model.pretrained_cfg = {"input_size": (1, 28, 28), "mean": (0.1,), "std": (0.3,)}
-    with pytest.raises(DataError, match="1 channels"):
-        Preprocessing.from_model(model)
+    model.pretrained_cfg = {"input_size": (1, 28, 28), "mean": (0.1,), "std": (0.3,), "crop_pct": 1.0}
+    stated = Preprocessing.from_model(model)
+    assert (stated.channels, stated.mean, stated.std) == (1, (0.1,), (0.3,))
+    seen = stated.transform()(torch.full((1, 40, 30), 0.7))
+    assert seen.shape == (1, 28, 28)
+    assert torch.allclose(seen, torch.tensor(2.0))
 
 
 def test_tensor_equals_picture() -> None:

@@ -25,7 +25,11 @@ class Claim(IntEnum):
 
 
 class Source(Protocol):
-    """One way of keeping labelled images."""
+    """One way of keeping labelled images.
+
+    A source that gives other targets than one label for each image lists them in `targets`, names as in
+    `DataConfig.target`.
+    """
 
     name: str
     """What `layout` calls it."""
