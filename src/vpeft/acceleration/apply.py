@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
@@ -71,6 +71,7 @@ class Accelerated:
         outcomes: one for each acceleration that was asked for.
         prefix: the model on records, or on batches whose frozen part is computed once for several runs, if either is.
         train, val: image sets that stand for those of the situation, where pixels of them are kept.
+        asked: names that were asked for one by one, and not by `auto`.
     """
 
     def __init__(
@@ -79,14 +80,16 @@ class Accelerated:
         self._changes, self.outcomes, self.prefix = changes, outcomes, prefix
         self.train: ImageSet | None = None
         self.val: ImageSet | None = None
+        self.asked: frozenset[str] = frozenset()
 
     @property
     def rounding(self) -> list[str]:
         """Names of those in use that change the last bits of the numbers."""
         return [outcome.name for outcome in self.outcomes if outcome.applied and not outcome.bit_equal]
 
-    def lines(self, asked: Collection[str] = ()) -> list[str]:
-        """One line for each that is in use and one for all that are not; the reason for those that were `asked` for."""
+    def lines(self) -> list[str]:
+        """One line for each that is in use and one for all that are not; the reason for those that were asked for."""
+        asked = self.asked
         lines = [f"+ {one.name}: {one.text}" for one in self.outcomes if one.applied]
         lines += [f"- {one.name}: {one.text}" for one in self.outcomes if not one.applied and one.name in asked]
         idle = [one.name for one in self.outcomes if not one.applied and one.name not in asked]
@@ -131,6 +134,7 @@ def accelerate(
     """
     names = wanted(choice)
     made = _on_the_model(tuned, names, situation, autocast, precision)
+    made.asked = frozenset(part.strip() for part in choice.split(","))
     try:
         if decoded_images.NAME in names and situation is not None and situation.stream is None:
             _decode(made, situation)

@@ -139,6 +139,6 @@ class OffZero:
 
 
 def two_images(tuned: TunedModel, count: int = 2) -> Tensor:
-    """Two (or `count`) fixed made-up inputs of the backbone, images of its size or what it takes, on its device."""
+    """Fixed made-up inputs for two (or `count`) samples, images of the backbone's size or what it takes, on its device."""
     generator = torch.Generator().manual_seed(3)
-    return fitted_to(tuned.description.inputs.example(count, generator), tuned.backbone)
+    return fitted_to(tuned.description.inputs.example(count * tuned.rows_per_sample, generator), tuned.backbone)

@@ -153,6 +153,8 @@ def probe(tuned: TunedModel, name: str | None) -> list[float]:
         tuned.eval()
         with tuned.disable() if name is None else tuned.enable(name):
             inputs = fitted_to(probe_images(tuned.description), tuned.backbone)
+            if tuned.rows_per_sample > 1:  # several images that differ
+                inputs = torch.cat([inputs.roll(step, -1) for step in range(tuned.rows_per_sample)])
             out = tuned.features(inputs) if name is None else tuned(inputs)
     finally:
         for module, mode in modes.items():

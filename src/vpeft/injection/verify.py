@@ -98,7 +98,8 @@ def _verified(tuned: TunedModel, name: str, batch: Tensor | None, first: bool) -
 
 
 def _images(tuned: TunedModel, batch: Tensor | None) -> Tensor:
-    return fitted_to(tuned.description.inputs.example(2) if batch is None else batch, tuned.backbone)
+    made = tuned.description.inputs.example(2 * tuned.rows_per_sample) if batch is None else batch
+    return fitted_to(made, tuned.backbone)
 
 
 def _look(

@@ -172,7 +172,7 @@ class Training:
                 autocast=self.machine.autocast,
                 precision=settings.precision,
             )
-        for line in made.lines(settings.acceleration.split(",")):
+        for line in made.lines():
             self.shown.say(line)
         return made
 
