@@ -254,7 +254,7 @@ class Labels(Target):
         if found and _all_numbers(found) and _any_fraction(found):
             raise self.refused(f"{where}, column {names[0]!r}", "values")
         separator = config.label_separator or next((one for one in ";|," if any(one in text for text in found)), None)
-        return [None if text in _NO_VALUE else _labels_given(_split(text, separator)) for text in texts]
+        return [None if text in _NO_VALUE else labels_given(_split(text, separator)) for text in texts]
 
     def _of_switches(self, cells: Sequence[str], names: Sequence[str], where: str) -> Given:
         on = []
@@ -266,7 +266,7 @@ class Labels(Target):
                 if _is_number(word):
                     raise self.refused(f"{where}, column {name!r} holds {cell}", "values")
                 raise DataError(f"{where}: {name} is {cell!r}; a column of one label holds 0 or 1.")
-        return _labels_given(on)
+        return labels_given(on)
 
     def of_array(self, array: NDArray[Any], classes: Sequence[str] | None, where: str) -> list[Given]:
         if array.ndim == 3:
@@ -280,7 +280,7 @@ class Labels(Target):
         if array.ndim != 2 or array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
             raise DataError(f"{where} is {array.dtype} {array.shape}; give 0 and 1 of the shape (N, K).")
         names = _names(classes, array.shape[1], where)
-        return [_labels_given([name for name, there in zip(names, row, strict=True) if there]) for row in array]
+        return [labels_given([name for name, there in zip(names, row, strict=True) if there]) for row in array]
 
     def labels(self, items: Sequence[Item], stated: Sequence[str] | None) -> list[str]:
         used = {label for item in items for label in item.target}
@@ -348,7 +348,7 @@ class Values(Target):
                     raise self.refused(f"{where}, line {line}, column {name!r} holds {cell!r}", "label")
         full = [all(cell and cell not in _NO_VALUE for cell in cells) for _, cells in rows]
         return [
-            _values_given([float(cell) for cell in cells]) if there else None
+            values_given([float(cell) for cell in cells]) if there else None
             for (_, cells), there in zip(rows, full, strict=True)
         ]
 
@@ -363,7 +363,7 @@ class Values(Target):
         if not np.isfinite(rows).all():
             raise DataError(f"{where} holds numbers that are not finite. Leave out those images.")
         self.names = _names(classes, rows.shape[1], where, "value")
-        return [_values_given([float(one) for one in row]) for row in rows]
+        return [values_given([float(one) for one in row]) for row in rows]
 
     def labels(self, items: Sequence[Item], stated: Sequence[str] | None) -> list[str]:
         width = len(items[0].target) if items else 0
@@ -499,12 +499,14 @@ def _note_unseen(
                 problems.add("empty_class", label)
 
 
-def _labels_given(labels: Iterable[str]) -> Given:
+def labels_given(labels: Iterable[str]) -> Given:
+    """Several labels of one image."""
     ordered = tuple(in_order(set(labels)))
     return Given(";".join(ordered), ordered)
 
 
-def _values_given(values: Sequence[float]) -> Given:
+def values_given(values: Sequence[float]) -> Given:
+    """Numbers of one image."""
     return Given(";".join(map(repr, values)), tuple(values))
 
 

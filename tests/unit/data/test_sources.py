@@ -430,7 +430,9 @@ def test_pocket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_each_source_describes_itself() -> None:
-    assert {"digits", "fgvc", "folder", "hf", "numpy", "pocket", "table", "torchvision", "vtab1k"} == set(sources())
+    assert {"digits", "fgvc", "folder", "hf", "masks", "numpy", "pocket", "table", "torchvision", "vtab1k"} == set(
+        sources()
+    )
     assert all(one.title and name == one.name for name, one in sources().items())
 
 

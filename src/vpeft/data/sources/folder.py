@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vpeft.data.config import DataConfig
-from vpeft.data.images import is_image_name
+from vpeft.data.images import LEFT_BY_PROGRAMS, files_below, is_hidden, is_image_name, pictures_among, readable
 from vpeft.data.items import FilePicture, Item, Listing, SplitName, split_of
 from vpeft.data.problems import DataError
+from vpeft.data.sources.mask_folder import is_pair
 from vpeft.data.sources.registry import Claim, source
+from vpeft.data.targets import Label
 
-# Left behind by an archiver and by Python.
-NOT_CLASSES = frozenset({"__MACOSX", "__pycache__"})
+# Folders that are no classes, since programs leave them behind.
+NOT_CLASSES = LEFT_BY_PROGRAMS
 
 
 @source
@@ -36,6 +38,8 @@ class Folder:
             raise DataError(f"{root} is not a folder.")
         listing = Listing(f"Expected: {self.title}.")
         folders = _folders(root)
+        if is_pair(root):
+            raise Label().refused(f"{root} (folders images and masks with the same names)", "mask")
         if not folders and any(is_image_name(file) for file in root.iterdir()):
             raise DataError(f"{root} holds images but no class folders. Put those of each class into a sub-folder.")
         splits = {folder: split_of(folder.name) for folder in folders}
@@ -64,28 +68,39 @@ class Folder:
 
 
 def _folders(root: Path) -> list[Path]:
-    found = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return sorted(path for path in found if path.name not in NOT_CLASSES)
+    return sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def _has_image(folder: Path) -> bool:
-    return any(is_image_name(path) for path in folder.rglob("*"))
+    return bool(pictures_among(files_below(folder)[0]))
 
 
 def _add_classes(listing: Listing, root: Path, folder: Path, split: SplitName | None) -> None:
     """Add the images of the class folders in `folder`, named by their paths from `root`."""
     loose = [path for path in sorted(folder.iterdir()) if path.is_file() and is_image_name(path)]
     for path in loose:
-        listing.problems.add("ignored", path.relative_to(root).as_posix(), "not in a class folder")
-    stated = []
-    for kind in _folders(folder):
-        stated.append(kind.name)
-        for path in sorted(kind.rglob("*"), key=lambda path: path.relative_to(root).as_posix()):
-            if path.is_dir() or path.name.startswith("."):
-                continue
-            name = path.relative_to(root).as_posix()
-            if is_image_name(path):
-                listing.add(split, Item(name, kind.name, FilePicture(path)))
+        listing.problems.add("ignored", readable(path.relative_to(root).as_posix()), "not in a class folder")
+    kinds = _folders(folder)
+    files: dict[Path, list[Path]] = {}
+    for kind in kinds:
+        files[kind], hidden = files_below(kind)
+        _note_hidden(listing, root, hidden)
+    _note_hidden(listing, root, [path for path in sorted(folder.iterdir()) if path.is_dir() and is_hidden(path.name)])
+    pictures = pictures_among(path for of_kind in files.values() for path in of_kind)
+    for kind in kinds:
+        for path in sorted(files[kind], key=lambda path: path.relative_to(root).as_posix()):
+            name = readable(path.relative_to(root).as_posix())
+            if path in pictures:
+                listing.add(split, Item(name, readable(kind.name), FilePicture(path)))
             else:
                 listing.problems.add("ignored", name)
-    listing.stated = [*listing.stated, *stated]
+    listing.stated = [*listing.stated, *(readable(kind.name) for kind in kinds)]
+
+
+def _note_hidden(listing: Listing, root: Path, folders: Iterable[Path]) -> None:
+    """Say which folders of other programs were left out, where they hold images."""
+    for folder in folders:
+        count = sum(is_image_name(path) for path in folder.rglob("*") if path.is_file())
+        if count:
+            images = "1 image" if count == 1 else f"{count} images"
+            listing.problems.add("hidden", readable(folder.relative_to(root).as_posix()), images)

@@ -13,6 +13,7 @@ from vpeft.data.config import DataConfig
 from vpeft.data.items import Item, Listing, SamplePicture, split_of
 from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
+from vpeft.data.targets import Given, Mask, Target, Values, labels_given, target_of, values_given
 from vpeft.errors import nearest, need_extra
 
 _PREFIX = "hf:"
@@ -23,9 +24,14 @@ _MARKS = ("dataset_dict.json", "state.json")
 
 @source
 class HuggingFace:
-    """The image column is the one of type Image, the label column the one of type ClassLabel, unless stated."""
+    """The image column is the one of type Image, the label column the one of type ClassLabel, unless stated.
+
+    Several labels are a sequence of ClassLabel or of texts, values are numbers, and a mask is a second column of type
+    Image.
+    """
 
     name = "hf"
+    targets = ("label", "labels", "values", "mask")
     title = "a data set of Hugging Face, 'hf:owner/name', or a folder that its save_to_disk made"
 
     def claims(self, config: DataConfig) -> Claim:
@@ -72,22 +78,97 @@ def _load(library: Any, config: DataConfig) -> Any:
 
 
 def _add(library: Any, listing: Listing, dataset: Any, split: Any, config: DataConfig) -> None:
-    image = _column(dataset, config.image_column, library.Image, "image_column")
-    label = _column(dataset, config.label_column, library.ClassLabel, "label_column")
-    feature = dataset.features[label]
-    names = list(feature.names) if isinstance(feature, library.ClassLabel) else None
-    if names is not None:
+    target = target_of(config)
+    image, columns = _columns(library, dataset, config, target)
+    for column in (image, *(columns if target.name == "mask" else ())):
+        if isinstance(dataset.features[column], library.Image):
+            dataset = dataset.cast_column(column, library.Image(decode=False))
+    names = _class_names(library, dataset.features[columns[0]])
+    if target.name == "mask":
+        listing.labels = config.label_names or None
+    elif isinstance(target, Values):
+        target.names, listing.labels = columns, columns if len(columns) > 1 else None
+    elif names is not None:
         listing.labels = names
-    if isinstance(dataset.features[image], library.Image):
-        dataset = dataset.cast_column(image, library.Image(decode=False))
     prefix = f"{split}/" if split else ""
-    for index, value in enumerate(dataset[label]):
+    rows = zip(*(dataset[column] for column in columns), strict=True) if target.name != "mask" else None
+    where = f"{config.source}, column {', '.join(columns)}"
+    for index in range(len(dataset)):
         name = f"{prefix}{index:06d}"
-        if value is None or value == -1:  # the library's mark for a label that is kept back
+        given: Given | None
+        if rows is None:
+            given = Given("", Mask(SamplePicture(dataset, index, columns[0])))
+        else:
+            given = _given(next(rows), names, target, where)
+        if given is None:
             listing.problems.add("unlabelled", name)
             continue
-        text = names[value] if names is not None else str(value)
-        listing.add(split, Item(name, text, SamplePicture(dataset, index, image)))
+        listing.add(split, Item(name, given.text, SamplePicture(dataset, index, image), given.value))
+
+
+def _given(values: tuple[Any, ...], names: list[str] | None, target: Target, where: str) -> Given | None:
+    """The target in the columns of one row; None where it is kept back (-1 is the library's mark for a label)."""
+    value = values[0]
+    if any(one is None for one in values):
+        return None
+    listed = isinstance(value, list | tuple)
+    if target.name == "label":
+        if listed:
+            raise target.refused(where, "values" if value and isinstance(value[0], float) else "labels")
+        if isinstance(value, float) and not value.is_integer():
+            raise target.refused(where, "values")
+        return None if value == -1 else Given(names[value] if names is not None else str(value))
+    if target.name == "labels":
+        if not listed:
+            raise target.refused(where, "values" if isinstance(value, float) else "label")
+        if any(isinstance(one, float) for one in value):
+            raise target.refused(where, "values")
+        return labels_given([names[one] if names is not None else str(one) for one in value])
+    flat = list(value) if listed else list(values)
+    if not all(isinstance(one, int | float) for one in flat):
+        raise target.refused(where, "labels" if listed else "label")
+    return values_given([float(one) for one in flat])
+
+
+def _class_names(library: Any, feature: Any) -> list[str] | None:
+    """The names of a ClassLabel, or of a sequence of them."""
+    inner = getattr(feature, "feature", None) or (feature[0] if isinstance(feature, list) else feature)
+    return list(inner.names) if isinstance(inner, library.ClassLabel) else None
+
+
+def _columns(library: Any, dataset: Any, config: DataConfig, target: Target) -> tuple[str, list[str]]:
+    """The column of the image, and those of the target."""
+    features = dataset.features
+    pictures = [column for column in features if isinstance(features[column], library.Image)]
+    if target.name == "mask":
+        mask = config.label_column
+        if mask is None:
+            usual = ("mask", "label", "annotation", "segmentation_mask", "segmentation", "seg", "labels")
+            mask = next((name for name in usual if name in pictures), None)
+            others = [column for column in pictures if column not in (config.image_column, "image")]
+            mask = mask or (others[0] if len(others) == 1 and len(pictures) == 2 else None)
+        if mask is None:
+            labels = [column for column in features if isinstance(features[column], library.ClassLabel)]
+            if labels:
+                raise target.refused(f"{config.source}, column {labels[0]!r}", "label")
+            raise DataError(f"No column can be the mask: {', '.join(features)}. State it with label_column.")
+        rest = [column for column in pictures if column != mask]
+        image = config.image_column or (rest[0] if len(rest) == 1 else None)
+        return image or _column(dataset, None, library.Image, "image_column"), [mask]
+    image = _column(dataset, config.image_column, library.Image, "image_column")
+    if config.label_columns:
+        return image, [_column(dataset, name, library.ClassLabel, "label_columns") for name in config.label_columns]
+    if target.name == "label":
+        return image, [_column(dataset, config.label_column, library.ClassLabel, "label_column")]
+    if config.label_column is None:
+        usual = ("labels", "label", "tags") if target.name == "labels" else ("value", "target", "label", "values", "y")
+        found = next((name for name in usual if name in features and name != image), None)
+        others = [column for column in features if column != image]
+        chosen = found or (others[0] if len(others) == 1 else None)
+        if chosen is None:
+            raise DataError(f"Several columns can be the {target.name}: {', '.join(others)}. State label_column.")
+        return image, [chosen]
+    return image, [_column(dataset, config.label_column, library.ClassLabel, "label_column")]
 
 
 def _column(dataset: Any, stated: str | None, kind: Any, option: str) -> str:

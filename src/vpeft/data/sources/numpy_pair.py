@@ -12,17 +12,24 @@ from numpy.typing import NDArray
 from vpeft.data.config import DataConfig
 from vpeft.data.images import as_eight_bits
 from vpeft.data.items import SPLITS, ArrayPicture, Item, Listing, SplitName
+from vpeft.data.pixels import MOST_CHANNELS, RGB, Reading
 from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
+from vpeft.data.targets import target_of
 
 _PREFIXES: dict[str, SplitName | None] = {"": None, **{f"{split}_": split for split in SPLITS}}
 
 
 @source
 class NumpyPair:
-    """Images (N, H, W), (N, H, W, C) or (N, C, H, W); labels (N,) or (N, 1), numbers or names; `classes` names them."""
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W); labels (N,) or (N, 1), numbers or names; `classes` names them.
+
+    Instead of labels (also `y` or `targets`): 0 and 1 (N, K) for several labels, numbers (N,) or (N, K) for values,
+    class numbers (N, H, W) for masks (also `masks`). Images may be called `x`, and `x_train` is `train_images`.
+    """
 
     name = "numpy"
+    targets = ("label", "labels", "values", "mask")
     title = "an .npz with images and labels (or train_images, train_labels, ...), or 'images.npy,labels.npy'"
 
     def claims(self, config: DataConfig) -> Claim:
@@ -38,9 +45,13 @@ class NumpyPair:
         return ()
 
     def read(self, config: DataConfig) -> Listing:
-        arrays = _arrays(config.source)
+        arrays = _usual_names(_arrays(config.source), config)
         listing = Listing(f"Expected: {self.title}.")
+        target = target_of(config)
+        reading = Reading(config.channels or 3, config.window)
         classes = [str(name) for name in arrays["classes"].ravel()] if "classes" in arrays else None
+        if classes is None and config.label_names:
+            classes = list(config.label_names)
         listing.labels = classes
         for prefix, split in _PREFIXES.items():
             if f"{prefix}images" not in arrays:
@@ -48,16 +59,18 @@ class NumpyPair:
             if f"{prefix}labels" not in arrays:
                 raise DataError(f"{config.source} has {prefix}images but not {prefix}labels.")
             where = f"{config.source}, {prefix}images"
-            images = stack(arrays[f"{prefix}images"], where)
-            labels = _labels(arrays[f"{prefix}labels"], classes, f"{config.source}, {prefix}labels")
-            if len(images) != len(labels):
-                raise DataError(f"{config.source} has {len(images)} {prefix}images but {len(labels)} {prefix}labels.")
-            for index, label in enumerate(labels):
-                listing.add(split, Item(f"{prefix}images[{index}]", label, ArrayPicture(images, index)))
+            images = stack(arrays[f"{prefix}images"], where, reading)
+            given = target.of_array(arrays[f"{prefix}labels"], classes, f"{config.source}, {prefix}labels")
+            if len(images) != len(given):
+                raise DataError(f"{config.source} has {len(images)} {prefix}images but {len(given)} {prefix}labels.")
+            for index, (text, value) in enumerate(given):
+                listing.add(split, Item(f"{prefix}images[{index}]", text, ArrayPicture(images, index), value))
         if listing.whole and listing.splits:
             raise DataError(f"{config.source} has both images and train_images; keep one kind.")
         if not listing.whole and not listing.splits:
-            raise DataError(f"{config.source} holds {', '.join(arrays) or 'nothing'}. {listing.expected}")
+            raise DataError(
+                f"{config.source} holds {', '.join(_arrays(config.source)) or 'nothing'}. {listing.expected}"
+            )
         return listing
 
 
@@ -77,33 +90,37 @@ def _arrays(text: str) -> Mapping[str, NDArray[Any]]:
         ) from error
 
 
-def stack(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
-    """Images of any accepted layout and number type as uint8 (N, H, W), (N, H, W, 3) or (N, H, W, 4)."""
-    if images.ndim == 4 and images.shape[3] not in (1, 3, 4) and images.shape[1] in (1, 3, 4):
-        images = images.transpose(0, 2, 3, 1)
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
-        raise DataError(f"{where} has the shape {images.shape}; give (N, H, W), (N, H, W, 3) or (N, 3, H, W).")
+def _usual_names(arrays: Mapping[str, NDArray[Any]], config: DataConfig) -> dict[str, NDArray[Any]]:
+    """Arrays under the names images, labels, train_images, ...; those under other usual names are renamed."""
+    targets = ("masks", "labels", "y", "targets") if config.target == "mask" else ("labels", "y", "targets", "values")
+    images = ("images", "x", "X")
+    found = dict(arrays)
+    for prefix, split in _PREFIXES.items():
+        for wanted, names in (("images", images), ("labels", targets)):
+            spelt = [f"{prefix}{name}" for name in names] + ([f"{name}_{split}" for name in names] if split else [])
+            used = next((name for name in spelt if name in found), None)
+            if used is not None and used != f"{prefix}{wanted}":
+                found[f"{prefix}{wanted}"] = found.pop(used)
+        if f"{prefix}labels" not in found and f"{prefix}images" not in arrays:
+            found.pop(f"{prefix}images", None)  # an x alone is no image
+    return found
+
+
+def stack(images: NDArray[Any], where: str, reading: Reading = RGB) -> NDArray[Any]:
+    """Images of any accepted layout as (N, H, W) or (N, H, W, C).
+
+    They become uint8 of one, three or four channels, by one range for all; or stay as they are stored where `reading`
+    asks for another window or number of channels.
+    """
+    accepted = (1, 3, 4) if reading.plain else range(1, MOST_CHANNELS + 1)
+    if images.ndim == 4:
+        first, last = images.shape[1], images.shape[3]
+        stated = not reading.plain and first == reading.channels != last
+        if stated or (last not in accepted and first in accepted):
+            images = images.transpose(0, 2, 3, 1)
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in accepted):
+        several = " For other channels state them with channels." if images.ndim == 4 and reading.plain else ""
+        raise DataError(f"{where} has the shape {images.shape}; give (N, H, W), (N, H, W, 3) or (N, 3, H, W).{several}")
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
-    return as_eight_bits(images, where)
-
-
-def _labels(labels: NDArray[Any], classes: list[str] | None, where: str) -> list[str]:
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise DataError(f"{where} has the shape {labels.shape}; give one label per image, (N,).")
-    if labels.dtype.kind in "US":
-        return [str(np.char.decode(label, "utf-8") if labels.dtype.kind == "S" else label) for label in labels]
-    if labels.dtype.kind == "f" and np.all(labels == np.floor(labels)):
-        labels = labels.astype(np.int64)
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"{where} holds {labels.dtype}; give whole numbers or names.")
-    if classes is None:
-        return [str(int(label)) for label in labels]
-    wrong = [int(label) for label in labels if not 0 <= label < len(classes)]
-    if wrong:
-        raise DataError(
-            f"{where} holds {wrong[0]}, but there are {len(classes)} class names (0 to {len(classes) - 1})."
-        )
-    return [classes[int(label)] for label in labels]
+    return as_eight_bits(images, where) if reading.plain else images
