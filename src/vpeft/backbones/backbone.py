@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import nearest
 from .blocks import Block, Stage
 from .edits import Edit
+from .grids import Rounding, Scale
 from .inputs import InputSpec
 from .places import WHOLE, Norm, Place, Projection, Site, Span
 from .points import Layout, MissingPlace, Point
@@ -36,6 +37,8 @@ class Facts:
         prefix_tokens: class token and registers.
         pooling: how the library pools: "token", "avg", "map", ...
         dynamic_size: whether other image sizes are accepted.
+        rounding: what becomes of pixels that fill no whole patch, and of cells that fill no whole cell of a later
+            stage, on images of other sizes: left out ("floor") or padded ("ceil").
     """
 
     family: str
@@ -47,6 +50,7 @@ class Facts:
     prefix_tokens: int
     pooling: str
     dynamic_size: bool = False
+    rounding: tuple[Rounding, Rounding] = ("floor", "floor")
 
 
 class Blocks(list[Block]):
@@ -143,6 +147,10 @@ class Backbone:
                 place.refusals = {"insert_tokens": no_tokens or NO_TOKENS[place.layout in MAPS]}
         self.whole = self._describe_whole(top)
         self._index[WHOLE] = self.whole
+        patch = self._index["patch"].stride if "patch" in self._index else 1
+        scale = Scale(self.inputs.size, self.inputs.frames, patch, *facts.rounding)
+        for place in self._index.values():
+            place.scale = scale
 
     def _describe_whole(self, top: list[Place]) -> Site:
         """All parameters, each under its place; what no place owns stays under the model's own name."""
@@ -216,8 +224,10 @@ class Backbone:
             verbs=frozenset({"before"}),
             depth=len(self.blocks),
             grid=last.grid,
+            frames=last.frames,
             prefix=last.prefix,
             stride=last.stride,
+            scale=last.scale,
         )
         return end.before(layer, reads=reads)
 
@@ -230,9 +240,25 @@ class Backbone:
         """Pooled features (B, D) of images (B, C, H, W), as the library computes what enters its last layer."""
         return self._pooled(self.module, images)
 
+    @property
+    def query(self) -> Site:
+        """The frozen model's own pooled feature (B, D) of the same inputs, for `reads` alone.
+
+        It costs a further forward pass, which is made once for all edits that read it.
+        """
+        return Site(
+            name="query",
+            width=self.facts.width,
+            layout=Layout.VECTOR,
+            enter=None,
+            exit=None,
+            verbs=frozenset(),
+            depth=-1,
+        )
+
     def place(self, name: str) -> Place:
         """The place with this canonical name; `MissingPlace` lists the nearest that exist."""
-        found = self._index.get(name)
+        found = self.query if name == "query" else self._index.get(name)
         if found is None:
             raise MissingPlace(f"{self.facts.architecture} has no place {name!r}. {nearest(name, self._index)}")
         return found

@@ -26,6 +26,8 @@ class _Shared(TypedDict):
     layout: Layout
     depth: int
     grid: tuple[int, int] | None
+    local: bool
+    frames: int | None
     prefix: int
     stride: int
 
@@ -39,15 +41,27 @@ class Where:
     grid: tuple[int, int] | None = None
     prefix: int = 0
     stride: int = 1
+    local: bool = False
+    frames: int | None = None
 
     def shared(self, layout: Layout | None = None) -> _Shared:
         return _Shared(
-            layout=layout or self.layout, depth=self.depth, grid=self.grid, prefix=self.prefix, stride=self.stride
+            layout=layout or self.layout,
+            depth=self.depth,
+            grid=self.grid,
+            local=self.local,
+            frames=self.frames,
+            prefix=self.prefix,
+            stride=self.stride,
         )
 
     def but(self, layout: Layout, prefix: int | None = None) -> Where:
         """The same place in the network, laid out differently."""
         return replace(self, layout=layout, prefix=self.prefix if prefix is None else prefix)
+
+    def within(self, grid: tuple[int, int], layout: Layout | None = None) -> Where:
+        """Inside a window, or behind a pooling to `grid`, whatever the size of the image."""
+        return replace(self, grid=grid, layout=layout or self.layout, prefix=0, local=True)
 
 
 def own_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:

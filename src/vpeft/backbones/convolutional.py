@@ -165,7 +165,7 @@ def chain_places(
             spoilt = last or (after is not None and not is_norm(after))
             parts[key].exit = Point(module, "output", overwritten=spoilt)
     for gate in gates:
-        pooled = replace(where, grid=(1, 1))
+        pooled = where.within((1, 1))
         for key, module in gate.named_modules():
             if isinstance(module, nn.Conv2d):
                 last_name = SQUEEZE.get(key, key.replace(".", "_") or "conv")

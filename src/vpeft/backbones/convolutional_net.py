@@ -63,7 +63,8 @@ def make_net(
     made = make_stages(units, size, stride)
     depth = sum(len(stage.blocks) for stage in made.stages)
     start = Where(-1, Layout.CHANNELS_FIRST, (-(-size[0] // stride), -(-size[1] // stride)), 0, stride)
-    end = Where(depth, Layout.CHANNELS_FIRST, (1, 1) if pooled_head else made.grid, 0, made.stride)
+    end = Where(depth, Layout.CHANNELS_FIRST, made.grid, 0, made.stride)
+    end = end.within((1, 1)) if pooled_head else end
     width0 = [p.width for p in placed if isinstance(p, Projection)][-1]
     embedding = outline.embedding(Point(after_stem, "output"), start, width0)
     flat = Where(depth, Layout.VECTOR)
@@ -84,6 +85,7 @@ def make_net(
             prefix_tokens=0,
             pooling=pooling,
             dynamic_size=dynamic,
+            rounding=("ceil", "ceil"),
         ),
         pixels=outline.pixels(Point(stem[0], "input"), placed[0].width_in),
         trunk=outline.trunk(

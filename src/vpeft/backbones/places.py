@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import nearest
 from .edits import Edit, Lifetime, Verb
+from .grids import Scale, fitting
 from .points import Layout, MissingPlace, Point
 from .rows import Rows
 from .tokens import TokenCarrier
@@ -37,7 +38,9 @@ class Place:
         verbs: what can be done here.
         depth: order in the forward pass: -1 before the first block, the block's index, or the number of blocks.
         width_in: channels of the tensor at the enter.
-        grid: height and width of the token or feature grid; None where there is none.
+        grid: rows and columns of the tokens or the map for inputs of the backbone's own size; None without a grid.
+        local: whether the grid is that of a window or of a pooled map, which does not grow with the image.
+        frames: steps of time before the rows and columns, for clips of the backbone's own length; None without time.
         prefix: tokens before the grid (class token, registers).
         stride: pixels per grid cell.
         own: the place's own parameters: name -> (module, attribute).
@@ -47,6 +50,7 @@ class Place:
         pooled: where tokens leave that a mean over the sequence shall see: after the final norm. None where no mean
             over the tokens follows this place directly.
         refusals: why a verb is not offered, for messages.
+        scale: what the grids of the whole backbone are measured by; `Backbone` sets it.
     """
 
     name: str
@@ -58,6 +62,8 @@ class Place:
     depth: int
     width_in: int = 0
     grid: tuple[int, int] | None = None
+    local: bool = False
+    frames: int | None = None
     prefix: int = 0
     stride: int = 1
     own: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
@@ -67,6 +73,7 @@ class Place:
     pooled: Point | None = None
     parts: dict[str, Place] = field(default_factory=dict)
     refusals: Mapping[Verb, str] = field(default_factory=dict)
+    scale: Scale | None = None
     nesting: int = 4  # 0 trunk, 1 stage, 2 block, 3 branch, 4 site: outer spans enter first and leave last
 
     def __post_init__(self) -> None:
@@ -90,19 +97,63 @@ class Place:
             verbs=frozenset({"tap"}) if self.enter is not None else frozenset(),
             depth=self.depth,
             grid=self.grid,
+            local=self.local,
+            frames=self.frames,
             prefix=self.prefix,
             stride=self.stride,
+            scale=self.scale,
             nesting=self.nesting,
         )
 
     @property
     def cells(self) -> tuple[int, int]:
-        """Height and width of the grid; `MissingPlace` where the tokens lie on none (a clip, windows out of order)."""
+        """Rows and columns for the backbone's own size of inputs.
+
+        Raises:
+            MissingPlace: the tokens lie on no grid (a clip, windows out of order).
+        """
         if self.grid is None:
             raise MissingPlace(
                 f"The tokens of {self.name} lie on no grid of rows and columns, and this method needs one."
             )
         return self.grid
+
+    def grid_at(self, size: tuple[int, ...], count: int | None = None) -> tuple[int, ...] | None:
+        """Rows and columns of this place in a run: (H, W), with steps of time in front (T, H, W); None without a grid.
+
+        Args:
+            size: height and width of the images of the run in pixels, or frames, height and width of its clips.
+            count: tokens that a layer sees here without prefix tokens. It decides where the size alone leaves several
+                grids, as with images whose sides are no multiple of the stride.
+
+        Raises:
+            MissingPlace: no grid of images of this size has so many tokens, or none can be computed.
+        """
+        if self.grid is None:
+            return None
+        if len(size) not in (2, 3):
+            raise MissingPlace(f"{self.name} was asked for its grid on inputs of the size {size}; (H, W) is a size.")
+        spatial = size[-2:]
+        grids = [self.grid] if self.local or self.scale is None else self.scale.grids(spatial, self.stride, self.grid)
+        whole: list[tuple[int, ...]] = list(grids)
+        if self.frames is not None:
+            timed = len(size) == 3 and self.scale is not None
+            steps = self.scale.times(size[0], self.frames) if timed and self.scale is not None else self.frames
+            whole = [(steps, *grid) for grid in grids]
+        found = fitting(whole, count)
+        if found is None:
+            own = self.scale.size if self.scale is not None else spatial
+            can = " or ".join(" x ".join(map(str, grid)) for grid in whole) or "nothing that its stride explains"
+            raise MissingPlace(
+                f"{self.name} has no grid of {count if count is not None else 'any'} tokens for inputs of"
+                f" {' x '.join(map(str, size))}: the grid can be {can}. For {own[0]} x {own[1]} pixels it is"
+                f" {self.grid[0]} x {self.grid[1]}."
+            )
+        return found
+
+    def require_grid(self) -> None:
+        """Raise `MissingPlace` where the tokens lie on no grid of rows and columns."""
+        _ = self.cells
 
     def offers(self, verb: Verb) -> bool:
         return verb in self.verbs
@@ -139,38 +190,40 @@ class Place:
         """out -> out + layer(in); with `reads`, out + layer(*reads)."""
         return self._edit("parallel", layer=layer, reads=reads)
 
-    def wrap(self, layer: nn.Module) -> Edit:
-        """h -> layer.enter(h) before this span, h -> layer.leave(h) after it."""
-        return self._edit("wrap", layer=layer)
+    def wrap(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
+        """h -> layer.enter(h, *reads) before this span, h -> layer.leave(h) after it."""
+        return self._edit("wrap", layer=layer, reads=reads)
 
-    def replace(self, layer: nn.Module) -> Edit:
-        """The identity shortcut x becomes layer(x)."""
-        return self._edit("replace", layer=layer)
+    def replace(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
+        """The identity shortcut x becomes layer(x, *reads)."""
+        return self._edit("replace", layer=layer, reads=reads)
 
-    def insert_tokens(self, layer: nn.Module, lifetime: Lifetime = "span") -> Edit:
-        """layer(h) -> (B, n, D) joins the sequence after the prefix tokens, and leaves it where this span ends.
+    def insert_tokens(
+        self, layer: nn.Module, lifetime: Lifetime = "span", *, reads: tuple[Place | Edit, ...] = ()
+    ) -> Edit:
+        """layer(h, *reads) -> (B, n, D) joins the sequence after the prefix tokens, and leaves it where this span ends.
 
         With the lifetime "pooled" it leaves after the final norm, and the backbone's mean over the tokens includes it,
         if such a mean follows this span; if none does, it is as "span".
         """
-        return self._edit("insert_tokens", layer=layer, lifetime=lifetime)
+        return self._edit("insert_tokens", layer=layer, lifetime=lifetime, reads=reads)
 
     def tap(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
         """layer(h, *reads) is called with what leaves this place; h goes on unchanged, later edits may read that."""
         return self._edit("tap", layer=layer, reads=reads)
 
-    def reparametrize(self, layer: nn.Module) -> Edit:
-        """weight -> layer(weight)."""
-        return self._edit("reparametrize", layer=layer)
+    def reparametrize(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
+        """weight -> layer(weight, *reads); with `reads` it depends on the images and cannot merge."""
+        return self._edit("reparametrize", layer=layer, reads=reads)
 
-    def extend(self, layer: nn.Module) -> Edit:
-        """q, k, v -> layer(q, k, v), each (B, heads, N, head width); further keys and values go in front.
+    def extend(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
+        """q, k, v -> layer(q, k, v, *reads), each (B, heads, N, head width); further keys and values go in front.
 
         A layer that has `scores` or `weights` also sees the attention map, (B, heads, N, keys), and the attention is
         then computed step by step: `scores(q k^T / sqrt(head width))` before bias and mask, `weights(softmax(...))`
         before dropout; each returns the same shape.
         """
-        return self._edit("extend", layer=layer)
+        return self._edit("extend", layer=layer, reads=reads)
 
     def unfreeze(self, *parameters: str, keep_original: bool = True) -> Edit:
         """The named own parameters of this place train; all of them when none is named."""

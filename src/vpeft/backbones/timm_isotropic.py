@@ -11,6 +11,7 @@ from . import outline
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite
 from .builders import Where, branch, norm, projection, skip, span_verbs, stream
+from .grids import Rounding
 from .places import Norm, Place, Rewrites
 from .points import Layout, Point
 from .tokens import TokenCarrier
@@ -133,6 +134,7 @@ def isotropic(
     end: Point | None = None,
     classifier: Callable[[nn.Module], nn.Module] = own_classifier,
     patches: Sequence[Place] = (),
+    rounding: tuple[Rounding, Rounding] | None = None,
 ) -> Backbone:
     """The description of a model whose equal `blocks` run one after the other.
 
@@ -148,6 +150,7 @@ def isotropic(
         end: where the sequence leaves the blocks, if the last norm does not see it as it is then.
         classifier: gives the model's last layer.
         patches: places of what makes the patches, where `patch_embed.proj` is no single convolution.
+        rounding: see `Facts`; as `patch_embed` pads, if not given.
     """
     net: Any = model
     width, first, depth = int(net.embed_dim), blocks[0], len(blocks)
@@ -195,6 +198,7 @@ def isotropic(
             prefix_tokens=prefix,
             pooling=net.global_pool,
             dynamic_size=dynamic,
+            rounding=rounding or ("ceil" if getattr(net.patch_embed, "dynamic_img_pad", False) else "floor", "floor"),
         ),
         pixels=outline.pixels(Point(net.patch_embed, "input"), int(opening.in_channels)),
         trunk=trunk,

@@ -78,6 +78,7 @@ def describe_hf_segformer(model: nn.Module) -> Backbone:
             prefix_tokens=0,
             pooling="avg",
             dynamic_size=True,
+            rounding=("ceil", "ceil"),
         ),
         pixels=pixels(inner.config.num_channels, pooling),
         trunk=outline.trunk(stages),
@@ -135,6 +136,8 @@ def _reduced(attn: AttentionSite, reduction: Any, where: Where, width: int) -> N
     inner = Where(where.depth, Layout.TOKENS, None, 0, where.stride * int(reduction.sequence_reduction.stride[0]))
     attn.parts["sr"] = projection(f"{attn.name}.sr", reduction.sequence_reduction, inner.but(Layout.CHANNELS_FIRST))
     attn.parts["sr_norm"] = norm(f"{attn.name}.sr_norm", reduction.layer_norm, inner, width)
+    for key in ("k", "v"):
+        attn.parts[key].grid, attn.parts[key].stride = inner.grid, inner.stride
     attn.consumers = ()
     core = attn.parts["core"]
     assert isinstance(core, Attention)

@@ -93,6 +93,7 @@ def describe_hf_swin(model: nn.Module) -> Backbone:
             width=width,
             prefix_tokens=0,
             pooling="avg",
+            rounding=("ceil", "ceil"),
         ),
         pixels=pixels(inner.config.num_channels, pooling),
         trunk=outline.trunk(stages, width0, pooled=mean, between=merging),
@@ -151,9 +152,7 @@ def _block(index: int, stage: int, layer: Any, grid: tuple[int, int], stride: in
     where = Where(index, Layout.TOKENS, grid, 0, stride)
     side = min(int(layer.window_size), *grid)
     core = layer.attention.self if second else layer.attention
-    attn = _attention(
-        f"{name}.attn", layer.attention, core, Where(index, Layout.TOKENS, (side, side), 0, stride), width
-    )
+    attn = _attention(f"{name}.attn", layer.attention, core, where.within((side, side)), width)
     first_fc, last_fc = (layer.intermediate.dense, layer.output.dense) if second else (layer.mlp.fc1, layer.mlp.fc2)
     fcs = {key: projection(f"{name}.mlp.{key}", fc, where) for key, fc in (("fc1", first_fc), ("fc2", last_fc))}
     opens, closes = (layer.intermediate, layer.output) if second else (layer.mlp, layer.mlp)

@@ -63,7 +63,7 @@ def describe_timm_convnext(model: nn.Module) -> Backbone:
     if not isinstance(net.norm_pre, nn.Identity):
         final = norm("norm", net.norm_pre, end, net.num_features)
     elif head_norm is not None and not isinstance(head_norm, nn.Identity):
-        final = norm("norm", head_norm, Where(depth, Layout.CHANNELS_FIRST, (1, 1)), net.num_features)
+        final = norm("norm", head_norm, Where(depth, Layout.CHANNELS_FIRST).within((1, 1)), net.num_features)
     hidden = getattr(net.head, "pre_logits", None)
     if hidden is not None and hasattr(hidden, "fc"):
         others.append(projection("pre_logits", hidden.fc, Where(depth, Layout.VECTOR)))

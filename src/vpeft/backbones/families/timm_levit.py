@@ -93,6 +93,7 @@ def describe_timm_levit(model: nn.Module) -> Backbone:
             width=last.width,
             prefix_tokens=0,
             pooling="avg",
+            rounding=("ceil", "ceil"),
         ),
         pixels=outline.pixels(Point(net.stem, "input"), stem[0].width_in),
         trunk=outline.trunk(made.stages),

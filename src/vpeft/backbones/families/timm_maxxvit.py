@@ -124,7 +124,7 @@ def describe_timm_maxxvit(model: nn.Module) -> Backbone:
         )
     )
     if isinstance(net.norm, nn.Identity) and head_norm is not None:
-        final = norm("norm", head_norm, Where(end.depth, Layout.CHANNELS_FIRST, (1, 1)), norm_width(head_norm))
+        final = norm("norm", head_norm, Where(end.depth, Layout.CHANNELS_FIRST).within((1, 1)), norm_width(head_norm))
     else:
         final = norm("norm", net.norm, end, norm_width(net.norm))
     hidden = getattr(getattr(net.head, "pre_logits", None), "fc", None)
@@ -141,6 +141,7 @@ def describe_timm_maxxvit(model: nn.Module) -> Backbone:
             width=int(net.head_hidden_size),
             prefix_tokens=0,
             pooling=net.global_pool,
+            rounding=("ceil", "ceil"),
         ),
         pixels=outline.pixels(Point(net.stem, "input"), stem[0].width_in),
         trunk=outline.trunk(
@@ -210,7 +211,7 @@ def _convolutions(module: Any) -> Passage:
 def _maker(module: Any, window: tuple[int, int] | None) -> BlockMaker:
     def make(index: int, stage: int, where: Where) -> Block:
         name, width = f"blocks.{index}", norm_width(module.norm1)
-        attended = where if window is None else Where(index, where.layout, window, 0, where.stride)
+        attended = where if window is None else where.within(window)
         attn = attention_places(
             f"{name}.attn", module.attn, attended, width, KINDS, own=_positions(module.attn), by_head=_by_head(module)
         )

@@ -83,6 +83,7 @@ def describe_timm_metaformer(model: nn.Module) -> Backbone:
             prefix_tokens=0,
             pooling="avg",
             dynamic_size=True,
+            rounding=("nearest", "ceil"),
         ),
         pixels=outline.pixels(Point(net.stem, "input"), stem[0].width_in),
         trunk=outline.trunk(
@@ -94,7 +95,7 @@ def describe_timm_metaformer(model: nn.Module) -> Backbone:
             exit=Point(net.stages[-1], "output"),
         ),
         stages=made.stages,
-        norm=norm("norm", final, Where(depth, Layout.CHANNELS_FIRST, (1, 1)), norm_width(final)),
+        norm=norm("norm", final, Where(depth, Layout.CHANNELS_FIRST).within((1, 1)), norm_width(final)),
         others=[*stem, outline.embedding(Point(net.stem, "output"), start, stem[0].width), *made.tail],
         pooled=pooled_by_head,
         classifier=own_classifier,

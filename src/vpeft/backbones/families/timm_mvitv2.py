@@ -111,6 +111,7 @@ def describe_timm_mvitv2(model: nn.Module) -> Backbone:
             width=int(net.num_features),
             prefix_tokens=prefix,
             pooling=net.global_pool,
+            rounding=("ceil", "ceil"),
         ),
         pixels=outline.pixels(Point(net.patch_embed, "input"), int(patch.in_channels)),
         trunk=outline.trunk(made.stages, first.width, last.width, enter=entering),

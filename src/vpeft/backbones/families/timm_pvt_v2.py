@@ -87,6 +87,7 @@ def describe_timm_pvt_v2(model: nn.Module) -> Backbone:
             prefix_tokens=0,
             pooling=net.global_pool,
             dynamic_size=True,
+            rounding=("ceil", "ceil"),
         ),
         pixels=outline.pixels(Point(net.patch_embed, "input"), int(net.patch_embed.proj.weight.shape[1])),
         trunk=trunk,
@@ -143,8 +144,9 @@ def reduced_attention(name: str, module: Any, where: Where, width: int, edited: 
     if module.sr is not None:
         assert grid is not None
         ratio = int(module.sr.stride[0])
-        size = (7, 7) if getattr(module, "pool", None) is not None else (grid[0] // ratio, grid[1] // ratio)
-        reduced, grid = Where(where.depth, where.layout, size, 0, where.stride * ratio), None
+        small = Where(where.depth, where.layout, (grid[0] // ratio, grid[1] // ratio), 0, where.stride * ratio)
+        reduced = small if getattr(module, "pool", None) is None else small.within((7, 7))
+        grid = None
         parts["sr"] = projection(f"{name}.sr", module.sr, reduced.but(Layout.CHANNELS_FIRST))
         parts["norm"] = norm(f"{name}.norm", module.norm, reduced, width)
     kv = projection(f"{name}.kv", module.kv, reduced)

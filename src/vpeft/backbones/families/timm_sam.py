@@ -6,7 +6,6 @@ have no position; the neck's convolutions have no place for them, so they leave 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -206,7 +205,7 @@ def _block(index: int, module: Any, where: Where, carrier: BesideTokens) -> Bloc
     if kind is not SamBlock and kind is not EditedSamBlock:
         raise UnknownBackbone(f"blocks.{index} is a {kind.__name__}; timm_sam describes the Block of SAM.")
     name, width, window = f"blocks.{index}", int(module.norm1.weight.shape[0]), int(module.window_size)
-    attended = replace(where, grid=(window, window)) if window else where
+    attended = where.within((window, window)) if window else where
     rows = attended.but(Layout.TOKENS)
     attn = attention_places(f"{name}.attn", module.attn, rows, width, KINDS, outer=attended)
     attn.core.per_window = window > 0

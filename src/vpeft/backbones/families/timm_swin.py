@@ -173,6 +173,8 @@ def windowed(family: str, model: nn.Module, kinds: Kinds) -> Backbone:
             width=swin.num_features,
             prefix_tokens=0,
             pooling=swin.global_pool,
+            dynamic_size=bool(getattr(swin, "dynamic_img_size", False)),
+            rounding=("floor", "ceil"),
         ),
         pixels=outline.pixels(Point(swin.patch_embed, "input"), int(swin.patch_embed.proj.weight.shape[1])),
         trunk=trunk,
@@ -217,7 +219,7 @@ def _block(index: int, stage: int, module: Any, stride: int, carrier: BesideToke
 
 def inside(index: int, module: Any, stride: int) -> Where:
     """The tokens of one window of a block."""
-    return Where(index, Layout.TOKENS, (int(module.window_size[0]), int(module.window_size[1])), 0, stride)
+    return Where(index, Layout.TOKENS, None, 0, stride).within((int(module.window_size[0]), int(module.window_size[1])))
 
 
 def swin_block(

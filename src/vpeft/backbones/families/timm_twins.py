@@ -189,7 +189,7 @@ def _maker(module: Any) -> BlockMaker:
 
 def _local(name: str, module: Any, where: Where, width: int) -> AttentionSite:
     side = int(module.ws)
-    inside = Where(where.depth, Layout.TOKENS, (side, side), 0, where.stride)
+    inside = where.within((side, side), Layout.TOKENS)
     kinds: dict[type[nn.Module], type[nn.Module]] = {type(module): EditedLocalAttention}
     attn = attention_places(name, module, inside, width, kinds, outer=where)
     needs = (StandIn(module, EditedLocalAttention),)

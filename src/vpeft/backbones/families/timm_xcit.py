@@ -61,6 +61,7 @@ def describe_timm_xcit(model: nn.Module) -> Backbone:
         final=norm("norm", net.norm, Where(len(blocks), Layout.TOKENS, None, 1, stride), norm_width(net.norm)),
         end=Point(end, "input", needs=(StandIn(model, EditedXcit, {"vpeft_end": end}),)),
         patches=patches,
+        rounding=("ceil", "ceil"),
     )
 
 

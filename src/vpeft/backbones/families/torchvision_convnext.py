@@ -53,7 +53,7 @@ def describe_torchvision_convnext(model: nn.Module) -> Backbone:
     depth, last = sum(len(stage.blocks) for stage in stages), stages[-1]
     final = None
     if isinstance(net.classifier, nn.Sequential):
-        final = norm("norm", net.classifier[0], Where(depth, Layout.CHANNELS_FIRST, (1, 1)), last.width)
+        final = norm("norm", net.classifier[0], Where(depth, Layout.CHANNELS_FIRST).within((1, 1)), last.width)
     return Backbone(
         module=model,
         facts=Facts(

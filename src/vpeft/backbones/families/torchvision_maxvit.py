@@ -102,6 +102,7 @@ def describe_torchvision_maxvit(model: nn.Module) -> Backbone:
             width=int(hidden.out_features),
             prefix_tokens=0,
             pooling="avg",
+            rounding=("ceil", "ceil"),
         ),
         pixels=outline.pixels(Point(net.stem, "input"), stem[0].width_in),
         trunk=outline.trunk(
@@ -220,6 +221,7 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
         layout=Layout.TOKENS,
         depth=where.depth,
         grid=(side, side),
+        local=True,
         stride=where.stride,
     )
     ends = Point(module, "input"), Point(module, "output")

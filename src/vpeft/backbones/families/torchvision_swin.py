@@ -83,6 +83,7 @@ def describe_torchvision_swin(model: nn.Module) -> Backbone:
             prefix_tokens=0,
             pooling="avg",
             dynamic_size=True,
+            rounding=("floor", "ceil"),
         ),
         pixels=outline.pixels(Point(stem, "input"), int(stem[0].in_channels)),
         trunk=outline.trunk(stages, width0, pooled=mean, between=tuple(merging)),
@@ -176,7 +177,7 @@ def _attention_class(module: Any) -> type[nn.Module]:
 def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSite:
     cosine, kind = hasattr(module, "logit_scale"), _attention_class(module)
     high, wide = module.window_size
-    inside = Where(where.depth, Layout.TOKENS, (int(high), int(wide)), 0, where.stride)
+    inside = where.within((int(high), int(wide)), Layout.TOKENS)
     made = {"qkv": projection(f"{name}.qkv", module.qkv, inside)}
     third = made["qkv"].width // 3
     for offset, letter in enumerate("qkv"):
