@@ -20,7 +20,7 @@ from ..batch import Batch
 from ..errors import VpeftError
 from ..head import HeadText, make_head
 from ..task import Leading, Prediction, Task, UnsuitableTargets, register_task
-from .targets import refusal, told_targets
+from .targets import label_names, refusal, told_targets
 
 if TYPE_CHECKING:
     from ..backbones.backbone import Backbone
@@ -102,8 +102,12 @@ class Classification(Task):
     # -- what is read -------------------------------------------------------------------------------------------------
 
     def head(self, backbone: Backbone, width: int) -> nn.Module:
-        """The head that `head_kind` names, with one output for each label."""
-        _require_labels(self.labels)
+        """The head that `head_kind` names, with one output for each label; `TooFewLabels` where none is known."""
+        if not self.labels:
+            raise TooFewLabels(
+                "The labels are not known yet. Give them, Classification(labels), or bind the task to data that name"
+                " theirs, task.bind(train)."
+            )
         return make_head(self.head_kind, backbone, width, len(self.labels))
 
     def bind(self, train: Any) -> Self:
@@ -341,7 +345,7 @@ class Classification(Task):
         """Every label with its probability, the most probable first."""
         probabilities = (outputs.float() / self.temperature).softmax(1)
         ranked = probabilities.sort(dim=1, descending=True, stable=True)
-        names = _names(self.labels, probabilities.shape[1])
+        names = label_names(self.labels, probabilities.shape[1])
         found = []
         for row, (values, order) in enumerate(zip(ranked.values.tolist(), ranked.indices.tolist(), strict=True)):
             rows = tuple(
@@ -357,7 +361,7 @@ class Classification(Task):
             columns = ("label", "samples", "precision", "recall", "f1")
             tables.append(("Each class", columns, [[row[name] for name in columns] for row in rows]))
         if confusion := details.get("confusion"):
-            names = _names(self.labels, len(confusion))
+            names = label_names(self.labels, len(confusion))
             mistakes = [
                 (count, names[true], names[said])
                 for true, row in enumerate(confusion)
@@ -453,7 +457,7 @@ class ClassificationScores(Metric):
                 "recall": int(right[k]) / int(present[k]) if present[k] else None,
                 "f1": float(f1[k]) if known[k] else None,
             }
-            for k, name in enumerate(_names(self.labels, len(confusion)))
+            for k, name in enumerate(label_names(self.labels, len(confusion)))
         ]
         return found
 
@@ -461,11 +465,6 @@ class ClassificationScores(Metric):
 def _require_labels(labels: tuple[str, ...]) -> None:
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise TooFewLabels(f"Classification needs two or more different labels, not {list(labels)[:10]}.")
-
-
-def _names(labels: Sequence[str], classes: int) -> list[str]:
-    """The labels, and numbers for outputs that have none."""
-    return [labels[k] if k < len(labels) else str(k) for k in range(classes)]
 
 
 def _told_numbers(data: Any) -> Tensor | None:

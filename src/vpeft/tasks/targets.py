@@ -128,3 +128,32 @@ def refusal(task: Task, target: Any, where: str = "A target") -> UnsuitableTarge
         assert kind is not None
         said += f" For {SEVERAL[kind]} there is the task {' or '.join(fitting)}."
     return UnsuitableTargets(said)
+
+
+def rows_of(targets: Any) -> Tensor | None:
+    """Targets of several samples, each a number or a vector, as one floating-point tensor (N, K); None if they differ.
+
+    Single numbers (N,) become (N, 1).
+    """
+    if isinstance(targets, Tensor):
+        found = targets
+    else:
+        try:
+            plain = [torch.as_tensor(one) for one in targets if isinstance(one, _NUMERIC)]
+        except (TypeError, ValueError):
+            return None
+        if len(plain) != len(targets) or len({one.shape for one in plain}) != 1:
+            return None
+        found = torch.stack([one.double() for one in plain]).float()
+    if found.is_complex() or found.dim() not in (1, 2):
+        return None
+    found = found if found.is_floating_point() else found.float()
+    return found if found.dim() == 2 else found[:, None]
+
+
+_NUMERIC = (bool, int, float, np.number, np.ndarray, Tensor, list, tuple)
+
+
+def label_names(labels: Sequence[str], outputs: int) -> list[str]:
+    """A name for each output: its label, and its number where it has none."""
+    return [labels[k] if k < len(labels) else str(k) for k in range(outputs)]

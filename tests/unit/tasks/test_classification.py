@@ -358,7 +358,8 @@ def test_scores_of_two_processes_are_those_of_one(tmp_path: Any) -> None:
     import torch.multiprocessing as multiprocessing
 
     outputs, target = _draw(60, 2)
-    multiprocessing.spawn(_half, (str(tmp_path), outputs, target), nprocs=2)  # type: ignore[no-untyped-call]
+    # Forked, as importing torch anew takes longer than all other tests here.
+    multiprocessing.start_processes(_half, (str(tmp_path), outputs, target), 2, start_method="fork")  # type: ignore[no-untyped-call]
     whole = _scores(Classification(["a", "b"]), outputs, target)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
