@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from ..errors import nearest
 from .blocks import Block, Stage
-from .edits import Edit
 from .grids import Rounding, Scale
 from .inputs import InputSpec
-from .places import WHOLE, Norm, Place, Projection, Site, Span
+from .places import WHOLE, Edit, Norm, Place, Projection, Site, Span
 from .points import Layout, MissingPlace, Point
 
 NO_TOKENS = {

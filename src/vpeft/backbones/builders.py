@@ -12,12 +12,12 @@ from typing import TypedDict
 
 from torch import nn
 
-from .edits import Verb
 from .places import Norm, Place, Projection, ResidualStream, Rewrites, Site, Span, stored_weight
 from .points import Layout, Point
 from .rewrites import STANDARDISED, weight_rewrite
 from .rows import Rows
 from .tokens import TokenCarrier
+from .verbs import Verb
 
 HIDDEN: frozenset[Verb] = frozenset({"before", "after", "parallel", "tap"})
 

@@ -1,4 +1,4 @@
-"""The places of a backbone where an edit can act, and what each offers.
+"""The places of a backbone where an edit can act, what each offers, and the edit that it makes.
 
 A place knows its name, width, layout, grid, stride and prefix tokens. These belong to the place and not to the model:
 in Swin the attention branch sees (B, H, W, D) and the MLP branch of the same block sees (B, H*W, D). Names are
@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..errors import nearest
-from .edits import Edit, Lifetime, Verb
 from .grids import Scale, fitting
 from .points import Layout, MissingPlace, Point
 from .rows import Rows
 from .tokens import TokenCarrier
+from .verbs import Lifetime, Verb
 
 WHOLE = "backbone"
 
@@ -243,6 +243,32 @@ class Place:
 
 
 PlaceT = TypeVar("PlaceT", bound=Place)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What a method asks for at one place.
+
+    Attributes:
+        place: where.
+        verb: how the layer joins the computation there.
+        layer: the small trainable module; None for `unfreeze`.
+        reads: what else the layer receives: outputs of other places, or what an earlier edit made (the result of a
+            `tap`, the tokens of an `insert_tokens` as they leave). For `parallel` they replace the place's own input;
+            for every other verb they follow it.
+        lifetime: for `insert_tokens`: "span" takes the tokens out where the span ends, "pooled" lets a mean over the
+            sequence see them first.
+        parameters: for `unfreeze`: which of the place's own parameters train.
+        keep_original: for `unfreeze`: whether the frozen values are kept, so that detaching is exact.
+    """
+
+    place: Place
+    verb: Verb
+    layer: nn.Module | None = None
+    reads: tuple[Place | Edit, ...] = ()
+    lifetime: Lifetime = "span"
+    parameters: tuple[str, ...] = ()
+    keep_original: bool = True
 
 
 def _own_names(top: Place, part: Place) -> list[str]:

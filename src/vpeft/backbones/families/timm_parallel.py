@@ -18,10 +18,10 @@ from vpeft.backbones import outline
 from ..blocks import AttentionSite, Block, MlpSite
 from ..builders import Where, branch, norm, projection, skip, stream
 from ..convolutional import drop_rate, norm_width
-from ..edits import Verb
 from ..places import Attention, Place
 from ..points import Point
 from ..tokens import TokenCarrier
+from ..verbs import Verb
 from .timm_vit import BLOCKS, attend
 
 
