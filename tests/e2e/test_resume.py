@@ -40,7 +40,7 @@ def killed_after(out: Path, start: int, step: int, number: signal.Signals) -> in
             assert time.monotonic() < deadline, "the process made no progress"
             # Read while it is being written, again and again: the file must be whole whenever it is looked at.
             path = out / CHECKPOINT
-            if path.exists() and read_checkpoint(path).facts["standing"]["step"] >= step:
+            if path.exists() and read_checkpoint(path).facts["state"]["step"] >= step:
                 break
             time.sleep(0.01)
         process.send_signal(number)
@@ -60,7 +60,7 @@ def test_killed_in_the_middle_and_taken_up_again_is_bit_equal(tmp_path: Path) ->
     expected, unkilled = train(None, start=0)
     assert killed_after(tmp_path, 0, 8, signal.SIGKILL) == -signal.SIGKILL
     assert killed_after(tmp_path, 1, 17, signal.SIGKILL) == -signal.SIGKILL
-    reached = read_checkpoint(tmp_path / CHECKPOINT).facts["standing"]
+    reached = read_checkpoint(tmp_path / CHECKPOINT).facts["state"]
     assert 17 <= reached["step"] < 30
     final, result = train(tmp_path, start=2)
     assert result.state == "done"

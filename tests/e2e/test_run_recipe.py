@@ -64,7 +64,7 @@ def test_from_images_to_an_adapter_that_is_used_again(photos: Path, tmp_path: Pa
 
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert record["state"] == "done"
-    assert record["test"]["top1"] == outcome.test.top1
+    assert record["test"]["values"]["top1"] == outcome.test.top1
     assert record["result"]["steps"] == outcome.result.steps
     assert record["data"]["labels"] == ["blue", "green", "red"]
     assert record["plan"]["trainable"] == outcome.tuned.plan().trainable

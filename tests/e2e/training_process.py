@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from tests.unit.training.material import Patches, tuned_vit
+from vpeft.tasks.classification import Classification
 from vpeft.training.fit import fit
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.result import Result
 
 # Dropout, drop path, mixup and noise on each image all draw; checkpoints fall in the middle of epochs of 5 steps.
-SETTINGS = Optimisation(
-    epochs=6, batch=8, lr=3e-3, mixup=0.4, label_smoothing=0.1, clip=1.0, keep="best", checkpoint_steps=3
-)
+SETTINGS = Optimisation(epochs=6, batch=8, lr=3e-3, clip=1.0, keep="best", checkpoint_steps=3)
+TASK = Classification(mixup=0.4, label_smoothing=0.1)
 
 
 class Slow(Patches):
@@ -35,7 +35,7 @@ def train(out: Path | None, start: int, delay: float = 0.0) -> tuple[dict[str, t
     tuned = tuned_vit(seed=start)
     data = Slow(37, noise=0.5)
     data.delay = delay
-    result = fit(tuned, data, Patches(12, seed=8, noise=1.0), optimisation=SETTINGS, out=out, progress=False)
+    result = fit(tuned, data, Patches(12, seed=8, noise=1.0), optimisation=SETTINGS, task=TASK, out=out, progress=False)
     return {name: tensor.clone() for name, tensor in tuned.adapter_state().items()}, result
 
 

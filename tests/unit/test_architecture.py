@@ -47,7 +47,6 @@ def test_no_backbone_is_named_in_a_method_or_in_injection() -> None:
 
 def test_a_method_is_one_short_file_of_its_own_name() -> None:
     for name, kind in all_methods().items():
-        path = SOURCE / "methods" / f"{name}.py"
         assert kind.__module__ == f"vpeft.methods.{name}", f"{name} lives in {kind.__module__}"
         assert kind.__doc__, name
         assert kind.family, name

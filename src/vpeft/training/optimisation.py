@@ -42,6 +42,7 @@ def optimiser_class(text: str) -> tuple[str, dict[str, Any]]:
         for name, kind in vars(torch.optim).items()
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
     }
+    del known["lbfgs"]  # it runs the model several times in a step, which this loop does not do
     if spec.name not in known:
         raise UnknownOptimiser(f"There is no optimiser {spec.name!r}. {nearest(spec.name, known)}")
     kind = known[spec.name]

@@ -108,7 +108,7 @@ def test_it_is_refused_with_the_reason(photos: Path) -> None:
         ({"train": Patches(12)}, "only vpeft's own image sets say"),
         ({"train": arrays}, "the images are in memory already"),
         ({"train": opened(photos, cache="ram").train}, "kept in memory already (data.cache)"),
-        ({"train": opened(photos, augmentation="crop").train}, "RandomResizedCrop acts on images of different sizes"),
+        ({"train": opened(photos, augmentation="crop").train}, "RandomCropResized acts on images of different sizes"),
         ({"train": opened(photos, augmentation="simple").train}, "RandomCrop acts on images of different sizes"),
         ({"gib": 1e-6}, "raise prefix_gib, or give prefix_folder"),
     ):

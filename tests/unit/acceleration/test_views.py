@@ -58,7 +58,9 @@ def test_records_of_views_end_with_the_bits_of_the_plain_run(
 
 def test_epochs_go_through_the_views_in_turn() -> None:
     batches = Batches(photos(), 10, seed=3, views=2)
-    shuffled = [torch.stack(sorted(next(iter(batches.epoch(e)))[0], key=lambda t: float(t.sum()))) for e in range(4)]
+    shuffled = [
+        torch.stack(sorted(next(iter(batches.epoch(e))).inputs, key=lambda t: float(t.sum()))) for e in range(4)
+    ]
     assert torch.equal(shuffled[0], shuffled[2]) and torch.equal(shuffled[1], shuffled[3])
     assert not torch.equal(shuffled[0], shuffled[1])
 
@@ -73,7 +75,7 @@ def test_views_are_items_of_one_set() -> None:
 
 def test_without_them_augmented_images_are_not_recorded(capsys: pytest.CaptureFixture[str]) -> None:
     ended("frozen_prefix", None)
-    assert "- frozen_prefix: RandomResizedCrop may treat an image differently each time" in capsys.readouterr().err
+    assert "- frozen_prefix: RandomCropResized may treat an image differently each time" in capsys.readouterr().err
 
 
 def test_other_sets_are_refused_unless_nothing_is_drawn() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.unit.training.material import Patches, tuned_vit
+from vpeft.task import UnsuitableTargets
 from vpeft.training.evaluate import UnsuitableData, evaluate
 from vpeft.training.failures import NonFinite
 
@@ -32,7 +33,7 @@ def test_scores_by_hand() -> None:
     assert scores.confusion == [[3, 1, 0], [1, 1, 0], [0, 0, 0]]
     assert scores.top1 == 4 / 6
     assert scores.mean_per_class == (3 / 4 + 1 / 2) / 2  # the third class has no images and does not count
-    assert scores.per_class == [0.75, 0.5, None]
+    assert [one["recall"] for one in scores.per_class] == [0.75, 0.5, None]
     # Right answers cost -log softmax(4), wrong ones 4 more.
     right = float(np.log(np.exp(4) + 2) - 4)
     assert scores.loss == pytest.approx((4 * right + 2 * (right + 4)) / 6, rel=1e-6)
@@ -70,7 +71,7 @@ def test_bf16_runs_and_is_close() -> None:
 
 
 def test_labels_that_the_model_does_not_know() -> None:
-    with pytest.raises(UnsuitableData, match=r"A label is 4, but the model has 3 classes.*num_classes"):
+    with pytest.raises(UnsuitableTargets, match=r"A label is 4, but the model has 3 classes.*num_classes"):
         evaluate(tuned_vit(classes=3), Patches(10, classes=5))
     with pytest.raises(UnsuitableData, match="empty"):
         evaluate(tuned_vit(), Patches(0))

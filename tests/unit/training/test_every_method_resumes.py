@@ -14,10 +14,12 @@ from tests.models import tiny_vit
 from tests.unit.training.material import Patches, same, weights
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.method import Method, get_method, method_names
+from vpeft.tasks.classification import Classification
 from vpeft.training.fit import fit
 from vpeft.training.optimisation import Optimisation
 
-SETTINGS = Optimisation(epochs=3, batch=8, lr=1e-3, mixup=0.3, checkpoint_steps=2)
+SETTINGS = Optimisation(epochs=3, batch=8, lr=1e-3, checkpoint_steps=2)
+TASK = Classification(mixup=0.3)
 
 
 class Crash(Exception):
@@ -48,17 +50,17 @@ def tuned(name: str, seed: int) -> TunedModel:
 @pytest.mark.parametrize("name", method_names())
 def test_it_goes_on_bit_by_bit(name: str, tmp_path: Path) -> None:
     whole = tuned(name, 0)
-    fit(whole, Patches(22, noise=0.3), optimisation=SETTINGS, progress=False)
+    fit(whole, Patches(22, noise=0.3), optimisation=SETTINGS, task=TASK, progress=False)
 
     broken = Crashing(22, noise=0.3)
     # Methods that look at the data first use up one epoch of accesses before the first step.
     prepares = get_method(name).prepare is not Method.prepare
     broken.left = 22 + 4 + (22 if prepares else 0)
     with pytest.raises(Crash):
-        fit(tuned(name, 0), broken, optimisation=SETTINGS, out=tmp_path, progress=False)
+        fit(tuned(name, 0), broken, optimisation=SETTINGS, task=TASK, out=tmp_path, progress=False)
 
     later = tuned(name, 0)
-    result = fit(later, Patches(22, noise=0.3), optimisation=SETTINGS, out=tmp_path, progress=False)
+    result = fit(later, Patches(22, noise=0.3), optimisation=SETTINGS, task=TASK, out=tmp_path, progress=False)
     assert result.resumed_at == 3
     assert same(weights(whole), weights(later))
     assert result.steps == 9

@@ -16,7 +16,9 @@ from torch import Tensor
 import vpeft
 from tests.models import tiny_vit
 from tests.unit.training.material import Patches, same, tuned_vit, weights
+from vpeft.batch import Batch
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.tasks.classification import Classification
 from vpeft.training.checkpoint import read_checkpoint
 from vpeft.training.failures import NonFinite, OutOfMemory, first_not_finite
 from vpeft.training.fit import fit
@@ -44,7 +46,7 @@ def test_a_spoilt_image_is_named_and_the_weights_before_it_are_saved(tmp_path: P
     assert result is not None
     assert (result.state, result.history) == ("failed", [])
     saved = read_checkpoint(tmp_path / LAST_GOOD)
-    assert saved.facts["standing"]["step"] == result.steps
+    assert saved.facts["state"]["step"] == result.steps
     assert same(saved.tensors["model"], weights(tuned))
     assert all(torch.isfinite(value).all() for value in weights(tuned).values())
     assert Result.model_validate_json((tmp_path / "result.json").read_text()) == result
@@ -102,7 +104,7 @@ def test_a_frozen_weight_a_module_and_a_gradient_are_named() -> None:
     tuned = vpeft.tune(tiny_vit(), method, head=Sharp(48, 3), show=False, verify=False)
     with pytest.raises(NonFinite, match=r"the gradient of '.*' and \d+ more.*The model still holds the weights"):
         fit(tuned, Patches(8), optimisation=SHORT, progress=False)
-    assert first_not_finite(tuned, torch.randn(2, 3, 32, 32)) is None
+    assert first_not_finite(tuned, Batch(torch.randn(2, 3, 32, 32))) is None
 
 
 def test_an_overflow_within_the_network_is_found_at_its_origin() -> None:
@@ -112,17 +114,17 @@ def test_an_overflow_within_the_network_is_found_at_its_origin() -> None:
 
     tuned = tuned_vit()
     tuned.backbone.blocks[2].mlp.act = Overflowing()
-    found = first_not_finite(tuned, torch.randn(2, 3, 32, 32))
+    found = first_not_finite(tuned, Batch(torch.randn(2, 3, 32, 32)))
     assert found is not None
     assert found.startswith("the output of 'backbone.blocks.2.mlp.act' (Overflowing,")
 
 
 def test_a_loss_that_is_not_finite_by_itself_is_said_to_be_so() -> None:
-    class Bad:
-        def loss(self, outputs: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-            return outputs.sum() * 0 + float("inf")
+    class Bad(Classification):
+        def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+            return {"bad": outputs.sum() * 0 + float("inf")}
 
-    with pytest.raises(NonFinite, match=r"the loss \(inf\): the logits are finite"):
+    with pytest.raises(NonFinite, match=r"the loss \(inf\): the outputs are finite"):
         fit(tuned_vit(), Patches(8), optimisation=SHORT, progress=False, task=Bad())
 
 
@@ -167,8 +169,8 @@ def test_out_of_memory_states_the_measured_need_and_what_to_change() -> None:
 
 
 def test_another_error_is_not_taken_for_it() -> None:
-    class Wrong:
-        def loss(self, outputs: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    class Wrong(Classification):
+        def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
             raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
@@ -180,8 +182,8 @@ def test_batch_norm_with_a_lone_image_is_explained() -> None:
     tuned = vpeft.tune(tiny_vit(), vpeft.methods.LoRA(rank=2), head=head, show=False, verify=False)
     with pytest.raises(LoneImage, match="drop_last = true"):
         fit(tuned, Patches(9), optimisation=SHORT, progress=False)
-    dropped = SHORT.model_copy(update={"drop_last": True, "mixup": 0.2})
-    assert fit(tuned, Patches(9), optimisation=dropped, progress=False).steps == 2
+    dropped = SHORT.model_copy(update={"drop_last": True})
+    assert fit(tuned, Patches(9), optimisation=dropped, task=Classification(mixup=0.2), progress=False).steps == 2
 
 
 LIMITED = """

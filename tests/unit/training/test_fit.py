@@ -16,6 +16,8 @@ import vpeft
 from tests.models import tiny_vit
 from tests.unit.training.material import Patches, same, tuned_vit, weights
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.task import UnsuitableTargets
+from vpeft.tasks.classification import Classification
 from vpeft.training import machine
 from vpeft.training.checkpoint import BadCheckpoint, read_checkpoint
 from vpeft.training.evaluate import UnsuitableData, evaluate
@@ -47,7 +49,7 @@ def test_it_learns() -> None:
     assert [record.epoch for record in result.history] == list(range(1, 13))
     assert result.steps == result.history[-1].step == 12 * 6
     assert result.history[-1].train_loss < result.history[0].train_loss
-    assert result.history[-1].val_top1 == result.val.top1
+    assert result.history[-1].val == result.val.values
     assert result.kept_epoch == 12
     assert result.images_per_second > 0
     assert all(torch.equal(value, frozen[name]) for name, value in tuned.backbone.state_dict().items())
@@ -60,7 +62,7 @@ def test_the_seed_decides_and_the_process_does_not() -> None:
         tuned = tuned_vit()
         torch.manual_seed(noise)
         random.seed(noise)
-        quickly(tuned, SHORT.model_copy(update={"seed": seed, "mixup": 0.4}))
+        quickly(tuned, SHORT.model_copy(update={"seed": seed}), task=Classification(mixup=0.4))
         finals.append(weights(tuned))
     assert same(finals[0], finals[1])
     assert not same(finals[0], finals[2])
@@ -102,8 +104,8 @@ def test_the_first_step_is_adamw_by_hand() -> None:
     smoothed.backward()
     slope = tuned.head.weight.grad.clone()  # type: ignore[union-attr]
     tuned.zero_grad()
-    settings = Optimisation(epochs=1, batch=6, lr=1e-3, head_lr=1e-2, weight_decay=0.5, warmup=0, label_smoothing=0.1)
-    result = fit(tuned, data, optimisation=settings, progress=False)
+    settings = Optimisation(epochs=1, batch=6, lr=1e-3, head_lr=1e-2, weight_decay=0.5, warmup=0)
+    result = fit(tuned, data, optimisation=settings, task=Classification(label_smoothing=0.1), progress=False)
     assert result.history[0].train_loss == pytest.approx(smoothed.item(), rel=1e-5)
     expected = start["head.weight"] * (1 - 1e-2 * 0.5) - 1e-2 * slope / (slope.abs() + 1e-8)
     torch.testing.assert_close(weights(tuned)["head.weight"], expected, rtol=1e-4, atol=1e-6)
@@ -171,11 +173,11 @@ def test_early_stopping_keeps_the_last_epoch_unless_the_best_is_asked_for() -> N
         return tuned, result, after
 
     tuned, result, after = run("last")
-    tops = [record.val_top1 or 0.0 for record in result.history]
+    tops = [record.val["top1"] for record in result.history if record.val is not None]
     assert result.best_epoch == 1 + tops.index(max(tops))
     assert len(tops) == result.best_epoch + 2 < 12
     assert result.reason is not None
-    assert "has not risen in 2 validations" in result.reason
+    assert "validation top1 has not become better in 2 validations" in result.reason
     assert same(weights(tuned), after[-1])
     assert result.kept_epoch == len(tops)
 
@@ -232,19 +234,20 @@ def test_a_signal_saves_and_the_next_call_goes_on(tmp_path: Path, number: signal
                 os.kill(os.getpid(), number)
             return super().__getitem__(index)
 
-    settings = SHORT.model_copy(update={"mixup": 0.3, "checkpoint_every": 0})
+    settings, task = SHORT.model_copy(update={"checkpoint_every": 0}), Classification(mixup=0.3)
     whole = tuned_vit()
-    fit(whole, Patches(24, noise=0.2), Patches(6), optimisation=settings, progress=False)
+    fit(whole, Patches(24, noise=0.2), Patches(6), optimisation=settings, task=task, progress=False)
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     tuned = tuned_vit()
     data = Interrupting(24, noise=0.2)
-    stopped = fit(tuned, data, Patches(6), optimisation=settings, out=tmp_path, progress=False)
+    stopped = fit(tuned, data, Patches(6), optimisation=settings, task=task, out=tmp_path, progress=False)
     assert (stopped.state, stopped.steps, stopped.history) == ("stopped", 2, [])
     assert stopped.reason is not None
     assert number.name in stopped.reason
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     later = tuned_vit(seed=7)
-    result = fit(later, Patches(24, noise=0.2), Patches(6), optimisation=settings, out=tmp_path, progress=False)
+    val = Patches(6)
+    result = fit(later, Patches(24, noise=0.2), val, optimisation=settings, task=task, out=tmp_path, progress=False)
     assert (result.state, result.resumed_at) == ("done", 2)
     assert same(weights(whole), weights(later))
 
@@ -298,7 +301,7 @@ def test_what_contradicts_itself_is_refused() -> None:
         quickly(tuned_vit(), SHORT.model_copy(update={"keep": "best"}))
     with pytest.raises(UnsuitableData, match="no images to train on"):
         fit(tuned_vit(), Patches(0), progress=False)
-    with pytest.raises(UnsuitableData, match="A label is 4, but the model has 3 classes"):
+    with pytest.raises(UnsuitableTargets, match="A label is 4, but the model has 3 classes"):
         fit(tuned_vit(), Patches(10, classes=5), progress=False)
 
 

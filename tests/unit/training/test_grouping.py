@@ -11,11 +11,14 @@ from PIL import Image
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
+from vpeft.tasks.classification import Classification
 from vpeft.training.grouping import DataReading, Opened, passes, said
 
 
 def reading(run: str, size: int = 32, **data: Any) -> DataReading:
-    return DataReading(run, DataConfig.model_validate({"source": "photos", **data}), Preprocessing(size=(size, size)))
+    return DataReading(
+        run, DataConfig.model_validate({"source": "photos", **data}), Preprocessing(size=(size, size)), Classification()
+    )
 
 
 def test_runs_that_read_alike_go_together() -> None:

@@ -18,9 +18,9 @@ RECORD = EpochRecord(
     step=8,
     lr=5e-4,
     train_loss=0.75,
-    train_accuracy=0.5,
+    train={"top1": 0.5},
     gradient_norm=1.0,
-    val_top1=0.625,
+    val={"top1": 0.625, "loss": 0.25, "more": 1.0},
     seconds=65.2,
     images_per_second=123.4,
 )
@@ -36,11 +36,11 @@ def test_plain_lines_without_a_terminal() -> None:
     shown = display(True, stream)
     assert isinstance(shown, Lines)
     shown.start(10, 4, 0)
-    shown.step(1, 1.0, 0.1, 10.0, 5.0)  # within half a minute: nothing
+    shown.step(1, 1.0, {"top1": 0.1}, 10.0, 5.0)  # within half a minute: nothing
     shown.epoch(RECORD)
     shown.close()
     assert stream.getvalue() == (
-        "epoch  2/10  loss 0.7500  accuracy 50.0%  validation 62.5%  lr 5.0e-04  123 images/s  1:05\n"
+        "epoch  2/10  loss 0.7500  top1 0.5  validation  top1 0.625  loss 0.25  lr 5.0e-04  123 images/s  1:05\n"
     )
 
 
@@ -49,21 +49,21 @@ def test_a_long_epoch_is_not_silent() -> None:
     shown = Lines(stream)
     shown.start(2, 100, 0)
     shown._last -= 31  # half a minute has gone by
-    shown.step(50, 0.5, 0.25, 12.0, 75.0)
-    shown.step(51, 0.5, 0.25, 12.0, 74.0)
-    assert stream.getvalue() == "  step 50/200  loss 0.5000  accuracy 25.0%  12 images/s  1:15 left\n"
+    shown.step(50, 0.5, {"top1": 0.25}, 12.0, 75.0)
+    shown.step(51, 0.5, {"top1": 0.25}, 12.0, 74.0)
+    assert stream.getvalue() == "  step 50/200  loss 0.5000  top1 0.25  12 images/s  1:15 left\n"
 
 
 def test_a_live_bar_in_a_terminal() -> None:
     console = Console(file=Terminal(), force_terminal=True, width=120, _environ={"TERM": "xterm"})
     shown = Bar(console)
     shown.start(2, 10, 0)
-    shown.step(15, 0.5, 0.25, 12.0, 75.0)
+    shown.step(15, 0.5, {"top1": 0.25}, 12.0, 75.0)
     shown._progress.refresh()
     shown.epoch(RECORD)
     shown.close()
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for part in ("epoch 2/2", "loss 0.5000", "accuracy 25.0%", "12 images/s", "1:15 left", "validation 62.5%"):
+    for part in ("epoch 2/2", "loss 0.5000", "top1 0.25", "12 images/s", "1:15 left", "validation  top1 0.625"):
         assert part in text
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from tests.unit.training.material import tuned_vit
-from vpeft.training.groups import NothingToTrain, adamw, is_decayed
+from vpeft.training.groups import NothingToTrain, is_decayed, make_optimiser
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.schedule import rate_at, warmup_steps
 
@@ -40,7 +40,7 @@ def test_numerics_leave_out_only_what_changes_no_bit() -> None:
         "fit_memory": "8GB",  # what it changes, the parts of a batch, is told by `accumulate`
     }
     assert Optimisation.model_validate(others).numerics() == plain
-    for name in set(Optimisation.model_fields) - set(others) - {"views"}:
+    for name in set(Optimisation.model_fields) - set(others) - {"views", "ema", "optimiser"}:
         assert name in plain
     # left out where it changes nothing, so that a run from before there were views is known again
     assert "views" not in plain and Optimisation(views=3).numerics()["views"] == 3
@@ -87,7 +87,7 @@ def test_biases_and_one_dimensional_tensors_are_not_decayed() -> None:
 
 def test_groups_hold_each_parameter_once_with_its_rate_and_decay() -> None:
     tuned = tuned_vit()
-    optimiser = adamw(tuned.trainable(), Optimisation(lr=1e-3, head_lr=1e-2, weight_decay=0.3))
+    optimiser = make_optimiser(tuned.trainable(), Optimisation(lr=1e-3, head_lr=1e-2, weight_decay=0.3))
     seen = {
         name: (group["peak_lr"], group["weight_decay"]) for group in optimiser.param_groups for name in group["names"]
     }
@@ -101,4 +101,4 @@ def test_groups_hold_each_parameter_once_with_its_rate_and_decay() -> None:
 
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(NothingToTrain, match="Attach a method"):
-        adamw([], Optimisation())
+        make_optimiser([], Optimisation())

@@ -16,13 +16,15 @@ from tests.models import tiny_vit
 from tests.unit.data.pictures import pixels
 from tests.unit.training.material import Patches, same, weights
 from vpeft.acceleration.shared_trunk import SharedRecords
+from vpeft.batch import Batch
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_data
 from vpeft.data.image_set import ArraySet, ImageSet
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.method import Method
-from vpeft.training.batches import LabelledImages
+from vpeft.tasks.classification import Classification
+from vpeft.training.batches import Samples
 from vpeft.training.concurrent_run import Run
 from vpeft.training.fit import UnsuitableSettings, fit
 from vpeft.training.optimisation import Optimisation
@@ -56,7 +58,7 @@ def plain(result: Result) -> list[dict[str, Any]]:
 
 
 def compare(
-    methods: list[Method], settings: list[Optimisation], train: Callable[[], LabelledImages], val: Patches | None
+    methods: list[Method], settings: list[Optimisation], train: Callable[[], Samples], val: Patches | None
 ) -> int:
     """Train alone and together; returns how many images the trunks of those trained together saw."""
     alone = []
@@ -135,8 +137,8 @@ def test_runs_on_the_same_images_share_records() -> None:
     different = [
         settings_of(lr=1e-3),
         settings_of(lr=1e-2, seed=4, clip=1.0),
-        settings_of(lr=3e-3, epochs=5, schedule="linear", mixup=0.0, weight_decay=0.1),
-        settings_of(lr=3e-3, keep="best", label_smoothing=0.1),
+        settings_of(lr=3e-3, epochs=5, schedule="linear", weight_decay=0.1),
+        settings_of(lr=3e-3, keep="best"),
     ]
     one = compare([PROBE], different[:1], lambda: Patches(21), Patches(9, seed=5))
     four = compare([PROBE] * 4, different, lambda: Patches(21), Patches(9, seed=5))
@@ -174,14 +176,14 @@ def test_everything_that_saves_work_is_as_in_a_run_alone() -> None:
     compare([LAST, PROBE], [settings_of(acceleration="off") for _ in "12"], lambda: Patches(16), None)
 
 
-class Broken:
+class Broken(Classification):
     """A loss that is not a number from its third step on."""
 
-    steps = 0
+    _steps: int = 0
 
-    def loss(self, outputs: torch.Tensor, target: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:
-        self.steps += 1
-        return outputs.mean() * (float("nan") if self.steps > 2 else 1.0)
+    def loss(self, outputs: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        self._steps += 1
+        return {"broken": outputs.mean() * (float("nan") if self._steps > 2 else 1.0)}
 
 
 def test_a_failure_ends_one_run_alone() -> None:
