@@ -101,7 +101,7 @@ def test_bypasses_have_a_drop_path_of_their_own() -> None:
     randomise(tuned)
     layer = tuned.adapter().get_submodule("blocks.2.mlp_branch.parallel")
     assert layer.drop_path.drop_prob == 0.5
-    out = layer(torch.randn(64, 17, 48))
+    out = layer(torch.randn(64, 17, 48), grid=(4, 4))
     dropped = (out == 0).flatten(1).all(dim=1)
     assert 10 < int(dropped.sum()) < 54
 

@@ -142,9 +142,7 @@ def _after(edit: Edit, adapter: str, wiring: Wiring) -> None:
         # half a step further out on both sides: around everything that acts on the branch itself
         wiring.at(_enter(branch), Hold(adapter, branch.nesting - 0.5, slot))
         stream = EditStream(adapter, branch.nesting - 0.5, edit.layer, branch.layout, slot, reads)
-        stream.ground = run_time_grid(
-            edit.layer, wiring.switch, branch, [s for s in edit.reads if isinstance(s, Place)]
-        )
+        stream.ground = _ground(edit, wiring)
         wiring.at(_exit(branch), stream)
         return
     operation = Apply(adapter, place.nesting, edit.layer, place.layout, reads, _rows(place))

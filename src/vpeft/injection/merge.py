@@ -84,6 +84,14 @@ class Merged:
 
 def why_not(edit: Edit) -> str | None:
     """Why an edit cannot merge, or None where it can."""
+    reason = _without_form(edit)
+    if reason is None and edit.reads:
+        return f"{type(edit.layer).__name__} reads what depends on the images"
+    return reason
+
+
+def _without_form(edit: Edit) -> str | None:
+    """Why an edit has no form as a weight, whatever it reads."""
     place, layer = edit.place, edit.layer
     kind = type(layer).__name__
     if edit.verb in ("unfreeze", "reparametrize"):

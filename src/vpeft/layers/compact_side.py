@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,26 +28,26 @@ class SwishWrite(nn.Module):
     Args:
         beta: sharpness; at 100 almost a ReLU.
         fusion: a depthwise convolution (D channels), shared among writes; tokens before the grid do not pass it.
-        grid: height and width of the grid, for tokens in a row.
     """
 
-    def __init__(self, beta: float, fusion: nn.Module | None = None, grid: tuple[int, int] | None = None) -> None:
+    def __init__(self, beta: float, fusion: nn.Module | None = None) -> None:
         super().__init__()
-        self.beta, self.fusion, self.grid = beta, fusion, grid
+        self.beta, self.fusion = beta, fusion
+        self.wants_grid = fusion is not None
 
-    def forward(self, z: Tensor, h: Tensor) -> Tensor:
+    def forward(self, z: Tensor, h: Tensor, *, grid: tuple[int, ...] = ()) -> Tensor:
         change = h * torch.sigmoid(self.beta * h)
-        return z + (change if self.fusion is None else self._fuse(self.fusion, change))
+        return z + (change if self.fusion is None else self._fuse(self.fusion, change, grid))
 
-    def _fuse(self, fusion: nn.Module, change: Tensor) -> Tensor:
+    def _fuse(self, fusion: nn.Module, change: Tensor, grid: tuple[int, ...]) -> Tensor:
         if change.dim() == 4:
             mapped: Tensor = fusion(change.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             return mapped
-        assert self.grid is not None
         batch, count, width = change.shape
-        first = count - self.grid[0] * self.grid[1]
-        patches = fusion(change[:, first:].transpose(1, 2).reshape(batch, width, *self.grid))
-        return torch.cat([change[:, :first], patches.flatten(2).transpose(1, 2)], dim=1)
+        first = count - prod(grid)
+        frames = change[:, first:].reshape(-1, grid[-2] * grid[-1], width)  # one for each image, T for a clip
+        patches = fusion(frames.transpose(1, 2).reshape(-1, width, *grid[-2:]))
+        return torch.cat([change[:, :first], patches.flatten(2).transpose(1, 2).reshape(batch, -1, width)], dim=1)
 
 
 def same_depthwise(width: int, kernel: int) -> nn.Conv2d:

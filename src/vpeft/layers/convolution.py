@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
@@ -16,7 +18,6 @@ class ConvolutionalBypass(nn.Module):
     Args:
         width: D.
         hidden: h, channels of the convolution.
-        grid: height and width of the token grid, for tokens in a row.
         scale: s.
         dropout: before W_u.
         drop_path: rate at which the bypass is dropped for a sample, independent of the main branch.
@@ -24,14 +25,15 @@ class ConvolutionalBypass(nn.Module):
 
     It takes (B, N, D) or (B, H, W, D). Tokens that are not on the grid (class token, registers, prompts; they come
     first) each pass C as an image of one pixel, which meets the centre of the kernel only.
-    W_d starts Xavier-uniform; W_u and all biases at zero.
+    W_d starts Xavier-uniform; W_u and all biases at zero. The frames of a clip are convolved one by one.
     """
+
+    wants_grid = True
 
     def __init__(
         self,
         width: int,
         hidden: int,
-        grid: tuple[int, int],
         *,
         scale: float = 1.0,
         dropout: float = 0.0,
@@ -39,7 +41,7 @@ class ConvolutionalBypass(nn.Module):
         xavier: bool = False,
     ) -> None:
         super().__init__()
-        self.grid, self.scale = grid, scale
+        self.scale = scale
         self.down = nn.Linear(width, hidden)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1)
         self.up = nn.Linear(hidden, width)
@@ -55,9 +57,9 @@ class ConvolutionalBypass(nn.Module):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, grid: tuple[int, ...]) -> Tensor:
         hidden = quick_gelu(self.down(x))
-        hidden = quick_gelu(self._map(hidden) if hidden.dim() == 4 else self._row(hidden))
+        hidden = quick_gelu(self._map(hidden) if hidden.dim() == 4 else self._row(hidden, grid))
         out: Tensor = self.drop_path(self.up(self.dropout(hidden))) * self.scale
         return out
 
@@ -66,12 +68,11 @@ class ConvolutionalBypass(nn.Module):
         out: Tensor = self.conv(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return out
 
-    def _row(self, hidden: Tensor) -> Tensor:
-        """(B, n + H * W, h) -> the same shape."""
+    def _row(self, hidden: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """(B, n + H * W, h) -> the same shape; (B, n + T * H * W, h) for clips."""
         batch, count, width = hidden.shape
-        height, wide = self.grid
-        first = count - height * wide
-        mapped = self._map(hidden[:, first:].reshape(batch, height, wide, width)).reshape(batch, -1, width)
+        first = count - prod(grid)
+        mapped = self._map(hidden[:, first:].reshape(-1, *grid[-2:], width)).reshape(batch, -1, width)
         if first == 0:
             return mapped
         centre = F.linear(hidden[:, :first], self.conv.weight[:, :, 1, 1], self.conv.bias)

@@ -21,7 +21,7 @@ class Ladder(nn.Module):
 
     Args:
         widths: channels of b_0, b_1, ...
-        grids: their grids, by which the side shrinks where they do.
+        grids: their grids for inputs of the backbone's own size, by which the side shrinks where they do.
         heads: of each side block, at most.
         reduction: the side has D / reduction channels beside D.
         temperature: of the gates' sigmoid.
@@ -62,8 +62,8 @@ class Ladder(nn.Module):
         narrow = [max(1, wide // reduction) for wide in widths]
         self.ladders = nn.ModuleList(nn.Linear(a, s, bias=bias) for a, s in zip(widths, narrow, strict=True))
         self.blocks = nn.ModuleList(SideBlock(s, count) for s, count in zip(narrow[1:], heads, strict=True))
-        self.grids = list(grids)
         self.shrink = [a[0] // b[0] if a and b else 1 for a, b in pairwise(grids)]
+        self.wants_grids = max(self.shrink, default=1) > 1
         self.bridges = nn.ModuleList(nn.Linear(a, b) if a != b else nn.Identity() for a, b in pairwise(narrow))
         gates = len(heads) if gated else 0
         self.gates = nn.ParameterList(nn.Parameter(torch.full((1,), gate_start)) for _ in range(gates))
@@ -72,13 +72,13 @@ class Ladder(nn.Module):
         self.last = nn.Parameter(torch.full((1,), gate_start)) if merge_last else None
         self.register_buffer("chosen", torch.zeros((), dtype=torch.bool) if chosen_by_data else None)
 
-    def forward(self, feature: Tensor, *values: Tensor) -> Tensor:
+    def forward(self, feature: Tensor, *values: Tensor, grids: Sequence[tuple[int, ...] | None] = ()) -> Tensor:
         h: Tensor = self.ladders[0](values[0])
         token = self.how == "token"  # only the last block's first token is then read
         for i, block in enumerate(self.blocks):
             asking = 1 if token and i == len(self.blocks) - 1 else None
             if self.shrink[i] > 1:  # the mean over each cell, an odd last row or column by itself
-                h = self._shrunk(h, self.shrink[i], self.grids[i])
+                h = self._shrunk(h, self.shrink[i], grids[i], grids[i + 1])
             rung = self.ladders[i + 1](values[i + 1])
             h = self.bridges[i](h).reshape(rung.shape)  # a map may come before blocks that have it in a row
             if self.gate_after:
@@ -93,10 +93,14 @@ class Ladder(nn.Module):
         return g * y + (1 - g) * feature
 
     @staticmethod
-    def _shrunk(h: Tensor, by: int, grid: Grid) -> Tensor:
-        """(B, H, W, s), or the same in a row, (B, H * W, s)."""
+    def _shrunk(h: Tensor, by: int, grid: tuple[int, ...] | None, target: tuple[int, ...] | None) -> Tensor:
+        """(B, H, W, s), or the same in a row, (B, H * W, s), from the `grid` to the `target`."""
         mapped = h.reshape(h.shape[0], *grid, -1) if h.dim() == 3 and grid is not None else h
-        mapped = F.avg_pool2d(mapped.permute(0, 3, 1, 2), by, ceil_mode=True).permute(0, 2, 3, 1)
+        mapped = mapped.permute(0, 3, 1, 2)
+        pooled = F.avg_pool2d(mapped, by, ceil_mode=True)
+        if target is not None and pooled.shape[-2:] != target:  # a size for which the backbone cuts cells off
+            pooled = F.adaptive_avg_pool2d(mapped, (target[-2], target[-1]))
+        mapped = pooled.permute(0, 2, 3, 1)
         return mapped.flatten(1, 2) if h.dim() == 3 else mapped
 
     def _mix(self, i: int, side: Tensor, rung: Tensor) -> Tensor:

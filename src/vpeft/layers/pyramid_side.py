@@ -73,15 +73,16 @@ class PyramidStage(nn.Module):
 class Pyramid(nn.Module):
     """(pooled feature, pixels (B, H, W, 3), block outputs ..., meta tokens ...) -> (B, C of the last level).
 
-    The pooled feature is not used. `grids` are those of the block outputs, for tokens in a row: what comes before the
-    grid's tokens is left out.
+    The pooled feature is not used. Of block outputs with tokens in a row, what comes before the grid is left out.
     """
 
-    def __init__(self, stages: Sequence[PyramidStage], grids: Sequence[tuple[int, int]], channels: int) -> None:
+    wants_grids = True
+
+    def __init__(self, stages: Sequence[PyramidStage], channels: int) -> None:
         super().__init__()
         first = stages[0].enter.weight.shape[0]
         self.feature_width = int(stages[-1].norm.weight.shape[0])
-        self.grids, self.counts = list(grids), [len(stage.blocks) for stage in stages]
+        self.counts = [len(stage.blocks) for stage in stages]
         self.stem = nn.Sequential(
             nn.Conv2d(channels, first, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(first),
@@ -92,9 +93,11 @@ class Pyramid(nn.Module):
         self.last = nn.BatchNorm1d(self.feature_width, eps=1e-6, affine=False)
         self.apply(_start)
 
-    def forward(self, feature: Tensor, pixels: Tensor, *values: Tensor) -> Tensor:
-        count = len(self.grids)
-        maps = [self._map(value, grid) for value, grid in zip(values[:count], self.grids, strict=True)]
+    def forward(
+        self, feature: Tensor, pixels: Tensor, *values: Tensor, grids: Sequence[tuple[int, ...] | None]
+    ) -> Tensor:
+        count = sum(self.counts)
+        maps = [self._map(value, grid) for value, grid in zip(values[:count], grids[1 : count + 1], strict=True)]
         image, done = self.stem(pixels.permute(0, 3, 1, 2)), 0
         for stage, blocks in zip(self.stages, self.counts, strict=True):
             stop = done + blocks
@@ -104,9 +107,10 @@ class Pyramid(nn.Module):
         return out
 
     @staticmethod
-    def _map(value: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _map(value: Tensor, grid: tuple[int, ...] | None) -> Tensor:
         if value.dim() == 4:
             return value
+        grid = grid or (1, 1)  # tokens on no grid: the last of them
         patches = value[:, value.shape[1] - grid[0] * grid[1] :]
         return patches.reshape(len(patches), *grid, -1)
 

@@ -49,7 +49,6 @@ class Convpass(Method):
                 bypass = ConvolutionalBypass(
                     block.dim,
                     self.hidden,
-                    norm.grid,
                     scale=self.scale,
                     dropout=self.dropout,
                     drop_path=block.drop_path,

@@ -62,8 +62,9 @@ class DTL(Method):
                     side = block.input.tap(SideSum(block.dim, self.rank), reads=reads)
                     yield side
                 if block.index >= first and side is not None:
-                    grid = None if fusion is None else block.cells
-                    yield block.after(SwishWrite(self.beta, fusion, grid), reads=(side,))
+                    if fusion is not None:
+                        block.require_grid()
+                    yield block.after(SwishWrite(self.beta, fusion), reads=(side,))
         if self.pooling == "patches" and backbone.facts.prefix_tokens:
             yield backbone.at_end(PatchMean(backbone.facts.prefix_tokens))
 

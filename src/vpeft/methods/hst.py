@@ -64,8 +64,7 @@ class HST(Method):
             made = [ContextBlock(width, heads, self.mlp_ratio * width, rate) for rate in rates]
             levels.append(PyramidStage(before, width, blocks[0].dim, made))
             before = width
-        grids = [block.grid or (1, 1) for block in backbone.blocks]
-        pyramid = Pyramid(levels, grids, backbone.pixels.width)
+        pyramid = Pyramid(levels, backbone.pixels.width)
         yield backbone.outlet.after(pyramid, reads=(backbone.pixels, *backbone.blocks, *metas))
 
     def _shares(self, backbone: Backbone) -> list[list[Block]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Literal
 
 import torch
@@ -45,7 +46,8 @@ class Mona(Method):
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
         for block in backbone.blocks:
             for place in (block.parts[name] for name in ("stream1", "stream2") if block.has(name)):
-                layer = MonaAdapter(block.dim, self.bottleneck, place.cells, self.dropout, self.outside)
+                place.require_grid()
+                layer = MonaAdapter(block.dim, self.bottleneck, self.dropout, self.outside)
                 if block is backbone.blocks[-1] and backbone.facts.pooling == "token":
                     layer.unread()
                 yield place.after(layer)
@@ -54,11 +56,12 @@ class Mona(Method):
 class MonaAdapter(nn.Module):
     """x -> x + W_2 drop(GELU(convolutions(W_1 (g LN(x) + g_x x)))), for (B, n + H * W, D) or (B, H, W, D)."""
 
+    wants_grid = True
     dormant: dict[str, str]
 
-    def __init__(self, width: int, hidden: int, grid: tuple[int, int], dropout: float, outside: Outside) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float, outside: Outside) -> None:
         super().__init__()
-        self.grid, self.outside, self.dormant = grid, outside, {}
+        self.outside, self.dormant = outside, {}
         self.norm = nn.LayerNorm(width)
         self.normed_gain = nn.Parameter(torch.full((width,), 1e-6))
         self.gain = nn.Parameter(torch.ones(width))
@@ -79,13 +82,13 @@ class MonaAdapter(nn.Module):
         names = [name for name, _ in self.named_parameters() if self.outside == "skip" or "wise" in name]
         self.dormant = dict.fromkeys(names, reason)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, grid: tuple[int, ...]) -> Tensor:
         z = self.down(self.norm(x) * self.normed_gain + x * self.gain)
         if x.dim() == 4:
             return x + self._back(self._convolve(z))
         batch, count, hidden = z.shape
-        first = count - self.grid[0] * self.grid[1]
-        mapped = self._convolve(z[:, first:].reshape(batch, *self.grid, hidden)).reshape(batch, -1, hidden)
+        first = count - prod(grid)  # the frames of a clip are convolved one by one
+        mapped = self._convolve(z[:, first:].reshape(-1, *grid[-2:], hidden)).reshape(batch, -1, hidden)
         if first == 0:
             return x + self._back(mapped)
         if self.outside == "skip":

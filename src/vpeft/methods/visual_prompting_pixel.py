@@ -64,7 +64,7 @@ class VisualPromptingPixel(Method):
 
 
 class Border(nn.Module):
-    """x (B, C, H, W) -> x plus a border of width w."""
+    """x (B, C, H, W) -> x plus a border of width w; on images of other sizes it is stretched along its sides."""
 
     channels_first = True
 
@@ -74,10 +74,23 @@ class Border(nn.Module):
         self.left, self.right = (nn.Parameter(torch.randn(channels, height - 2 * border, border)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        border = self.up.shape[1]
-        inner = self.left.new_zeros(*self.left.shape[:2], self.up.shape[2] - 2 * border)
-        middle = torch.cat([self.left, inner, self.right], dim=2)
-        return x + torch.cat([self.up, middle, self.down], dim=1)
+        border, (height, width) = self.up.shape[1], x.shape[-2:]
+        if 2 * border >= min(height, width):
+            raise MissingPlace(
+                f"An image of {height}x{width} pixels has no room for a border of {border} on each side."
+            )
+        up, down = (_stretched(part, (border, width)) for part in (self.up, self.down))
+        left, right = (_stretched(part, (height - 2 * border, border)) for part in (self.left, self.right))
+        inner = left.new_zeros(*left.shape[:2], width - 2 * border)
+        middle = torch.cat([left, inner, right], dim=2)
+        return x + torch.cat([up, middle, down], dim=1)
+
+
+def _stretched(part: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, h, w) -> (C, *size), interpolated."""
+    if part.shape[-2:] == size:
+        return part
+    return F.interpolate(part[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 class Patch(nn.Module):
