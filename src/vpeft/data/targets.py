@@ -35,7 +35,7 @@ _FITTING: Mapping[TargetName, tuple[str, str]] = {
     "label": ("words are", "classification"),
     "labels": ("several labels of each image are", "multilabel"),
     "values": ("floats are", "regression"),
-    "mask": ("masks are", "segmentation"),
+    "mask": ("masks are", "semantic_segmentation"),
 }
 
 
