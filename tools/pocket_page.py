@@ -166,7 +166,7 @@ def _results(records: Sequence[RunRecord]) -> Iterable[str]:
     seconds = sum(record.costs.wall_seconds or 0.0 for record in done if record.costs is not None)
     machines = sorted({record.provenance.hardware for record in done if record.provenance is not None})
     yield (
-        f"{len(done)} runs, searches included, are recorded in [results/pocket](../results/pocket), one JSON file each;"
+        f"{len(done)} runs, searches included, are recorded in [results/pocket](../results/pocket);"
         f" together {seconds / 3600:.1f} hours of one core ({'; '.join(machines)})."
     )
     for board in _full(records):
@@ -355,8 +355,9 @@ def draw(full: Sequence[Board]) -> None:
             axes.scatter(100 * theirs[name], 100 * ours[name], s=24, color="#0b6bcb")
             axes.annotate(name, (100 * theirs[name], 100 * ours[name]), (4, 3), textcoords="offset points", fontsize=8)
         axes.margins(x=0.14)  # room for the names
-        axes.set_xlabel(f"mean top-1, {table.about.title}, reported")
-        axes.set_ylabel("mean top-1, pocket, measured")
+        measured = board.measure.title
+        axes.set_xlabel(f"mean {measured}, {table.about.title}, reported")
+        axes.set_ylabel(f"mean {measured}, pocket, measured")
         _save(figure, FOLDER / "agreement.png")
 
 

@@ -1,12 +1,15 @@
-"""The ledger: a folder with one JSON file per run, named by the run's key.
+"""The ledger: a folder of records, one for each run. New ones are JSON files, old ones may be packed into one table.
 
 ```
-ledger/runs/<key>.json      the records: all that a report reads, all that need be kept or sent to another machine
+ledger/runs/<key>.json      records, each named by its key
+ledger/records.jsonl.xz     packed records; a file of the same key in runs/ takes the place of one here
 ledger/.leases/             who is doing what at this moment; may be deleted when nothing runs
 ledger/.work/<key>/         checkpoints of runs under way
 ```
 
-A file is replaced whole or not at all, so a process killed at any instant leaves either the old record or the new one.
+Both together are all that a report reads and all that need be kept or sent to another machine. `pack` moves the records
+of finished runs from files into the table. A file is replaced whole or not at all, so a process killed at any instant
+leaves either the old record or the new one.
 """
 
 from __future__ import annotations
@@ -18,12 +21,16 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from vpeft.bench.lease import BEAT, SILENCE, Lease, Leases, locked
 from vpeft.bench.record import READABLE, RunRecord, State
+from vpeft.bench.record_table import NAME, BadTable, read_table, write_table
 from vpeft.errors import VpeftError
+
+_ADVICE = "Remove the file to have the run made again."
 
 
 class LedgerError(VpeftError):
@@ -40,11 +47,19 @@ class Ledger:
     def __init__(self, path: Path | str, *, beat: float = BEAT, silence: float = SILENCE) -> None:
         self.path = Path(path)
         self.runs = self.path / "runs"
+        self.table = self.path / NAME
+        self._packed: dict[str, dict[str, Any]] = {}
+        self._packed_of: tuple[int, int, int] | None = None
         self._leases = Leases(self.path / ".leases", beat, silence)
 
     def file(self, key: str) -> Path:
-        """Where the record of `key` lies, or would lie."""
+        """Where the record of `key` is written."""
         return self.runs / f"{key}.json"
+
+    def place(self, key: str) -> Path:
+        """The file that holds the record of `key`: its own, or the table."""
+        own = self.file(key)
+        return self.table if not own.exists() and key in self._table() else own
 
     def work(self, key: str) -> Path:
         """A folder for the checkpoints of `key`, made if absent."""
@@ -62,21 +77,67 @@ class Ledger:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            return None
+            # The file first: `pack` writes the table before it removes files.
+            packed = self._table().get(key)
+            return None if packed is None else _record(packed, f"{self.table}, the run {key},")
         return _parse(text, path)
 
     def __iter__(self) -> Iterator[RunRecord]:
         """All records, by key. Raises LedgerError for a file that is not a record."""
-        if not self.runs.is_dir():
-            return
-        for path in sorted(self.runs.glob("*.json")):
-            record = _parse(path.read_text(encoding="utf-8"), path)
-            if record.key != path.stem:
-                raise LedgerError(f"{path} holds the run {record.key}. A record's file is named by its key: rename it.")
+        for key in sorted(self._keys()):
+            record = self.get(key)
+            if record is None:
+                continue
+            if record.key != key:
+                where = self.file(key)
+                raise LedgerError(
+                    f"{where} holds the run {record.key}. A record's file is named by its key: rename it."
+                )
             yield record
 
     def __len__(self) -> int:
-        return sum(1 for _ in self.runs.glob("*.json")) if self.runs.is_dir() else 0
+        return len(self._keys())
+
+    def _keys(self) -> set[str]:
+        # The files first, for the same reason as in `get`.
+        files = {path.stem for path in self.runs.glob("*.json")} if self.runs.is_dir() else set()
+        return files | set(self._table())
+
+    def _table(self) -> dict[str, dict[str, Any]]:
+        """The packed records as they were written, by key; read anew when the table was replaced."""
+        try:
+            stat = self.table.stat()
+        except FileNotFoundError:
+            return {}
+        now = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if now != self._packed_of:
+            try:
+                self._packed, self._packed_of = read_table(self.table), now
+            except BadTable as error:
+                raise LedgerError(str(error)) from error
+        return self._packed
+
+    def pack(self) -> int:
+        """Move the records of finished runs from files into the table; how many.
+
+        The other records stay files: they are still being worked on. Safe while a benchmark runs. Raises LedgerError
+        for a file that is not a record; then nothing was moved.
+        """
+        moved: dict[str, dict[str, Any]] = {}
+        # Under the lock, so that no record is replaced between reading and removing its file.
+        with locked(self._leases.guard):
+            for path in sorted(self.runs.glob("*.json")):
+                text = path.read_text(encoding="utf-8")
+                record = _parse(text, path)
+                if record.key != path.stem:
+                    raise LedgerError(f"{path} holds the run {record.key}. Rename it, then pack.")
+                if record.state.finished:
+                    moved[record.key] = json.loads(text)
+            if moved:
+                write_table(self.table, {**self._table(), **moved})
+                for key in moved:
+                    self.file(key).unlink()
+        return len(moved)
 
     def states(self) -> Counter[State]:
         """How many records are in each state."""
@@ -109,7 +170,7 @@ class Ledger:
         path = self.file(record.key)
         # Under the lock, so that a run begun by another process meanwhile is not overwritten.
         with locked(self._leases.guard):
-            if path.exists():
+            if path.exists() or record.key in self._table():
                 return False
             self._draft(record).replace(path)
         return True
@@ -131,22 +192,25 @@ def open_ledger(path: Path | str) -> Ledger:
         raise LedgerError(f"There is no ledger at {path}. Make one with: vpeft bench --out {path}")
     if not len(ledger):
         raise LedgerError(
-            f"{path} holds no run records (it has no runs/*.json). Make some with: vpeft bench --out {path}"
+            f"{path} holds no run records (neither runs/*.json nor {NAME}). Make some with: vpeft bench --out {path}"
         )
     return ledger
 
 
 def _parse(text: str, path: Path) -> RunRecord:
-    advice = "Remove the file to have the run made again."
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
-        raise LedgerError(f"{path} is not JSON ({error}). {advice}") from error
+        raise LedgerError(f"{path} is not JSON ({error}). {_ADVICE}") from error
+    return _record(found, str(path))
+
+
+def _record(found: object, where: str) -> RunRecord:
     version = found.get("format") if isinstance(found, dict) else None
     if version not in READABLE:
         raise LedgerError(
-            f"{path} has record format {version!r}; this vpeft reads the formats "
-            f"{' and '.join(map(str, READABLE))}. Upgrade vpeft. {advice}"
+            f"{where} has record format {version!r}; this vpeft reads the formats "
+            f"{' and '.join(map(str, READABLE))}. Upgrade vpeft. {_ADVICE}"
         )
     try:
         return RunRecord.model_validate(found)
@@ -154,4 +218,4 @@ def _parse(text: str, path: Path) -> RunRecord:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}".lstrip(": ") for item in error.errors()
         )
-        raise LedgerError(f"{path} is not a run record of this version: {problems}. {advice}") from error
+        raise LedgerError(f"{where} is not a run record of this version: {problems}. {_ADVICE}") from error

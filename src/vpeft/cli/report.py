@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.text import Text
 
+from vpeft.bench.ledger import Ledger, open_ledger
 from vpeft.cli import show
 from vpeft.cli.flags import Switch
 from vpeft.report import make_report
@@ -22,6 +23,7 @@ def report(
     csv: Path | None = None,
     markdown: Path | None = None,
     reported: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    pack: Switch = False,
     quiet: Switch = False,
 ) -> None:
     """Turn the run records of a ledger into tables, a picture and a page that needs no network.
@@ -40,9 +42,14 @@ def report(
         Write the tables here.
     reported:
         Published tables (`vtab1k`, or a CSV file) that the page shows in sections of their own, marked as reported.
+    pack:
+        First move the records of finished runs from their files into one compressed table of the ledger.
     quiet:
         Print no tables.
     """
+    if pack:
+        moved = open_ledger(ledger).pack()
+        show.console().print(Text(f"packed: {moved} records into {Ledger(ledger).table}"))
     made = make_report(ledger, html=html, csv=csv, markdown=markdown, png=png, reported=reported)
     if not quiet:
         show.console().print(made)

@@ -52,7 +52,7 @@ def make_report(
     tables = [published(name) for name in reported]
     written = []
     if html is not None:
-        written.append(_write(html, as_html(found, records, tables, ledger.runs, Path(html)).encode()))
+        written.append(_write(html, as_html(found, records, tables, ledger.place, Path(html)).encode()))
     if csv is not None:
         written.append(_write(csv, as_csv(records).encode()))
     if markdown is not None:

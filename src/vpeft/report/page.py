@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,13 @@ class RankPlace:
 
 
 def as_html(
-    boards: Sequence[Board], records: Sequence[RunRecord], reported: Sequence[PublishedTable], runs: Path, page: Path
+    boards: Sequence[Board],
+    records: Sequence[RunRecord],
+    reported: Sequence[PublishedTable],
+    place: Callable[[str], Path],
+    page: Path,
 ) -> str:
-    """The page. `runs` is the folder of the records, `page` where the page will lie; links go from one to the other."""
+    """The page. `place` gives the file that holds a record, `page` is where the page will lie; links lead from it."""
     environment = Environment(
         loader=PackageLoader("vpeft.report", "templates"),
         autoescape=True,
@@ -53,7 +57,6 @@ def as_html(
         seconds=words.seconds,
         signed=words.signed,
     )
-    base = os.path.relpath(runs, page.parent)
     return environment.get_template("page.html").render(
         boards=[_shown(board, number) for number, board in enumerate(boards)],
         summary=_summary(boards, records),
@@ -63,7 +66,7 @@ def as_html(
             records, key=lambda one: (one.suite, one.task, one.label, one.identity.purpose, one.identity.seed)
         ),
         reported=reported,
-        link=lambda record: quote(f"{base}/{record.key}.json".replace(os.sep, "/")),
+        link=lambda record: quote(os.path.relpath(place(record.key), page.parent).replace(os.sep, "/")),
         state_of=state_of,
         score_of=_record_score,
         titles=list(dict.fromkeys(board.measure.title for board in boards)),
