@@ -54,17 +54,12 @@ class Datasets:
         configuration, has; `preprocessing_of` says what is applied in the end.
         """
         chosen = self.preprocessing_of(preprocessing)
-        plain, reading = chosen.transform(), chosen.reading(self.config.max_pixels)
-        train, val, test = (
-            split.with_reading(reading) if split is not None and split.reading != reading else split
-            for split in (self.train, self.val, self.test)
-        )
-        assert train is not None  # there is one
+        train = self.train.prepared(chosen).with_transform(chosen.augmented(self.config.augmentation))
         return replace(
             self,
-            train=train.with_transform(chosen.augmented(self.config.augmentation)),
-            val=val.with_transform(plain) if val is not None else None,
-            test=test.with_transform(plain) if test is not None else None,
+            train=train,
+            val=self.val.prepared(chosen) if self.val is not None else None,
+            test=self.test.prepared(chosen) if self.test is not None else None,
         )
 
     def preprocessing_of(self, preprocessing: Preprocessing) -> Preprocessing:
@@ -153,13 +148,13 @@ def open_data(config: DataConfig) -> Datasets:
     return Datasets(sets["train"], sets.get("val"), sets.get("test"), labels, manifest, config)
 
 
-def open_for_evaluation(config: DataConfig, labels: Sequence[str]) -> ImageSet:
-    """Images to score a model that knows `labels`: the test split where the source states one, else its val
-    split, else all of it. Raises `DataError` for a label that the model does not know.
+def open_for_evaluation(config: DataConfig, labels: Sequence[str] | None) -> ImageSet:
+    """Images to score a model that knows `labels`, or any labels where that is None: the test split where the source
+    states one, else its val split, else all of it. Raises `DataError` for a label that the model does not know.
     """
     source = find_source(config)
     target = _target(source, config)
-    if target.name == "mask" and not config.label_names:
+    if target.name == "mask" and not config.label_names and labels:
         config = config.model_copy(update={"label_names": tuple(labels)})
     listing = source.read(config)
     if any(listing.splits.values()):
@@ -168,6 +163,8 @@ def open_for_evaluation(config: DataConfig, labels: Sequence[str]) -> ImageSet:
     cache = _memory(config)
     config = _look(listing, config, cache).config
     listing.problems.report(config.source, strict=config.strict)
+    if labels is None:
+        labels = target.labels(listing.whole, listing.labels)
     return ImageSet(listing.whole, labels, seed=config.seed, cache=cache, target=target, reading=_reading(config))
 
 

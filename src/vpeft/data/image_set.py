@@ -19,6 +19,7 @@ from vpeft.data.config import TargetName, Window
 from vpeft.data.images import UnreadableImage, as_eight_bits
 from vpeft.data.items import ArrayPicture, Item, in_order
 from vpeft.data.pixels import MOST_CHANNELS, RGB, Reading
+from vpeft.data.preprocessing import Preprocessing
 from vpeft.data.problems import DataError
 from vpeft.data.targets import Mask, Target, target_of
 from vpeft.errors import nearest
@@ -184,9 +185,10 @@ class ImageSet(Dataset[Sample]):
         twin._epoch = _shared_counter()
         return twin
 
-    def with_reading(self, reading: Reading) -> Self:
-        """The same images read in other channels or another window."""
-        twin = self.with_transform(self.transform)
+    def prepared(self, preprocessing: Preprocessing) -> Self:
+        """The same images, read in the channels and the window of `preprocessing`, through its plain transform."""
+        twin = self.with_transform(preprocessing.transform())
+        reading = preprocessing.reading(self.reading.max_pixels)
         if reading != self.reading:
             twin.cache = None if self.cache is None else DecodedImages(self.cache.limit)
             twin.reading = reading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from itertools import cycle, islice
 from pathlib import Path
@@ -14,30 +15,23 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from vpeft.backbones.origin import origin_of
 from vpeft.data.augmentation import policy_named
 from vpeft.data.config import DataConfig, Window
+from vpeft.data.image_processors import any_size, complete, fields_of, of_family
 from vpeft.data.images import read
 from vpeft.data.pixels import MOST_CHANNELS, Reading
-from vpeft.data.problems import DataError
+from vpeft.data.problems import DataWarning
 from vpeft.data.steps import AsPicture as AsPicture
 from vpeft.data.steps import CropTo as CropTo
 from vpeft.data.steps import Fit, Interpolation, Resize
 from vpeft.data.steps import ResizeTo as ResizeTo
 
+Size = tuple[int, int]
+
 # timm's names for the ways of resizing, and ours. "shorter" may cut off parts of the image, "squash" changes its aspect
 # ratio, "longer" adds bars in the mean colour.
 _MODES: dict[str, Resize] = {"center": "shorter", "squash": "squash", "border": "longer"}
-
-
-# PIL's numbers for them, as transformers writes them.
-_RESAMPLE: dict[int, Interpolation] = {
-    0: "nearest",
-    1: "lanczos",
-    2: "bilinear",
-    3: "bicubic",
-    4: "box",
-    5: "hamming",
-}
 
 
 class Preprocessing(BaseModel):
@@ -79,12 +73,13 @@ class Preprocessing(BaseModel):
         """What `model` states about itself: timm's `pretrained_cfg`, or the image processor of a transformers
         checkpoint, with the size that the model was built for.
 
-        A model that states nothing gets the defaults above. Raises `DataError` for one that does not take RGB.
+        A model that states nothing gets the defaults above. A transformers checkpoint without a processor gets that of
+        its family, with a `DataWarning`.
         """
         stated = getattr(model, "pretrained_cfg", None)
         settings, processor = getattr(model, "config", None), getattr(model, "preprocessor_config", None)
         if settings is not None or processor:
-            return cls.from_processor(processor or {}, settings)
+            return cls._from_checkpoint(model, settings, processor)
         if not stated:
             return cls.from_attributes(model)
         config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
@@ -121,36 +116,45 @@ class Preprocessing(BaseModel):
         )
 
     @classmethod
-    def from_processor(cls, stated: Mapping[str, Any], config: object = None) -> Self:
-        """What a transformers image processor states (`preprocessor_config.json`), at the size that `config` asks for.
+    def from_processor(cls, stated: Mapping[str, Any], config: object = None, size: Size | None = None) -> Self:
+        """What a transformers image processor states (`preprocessor_config.json`), with what its class adds.
 
-        Sizes are a height and width, to which images are squashed, or a shortest edge, with a crop of its centre
-        (ConvNeXt calls it `crop_pct`). What is not stated is as in transformers' ViT. Raises `DataError` for a
-        processor that does not take RGB.
+        Args:
+            stated: its settings; empty takes those of transformers' ViT.
+            config: of the model, whose `image_size` is the size unless `size` says otherwise.
+            size: (H, W) that images get in the end.
+
+        Raises:
+            DataError: it takes more channels than vpeft gives.
         """
-        size, crop = stated.get("size") or {}, stated.get("crop_size") or {}
-        size = {"height": size, "width": size} if isinstance(size, int) else size
-        crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-        built = getattr(config, "image_size", None) or size.get("height") or size.get("shortest_edge") or 224
-        final = (int(built), int(built)) if isinstance(built, int) else (int(built[-2]), int(built[-1]))
-        mean, std = stated.get("image_mean", (0.5, 0.5, 0.5)), stated.get("image_std", (0.5, 0.5, 0.5))
-        if not stated.get("do_normalize", True):
-            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        if len(mean) != 3 or len(std) != 3:
-            raise DataError(f"The backbone takes images of {len(mean)} channels; vpeft gives three (RGB).")
-        edge, share = size.get("shortest_edge"), stated.get("crop_pct")
-        if stated.get("do_center_crop") and crop and edge:
-            share = min(1.0, crop["height"] / edge)
-        elif edge is None or (edge >= 384 and share is not None):  # transformers' ConvNeXt squashes large images
-            edge, share = None, None
-        return cls(
-            size=final,
-            resize="squash" if edge is None else "shorter",
-            interpolation=_RESAMPLE[int(stated.get("resample", 2))],
-            crop_pct=share or 1.0,
-            mean=tuple(mean),
-            std=tuple(std),
-        )
+        built: Any = getattr(config, "image_size", None)
+        if size is None and built:
+            size = (int(built), int(built)) if isinstance(built, int) else (int(built[-2]), int(built[-1]))
+        return cls(**fields_of(complete(stated), size))
+
+    @classmethod
+    def _from_checkpoint(cls, model: nn.Module, settings: Any, processor: Mapping[str, Any] | None) -> Self:
+        """Of a transformers model: its checkpoint's processor, or else that of its family, which is said."""
+        origin = origin_of(model)
+        asked = None if origin is None else origin.image_size
+        if processor:
+            stated = dict(processor)
+            free = any_size(model) and asked is None and ("size" in stated or "crop_size" in stated)
+            return cls(**fields_of(complete(stated))) if free else cls.from_processor(stated, settings, asked)
+        family = of_family(settings)
+        if "preprocessor_config" in model.__dict__:
+            name = getattr(settings, "_name_or_path", "")
+            values = "those of its family" if family is not None else "mean and deviation 0.5"
+            warnings.warn(
+                f"The checkpoint {name} has no preprocessor_config.json; {values} are taken. Add the file where it was "
+                "trained with others.",
+                DataWarning,
+                stacklevel=3,
+            )
+        built: Any = asked or getattr(settings, "image_size", None)
+        if isinstance(built, int):
+            built = (built, built)
+        return cls(**fields_of(family or {}, None if built is None else (int(built[-2]), int(built[-1]))))
 
     def resized(self, size: int | tuple[int, int]) -> Self:
         """The same at another size: (H, W), or the side of a square."""

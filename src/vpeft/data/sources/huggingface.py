@@ -18,6 +18,8 @@ from vpeft.errors import nearest, need_extra
 
 _PREFIX = "hf:"
 
+_MASK_COLUMNS = ("mask", "label", "annotation", "segmentation_mask", "segmentation", "seg", "labels")
+
 # What `save_to_disk` leaves in the folder of several splits, and of one.
 _MARKS = ("dataset_dict.json", "state.json")
 
@@ -143,7 +145,15 @@ def _columns(library: Any, dataset: Any, config: DataConfig, target: Target) -> 
     if target.name == "mask":
         mask = config.label_column
         if mask is None:
-            usual = ("mask", "label", "annotation", "segmentation_mask", "segmentation", "seg", "labels")
+            usual: tuple[str, ...] = (
+                "mask",
+                "label",
+                "annotation",
+                "segmentation_mask",
+                "segmentation",
+                "seg",
+                "labels",
+            )
             mask = next((name for name in usual if name in pictures), None)
             others = [column for column in pictures if column not in (config.image_column, "image")]
             mask = mask or (others[0] if len(others) == 1 and len(pictures) == 2 else None)

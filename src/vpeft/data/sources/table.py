@@ -137,9 +137,8 @@ def check_labels(where: str, labels: list[tuple[int, str]], kind: Literal["auto"
 def _columns(header: list[str], config: DataConfig, target: Target, where: str) -> tuple[int, list[int], int | None]:
     """The positions of the image, of the target's columns, and of the split in `header`."""
     lower = [name.strip().lower() for name in header]
-    asked = config.image_column or next(
-        (name for name in ("path", "image", "filename", "file") if name in lower), "path"
-    )
+    usual = "image" if "image" in lower and "path" not in lower else "path"
+    asked = config.image_column or usual
     if asked.lower() not in lower:
         raise DataError(f"{where} has no column {asked!r}. {nearest(asked, [column.strip() for column in header])}")
     split = lower.index("split") if "split" in lower else None
