@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,8 @@ class Backbone:
     """The description of a live model.
 
     Attributes:
-        module: the model itself, never changed by the description.
+        module: the tower itself, never changed by the description.
+        host: the larger model that the tower was found in; None where the tower is all there is.
         facts: see `Facts`.
         pixels, patch, embedding, trunk, stages, blocks, norm, outlet, logits: the places.
         inputs: what the model takes; see `InputSpec`.
@@ -122,6 +123,7 @@ class Backbone:
         self.module = module
         # the whole model that this tower was found in, if it is not the tower itself
         self.host: nn.Module | None = None
+        self.tower_name = ""  # among several towers of a host
         self.facts = facts
         self.pixels = pixels
         self.trunk = trunk
@@ -173,6 +175,27 @@ class Backbone:
         )
 
     @property
+    def root(self) -> nn.Module:
+        """The whole model: the host where there is one, else the tower."""
+        return self.module if self.host is None else self.host
+
+    @property
+    def towers(self) -> Mapping[str, Backbone]:
+        """The towers of the model by name: this one alone, under the empty name, where the model has no others."""
+        return {"": self}
+
+    def name_places(self, tower: str) -> None:
+        """Let the names of all places begin with the name of this tower; `place` still takes them without it."""
+        self.tower_name = tower
+        for place in self._index.values():
+            place.name = f"{tower}.{place.name}"
+
+    def enters_inside(self) -> Point | None:
+        """Where images enter when a host runs this tower, if `pooled` shows them at a module of the description's."""
+        tell: Callable[[nn.Module], Point | None] | None = getattr(self._pooled, "enters", None)
+        return None if tell is None else tell(self.module)
+
+    @property
     def patch(self) -> Projection:
         """The projection of patches (or the first convolution of the stem)."""
         found = self.place("patch")
@@ -215,7 +238,7 @@ class Backbone:
         if self._end is None:
             return last.after(layer, reads=reads)
         end = Site(
-            name="end",
+            name=f"{self.tower_name}.end" if self.tower_name else "end",
             width=last.width,
             layout=self._end_layout or last.layout,
             enter=self._end,
@@ -263,21 +286,24 @@ class Backbone:
         return found
 
     def module_place(self, name: str) -> Site:
-        """A module of the model, or of its host, by its dotted name, as a place whose parameters train.
+        """A module (or parameter) of the model, or of its host, by its dotted name, as a place whose parameters train.
 
         Raises:
             MissingPlace: there is no such module, or it has no parameters of its own or inside.
         """
-        whole = self.host if self.host is not None else self.module
-        modules = dict(whole.named_modules())
-        if name not in modules or not name:
-            raise MissingPlace(f"{type(whole).__name__} has no module {name!r}. {nearest(name, modules)}")
-        own = {
-            f"{path}.{attribute}" if path else attribute: (inner, attribute)
-            for path, inner in modules[name].named_modules()
-            for attribute, parameter in inner._parameters.items()
-            if parameter is not None
-        }
+        modules = dict(self.root.named_modules())
+        owner, _, leaf = name.rpartition(".")
+        if owner in modules and modules[owner]._parameters.get(leaf) is not None:
+            own = {leaf: (modules[owner], leaf)}
+        elif name not in modules or not name:
+            raise MissingPlace(f"{type(self.root).__name__} has no module {name!r}. {nearest(name, modules)}")
+        else:
+            own = {
+                f"{path}.{attribute}" if path else attribute: (inner, attribute)
+                for path, inner in modules[name].named_modules()
+                for attribute, parameter in inner._parameters.items()
+                if parameter is not None
+            }
         if not own:
             raise MissingPlace(f"The module {name!r} has no parameters to train.")
         return Site(

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import VpeftError, nearest
+from .channels import ChannelsRule, adapt_channels
 from .origin import Origin, remember
 from .own_code import OWN_CODE, create_from_own_code
 from .positions import say
@@ -40,6 +41,8 @@ def create_backbone(
     prefix: str = "",
     allow: Sequence[Difference] = (),
     image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    channels_rule: ChannelsRule = "repeat",
     described: bool = True,
 ) -> nn.Module:
     """The model that `name` stands for, without a classifier.
@@ -54,12 +57,16 @@ def create_backbone(
         prefix: what the keys of `weights` start with, for instance "module." or "teacher.backbone.".
         allow: differences between weights and model that are accepted: "missing", "unexpected", "shape".
         image_size: pixels of a side, or height and width; position embeddings are resized to it, and it is said.
+        channels: of the images, 1 to 16, where they are not those of the weights; the first convolution is adapted.
+        channels_rule: how: "repeat" the pre-trained filters, take their "mean", or "new" ones, which `tune` then
+            trains beside the adapter; see `ChannelsRule`.
         described: False takes a transformers model that no family knows, for an anatomy to describe.
 
     Raises:
         UnknownModelName: with the nearest names.
         NoWeights: the library's weights are not here and cannot be downloaded.
         BadWeights: the weights cannot be read or do not fit; every difference is listed.
+        BadChannels: the model cannot be made for so many channels.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     own = pretrained and weights is None
@@ -78,6 +85,7 @@ def create_backbone(
         report = load_weights(model, weights, prefix=prefix, allow=allow, **_exempt(model, name))
         notes = [*notes, *report.notes]
         digest = None if isinstance(weights, Mapping) else file_digest(weights)
+    fresh = () if channels is None else adapt_channels(model, channels, channels_rule)
     kept = None if weights is None or isinstance(weights, Mapping) else str(weights)
     origin = Origin(
         name=name,
@@ -87,6 +95,9 @@ def create_backbone(
         prefix=prefix,
         allow=tuple(allow),
         image_size=size,
+        channels=channels,
+        channels_rule=channels_rule,
+        fresh=fresh,
         notes=tuple(notes),
     )
     remember(model, origin)

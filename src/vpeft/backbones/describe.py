@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import VpeftError
 from .backbone import Backbone
+from .host import describe_host, towers_inside
 
 if TYPE_CHECKING:
     from .own_model import Anatomy
@@ -61,12 +62,13 @@ def describe(model: nn.Module, anatomy: Anatomy | dict[str, Any] | Literal["gene
     """Name the places of `model`.
 
     Args:
-        model: a model of a known family; or any model, with an anatomy.
+        model: a model of a known family; a larger model (a detector, a CLIP) with such models inside, which is then
+            their host; or any model, with an anatomy.
         anatomy: the nouns of a model of your own (an `Anatomy`, or a mapping of its fields), or "generic": every
             linear, convolution and norm under its own module name, and no blocks.
 
     Raises:
-        UnknownBackbone: no family knows the model's class; the message says what can be done.
+        UnknownBackbone: no family knows the model's class or a part of it; the message says what can be done.
         BadAnatomy: the anatomy does not fit the model.
     """
     if anatomy is not None:
@@ -74,33 +76,42 @@ def describe(model: nn.Module, anatomy: Anatomy | dict[str, Any] | Literal["gene
 
         return describe_own(model, as_anatomy(anatomy))
     known = families()
-    for base in type(model).__mro__:
-        dotted = f"{base.__module__}.{base.__qualname__}"
-        for entry in known.values():
-            if dotted in entry.classes:
-                return entry.describe(model)
-    inner = _known_inside(model, known)
+    entry = _family_of(model, known)
+    if entry is not None:
+        return entry.describe(model)
+    reasons: list[str] = []
+    found = towers_inside(model, lambda name, part: _described_part(name, part, known, reasons))
+    if found:
+        return describe_host(model, found)
     raise UnknownBackbone(
-        f"No description knows {type(model).__module__}.{type(model).__qualname__}. {inner}Say where its blocks are:"
-        " describe(model, anatomy=Anatomy(blocks=..., mlp=...)), see docs/own_model.md; or take every linear,"
-        ' convolution and norm by its own name, without blocks and prompts: describe(model, anatomy="generic").'
+        f"No description knows {type(model).__module__}.{type(model).__qualname__}. {' '.join(reasons)}Say where its"
+        " blocks are: describe(model, anatomy=Anatomy(blocks=..., mlp=...)), see docs/own_model.md; or take every"
+        ' linear, convolution and norm by its own name, without blocks and prompts: describe(model, anatomy="generic").'
         " On the command line that is --anatomy FILE.toml or --anatomy generic."
         f" Known families: {_listing(known)}. To add one, write one file in vpeft/backbones/ (see CONTRIBUTING)."
     )
 
 
-def _known_inside(model: nn.Module, known: dict[str, Family]) -> str:
-    """Which part of a larger model could be described, as a detector's backbone; empty where none."""
-    classes = {dotted: entry for entry in known.values() for dotted in entry.classes}
-    for name, part in model.named_modules():
-        for base in type(part).__mro__:
-            entry = classes.get(f"{base.__module__}.{base.__qualname__}")
-            if entry is not None:
-                return (
-                    f"Its part {name}, a {type(part).__name__}, is of the family {entry.name}: tune"
-                    f" model.get_submodule({name!r}), and the whole model runs with the adapter. Or else: "
-                )
-    return ""
+def _family_of(model: nn.Module, known: dict[str, Family]) -> Family | None:
+    """The family that knows the model's class, or else the nearest of its bases."""
+    for base in type(model).__mro__:
+        dotted = f"{base.__module__}.{base.__qualname__}"
+        for entry in known.values():
+            if dotted in entry.classes:
+                return entry
+    return None
+
+
+def _described_part(name: str, part: nn.Module, known: dict[str, Family], reasons: list[str]) -> Backbone | None:
+    """A part of a larger model as a tower; where its family refuses it, the reason is kept for the message."""
+    entry = _family_of(part, known)
+    if entry is None:
+        return None
+    try:
+        return entry.describe(part)
+    except UnknownBackbone as error:
+        reasons.append(f"Its part {name} cannot be described: {error} ")
+        return None
 
 
 def _listing(known: dict[str, Family]) -> str:

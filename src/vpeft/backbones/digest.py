@@ -41,11 +41,11 @@ _KNOWN: WeakKeyDictionary[nn.Module, tuple[dict[str, _State], str]] = WeakKeyDic
 def weights_digest(description: Backbone) -> str:
     """sha256 over names, types, shapes and bytes of the model's tensors as they are now, its classifier left out.
 
-    Counters of batches are left out too. The digest is computed once: a further call compares identity, version and
+    Of a host it is the whole model, with all its heads. Counters of batches are left out. The digest is computed once: a further call compares identity, version and
     address of every tensor and a few of its values, and reads all bytes only where one of them differs.
     """
     tensors = frozen_tensors(description)
-    known = _KNOWN.get(description.module)
+    known = _KNOWN.get(description.root)
     if known is not None:
         states, digest = known
         if states.keys() == tensors.keys() and all(states[key].still(value) for key, value in tensors.items()):
@@ -53,16 +53,19 @@ def weights_digest(description: Backbone) -> str:
     digest = tensors_digest(tensors)
     if not any(value.is_inference() for value in tensors.values()):  # these count no versions
         states = {key: _State(ref(v), v._version, v.data_ptr(), _sample(v)) for key, v in tensors.items()}
-        _KNOWN[description.module] = states, digest
+        _KNOWN[description.root] = states, digest
     return digest
 
 
 def frozen_tensors(description: Backbone) -> dict[str, Tensor]:
-    """Parameters and stored buffers of the model by name, without those of its classifier and counters of batches."""
-    unused = {id(p) for p in description.classifier.parameters()}
-    found: dict[str, Tensor] = dict(description.module.named_parameters(remove_duplicate=False))
-    stored = description.module.state_dict(keep_vars=True)
-    found |= {key: value for key, value in description.module.named_buffers() if key in stored}
+    """Parameters and stored buffers of the model by name, without those of its classifier and counters of batches.
+
+    A host's own forward pass uses its classifier, so there nothing but the counters is left out.
+    """
+    unused = {id(p) for p in description.classifier.parameters()} if description.host is None else set()
+    found: dict[str, Tensor] = dict(description.root.named_parameters(remove_duplicate=False))
+    stored = description.root.state_dict(keep_vars=True)
+    found |= {key: value for key, value in description.root.named_buffers() if key in stored}
     return {key: value for key, value in found.items() if id(value) not in unused and "num_batches_tracked" not in key}
 
 

@@ -118,6 +118,12 @@ class HfPooling:
         called = model if for_maps(model) else inner
         return self.read(model, called(**self.prepare(inner, self.anchor(images))))
 
+    def enters(self, model: nn.Module) -> Point | None:
+        """Where the images enter when a larger model runs this one; None where these are no images (B, C, H, W)."""
+        if self.prepare not in (as_pixels, unmasked):
+            return None
+        return Point(model if for_maps(model) else tower(model), "input", "pixel_values")
+
 
 def as_pixels(inner: Any, images: Tensor) -> dict[str, Any]:
     """Most models take the images as they are."""

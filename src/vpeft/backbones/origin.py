@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
@@ -21,6 +23,9 @@ class Origin(BaseModel):
         prefix: what the file's keys start with.
         allow: which differences between file and model were accepted.
         image_size: height and width in pixels that were asked for; None for the model's own.
+        channels: of the images that were asked for; None for those of the weights.
+        channels_rule: how the first convolution was adapted to them.
+        fresh: names of modules whose weights were made anew for them, so that they train beside every adapter.
         seed: of random weights, where it is known.
         notes: sentences on what was resized or left out.
     """
@@ -34,6 +39,9 @@ class Origin(BaseModel):
     prefix: str = ""
     allow: tuple[Difference, ...] = ()
     image_size: tuple[int, int] | None = None
+    channels: int | None = None
+    channels_rule: Literal["repeat", "mean", "new"] = "repeat"
+    fresh: tuple[str, ...] = ()
     seed: int | None = None
     notes: tuple[str, ...] = ()
 

@@ -274,7 +274,9 @@ class Edit:
 def _own_names(top: Place, part: Place) -> list[str]:
     inner = ""
     if part is not top:
-        inner = part.name if top.name == WHOLE else part.name[len(top.name) + 1 :]
+        # of a tower among several, the name of the whole place begins with the tower's as all others do
+        whole = top.name == WHOLE or top.name.endswith(f".{WHOLE}")
+        inner = part.name[len(top.name) - len(WHOLE) :] if whole else part.name[len(top.name) + 1 :]
     return [f"{inner}.{name}" if inner else name for name in part.own]
 
 

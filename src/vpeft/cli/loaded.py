@@ -121,6 +121,8 @@ def _made_again(manifest: Manifest, path: Path, weights: Path | None, named: str
             prefix=origin.prefix,
             allow=origin.allow,
             image_size=origin.image_size,
+            channels=origin.channels,
+            channels_rule=origin.channels_rule,
             described=described,
         )
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
+from ..backbones.origin import origin_of
 from ..backbones.own_model import Anatomy
 from ..method import Method
 from .heads import HasHead, HeadLike
@@ -39,7 +40,8 @@ def tune(
         head: a head of your own instead: a `Head`, a module (B, D) -> anything, a function of (description, width) that
             makes one, or a mapping from names of tasks to these.
         task: what is learnt; it makes the head, and the adapter remembers it for training, scoring and saving.
-        train: names of further modules of the model that train as they are, such as a detector's own head.
+        train: names of further modules of the model that train as they are, such as a detector's own head. What
+            `create_backbone` had to make anew for other channels trains too.
         name: of the adapter.
         statistics: "adapt" lets the running statistics of the backbone's BatchNorm layers move in training, and saves
             them with the adapter; "frozen" leaves them as they were pre-trained.
@@ -52,6 +54,9 @@ def tune(
         DeadPlace: an edit would do nothing, or breaks a promise; the message lists which.
     """
     tuned = TunedModel(model if isinstance(model, Backbone) else describe(model, anatomy))
+    origin = origin_of(tuned.backbone)
+    fresh = () if origin is None else tuple(part for part in origin.fresh if part not in train)
+    train = (*train, *fresh)
     tuned.attach(*methods, name=name, num_classes=num_classes, head=head, task=task, statistics=statistics, train=train)
     if verify and not any(p.is_meta for p in tuned.backbone.parameters()):
         report = look(tuned, name, first=True)

@@ -17,6 +17,7 @@ from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, Stage
 from ..builders import Where, norm, projection
 from ..describe import family
+from ..host import in_host
 from ..hf_model import HfPooling, architecture, as_pixels, classifier, mean_of_cells, pixels, size_of, tower
 from ..hf_reading import read_layer
 from ..places import Attention, Place
@@ -66,7 +67,7 @@ def describe_hf_segformer(model: nn.Module) -> Backbone:
     ]
     pooling = HfPooling(as_pixels, mean_of_cells)
     decoder = model._modules.get("decode_head")
-    return Backbone(
+    made = Backbone(
         module=model,
         facts=Facts(
             family="hf_segformer",
@@ -92,6 +93,7 @@ def describe_hf_segformer(model: nn.Module) -> Backbone:
         unused=() if decoder is None else decoder.parameters(),
         no_tokens="its keys and values come from a convolution over the grid, and its MLPs convolve over the grid too",
     )
+    return made if decoder is None else in_host(made, model)
 
 
 def _stage(number: int, module: Any, before: tuple[nn.Module, tuple[int, int]] | None, where: Where) -> Stage:

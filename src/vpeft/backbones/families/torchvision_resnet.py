@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from ..backbone import Backbone
 from ..convolutional import Size, Unit, conv_stride
 from ..convolutional_net import make_net
-from ..describe import family
+from ..describe import UnknownBackbone, family
 from ..points import Point
+from ..probe import Classifier
 
 
 def stated_size(model: nn.Module) -> Size:
@@ -39,24 +41,57 @@ def fully_connected(model: nn.Module) -> nn.Module:
 def describe_torchvision_resnet(model: nn.Module) -> Backbone:
     """torchvision ResNet, ResNeXt and Wide ResNet."""
     net: Any = model
-    units = [_unit(block) for layer in (net.layer1, net.layer2, net.layer3, net.layer4) for block in layer]
-    last: Any = units[-1].branch[-1]
+    layers = (net.layer1, net.layer2, net.layer3, net.layer4)
+    return _net(model, layers, net.avgpool, "torchvision_resnet", _pooled, fully_connected)
+
+
+@family("torchvision_resnet_layers", "torchvision.models._utils.IntermediateLayerGetter")
+def describe_torchvision_layers(model: nn.Module) -> Backbone:
+    """The layers of a torchvision ResNet, as its detectors and segmenters have them inside; pooled by the last mean."""
+    net: Any = model
+    names = [name for name in net if name.startswith("layer")]
+    if "conv1" not in net or not names:
+        raise UnknownBackbone(
+            f"This IntermediateLayerGetter holds {', '.join(net)}. Of torchvision's nets taken apart in this way, ResNet"
+            " is described."
+        )
+    layers = [net[name] for name in names]
+    return _net(model, layers, layers[-1][-1], "torchvision_resnet_layers", _mean_of_last, Classifier(None))
+
+
+def _mean_of_last(model: nn.Module, images: Tensor) -> Tensor:
+    maps: dict[str, Tensor] = model(images)
+    last = max(maps.values(), key=lambda found: found.shape[1])
+    return last.mean(dim=(2, 3))
+
+
+def _net(
+    model: nn.Module,
+    layers: Sequence[Any],
+    behind: nn.Module,
+    family: str,
+    pooled: Callable[[nn.Module, Tensor], Tensor],
+    classifier: Callable[[nn.Module], nn.Module],
+) -> Backbone:
+    net: Any = model
+    units = [_unit(block) for layer in layers for block in layer]
+    convolutions = [layer for layer in units[-1].branch if isinstance(layer, nn.Conv2d)]
     return make_net(
         model,
-        family="torchvision_resnet",
+        family=family,
         stem=(net.conv1, net.bn1, net.relu, net.maxpool),
         after_stem=net.maxpool,
         units=units,
-        behind=net.avgpool,
+        behind=behind,
         head={},
         final=None,
         pooling="avg",
-        classifier=fully_connected,
+        classifier=classifier,
         library="torchvision",
         name=type(model).__name__,
         size=stated_size(model),
-        pooled=_pooled,
-        width=int(last.num_features),
+        pooled=pooled,
+        width=int(convolutions[-1].out_channels),
     )
 
 
