@@ -3,9 +3,9 @@
 ```python
 suite = vpeft.suites.pocket()
 task = suite.task("count")                      # task.train.pixels: uint8 (800, 64, 64, 3); task.train.labels: (800,)
-ledger = suite.run(methods=("linear_probe", "lora"), tier="quick", out="runs/pocket")
 ```
 
+`vpeft.bench.run_bench(BenchConfig(suite="pocket", methods=("linear_probe", "lora")))` runs methods on its tasks.
 The test split stays sealed: only the benchmark's final evaluator reads it.
 """
 

@@ -1,10 +1,14 @@
 """Leases: the right to carry out one run, held by at most one process.
 
-A lease is a small file that names its holder and whose modification time is the holder's heartbeat. A lease is stale
-when its holder is gone: on the same machine this is seen at once from the process table (process id and start time, so
-that a reused id is not mistaken for the holder), on another machine from a heartbeat that stopped. Taking, taking over
-and releasing happen under one short file lock, without which two processes that find the same stale lease could both
-win. A holder that lost its lease (suspended for long on a shared disk) learns it from `held()` before it writes.
+A lease is a small file that names its holder and counts the holder's heartbeats. A lease is stale when its holder is
+gone. On the same machine this is seen at once from the process table (process id and start time, so that a reused id is
+not mistaken for the holder). On another machine it is seen by watching: when the count has not changed for `silence`
+seconds of the observer's own monotonic clock, the holder is gone. No two clocks are compared, so a clock that is wrong
+or jumps neither frees a living holder nor keeps a dead one.
+
+Taking, taking over, beating and releasing happen under one short file lock, without which two processes that find the
+same stale lease could both win. A holder that lost its lease (suspended for long on a shared disk) learns it from
+`held()` before it writes.
 """
 
 from __future__ import annotations
@@ -14,18 +18,14 @@ import hashlib
 import json
 import os
 import platform
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from filelock import BaseFileLock, FileLock
 
 # Seconds between heartbeats, and the silence after which a holder on another machine counts as gone: sixty missed
 # beats, enough for a paused virtual machine or a slow network disk.
@@ -36,22 +36,25 @@ SILENCE = 300.0
 class Lease:
     """The right to carry out one run, while it is held. Use it in a `with` statement."""
 
-    def __init__(self, path: Path, token: str, guard: Path, beat: float) -> None:
-        self.path, self._token, self._guard = path, token, guard
+    def __init__(self, path: Path, holder: Mapping[str, object], guard: Path, beat: float) -> None:
+        self.path, self._holder, self._guard = path, holder, guard
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beats, args=(beat,), name=f"lease {path.stem}", daemon=True)
         self._thread.start()
 
     def _beats(self, beat: float) -> None:
+        count = 0
         while not self._stop.wait(beat):
-            with contextlib.suppress(OSError):
+            count += 1
+            # A disk that is away for a moment costs a beat, and many make a silence.
+            with contextlib.suppress(OSError), locked(self._guard):
                 if self.held():
-                    os.utime(self.path)
+                    _write(self.path, {**self._holder, "beats": count})
 
     def held(self) -> bool:
         """Whether the lease is still this holder's."""
         found = _read(self.path)
-        return found is not None and found.get("token") == self._token
+        return found is not None and found.get("token") == self._holder["token"]
 
     def release(self) -> None:
         """Give the lease back; harmless when it was lost or given back before."""
@@ -72,33 +75,49 @@ class Lease:
 
 
 class Leases:
-    """The leases of one ledger, in a folder of their own."""
+    """The leases of one ledger, in a folder of their own. `clock` gives seconds that only go forward."""
 
-    def __init__(self, folder: Path, beat: float = BEAT, silence: float = SILENCE) -> None:
-        self.folder, self.beat, self.silence = folder, beat, silence
+    def __init__(
+        self,
+        folder: Path,
+        beat: float = BEAT,
+        silence: float = SILENCE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder, self.beat, self.silence, self._clock = folder, beat, silence, clock
         self.guard = folder / "guard"
+        # By key: what was last seen of a holder elsewhere, and when that was first seen.
+        self._watched: dict[str, tuple[object, float]] = {}
 
     def take(self, key: str) -> Lease | None:
         """The lease of `key`, or None while a live process holds it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{key}.lease"
-        token = uuid.uuid4().hex
+        path = self._path(key)
+        holder = {"token": uuid.uuid4().hex, **_myself(), "beats": 0}
         with locked(self.guard):
-            if self._alive(path):
+            if self._alive(key):
                 return None
-            # Never written in place: a reader sees the old holder or the new one, not half a file.
-            draft = path.with_suffix(f".{token}")
-            draft.write_text(json.dumps({"token": token, **_myself()}))
-            draft.replace(path)
-        return Lease(path, token, self.guard, self.beat)
+            _write(path, holder)
+        return Lease(path, holder, self.guard, self.beat)
 
     def taken(self, key: str) -> bool:
-        """Whether a live process holds the lease of `key`."""
-        return self._alive(self.folder / f"{key}.lease")
+        """Whether a live process holds the lease of `key`. The lease of a dead one is removed."""
+        path = self._path(key)
+        if not path.exists():
+            return False
+        with locked(self.guard):
+            alive = self._alive(key)
+            if not alive:
+                # Whoever takes it next has perhaps not watched it for as long as this observer.
+                path.unlink(missing_ok=True)
+        return alive
 
-    def _alive(self, path: Path) -> bool:
-        holder = _read(path)
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.lease"
+
+    def _alive(self, key: str) -> bool:
+        holder = _read(self._path(key))
         if holder is None:
+            self._watched.pop(key, None)
             return False
         if holder.get("place") == _place():
             pid = int(str(holder.get("pid", 0)))
@@ -107,25 +126,25 @@ class Leases:
             since = _start(pid)
             if since and holder.get("since"):
                 return since == holder["since"]
-        try:
-            return time.time() - path.stat().st_mtime < self.silence
-        except FileNotFoundError:
-            return False
+        seen, now = (holder.get("token"), holder.get("beats")), self._clock()
+        before = self._watched.get(key)
+        if before is None or before[0] != seen:
+            self._watched[key] = seen, now
+            return True
+        return now - before[1] < self.silence
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the file lock `path`; the operating system lets go of it when the process dies, however it dies."""
+def locked(path: Path) -> BaseFileLock:
+    """The file lock `path`, for `with`; the operating system lets go of it when the process dies, however it dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
-        else:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    return FileLock(path, mode=0o666, poll_interval=0.01)
+
+
+def _write(path: Path, holder: Mapping[str, object]) -> None:
+    """Never in place: a reader sees the old holder or the new one, not half a file."""
+    draft = path.with_suffix(f".{holder['token']}")
+    draft.write_text(json.dumps(dict(holder)))
+    draft.replace(path)
 
 
 def _read(path: Path) -> dict[str, object] | None:

@@ -148,7 +148,7 @@ class Ledger:
         return self._leases.take(key)
 
     def claimed(self, key: str) -> bool:
-        """Whether a live process is carrying out `key`."""
+        """Whether a live process is carrying out `key`; the claim of a dead one is removed."""
         return self._leases.taken(key)
 
     def write(self, record: RunRecord, lease: Lease) -> Path:

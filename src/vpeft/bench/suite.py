@@ -5,17 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vpeft.bench.key import canonical
 from vpeft.bench.sealed import SealedTest, SplitArrays
 from vpeft.errors import VpeftError, nearest
-
-if TYPE_CHECKING:
-    from vpeft.bench.ledger import Ledger
 
 
 class UnknownSuite(VpeftError):
@@ -121,26 +116,3 @@ class Suite:
         if name not in self.groups:
             raise UnknownTask(f"The suite {self.name} has no task {name!r}. {nearest(name, self.groups)}")
         return self.open(name)
-
-    def run(
-        self,
-        methods: tuple[str, ...],
-        *,
-        tier: str | None = None,
-        tasks: tuple[str, ...] = (),
-        backbone: str = "pocket_vit",
-        out: str | Path = "ledger",
-        workers: int = 1,
-    ) -> Ledger:
-        """Make the runs that the ledger in `out` lacks, and return it; see `vpeft.bench.run_bench`.
-
-        Raises a VpeftError for what does not exist: tier, task, method, field, backbone.
-        """
-        # Late: the runner knows the suites
-        from vpeft.bench.config import BenchConfig
-        from vpeft.bench.runner import run_bench
-
-        config = BenchConfig(
-            suite=self.name, tier=tier, tasks=tasks, methods=methods, backbone=backbone, out=Path(out), workers=workers
-        )
-        return run_bench(config)

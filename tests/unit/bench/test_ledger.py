@@ -10,7 +10,9 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
+from vpeft.bench.lease import Leases, _place, locked
 from vpeft.bench.ledger import Ledger, LedgerError, LostLease, open_ledger
 from vpeft.bench.record import Failure, RecordedScores, RunRecord, State
 
@@ -102,14 +104,77 @@ def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
     assert not ledger.claimed("k")
 
 
-def test_a_holder_elsewhere_lives_by_its_heartbeat(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, silence=30.0)
-    lease = ledger.claim("k")
+class Clock:
+    """A monotonic clock that goes as it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def elsewhere(folder: Path, token: str = "theirs", beats: int = 0) -> Path:
+    """The lease `k` of a process on another machine."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "k.lease"
+    path.write_text(json.dumps({"token": token, "pid": 1, "since": "1", "place": "another machine", "beats": beats}))
+    return path
+
+
+def test_a_holder_elsewhere_lives_while_its_heartbeats_are_counted(tmp_path: Path) -> None:
+    clock = Clock()
+    leases = Leases(tmp_path, silence=30.0, clock=clock)
+    for beats in range(5):
+        elsewhere(tmp_path, beats=beats)
+        assert leases.taken("k")
+        assert leases.take("k") is None
+        clock.now += 29.0
+    assert leases.taken("k")
+    clock.now += 1.0
+    assert not leases.taken("k"), "no beat for thirty seconds"
+
+
+def test_what_one_observer_found_dead_another_may_take_at_once(tmp_path: Path) -> None:
+    """The process that hands out jobs watches; the worker that makes the run has not."""
+    clock = Clock()
+    watching, worker = Leases(tmp_path, silence=30.0, clock=clock), Leases(tmp_path, silence=30.0, clock=clock)
+    elsewhere(tmp_path)
+    assert watching.taken("k")
+    clock.now += 30.0
+    assert worker.take("k") is None, "it sees it for the first time"
+    assert not watching.taken("k")
+    lease = worker.take("k")
     assert lease is not None
-    path = _edit_lease(ledger, place="another machine", token="theirs")
-    assert ledger.claim("k") is None
-    os.utime(path, (time.time() - 31, time.time() - 31))
-    assert ledger.claim("k") is not None
+    lease.release()
+
+
+@pytest.mark.parametrize("jump", [-1e6, 1e6], ids=["back", "forward"])
+def test_clocks_that_jump_change_nothing(tmp_path: Path, jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the wall clock of the observer nor the times of the files count."""
+    clock, wall = Clock(), time.time()
+    leases = Leases(tmp_path, silence=30.0, clock=clock)
+    path = elsewhere(tmp_path)
+    assert leases.taken("k")
+    monkeypatch.setattr(time, "time", lambda: wall + jump)
+    os.utime(path, (wall - jump, wall - jump))
+    clock.now += 29.0
+    assert leases.taken("k"), "a living holder keeps its lease"
+    os.utime(path, (wall + jump, wall + jump))
+    clock.now += 1.0
+    assert not leases.taken("k"), "a dead one loses it"
+
+
+def test_another_holder_is_watched_anew(tmp_path: Path) -> None:
+    clock = Clock()
+    leases = Leases(tmp_path, silence=30.0, clock=clock)
+    elsewhere(tmp_path, "first")
+    assert leases.taken("k")
+    clock.now += 29.0
+    elsewhere(tmp_path, "second")
+    assert leases.taken("k")
+    clock.now += 29.0
+    assert leases.taken("k")
 
 
 def test_the_heart_beats(tmp_path: Path) -> None:
@@ -117,12 +182,47 @@ def test_the_heart_beats(tmp_path: Path) -> None:
     lease = ledger.claim("k")
     assert lease is not None
     with lease:
-        os.utime(lease.path, (1, 1))
-        deadline = time.time() + 10
-        while lease.path.stat().st_mtime == 1 and time.time() < deadline:
+        seen = set[int]()
+        deadline = time.monotonic() + 10
+        while len(seen) < 3 and time.monotonic() < deadline:
+            seen.add(json.loads(lease.path.read_text())["beats"])
             time.sleep(0.01)
-        assert lease.path.stat().st_mtime > 1
+        assert len(seen) == 3
+        assert lease.held()
     assert not lease.path.exists()
+    time.sleep(0.1)
+    assert not lease.path.exists(), "a heart that stopped writes nothing"
+
+
+def test_a_heartbeat_never_writes_over_another_holder(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, beat=0.01)
+    lease = ledger.claim("k")
+    assert lease is not None
+    with lease:
+        with locked(tmp_path / ".leases" / "guard"):
+            _edit_lease(ledger, token="theirs")
+        time.sleep(0.1)
+        assert json.loads(lease.path.read_text())["token"] == "theirs"
+
+
+def _hold_the_lock(path: Path, ready: multiprocessing.synchronize.Event) -> None:
+    with locked(path):
+        ready.set()
+        time.sleep(60)
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold_the_lock, args=(tmp_path / "guard", ready))
+    process.start()
+    assert ready.wait(60)
+    with pytest.raises(Timeout):
+        locked(tmp_path / "guard").acquire(timeout=0.05)
+    process.kill()
+    process.join()
+    with locked(tmp_path / "guard"):
+        pass
 
 
 def test_who_lost_the_lease_cannot_write(tmp_path: Path) -> None:
@@ -162,10 +262,7 @@ def test_processes_that_compete_for_stale_leases_never_both_win(tmp_path: Path) 
     folder.mkdir()
     for number in range(40):
         # Left by a process that is gone.
-        (folder / f"k{number}.lease").write_text(
-            json.dumps({"token": "old", "pid": 0, "since": "", "place": "nowhere"})
-        )
-        os.utime(folder / f"k{number}.lease", (1, 1))
+        (folder / f"k{number}.lease").write_text(json.dumps({"token": "old", "pid": 0, "since": "", "place": _place()}))
     start, wins, over = context.Event(), context.Queue(), context.Barrier(4)
     processes = [context.Process(target=_compete, args=(tmp_path, start, wins, over)) for _ in range(3)]
     for process in processes:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import vpeft
+from vpeft.bench import BenchConfig, run_bench
 from vpeft.bench.record import State
 from vpeft.bench.suite import Suite, UnknownSuite
 
@@ -27,9 +28,11 @@ def test_a_wrong_name_offers_the_nearest() -> None:
 
 def test_a_suite_runs_from_python(tmp_path: Path) -> None:
     """One run of the shortest tier; called again, nothing is done twice."""
-    suite: Suite = vpeft.suites.pocket()
+    config = BenchConfig(
+        suite="pocket", methods=("linear_probe",), tier="smoke", tasks=("orientation",), out=tmp_path, show=False
+    )
     for _ in range(2):
-        ledger = suite.run(("linear_probe",), tier="smoke", tasks=("orientation",), out=tmp_path)
+        ledger = run_bench(config)
     records = list(ledger)
     assert len(records) == 1
     assert records[0].state is State.done
