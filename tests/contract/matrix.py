@@ -28,9 +28,9 @@ import vpeft
 from tests.contract import refusals
 from tests.contract.checks import FAST, OF_FAMILIES, SLOW, Cell, hold
 from tests.contract.refusals import difference, kind_of
-from tests.contract.task_cells import attach_default_head, attach_head, refusal_of
+from tests.contract.task_cells import attach_default_head, attach_for_task, attach_head, refusal_of
 from tests.families import EVERY
-from tests.models import FAMILIES
+from tests.models import ANY_SIZE, FAMILIES
 from vpeft.head import all_heads
 from vpeft.methods import all_methods
 from vpeft.task import all_tasks
@@ -89,17 +89,17 @@ def refused(part: refusals.Part, name: str, family: str) -> str | None:
     """The kind of the refusal of one cell, or None where it attaches."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    if part == "methods":
-        refusal = cell_or_refusal(name, family)[1]
-    else:
-        refusal = refusal_of(attach_default_head if part == "tasks" else attach_head, family, name)
+    attach = {"tasks": attach_default_head, "heads": attach_head, "methods for tasks": attach_for_task}
+    refusal = cell_or_refusal(name, family)[1] if part == "methods" else refusal_of(attach[part], family, name)
     return None if refusal is None else kind_of(refusal)
 
 
 def every_refusal(workers: int) -> dict[tuple[refusals.Part, str, str], str]:
-    """The kind of each refused cell: methods, tasks and heads on families."""
+    """The kind of each refused cell of every part of the table."""
     parts: dict[refusals.Part, Iterable[str]] = {"methods": all_methods(), "tasks": all_tasks(), "heads": all_heads()}
     todo = [(part, name, family) for part, names in parts.items() for name in names for family in EVERY]
+    both = [f"{method} for {task}" for method in all_methods() for task in all_tasks()]
+    todo += [("methods for tasks", name, family) for name in both for family in ANY_SIZE]
     with ProcessPoolExecutor(workers) as pool:
         kinds = pool.map(refused, *zip(*todo, strict=True), chunksize=20)
         return {cell: kind for cell, kind in zip(todo, kinds, strict=True) if kind is not None}

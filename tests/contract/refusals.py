@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 TABLE = Path(__file__).with_name("refusals.json")
 UPDATE = "python -m tests.contract.matrix --refusals"
-Part = Literal["methods", "tasks", "heads"]
+# methods on families; the heads of tasks on families; kinds of heads on families; "METHOD for TASK" on three families
+Part = Literal["methods", "tasks", "heads", "methods for tasks"]
 Table = dict[str, dict[str, dict[str, str]]]
 
 # What a sentence names: words in quotes, places inside the model (blocks.0.norm1), places of the whole model, and the
@@ -63,8 +64,8 @@ def difference(part: Part, name: str, family: str, kind: str | None, table: Tabl
     return f"{name} on {family} {before}, says {TABLE.name}, and now {now}. If that is meant: {UPDATE}"
 
 
-def stale(part: Part, names: Mapping[str, object], families: Mapping[str, object]) -> list[str]:
-    """Cells of a part of the table whose method (task, head) or family does not exist."""
+def stale(part: Part, names: Collection[str], families: Collection[str]) -> list[str]:
+    """Cells of a part of the table whose method (task, head) or family is not among those given."""
     cells = [(name, family) for name, row in stored().get(part, {}).items() for family in row]
     return [f"{name} on {family}" for name, family in cells if name not in names or family not in families]
 

@@ -17,7 +17,8 @@ from tests.models import ANY_SIZE
 from vpeft.batch import Batch, Sample, run_model
 from vpeft.head import all_heads
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.method import Method
+from vpeft.injection.verify import DeadPlace
+from vpeft.method import Method, all_methods
 from vpeft.methods import LinearProbe
 from vpeft.task import TargetKind, Task, all_tasks
 from vpeft.training.optimisation import Optimisation
@@ -61,7 +62,7 @@ def _sample(kind: TargetKind, index: int, shape: tuple[int, ...], generator: tor
         half = shape[-1] // 2
         image[..., half:] -= 1.0
         target = torch.full(shape[-2:], level, dtype=torch.long)
-        target[:, half:] = (level + 1) % len(LABELS)
+        target[..., half:] = (level + 1) % len(LABELS)
     return Sample(image, target, f"{index}.png")
 
 
@@ -122,7 +123,7 @@ def attaches_learns_reloads_and_predicts(cell: TaskCell) -> None:
     assert task.leading.name in result.history[-1].val, result.history[-1]
     task = tuned.task
     after = mean_loss(tuned, task, batch)
-    assert after < 0.95 * before, f"the loss went from {before:.4f} to {after:.4f}"
+    assert after < 0.9 * before, f"the loss went from {before:.4f} to {after:.4f}"
     with torch.no_grad():
         outputs = run_model(tuned, batch)
     with TemporaryDirectory() as folder:
@@ -181,10 +182,28 @@ def _head_learns(tuned: TunedModel, loss: Tensor) -> None:
     assert not dead, f"no gradient: {dead}"
 
 
-def refusal_of(attach: Callable[[str, str], None], family: str, name: str) -> vpeft.MissingPlace | None:
-    """The refusal of a task's own head, or of a kind of head, by a family; None where it attaches."""
+def attach_for_task(family: str, name: str) -> None:
+    """A method with the head of a task, for instance "lora for regression", on a family that the method fits.
+
+    Raises:
+        DeadPlace: what the method trains does not reach what the head reads.
+    """
+    method, task = name.split(" for ")
+    kind, needs = all_methods()[method], all_tasks()[task]
+    bound = needs().bind(TinySet(needs.target_kind, (3, *ANY_SIZE[family][1][0])))
+    for fields in ({}, *kind.variants):
+        torch.manual_seed(0)
+        try:
+            vpeft.tune(ANY_SIZE[family][0](), kind(**fields), task=bound, show=False)
+        except vpeft.MissingPlace:
+            continue
+        return
+
+
+def refusal_of(attach: Callable[[str, str], None], family: str, name: str) -> vpeft.VpeftError | None:
+    """The refusal that one of the functions above meets, or None where all attaches."""
     try:
         attach(family, name)
-    except vpeft.MissingPlace as error:
+    except (vpeft.MissingPlace, DeadPlace) as error:
         return error.with_traceback(None)
     return None
