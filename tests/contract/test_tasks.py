@@ -14,6 +14,7 @@ from tests.contract.task_cells import (
     attach_default_head,
     attach_head,
     attaches_learns_reloads_and_predicts,
+    map_lies_as_the_image_lies,
     refusal_of,
 )
 from tests.families import EVERY
@@ -84,6 +85,14 @@ def test_every_family_carries_the_head_of_every_task(family: str, task: str) -> 
 @pytest.mark.parametrize("family", EVERY)
 def test_every_family_carries_every_head(family: str, kind: str) -> None:
     as_stored("heads", kind, family, refusal_of(attach_head, family, kind))
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_map_lies_as_the_image_lies(family: str) -> None:
+    try:
+        map_lies_as_the_image_lies(family)
+    except vpeft.MissingPlace as refusal:
+        as_stored("heads", "linear_map", family, refusal)
 
 
 def as_stored(part: refusals.Part, name: str, family: str, refusal: vpeft.VpeftError | None) -> None:
