@@ -48,13 +48,11 @@ _COMMON = frozenset(
         ("data", "augmentation"),
         ("data", "image_size"),
         ("data", "val_fraction"),
-        ("data", "test_fraction"),
         ("optimisation", "epochs"),
         ("optimisation", "batch"),
         ("optimisation", "lr"),
         ("optimisation", "optimiser"),
         ("optimisation", "early_stopping"),
-        ("optimisation", "keep"),
         ("optimisation", "precision"),
         ("optimisation", "seed"),
         ("optimisation", "acceleration"),
@@ -73,7 +71,7 @@ def run_flags() -> tuple[Flag, ...]:
     task = FieldInfo(
         annotation=str,
         default="classification",
-        description="What is learnt: a name from `vpeft tasks`, with options `regression(loss=huber)`.",
+        description="What is learnt: a name from `vpeft tasks`, with options `regression(loss_kind=huber)`.",
     )
     also = FieldInfo(
         annotation=tuple[str, ...], default=(), description="Further methods that act together with the first."
