@@ -125,6 +125,11 @@ class Task(BaseModel):
             return self
         return self.model_copy(update={"labels": tuple(names)})
 
+    @property
+    def data_labels(self) -> tuple[str, ...] | None:
+        """The labels that data to be scored may carry; None where the task takes whatever there is."""
+        return self.labels
+
     def dataset(self, images: Any, training: bool) -> Any:
         """The samples that are learnt, out of a data set of images; the default is that data set itself."""
         return images

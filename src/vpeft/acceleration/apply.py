@@ -198,6 +198,8 @@ def _unfit(tuned: TunedModel) -> str | None:
         return "the adapter is off or merged"
     if any(p.is_meta for p in tuned.parameters()):
         return "the model has no weights"
+    if tuned.description.host is not None and tuned.head is None:
+        return "the tower runs inside of a larger model, whose forward pass is not proved equal"
     return None
 
 

@@ -80,6 +80,7 @@ class Prefix:
     def __init__(self, tuned: TunedModel, cut: Cut, changes: Patches) -> None:
         self.tuned, self.cut = tuned, cut
         self.replaying = False
+        self.size = tuned.description.facts.image_size  # height and width of the images that were recorded
         self.log: list[tuple[Operation, Tensor]] | None = None
         self._given: Tensor | None = None
         before = {id(op) for op in cut.before}
@@ -123,7 +124,7 @@ class Prefix:
         Equal tensors that several places read are given once; `groups` says which is whose.
         """
         log: list[tuple[Operation, Tensor]] = []
-        self.log = log
+        self.log, self.size = log, tuple(images.shape[-2:])
         try:
             self.tuned.features(images)
         except _Reached as end:
@@ -158,8 +159,8 @@ class Prefix:
     def replay(self, rows: Sequence[Tensor], batch: Batch | None = None) -> Any:
         """The model's outputs from what `record` gave, on the model's device; `batch` is for the head to look into."""
         values = [rows[group] for group in self.groups]
-        height, width = self.tuned.description.facts.image_size
-        blank = values[-1].new_zeros(1).expand(len(values[-1]), self.tuned.description.pixels.width, height, width)
+        channels = self.tuned.description.pixels.width
+        blank = values[-1].new_zeros(1).expand(len(values[-1]), channels, *self.size)
         self._given = values[-1]
         self.replaying = True
         try:

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vpeft.acceleration.acceleration import NotApplicable
 from vpeft.acceleration.patches import Patches, hooked
 from vpeft.backbones.blocks import Block
-from vpeft.injection.operations import Hold, Operation, Tap, TokensIn, TokensOut
+from vpeft.injection.operations import Hold, Operation, ReadForHead, Tap, TokensIn, TokensOut
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.method import Method
 
@@ -154,6 +154,8 @@ def _note(seen: _Seen, k: int, hidden: Tensor) -> None:
 
 def _is_needed(operation: Operation) -> bool:
     """Whether what this operation has read is still wanted, or must be read again as its layer trains."""
+    if isinstance(operation, ReadForHead):
+        return True
     if isinstance(operation, Hold):
         return operation.slot.value is not None
     if isinstance(operation, Tap):
@@ -165,7 +167,7 @@ def _is_needed(operation: Operation) -> bool:
 def _harmless(operations: Sequence[Operation]) -> bool:
     """Whether none of them trains, but for those that only read."""
     return all(
-        isinstance(op, (Hold, Tap))
+        isinstance(op, (Hold, ReadForHead, Tap))
         or not (
             isinstance(op, (TokensIn, TokensOut))
             or any(p.requires_grad for layer in [getattr(op, "layer", None)] if layer for p in layer.parameters())

@@ -30,7 +30,7 @@ class Views:
 
     def __init__(self, images: ImageSet, told: Sequence[int]) -> None:
         self.images, self.told, self.labels = images, list(told), images.labels
-        self.targets = images.targets * len(self.told)
+        self.targets: list[Any] = [*images.targets] * len(self.told)
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -64,7 +64,7 @@ def _evaluate(
     loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone)
     task = loaded.task
     config = config.model_copy(update={"target": task.target_kind})
-    images = open_for_evaluation(config, loaded.labels).with_transform(loaded.preprocessing.transform())
+    images = open_for_evaluation(config, task.data_labels).with_transform(loaded.preprocessing.transform())
     scores = score(loaded.model, task.dataset(images, False), task=task, batch=batch, workers=config.workers)
     if json:
         show.as_json(scores.model_dump(mode="json"))
@@ -73,8 +73,8 @@ def _evaluate(
     for title, columns, rows in task.report(scores.details):
         out.print(show.table(columns, rows, title=title))
         out.print(Text())
-    values = ", ".join(f"{name} {shown(value)}" for name, value in scores.values.items())
-    out.print(Text(f"{values}, {scores.count} samples"))
+    named = ", ".join(f"{name} {shown(value)}" for name, value in scores.values.items())
+    out.print(Text(f"{named}, {scores.count} samples"))
 
 
 evaluate = with_flags(_evaluate, _FLAGS)

@@ -22,8 +22,8 @@ def console() -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
-    """A plain table; a column whose cells are all numbers is set flush right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    """A plain table; fractions have four digits, and a column of numbers is set flush right."""
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for place, name in enumerate(columns):
         numeric = bool(cells) and all(_is_number(row[place]) for row in cells)

@@ -81,10 +81,10 @@ class Plan:
     def __rich__(self) -> Table:
         table = Table(title=f"{self.name}: {' + '.join(self.methods)}", caption=self.totals(), title_justify="left")
         for column in ("place", "verb", "layer", "shape"):
-            table.add_column(column, no_wrap=column in ("place", "layer"))
-        table.add_column("params", justify="right")
-        table.add_column("merges")
-        table.add_column("gradients")
+            table.add_column(column, overflow="fold", min_width=len(column))
+        table.add_column("params", justify="right", no_wrap=True)
+        table.add_column("merges", no_wrap=True)
+        table.add_column("reach", no_wrap=True)
         for row in self.folded:
             merges = "yes" if row.unmergeable is None else "no"
             table.add_row(row.place, row.verb, row.layer, row.shape, f"{row.parameters:,}", merges, row.reach)
@@ -134,17 +134,34 @@ def _reach_text(start: int, depth: int) -> str:
     return "full" if start <= 0 else f"from block {start}"
 
 
+def _tower_of(tuned: TunedModel, edit: Edit) -> str:
+    """The tower among several that an edit is on; empty where there is one tower, or for what is on none."""
+    tower = edit.place.name.partition(".")[0]
+    return tower if tower in tuned.description.towers else ""
+
+
+def _whole_reach(starts: dict[str, list[int]], depths: dict[str, int]) -> str:
+    """How far gradients travel in all; for several towers, one after the other."""
+    towers = [tower for tower in depths if tower] or [""]
+    told = {tower: _reach_text(min(starts.get(tower, []), default=depths[tower]), depths[tower]) for tower in towers}
+    return told[""] if "" in told else "; ".join(f"{tower}: {text}" for tower, text in told.items())
+
+
 def make_plan(tuned: TunedModel, name: str) -> Plan:
     """The plan of one adapter of a TunedModel."""
-    adapter, depth = tuned.adapter(name), len(tuned.description.blocks)
+    adapter = tuned.adapter(name)
+    depths = {tower: len(one.blocks) for tower, one in tuned.description.towers.items()}
+    # modules of a host with several towers that train beside them
+    depths.setdefault("", 0)
     counted: set[int] = set()
-    rows, starts = [], []
+    rows, starts = [], dict[str, list[int]]()
     for edit, key in zip(adapter.edits, adapter.keys, strict=True):
         node = adapter.get_submodule(key)
         fresh = {id(p): p for p in node.parameters() if p.requires_grad and id(p) not in counted}
         counted |= fresh.keys()
-        start = reach_of(edit, depth)
-        starts.append(start)
+        tower = _tower_of(tuned, edit)
+        start = reach_of(edit, depths[tower])
+        starts.setdefault(tower, []).append(start)
         largest = max((tuple(p.shape) for p in node.parameters()), key=lambda s: _size(s), default=())
         rows.append(
             PlanRow(
@@ -154,7 +171,7 @@ def make_plan(tuned: TunedModel, name: str) -> Plan:
                 shape=" x ".join(str(size) for size in largest),
                 parameters=sum(p.numel() for p in fresh.values()),
                 unmergeable=why_not(edit),
-                reach=_reach_text(start, depth),
+                reach=_reach_text(start, depths[tower]),
             )
         )
     trained = list(adapter.trained())
@@ -165,13 +182,13 @@ def make_plan(tuned: TunedModel, name: str) -> Plan:
     total = sum(p.numel() for p in tuned.backbone.parameters() if id(p) not in classifier | (own & stands_in))
     return Plan(
         name=name,
-        methods=tuple(repr(method) for method in tuned.methods(name)),
+        methods=tuple(str(one) for one in tuned.placed(name)),
         rows=tuple(rows),
         trainable=inside,
         trainable_with_head=sum(p.numel() for _, p in trained),
         backbone_parameters=total,
         bytes_on_disk=sum(t.numel() * t.element_size() for t in tuned.adapter_state(name).values()),
-        reach=_reach_text(min(starts, default=depth), depth),
+        reach=_whole_reach(starts, depths),
     )
 
 

@@ -38,6 +38,10 @@ class SameOrDifferent(Task):
     def leading(self) -> Leading:
         return Leading("accuracy")
 
+    @property
+    def data_labels(self) -> None:
+        return None  # classes that training has never seen are compared too
+
     def head(self, backbone: Backbone, width: int) -> nn.Module:
         return get_head("pair").on(backbone, width, 1)
 

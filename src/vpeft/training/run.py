@@ -24,6 +24,8 @@ from vpeft.injection.adapter_file import read_manifest, start_from, weights_dige
 from vpeft.injection.quantise import quantise
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.method import Method
+from vpeft.method_spec import MethodSpec, text_of
 from vpeft.task import Task
 from vpeft.training.atomic import write_json, write_text
 from vpeft.training.batches import Samples
@@ -223,6 +225,15 @@ def ready_run(recipe: Recipe, *, progress: bool = True, show: bool = True, image
         seed_everything(derived_seed(recipe.seed, "tune"))
         statistics = recipe.optimisation.batch_norm
         tuned = tune(described, *recipe.methods, task=task, statistics=statistics, train=recipe.train, show=show)
+    if progress:
+        what = " + ".join(text_of(MethodSpec(name=one.name, fields=_stated(one))) for one in recipe.methods)
+        outputs = f" ({len(task.labels)} labels)" if task.labels else ""
+        held = "" if val is None else f", {len(val)} for validation"
+        print(
+            f"{what} on {recipe.backbone} learns {task.name}{outputs} from {len(train)} samples of"
+            f" {recipe.data.source}{held}",
+            file=sys.stderr,
+        )
     if recipe.start is not None:
         said = start_from(tuned, recipe.start)
         if progress:
@@ -258,6 +269,11 @@ def ready_run(recipe: Recipe, *, progress: bool = True, show: bool = True, image
         "augmentation": recipe.data.augmentation,
     }
     return ReadyRun(recipe, tuned, data, preprocessing, task, train, val, identity, facts)
+
+
+def _stated(method: Method) -> dict[str, Any]:
+    """The settings of a method that are not its defaults."""
+    return method.model_dump(mode="json", exclude_defaults=True)
 
 
 def _backbone(recipe: Recipe, seed: int, size: tuple[int, int] | None) -> nn.Module:
