@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from torch import nn
 
@@ -120,9 +120,12 @@ def norm(name: str, module: nn.Module, where: Where, width: int, consumers: tupl
     )
 
 
+SiteT = TypeVar("SiteT", bound=Site)
+
+
 def site(
     name: str,
-    kind: type[Site],
+    kind: type[SiteT],
     enter: Point,
     exit: Point,
     where: Where,
@@ -130,7 +133,7 @@ def site(
     parts: Mapping[str, Place],
     own: dict[str, tuple[nn.Module, str]] | None = None,
     consumers: tuple[Projection, ...] = (),
-) -> Site:
+) -> SiteT:
     """A sub-layer (attention or MLP) from its input to its output, with what is inside."""
     return kind(
         name=name,

@@ -41,8 +41,9 @@ _KNOWN: WeakKeyDictionary[nn.Module, tuple[dict[str, _State], str]] = WeakKeyDic
 def weights_digest(description: Backbone) -> str:
     """sha256 over names, types, shapes and bytes of the model's tensors as they are now, its classifier left out.
 
-    Of a host it is the whole model, with all its heads. Counters of batches are left out. The digest is computed once: a further call compares identity, version and
-    address of every tensor and a few of its values, and reads all bytes only where one of them differs.
+    Of a host it is the whole model, with all its heads. Counters of batches are left out. The digest is computed once:
+    a further call compares identity, version and address of every tensor and a few of its values, and reads all bytes
+    only where one of them differs.
     """
     tensors = frozen_tensors(description)
     known = _KNOWN.get(description.root)

@@ -8,7 +8,7 @@ may take a fused kernel for the whole attention. While an edit is there, `Edited
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -188,4 +188,4 @@ def multihead_places(name: str, module: nn.MultiheadAttention, where: Where) -> 
         **where.shared(),
     )
     enter, exit = Point(module, "input", needs=needs), Point(module, "output", 0)
-    return cast(AttentionSite, site(name, AttentionSite, enter, exit, where, third, parts, None, (made["qkv"],)))
+    return site(name, AttentionSite, enter, exit, where, third, parts, None, (made["qkv"],))

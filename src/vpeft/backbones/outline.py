@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import nn
 
 from .blocks import Block, Stage
-from .builders import Where, span_verbs, token_rewrites
-from .places import Place, Rewrites, Site, Span
+from .builders import Where, branch, norm, skip, span_verbs, stream, token_rewrites
+from .places import Norm, Place, Projection, Rewrites, Site, Span
 from .points import Layout, Point
 from .tokens import TokenCarrier
 
@@ -79,6 +80,78 @@ def block(
     )
     made.own.update(leftovers(module, made))
     return made
+
+
+@dataclass(frozen=True)
+class Residual:
+    """One of the two residual branches of a block: x + branch(x).
+
+    Attributes:
+        inner: its attention or its MLP.
+        enter, exit: where the branch begins and ends.
+        norm: its normalisation, before or behind `inner`, as a module or a place; None for none.
+        reads: the projections that alone read that norm.
+        writer, gain, steps: see `Span`.
+        where: how the branch is laid out, if not as the block.
+    """
+
+    inner: Site
+    enter: Point
+    exit: Point
+    norm: nn.Module | Norm | None = None
+    reads: tuple[Projection, ...] = ()
+    writer: Projection | None = None
+    gain: tuple[nn.Module, str] | None = None
+    steps: tuple[nn.Module, ...] = ()
+    where: Where | None = None
+
+
+def residual_pair(
+    index: int,
+    module: nn.Module,
+    halves: Sequence[Residual],
+    where: Where,
+    width: int,
+    *,
+    carrier: TokenCarrier | None = None,
+    rewrites: Rewrites | None = None,
+    drop_path: float = 0.0,
+    stage: int = 0,
+) -> Block:
+    """A block of two residual branches, that of attention and that of the MLP, under the names of every family."""
+    name = f"blocks.{index}"
+    parts: dict[str, Place] = {}
+    own: dict[str, tuple[nn.Module, str]] = {}
+    for number, (kind, half) in enumerate(zip(("attn", "mlp"), halves, strict=True), start=1):
+        here = half.where or where
+        around = branch(f"{name}.{kind}_branch", half.enter, half.exit, here, width, half.steps)
+        around.writer, around.gain = half.writer, half.gain
+        if isinstance(half.norm, Norm):
+            parts[f"norm{number}"] = half.norm
+        elif half.norm is not None:
+            parts[f"norm{number}"] = norm(f"{name}.norm{number}", half.norm, here, width, half.reads)
+        parts[kind] = half.inner
+        parts[f"{kind}_branch"] = around
+        parts[f"skip{number}"] = skip(f"{name}.skip{number}", around, here)
+        parts[f"stream{number}"] = stream(f"{name}.stream{number}", around, here)
+        if half.gain is not None:
+            own[f"ls{number}.gamma"] = half.gain
+    return Block(
+        name=name,
+        width=width,
+        enter=Point(module, "input"),
+        exit=Point(module, "output"),
+        verbs=span_verbs(carrier),
+        nesting=2,
+        carrier=carrier,
+        rewrites=rewrites or {},
+        own=own,
+        parts=parts,
+        index=index,
+        stage=stage,
+        drop_path=drop_path,
+        **where.shared(),
+    )
 
 
 def leftovers(module: nn.Module, place: Place) -> dict[str, tuple[nn.Module, str]]:

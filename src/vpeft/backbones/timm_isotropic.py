@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import outline
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite
-from .builders import Where, branch, norm, projection, skip, span_verbs, stream
+from .builders import Where, norm, projection
 from .grids import Rounding
 from .places import Norm, Place, Rewrites
 from .points import Layout, Point
@@ -64,7 +64,7 @@ def residual_block(
         steps: whether both branches are plain chains: norm, attention or MLP, `ls1` or `ls2`, drop path.
         rewrites: what carrying tokens needs.
     """
-    name, width = f"blocks.{index}", int(module.norm1.weight.shape[0])
+    width = int(module.norm1.weight.shape[0])
     exits = exits or (Point(module.drop_path1, "output"), Point(module.drop_path2, "output"))
     enters = (module.attn, module.mlp) if post else (module.norm1, module.norm2)
     ends = [(Point(opens, "input"), closes) for opens, closes in zip(enters, exits, strict=True)]
@@ -76,38 +76,23 @@ def residual_block(
     elif steps:
         attn_steps = (module.norm1, module.attn, module.ls1, module.drop_path1)
         mlp_steps = (module.norm2, module.mlp, module.ls2, module.drop_path2)
-    attn_branch = branch(f"{name}.attn_branch", *ends[0], where, width, attn_steps)
-    mlp_branch = branch(f"{name}.mlp_branch", *ends[1], where, width, mlp_steps)
     # in a post-norm block the norm closes the branch: nothing reads it alone, and it writes the branch
-    reads_attn, reads_mlp = ((), ()) if post else (attn.consumers, mlp.consumers)
-    if not post:
-        for around, writer, gain in ((attn_branch, attn.proj, gains[0]), (mlp_branch, mlp.fc2, gains[1])):
-            around.writer, around.gain = writer, gain
-    return Block(
-        name=name,
-        width=width,
-        enter=Point(module, "input"),
-        exit=Point(module, "output"),
-        verbs=span_verbs(carrier),
-        nesting=2,
+    halves = [
+        outline.Residual(inner, *end, around, () if post else inner.consumers, None if post else writer, gain, chain)
+        for inner, end, around, writer, gain, chain in (
+            (attn, ends[0], module.norm1, attn.proj, gains[0], attn_steps),
+            (mlp, ends[1], module.norm2, mlp.fc2, gains[1], mlp_steps),
+        )
+    ]
+    return outline.residual_pair(
+        index,
+        module,
+        halves,
+        where,
+        width,
         carrier=carrier,
-        rewrites=rewrites or {},
-        own={f"ls{number}.gamma": gain for number, gain in enumerate(gains, start=1) if gain is not None},
-        parts={
-            "norm1": norm(f"{name}.norm1", module.norm1, where, width, reads_attn),
-            "attn": attn,
-            "attn_branch": attn_branch,
-            "skip1": skip(f"{name}.skip1", attn_branch, where),
-            "stream1": stream(f"{name}.stream1", attn_branch, where),
-            "norm2": norm(f"{name}.norm2", module.norm2, where, width, reads_mlp),
-            "mlp": mlp,
-            "mlp_branch": mlp_branch,
-            "skip2": skip(f"{name}.skip2", mlp_branch, where),
-            "stream2": stream(f"{name}.stream2", mlp_branch, where),
-        },
-        index=index,
+        rewrites=rewrites,
         drop_path=float(getattr(exits[0].module, "drop_prob", 0.0) or 0.0),
-        **where.shared(),
     )
 
 

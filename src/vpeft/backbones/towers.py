@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
 from torch import Tensor, nn
 
+from . import outline
 from .blocks import AttentionSite, Block, MlpSite
-from .builders import Where, branch, norm, projection, site, skip, span_verbs, stream
+from .builders import Where, norm, projection, site
 from .places import Place
 from .points import Point
 from .tokens import TokenCarrier
@@ -57,7 +57,7 @@ def mlp_site(name: str, parts: Parts, where: Where, width: int) -> MlpSite:
         inside[key] = norm(f"{name}.{key}", module, where, len(module.weight))
     readers = tuple(part for key, part in inside.items() if key in parts.projections and key != "fc2")
     ends = Point(parts.mlp, "input"), Point(parts.mlp, "output")
-    return cast(MlpSite, site(name, MlpSite, *ends, where, width, inside, None, readers))  # type: ignore[arg-type]
+    return site(name, MlpSite, *ends, where, width, inside, None, readers)  # type: ignore[arg-type]
 
 
 def pre_norm_block(index: int, parts: Parts, attn: AttentionSite, where: Where, carrier: TokenCarrier | None) -> Block:
@@ -69,36 +69,15 @@ def pre_norm_block(index: int, parts: Parts, attn: AttentionSite, where: Where, 
         (parts.norm2, parts.mlp, *parts.between[1], *_other(parts.mlp_end, parts.mlp)),
     )
     end = Point(parts.attn_end, "output", 0) if parts.attn_end is parts.attn else Point(parts.attn_end, "output")
-    attn_branch = branch(f"{name}.attn_branch", Point(parts.norm1, "input"), end, where, width, chains[0])
     mlp_end = Point(parts.mlp_end, "output")
-    mlp_branch = branch(f"{name}.mlp_branch", Point(parts.norm2, "input"), mlp_end, where, width, chains[1])
-    for around, writer, gain in ((attn_branch, attn.proj, parts.gains[0]), (mlp_branch, mlp.fc2, parts.gains[1])):
-        around.writer, around.gain = writer, gain
-    return Block(
-        name=name,
-        width=width,
-        enter=Point(parts.block, "input"),
-        exit=Point(parts.block, "output"),
-        verbs=span_verbs(carrier),
-        nesting=2,
-        carrier=carrier,
-        own={f"ls{number}.gamma": gain for number, gain in enumerate(parts.gains, start=1) if gain is not None},
-        parts={
-            "norm1": norm(f"{name}.norm1", parts.norm1, where, width, attn.consumers),
-            "attn": attn,
-            "attn_branch": attn_branch,
-            "skip1": skip(f"{name}.skip1", attn_branch, where),
-            "stream1": stream(f"{name}.stream1", attn_branch, where),
-            "norm2": norm(f"{name}.norm2", parts.norm2, where, width, mlp.consumers),
-            "mlp": mlp,
-            "mlp_branch": mlp_branch,
-            "skip2": skip(f"{name}.skip2", mlp_branch, where),
-            "stream2": stream(f"{name}.stream2", mlp_branch, where),
-        },
-        index=index,
-        drop_path=parts.drop_path,
-        **where.shared(),
-    )
+    halves = [
+        outline.Residual(inner, Point(around, "input"), leaves, around, inner.consumers, writer, gain, chain)
+        for inner, around, leaves, writer, gain, chain in (
+            (attn, parts.norm1, end, attn.proj, parts.gains[0], chains[0]),
+            (mlp, parts.norm2, mlp_end, mlp.fc2, parts.gains[1], chains[1]),
+        )
+    ]
+    return outline.residual_pair(index, parts.block, halves, where, width, carrier=carrier, drop_path=parts.drop_path)
 
 
 def _other(end: nn.Module, inner: nn.Module) -> tuple[nn.Module, ...]:

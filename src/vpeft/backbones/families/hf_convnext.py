@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -130,7 +130,7 @@ def _block(index: int, stage: int, layer: Any, stride: int, grid: tuple[int, int
     mapped = outer.but(Layout.MAP)
     fcs = {key: projection(f"{name}.mlp.{key}", module, mapped) for key, module in (("fc1", first), ("fc2", second))}
     ends = Point(first, "input"), Point(second, "output")
-    mlp = cast(MlpSite, site(f"{name}.mlp", MlpSite, *ends, mapped, width, fcs, None, (fcs["fc1"],)))
+    mlp = site(f"{name}.mlp", MlpSite, *ends, mapped, width, fcs, None, (fcs["fc1"],))
     if "grn" in has:
         mlp.own.update({f"grn.{key}": value for key, value in own_parameters(layer.grn).items()})
     entering, leaving = Point(conv, "input"), Point(layer.drop_path, "output")

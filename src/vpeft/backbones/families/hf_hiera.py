@@ -6,7 +6,7 @@ its stage, so that every block keeps its shape. Tokens and maps have no place be
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -145,5 +145,5 @@ def _block(index: int, stage: int, layer: Any, stage_where: Where) -> Block:
         parts[letter] = projection(f"{name}.{letter}", layer.attn.qkv, where, rows)
     parts["proj"] = projection(f"{name}.proj", layer.attn.proj, where)
     ends = Point(layer.attn, "input"), Point(layer.attn, "output")
-    attn = cast(AttentionSite, site(name, AttentionSite, *ends, where, width, parts, None, (qkv,)))
+    attn = site(name, AttentionSite, *ends, where, width, parts, None, (qkv,))
     return assembled(index, layer, read_layer(layer), attn, where, width, None, stage)

@@ -17,9 +17,9 @@ from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, Stage
 from ..builders import Where, norm, projection
 from ..describe import family
-from ..host import in_host
 from ..hf_model import HfPooling, architecture, as_pixels, classifier, mean_of_cells, pixels, size_of, tower
 from ..hf_reading import read_layer
+from ..host import in_host
 from ..places import Attention, Place
 from ..points import Layout, Point
 from .hf_vit import assembled, attention_places

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, MlpSite, Stage
-from ..builders import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream, token_rewrites
+from ..builders import Where, norm, own_parameters, projection, site, token_rewrites
 from ..describe import family
 from ..hf_attention import edited_class
 from ..hf_model import (
@@ -157,7 +157,7 @@ def _block(index: int, stage: int, layer: Any, grid: tuple[int, int], stride: in
     fcs = {key: projection(f"{name}.mlp.{key}", fc, where) for key, fc in (("fc1", first_fc), ("fc2", last_fc))}
     opens, closes = (layer.intermediate, layer.output) if second else (layer.mlp, layer.mlp)
     ends = Point(opens, "input"), Point(closes, "output")
-    mlp = cast(MlpSite, site(f"{name}.mlp", MlpSite, *ends, where, width, fcs, None, (fcs["fc1"],)))
+    mlp = site(f"{name}.mlp", MlpSite, *ends, where, width, fcs, None, (fcs["fc1"],))
     calls = (layer.attention, opens)
     pairs: Pairs = ((layer, windowed_class(layer)),)
     if second:
@@ -171,40 +171,24 @@ def _block(index: int, stage: int, layer: Any, grid: tuple[int, int], stride: in
         attention = edited_class(type(core))
         assert attention is not None
         pairs += ((core, attention), (bias, windowed_class(bias)))
-    attn_branch = branch(f"{name}.attn_branch", begins, leaves[0], where, width)
     enters = Point(opens if second else layer.layernorm_after, "input")
-    mlp_branch = branch(f"{name}.mlp_branch", enters, leaves[1], where, width)
     # padded windows carry zeros that the norm's edits never see, so then nothing merges into q, k and v
     padded = any(size % side for size in grid)
-    if not second:
-        attn_branch.writer, mlp_branch.writer = attn.proj, mlp.fc2
-    return Block(
-        name=name,
-        width=width,
-        enter=Point(layer, "input"),
-        exit=Point(layer, "output"),
-        verbs=span_verbs(carrier),
-        nesting=2,
+    reads = () if padded or second else attn.consumers, () if second else mlp.consumers
+    writes = (None, None) if second else (attn.proj, mlp.fc2)
+    return outline.residual_pair(
+        index,
+        layer,
+        (
+            outline.Residual(attn, begins, leaves[0], layer.layernorm_before, reads[0], writes[0]),
+            outline.Residual(mlp, enters, leaves[1], layer.layernorm_after, reads[1], writes[1]),
+        ),
+        where,
+        width,
         carrier=carrier,
         rewrites=token_rewrites(pairs),
-        parts={
-            "norm1": norm(
-                f"{name}.norm1", layer.layernorm_before, where, width, () if padded or second else attn.consumers
-            ),
-            "attn": attn,
-            "attn_branch": attn_branch,
-            "skip1": skip(f"{name}.skip1", attn_branch, where),
-            "stream1": stream(f"{name}.stream1", attn_branch, where),
-            "norm2": norm(f"{name}.norm2", layer.layernorm_after, where, width, () if second else mlp.consumers),
-            "mlp": mlp,
-            "mlp_branch": mlp_branch,
-            "skip2": skip(f"{name}.skip2", mlp_branch, where),
-            "stream2": stream(f"{name}.stream2", mlp_branch, where),
-        },
-        index=index,
-        stage=stage,
         drop_path=float(getattr(layer.drop_path, "drop_prob", 0.0) or 0.0),
-        **where.shared(),
+        stage=stage,
     )
 
 
@@ -235,7 +219,4 @@ def _attention(name: str, module: Any, core: Any, where: Where, width: int) -> A
         **where.shared(),
     )
     entering = Point(module, "input", "hidden_states")
-    return cast(
-        AttentionSite,
-        site(name, AttentionSite, entering, Point(module, "output"), where, width, parts, own, inputs),
-    )
+    return site(name, AttentionSite, entering, Point(module, "output"), where, width, parts, own, inputs)

@@ -7,7 +7,7 @@ that follows its own attention or MLP.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, MlpSite
-from ..builders import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream, token_rewrites
+from ..builders import Where, norm, own_parameters, projection, site, token_rewrites
 from ..describe import family
 from ..hf_attention import edited_class
 from ..hf_model import architecture, classifier, pair, pixels, pooler_output, size_of, tower
@@ -196,38 +196,15 @@ def assembled(
     fcs: dict[str, Place] = {key: projection(f"{name}.mlp.{key}", module, where) for key, module in found.fcs.items()}
     readers = tuple(place for key, place in fcs.items() if key != "fc2" and isinstance(place, Projection))
     entering = Point(found.mlp, "input")
-    mlp = cast(MlpSite, site(f"{name}.mlp", MlpSite, entering, found.mlp_exit, where, width, fcs, None, readers))
-    branches = [
-        branch(f"{name}.{kind}_branch", Point(entry, "input"), end, where, width, steps)
-        for kind, entry, end, steps in zip(("attn", "mlp"), found.norms, found.ends, found.steps, strict=True)
+    mlp = site(f"{name}.mlp", MlpSite, entering, found.mlp_exit, where, width, fcs, None, readers)
+    halves = [
+        outline.Residual(inner, Point(around, "input"), end, around, inner.consumers, writer, gain, steps)
+        for inner, around, end, writer, gain, steps in zip(
+            (attn, mlp), found.norms, found.ends, (attn.proj, mlp.fc2), found.gains, found.steps, strict=True
+        )
     ]
-    for around, writer, gain in zip(branches, (attn.proj, mlp.fc2), found.gains, strict=True):
-        around.writer, around.gain = writer, gain
-    return Block(
-        name=name,
-        width=width,
-        enter=Point(layer, "input"),
-        exit=Point(layer, "output"),
-        verbs=span_verbs(carrier),
-        nesting=2,
-        carrier=carrier,
-        own={f"ls{number}.gamma": gain for number, gain in enumerate(found.gains, start=1) if gain is not None},
-        parts={
-            "norm1": norm(f"{name}.norm1", found.norms[0], where, width, attn.consumers),
-            "attn": attn,
-            "attn_branch": branches[0],
-            "skip1": skip(f"{name}.skip1", branches[0], where),
-            "stream1": stream(f"{name}.stream1", branches[0], where),
-            "norm2": norm(f"{name}.norm2", found.norms[1], where, width, mlp.consumers),
-            "mlp": mlp,
-            "mlp_branch": branches[1],
-            "skip2": skip(f"{name}.skip2", branches[1], where),
-            "stream2": stream(f"{name}.stream2", branches[1], where),
-        },
-        index=index,
-        stage=stage,
-        drop_path=found.drop_path,
-        **where.shared(),
+    return outline.residual_pair(
+        index, layer, halves, where, width, carrier=carrier, drop_path=found.drop_path, stage=stage
     )
 
 
@@ -253,17 +230,14 @@ def attention_places(name: str, found: Layer, where: Where, width: int) -> Atten
             head_width=inputs[0].width // heads,
             **where.shared(),
         )
-    return cast(
+    return site(
+        name,
         AttentionSite,
-        site(
-            name,
-            AttentionSite,
-            Point(found.attention, "input", "hidden_states"),
-            Point(found.attention, "output"),
-            where,
-            width,
-            parts,
-            None,
-            inputs,
-        ),
+        Point(found.attention, "input", "hidden_states"),
+        Point(found.attention, "output"),
+        where,
+        width,
+        parts,
+        None,
+        inputs,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from timm.models.beit import Attention as BeitAttention
 from timm.models.beit import Block as BeitBlock
@@ -107,4 +107,4 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
     enter, exit = Point(module, "input"), Point(module, "output")
     reads = (parts["qkv"],)
     own = other_parameters(module)
-    return cast(AttentionSite, site(name, AttentionSite, enter, exit, where, width, parts, own, reads))  # type: ignore[arg-type]
+    return site(name, AttentionSite, enter, exit, where, width, parts, own, reads)  # type: ignore[arg-type]

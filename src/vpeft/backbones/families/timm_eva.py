@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.layers.attention import AttentionRope
@@ -173,4 +173,4 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
     enter, exit = Point(module, "input"), Point(module, "output")
     own = other_parameters(module)
     every = {**parts, **more}
-    return cast(AttentionSite, site(name, AttentionSite, enter, exit, where, width, every, own, consumers))
+    return site(name, AttentionSite, enter, exit, where, width, every, own, consumers)

@@ -17,7 +17,7 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, MlpSite
-from ..builders import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream
+from ..builders import Where, norm, own_parameters, projection, site
 from ..convolutional import drop_rate
 from ..convolutional_net import stem_places
 from ..describe import UnknownBackbone, family
@@ -129,34 +129,11 @@ def _maker(module: Any) -> BlockMaker:
         attn = _attention(f"{name}.attn", module.attn, where, width)
         ends = Point(module.mlp, "input"), Point(module.mlp, "output")
         mlp = site(f"{name}.mlp", MlpSite, *ends, where, width, mlp_parts)
-        around = [
-            branch(f"{name}.{part}_branch", Point(inner, "input"), Point(end, "output"), where, width)
-            for part, inner, end in (
-                ("attn", module.attn, module.drop_path1),
-                ("mlp", module.mlp, module.drop_path2),
-            )
+        halves = [
+            outline.Residual(inner, Point(entered, "input"), Point(end, "output"))
+            for inner, entered, end in ((attn, module.attn, module.drop_path1), (mlp, module.mlp, module.drop_path2))
         ]
-        return Block(
-            name=name,
-            width=width,
-            enter=Point(module, "input"),
-            exit=Point(module, "output"),
-            verbs=span_verbs(None),
-            nesting=2,
-            parts={
-                "attn": attn,
-                "attn_branch": around[0],
-                "skip1": skip(f"{name}.skip1", around[0], where),
-                "stream1": stream(f"{name}.stream1", around[0], where),
-                "mlp": mlp,
-                "mlp_branch": around[1],
-                "skip2": skip(f"{name}.skip2", around[1], where),
-                "stream2": stream(f"{name}.stream2", around[1], where),
-            },
-            index=index,
-            drop_path=drop_rate(module.drop_path1),
-            **where.shared(),
-        )
+        return outline.residual_pair(index, module, halves, where, width, drop_path=drop_rate(module.drop_path1))
 
     return make
 
@@ -181,7 +158,7 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
         (qkv,),
     )
     made.rewrites = _fresh(module)
-    return cast(AttentionSite, made)
+    return made
 
 
 def _fresh(module: nn.Module) -> Rewrites:

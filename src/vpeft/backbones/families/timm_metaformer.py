@@ -173,4 +173,4 @@ def _mixer(name: str, module: Any, where: Where, width: int) -> AttentionSite:
         )
     reads = tuple(part for key, part in parts.items() if key == "mix1")
     ends = Point(module, "input"), Point(module, "output")
-    return cast(AttentionSite, site(name, AttentionSite, *ends, where, width, parts, None, cast(Any, reads)))
+    return site(name, AttentionSite, *ends, where, width, parts, None, cast(Any, reads))

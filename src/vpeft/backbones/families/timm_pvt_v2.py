@@ -171,7 +171,7 @@ def reduced_attention(name: str, module: Any, where: Where, width: int, edited: 
     reads = (parts["q"], kv) if module.sr is None else ()
     consumers = tuple(part for part in reads if isinstance(part, Projection))
     ends = (Point(module, "input"), Point(module, "output"))
-    return cast(AttentionSite, site(name, AttentionSite, *ends, where, width, parts, None, consumers))
+    return site(name, AttentionSite, *ends, where, width, parts, None, consumers)
 
 
 def _mlp(name: str, module: Any, where: Where, width: int) -> MlpSite:
@@ -180,4 +180,4 @@ def _mlp(name: str, module: Any, where: Where, width: int) -> MlpSite:
     conv = projection(f"{name}.conv", module.dwconv, where.but(Layout.CHANNELS_FIRST))
     parts: dict[str, Place] = {"fc1": fc1, "conv": conv, "fc2": projection(f"{name}.fc2", module.fc2, where)}
     ends = (Point(module, "input"), Point(module, "output"))
-    return cast(MlpSite, site(name, MlpSite, *ends, where, width, parts, None, (fc1,)))
+    return site(name, MlpSite, *ends, where, width, parts, None, (fc1,))

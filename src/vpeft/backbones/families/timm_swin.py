@@ -15,7 +15,7 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, Stage
-from ..builders import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream, token_rewrites
+from ..builders import Where, norm, own_parameters, projection, site, token_rewrites
 from ..describe import UnknownBackbone, family
 from ..places import Attention, Place
 from ..points import Layout, Point
@@ -247,35 +247,21 @@ def swin_block(
     padded = any(size % window for size, window in zip(grid, module.window_size, strict=True))
     reads_attn, reads_mlp = () if padded or post else attn.consumers, () if post else mlp.consumers
     enters = (opening or Point(module.norm1, "input"), Point(module.mlp if post else module.norm2, "input"))
-    attn_branch = branch(f"{name}.attn_branch", enters[0], Point(module.drop_path1, "output"), mapped, width)
-    mlp_branch = branch(f"{name}.mlp_branch", enters[1], Point(module.drop_path2, "output"), sequence, width)
-    if not post:
-        attn_branch.writer, mlp_branch.writer = attn.proj, mlp.fc2
-    return Block(
-        name=name,
-        width=width,
-        enter=Point(module, "input"),
-        exit=Point(module, "output"),
-        verbs=span_verbs(carrier),
-        nesting=2,
+    writes = (None, None) if post else (attn.proj, mlp.fc2)
+    leaves = Point(module.drop_path1, "output"), Point(module.drop_path2, "output")
+    return outline.residual_pair(
+        index,
+        module,
+        (
+            outline.Residual(attn, enters[0], leaves[0], module.norm1, reads_attn, writes[0]),
+            outline.Residual(mlp, enters[1], leaves[1], module.norm2, reads_mlp, writes[1], where=sequence),
+        ),
+        mapped,
+        width,
         carrier=carrier,
         rewrites=token_rewrites(pairs),
-        parts={
-            "norm1": norm(f"{name}.norm1", module.norm1, mapped, width, reads_attn),
-            "attn": attn,
-            "attn_branch": attn_branch,
-            "skip1": skip(f"{name}.skip1", attn_branch, mapped),
-            "stream1": stream(f"{name}.stream1", attn_branch, mapped),
-            "norm2": norm(f"{name}.norm2", module.norm2, sequence, width, reads_mlp),
-            "mlp": mlp,
-            "mlp_branch": mlp_branch,
-            "skip2": skip(f"{name}.skip2", mlp_branch, sequence),
-            "stream2": stream(f"{name}.stream2", mlp_branch, sequence),
-        },
-        index=index,
-        stage=stage,
         drop_path=float(getattr(module.drop_path1, "drop_prob", 0.0) or 0.0),
-        **mapped.shared(),
+        stage=stage,
     )
 
 
@@ -298,17 +284,14 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
         per_window=True,
         **where.shared(),
     )
-    return cast(
+    return site(
+        name,
         AttentionSite,
-        site(
-            name,
-            AttentionSite,
-            Point(module, "input"),
-            Point(module, "output"),
-            where,
-            width,
-            parts,
-            own_parameters(module),
-            (qkv,),
-        ),
+        Point(module, "input"),
+        Point(module, "output"),
+        where,
+        width,
+        parts,
+        own_parameters(module),
+        (qkv,),
     )

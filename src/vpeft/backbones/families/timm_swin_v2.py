@@ -143,4 +143,4 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
     )
     own = {**other_parameters(module), **inner_parameters("cpb_mlp", module.cpb_mlp)}
     enter, exit = Point(module, "input"), Point(module, "output")
-    return cast(AttentionSite, site(name, AttentionSite, enter, exit, where, width, parts, own, (parts["qkv"],)))  # type: ignore[arg-type]
+    return site(name, AttentionSite, enter, exit, where, width, parts, own, (parts["qkv"],))  # type: ignore[arg-type]

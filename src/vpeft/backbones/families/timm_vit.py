@@ -180,19 +180,16 @@ def attention_places(
     gated = getattr(module, "gate", None) is not None
     if gated:
         parts["gate"] = projection(f"{name}.gate", module.gate, where)
-    return cast(
+    return site(
+        name,
         AttentionSite,
-        site(
-            name,
-            AttentionSite,
-            Point(module, "input"),
-            Point(module, "output"),
-            outer or where,
-            width,
-            parts,
-            own_parameters(module) if own is None else own,
-            () if gated else (qkv,),
-        ),
+        Point(module, "input"),
+        Point(module, "output"),
+        outer or where,
+        width,
+        parts,
+        own_parameters(module) if own is None else own,
+        () if gated else (qkv,),
     )
 
 
@@ -217,7 +214,4 @@ def mlp_places(name: str, module: Any, where: Where, width: int) -> MlpSite:
         parts["norm"] = norm(f"{name}.norm", inner, where, int(inner.weight.shape[0]), reads)
     parts["fc2"] = projection(f"{name}.fc2", last, where)
     consumers = () if normed else tuple(readers.values())
-    return cast(
-        MlpSite,
-        site(name, MlpSite, Point(module, "input"), Point(module, "output"), where, width, parts, None, consumers),
-    )
+    return site(name, MlpSite, Point(module, "input"), Point(module, "output"), where, width, parts, None, consumers)

@@ -110,7 +110,7 @@ def _block(index: int, stage: int, module: Any, stride: int, grid: tuple[int, in
     }
     reads = (parts["fc1"],)
     ends = Point(fc1, "input"), Point(fc2, "output")
-    mlp = cast(MlpSite, site(f"{name}.mlp", MlpSite, *ends, inner, width, parts, None, reads))  # type: ignore[arg-type]
+    mlp = site(f"{name}.mlp", MlpSite, *ends, inner, width, parts, None, reads)  # type: ignore[arg-type]
     # the shortcut is added in place
     end = Point(module.stochastic_depth, "output", overwritten=True)
     mlp_branch = branch(f"{name}.mlp_branch", Point(conv, "input"), end, outer, width)

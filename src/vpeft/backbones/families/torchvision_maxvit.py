@@ -8,7 +8,7 @@ cuts the map for each branch, behind its norm. The places within a window see (B
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,11 @@ from vpeft.backbones import outline
 from ..attention_bias import widened
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, MlpSite
-from ..builders import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream
+from ..builders import Where, norm, own_parameters, projection, site
 from ..convolutional import Unit, conv_stride, norm_width
 from ..convolutional_net import stem_places
 from ..describe import family
-from ..places import Attention, Norm, Place, Projection, Span
+from ..places import Attention, Place, Projection
 from ..points import Layout, Point, StandIn
 from ..staged import BlockMaker, Passage, convolutions, lay_out
 from .torchvision_efficientnet import last_of_classifier
@@ -160,44 +160,26 @@ def _block(index: int, module: Any, where: Where) -> Block:
         for number, layer in enumerate((part for part in module.mlp_layer if isinstance(part, nn.Linear)), start=1)
     )
     ends = Point(module.mlp_layer[1], "input"), Point(module.mlp_layer[-1], "output")
-    mlp = cast(MlpSite, site(f"{name}.mlp", MlpSite, *ends, inside, width, {"fc1": fc1, "fc2": fc2}, None, (fc1,)))
+    mlp = site(f"{name}.mlp", MlpSite, *ends, inside, width, {"fc1": fc1, "fc2": fc2}, None, (fc1,))
     anchors = {f"vpeft_{part}_{end}": nn.Identity() for part in ("attn", "mlp") for end in ("opens", "closes")}
     needs = (StandIn(module, EditedPartition, anchors),)
 
-    def around(part: str) -> Span:
+    def half(
+        number: int, part: str, inner: AttentionSite | MlpSite, first: nn.Module, writer: Projection
+    ) -> outline.Residual:
+        opens = norm(f"{name}.norm{number}", first, where.but(Layout.MAP), width, inner.consumers)
+        opens.enter, opens.exit = Point(first, "input", needs=needs), Point(first, "output", needs=needs)
         begins = Point(anchors[f"vpeft_{part}_opens"], "input", needs=needs)
         closes = Point(anchors[f"vpeft_{part}_closes"], "output", needs=needs)
-        return branch(f"{name}.{part}_branch", begins, closes, where, width)
+        return outline.Residual(inner, begins, closes, opens, writer=writer)
 
-    def opened(number: int, module: nn.Module, consumers: tuple[Projection, ...]) -> Norm:
-        place = norm(f"{name}.norm{number}", module, where.but(Layout.MAP), width, consumers)
-        place.enter, place.exit = Point(module, "input", needs=needs), Point(module, "output", needs=needs)
-        return place
-
-    attn_branch, mlp_branch = around("attn"), around("mlp")
-    attn_branch.writer, mlp_branch.writer = attn.proj, fc2
-    return Block(
-        name=name,
-        width=width,
-        enter=Point(module, "input"),
-        exit=Point(module, "output"),
-        verbs=span_verbs(None),
-        nesting=2,
-        parts={
-            "norm1": opened(1, opens1, attn.consumers),
-            "attn": attn,
-            "attn_branch": attn_branch,
-            "skip1": skip(f"{name}.skip1", attn_branch, where),
-            "stream1": stream(f"{name}.stream1", attn_branch, where),
-            "norm2": opened(2, opens2, mlp.consumers),
-            "mlp": mlp,
-            "mlp_branch": mlp_branch,
-            "skip2": skip(f"{name}.skip2", mlp_branch, where),
-            "stream2": stream(f"{name}.stream2", mlp_branch, where),
-        },
-        index=index,
+    return outline.residual_pair(
+        index,
+        module,
+        (half(1, "attn", attn, opens1, attn.proj), half(2, "mlp", mlp, opens2, fc2)),
+        where,
+        width,
         drop_path=float(module.stochastic_dropout.p),
-        **where.shared(),
     )
 
 
@@ -225,4 +207,4 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
         stride=where.stride,
     )
     ends = Point(module, "input"), Point(module, "output")
-    return cast(AttentionSite, site(name, AttentionSite, *ends, where, width, parts, own_parameters(module), (qkv,)))
+    return site(name, AttentionSite, *ends, where, width, parts, own_parameters(module), (qkv,))

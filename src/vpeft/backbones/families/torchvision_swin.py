@@ -16,7 +16,7 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, MlpSite, Stage
-from ..builders import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream, token_rewrites
+from ..builders import Where, norm, own_parameters, projection, site, token_rewrites
 from ..describe import UnknownBackbone, family
 from ..functional_qkv import BiasedLinear
 from ..places import Attention, Place
@@ -127,46 +127,31 @@ def _block(index: int, stage: int, module: Any, around: Where, carrier: BesideTo
     )
     inside: dict[str, Place] = {"fc1": fc1, "fc2": fc2}
     ends = Point(module.mlp, "input"), Point(module.mlp, "output")
-    mlp = cast(MlpSite, site(f"{name}.mlp", MlpSite, *ends, where, width, inside, None, (fc1,)))
+    mlp = site(f"{name}.mlp", MlpSite, *ends, where, width, inside, None, (fc1,))
     # one module drops both branches: which call is meant, what ran before it tells
     calls = (module.norm1, module.norm2) if post else (module.attn, module.mlp)
     drops = [Point(module.stochastic_depth, "output", calls=calls, call=number) for number in (0, 1)]
     opens = (module.attn, module.mlp) if post else (module.norm1, module.norm2)
-    attn_branch = branch(f"{name}.attn_branch", Point(opens[0], "input"), drops[0], where, width)
-    mlp_branch = branch(f"{name}.mlp_branch", Point(opens[1], "input"), drops[1], where, width)
-    if not post:
-        attn_branch.writer, mlp_branch.writer = attn.proj, mlp.fc2
     assert around.grid is not None
     # padded windows carry zeros that the norm's edits never see, so then nothing merges into qkv
     padded = any(side % window for side, window in zip(around.grid, module.attn.window_size, strict=True))
     reads = (() if padded or post else attn.consumers, () if post else mlp.consumers)
-    return Block(
-        name=name,
-        width=width,
-        enter=Point(module, "input"),
-        exit=Point(module, "output"),
-        verbs=span_verbs(carrier),
-        nesting=2,
+    writes = (None, None) if post else (attn.proj, mlp.fc2)
+    return outline.residual_pair(
+        index,
+        module,
+        (
+            outline.Residual(attn, Point(opens[0], "input"), drops[0], module.norm1, reads[0], writes[0]),
+            outline.Residual(mlp, Point(opens[1], "input"), drops[1], module.norm2, reads[1], writes[1]),
+        ),
+        where,
+        width,
         carrier=carrier,
         rewrites=token_rewrites(
             ((module, PromptedBlockV2 if post else PromptedBlock), (module.attn, _attention_class(module.attn)))
         ),
-        parts={
-            "norm1": norm(f"{name}.norm1", module.norm1, where, width, reads[0]),
-            "attn": attn,
-            "attn_branch": attn_branch,
-            "skip1": skip(f"{name}.skip1", attn_branch, where),
-            "stream1": stream(f"{name}.stream1", attn_branch, where),
-            "norm2": norm(f"{name}.norm2", module.norm2, where, width, reads[1]),
-            "mlp": mlp,
-            "mlp_branch": mlp_branch,
-            "skip2": skip(f"{name}.skip2", mlp_branch, where),
-            "stream2": stream(f"{name}.stream2", mlp_branch, where),
-        },
-        index=index,
-        stage=stage,
         drop_path=float(module.stochastic_depth.p),
-        **where.shared(),
+        stage=stage,
     )
 
 
@@ -211,6 +196,4 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
     for number, layer in enumerate(getattr(module, "cpb_mlp", ())):
         own |= {f"cpb_mlp.{number}.{key}": (layer, key) for key, _ in layer.named_parameters()}
     ends = Point(module, "input"), Point(module, "output")
-    return cast(
-        AttentionSite, site(name, AttentionSite, *ends, where, width, parts, own, () if hidden else (made["qkv"],))
-    )
+    return site(name, AttentionSite, *ends, where, width, parts, own, () if hidden else (made["qkv"],))
