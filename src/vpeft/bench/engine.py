@@ -1,4 +1,4 @@
-"""What the benchmark asks of whatever trains: the one seam between bookkeeping and training."""
+"""What the benchmark asks of an engine, which trains. Everything else in this folder keeps books."""
 
 from __future__ import annotations
 

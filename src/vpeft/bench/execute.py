@@ -1,4 +1,4 @@
-"""Carrying out one job: claim it, choose its point, train, test once, write the record. Nothing a run does gets out."""
+"""Carrying out one job: claim it, choose its point, train, test once, write the record. An error ends in the record."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def settled(record: RunRecord | None, retry_failed: bool) -> bool:
 def perform(job: Job, ledger: Ledger, engine: Engine, *, threads: int | None, retry_failed: bool = False) -> JobOutcome:
     """Make the run of `job` unless it is settled or another process is at it.
 
-    Every error of the run ends in its record. What stops the process (an interrupt, an exit) goes on upwards, after
+    An error of the run is written to its record. What stops the process (an interrupt, an exit) is raised again after
     the record was set back to planned.
     """
     lease = ledger.claim(job.key)

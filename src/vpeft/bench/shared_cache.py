@@ -50,7 +50,7 @@ class KeptTensors:
         return self._images[index], self.targets[index]
 
 
-class Held:
+class SharedCache:
     """Image sets by their content, and records of them.
 
     What is recorded of the images that models are scored on is kept apart from what training is given.

@@ -20,7 +20,7 @@ from vpeft.bench.engine import Assignment
 from vpeft.bench.key import Numerics
 from vpeft.bench.record import Costs, RecordedScores
 from vpeft.bench.sealed import SplitArrays, Trained
-from vpeft.bench.shared_cache import Held, KeptTensors
+from vpeft.bench.shared_cache import KeptTensors, SharedCache
 from vpeft.data.image_set import ImageSet
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.tune import tune
@@ -49,13 +49,13 @@ RANDOM = "random:"
 class VpeftEngine:
     """Trains with `vpeft.tune` and `vpeft.fit`. `accelerated` False stays on the processor.
 
-    Runs of one engine share the images as tensors and the outputs of what is frozen, in `held`: the points of a grid
+    Runs of one engine share the images as tensors and the outputs of what is frozen, in `cache`: the points of a grid
     and the seeds of a method pass the images through the trunk once.
     """
 
     accelerated: bool = True
     precision: Precision = "fp32"
-    held: Held = field(default_factory=Held, compare=False, repr=False, kw_only=True)
+    cache: SharedCache = field(default_factory=SharedCache, compare=False, repr=False, kw_only=True)
 
     @property
     def numerics(self) -> Numerics:
@@ -93,7 +93,7 @@ class VpeftEngine:
             # The same start for all methods as far as they share it, and whatever ran before in this process.
             seed_everything(derived_seed(identity.seed, "start"))
             tuned = tune(model, *methods, num_classes=len(assignment.labels), show=False)
-        images = self.held.images(train, assignment.labels, prepared, augmentation, identity.seed)
+        images = self.cache.images(train, assignment.labels, prepared, augmentation, identity.seed)
 
         def scored(now: TunedModel, record: EpochRecord) -> None:
             if after_epoch is not None:
@@ -103,7 +103,7 @@ class VpeftEngine:
         result = fit(
             tuned,
             images,
-            # Nothing is decided by it: the last epoch counts. So it costs nothing either.
+            # The last epoch counts, so validation would decide nothing.
             None,
             optimisation=settings,
             out=assignment.folder,
@@ -111,13 +111,13 @@ class VpeftEngine:
             after_epoch=scored if after_epoch is not None else None,
             identity={"run": identity.key()},
             task=task,
-            shared=self.held.training,
+            shared=self.cache.training,
         )
         if result.state == "stopped":
             # `fit` has turned the signal into a checkpoint and an ordinary return. The benchmark is to stop, too; the
             # run stays planned and goes on from the checkpoint next time.
             raise KeyboardInterrupt(result.reason or "stopped")
-        trained = TrainedModel(tuned, task, assignment.labels, prepared, self.precision, held=self.held)
+        trained = TrainedModel(tuned, task, assignment.labels, prepared, self.precision, cache=self.cache)
         return replace(
             trained, costs=_costs(tuned, images, settings, result), history=tuple(map(_plain, result.history))
         )
@@ -155,12 +155,12 @@ class TrainedModel:
     costs: Costs = Costs()  # noqa: RUF009 - frozen, so one for all is safe
     history: tuple[dict[str, float], ...] = ()
     # Where records are found; none while it is still in training, when records of its own may be in the way.
-    held: Held | None = None
+    cache: SharedCache | None = None
 
     def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
-        dataset = (self.held or Held()).images(images, self.labels, self.preprocessing, "none", 0)
-        if self.held is not None:
-            scores = self.held.scores(self.tuned, dataset, self.task, TEST_BATCH, self.precision)
+        dataset = (self.cache or SharedCache()).images(images, self.labels, self.preprocessing, "none", 0)
+        if self.cache is not None:
+            scores = self.cache.scores(self.tuned, dataset, self.task, TEST_BATCH, self.precision)
         else:
             scores = evaluate(self.tuned, dataset, task=self.task, batch=TEST_BATCH, precision=self.precision)
         return RecordedScores(

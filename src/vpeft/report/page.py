@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vpeft.bench.record import RunRecord, State
+from vpeft.method_spec import text_of
 from vpeft.report import words
 from vpeft.report.board import Board, BoardRow
 from vpeft.report.figure import as_svg, points
@@ -22,7 +23,7 @@ from vpeft.report.tables import state_of, to_best
 
 
 @dataclass(frozen=True)
-class RankPlace:
+class Machine:
     """One combination of machine and versions, and what was made there."""
 
     hardware: str
@@ -68,6 +69,7 @@ def as_html(
         reported=reported,
         link=lambda record: quote(os.path.relpath(place(record.key), page.parent).replace(os.sep, "/")),
         state_of=state_of,
+        text_of=text_of,
         score_of=_record_score,
         titles=list(dict.fromkeys(board.measure.title for board in boards)),
     )
@@ -162,7 +164,7 @@ def _summary(boards: Sequence[Board], records: Sequence[RunRecord]) -> dict[str,
     }
 
 
-def _places(records: Sequence[RunRecord]) -> list[RankPlace]:
+def _places(records: Sequence[RunRecord]) -> list[Machine]:
     """Where the runs were made, most runs first."""
     found: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
@@ -176,5 +178,5 @@ def _places(records: Sequence[RunRecord]) -> list[RankPlace]:
         instants = sorted(record.finished for record in made_there if record.finished)
         spent = sum(record.costs.wall_seconds or 0.0 for record in made_there if record.costs is not None)
         first, last = (instants[0], instants[-1]) if instants else ("", "")
-        places.append(RankPlace(hardware, system, versions, len(made_there), spent, first, last))
+        places.append(Machine(hardware, system, versions, len(made_there), spent, first, last))
     return sorted(places, key=lambda place: -place.runs)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vpeft.bench.record import Costs, RecordedScores, RunRecord, State
+from vpeft.method_spec import text_of
 from vpeft.report import words
 from vpeft.report.board import Board, BoardRow
 
@@ -155,19 +156,23 @@ def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def as_csv(records: Iterable[RunRecord]) -> str:
-    """Every run, final and search, as one line, each value in a column of its name; sizes bytes, times seconds."""
+    """Every run, final and search, as one line; `methods` with all fields, each score in a column of its name.
+
+    Sizes are bytes, times seconds.
+    """
     records = list(records)
     values = list(dict.fromkeys(name for record in records if record.scores for name in record.scores.values))
     costs = list(Costs.model_fields)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    heads = ["key", "purpose", "suite", "task", "group", "label", "seed", "state", "protocol", "departures"]
+    heads = ["key", "purpose", "suite", "task", "group", "label", "methods", "seed", "state", "protocol", "departures"]
     heads += ["backbone", "weights", "device", "precision", "lr", "weight_decay", "split", "leading", *values]
     heads += ["count", "legacy_best_on_test", *costs]
     writer.writerow([*heads, "finished", "hardware", "error"])
     for record in records:
         identity = record.identity
-        first = [record.key, identity.purpose, record.suite, record.task, record.group, record.label, identity.seed]
+        first: list[object] = [record.key, identity.purpose, record.suite, record.task, record.group, record.label]
+        first += [text_of(identity.methods), identity.seed]
         first += [record.state.value, identity.protocol, _settings(record), identity.backbone, identity.weights[:12]]
         first += [identity.numerics.device, identity.numerics.precision]
         chosen = [record.chosen.lr, record.chosen.weight_decay] if record.chosen else ["", ""]

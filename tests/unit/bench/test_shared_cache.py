@@ -14,7 +14,7 @@ from vpeft.bench.key import Identity
 from vpeft.bench.protocol import Point
 from vpeft.bench.record import RecordedScores
 from vpeft.bench.sealed import SplitArrays
-from vpeft.bench.shared_cache import Held
+from vpeft.bench.shared_cache import SharedCache
 from vpeft.bench.trainer import VpeftEngine
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.method_spec import MethodSpec
@@ -89,18 +89,18 @@ def test_scores_come_from_records_where_there_are_some(tmp_path: Path, monkeypat
     monkeypatch.setattr("vpeft.bench.shared_cache.KEPT_BYTES", 1)  # nothing is kept, hence nothing recorded for scoring
     other = VpeftEngine(accelerated=False)
     assert run(other, tmp_path / "b", "linear_probe", 1e-3, 0)[1] == scores
-    assert [len(one.held._scoring._shelved) for one in (engine, other)] == [1, 0]
+    assert [len(one.cache._scoring._shelved) for one in (engine, other)] == [1, 0]
 
 
 def test_sets_are_told_apart_by_their_content(monkeypatch: pytest.MonkeyPatch) -> None:
-    held, prepared = Held(), Preprocessing(size=(16, 16))
-    first = held.images(TRAIN, LABELS, prepared, "none", 0)
+    cache, prepared = SharedCache(), Preprocessing(size=(16, 16))
+    first = cache.images(TRAIN, LABELS, prepared, "none", 0)
     again = SplitArrays(TRAIN.pixels.copy(), TRAIN.labels.copy())
-    assert held.images(again, LABELS, prepared, "none", 5) is first
+    assert cache.images(again, LABELS, prepared, "none", 5) is first
     again.labels[0] = 2
-    assert held.images(again, LABELS, prepared, "none", 0) is not first
-    assert held.images(TRAIN, LABELS, Preprocessing(size=(16, 24)), "none", 0) is not first
-    assert held.images(TRAIN, LABELS, prepared, "flip", 0) is not held.images(TRAIN, LABELS, prepared, "flip", 0)
+    assert cache.images(again, LABELS, prepared, "none", 0) is not first
+    assert cache.images(TRAIN, LABELS, Preprocessing(size=(16, 24)), "none", 0) is not first
+    assert cache.images(TRAIN, LABELS, prepared, "flip", 0) is not cache.images(TRAIN, LABELS, prepared, "flip", 0)
     monkeypatch.setattr("vpeft.bench.shared_cache.ALL_BYTES", 1)
-    held.images(TEST, LABELS, prepared, "none", 0)
-    assert len(held._sets) == 1
+    cache.images(TEST, LABELS, prepared, "none", 0)
+    assert len(cache._sets) == 1

@@ -90,12 +90,13 @@ def test_every_record_is_linked_and_the_links_lead_there(tmp_path: Path) -> None
 
 
 def test_the_page_says_the_numbers_and_where_they_were_made(tmp_path: Path) -> None:
-    _, page = page_of(tmp_path, FULL)
+    page_text, page = page_of(tmp_path, FULL)
     text = " ".join(" ".join(page.text).split())
     assert "lora 66.0 ± 1.0" in text
     assert "2 cores of a Test, 1 thread a run" in text
     assert "Chosen on validation, tested once." in text
     assert "36 of 36 runs done" in text
+    assert 'title="lora(as=lora)"' in page_text
     assert "best" in text
 
 
@@ -180,6 +181,7 @@ def test_csv_has_every_run_with_plain_numbers() -> None:
         "test",
     )
     assert float(first["top1"]) == pytest.approx(0.4)
+    assert first["methods"] == "linear_probe(as=linear_probe)", "as it would be asked for again"
     assert (first["leading"], first["count"]) == ("top1", "1200")
     assert (rows[-1]["top1"], rows[-1]["split"]) == ("", "")
     assert (first["trainable"], first["peak_memory_bytes"]) == ("0", "")
