@@ -1,4 +1,4 @@
-"""Images with labels: where they come from, how they are split and checked, and how a backbone wants them.
+"""Images with labels, values or masks: where they come from, how they are split and checked, and prepared.
 
     data = open_data(DataConfig(source="photos/")).prepared(Preprocessing.from_model(backbone))
     image, label = data.train[0]
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vpeft.data.export import export_folder as export_folder
     from vpeft.data.image_set import ArraySet as ArraySet
     from vpeft.data.image_set import ImageSet as ImageSet
+    from vpeft.data.image_set import matched as matched
     from vpeft.data.images import find_images as find_images
     from vpeft.data.images import read_image as read_image
     from vpeft.data.manifest import DataManifest as DataManifest
@@ -32,7 +33,7 @@ _HOMES = {
     "config": ["DataConfig"],
     "datasets": ["Datasets", "open_data", "open_for_evaluation"],
     "export": ["export_folder"],
-    "image_set": ["ArraySet", "ImageSet"],
+    "image_set": ["ArraySet", "ImageSet", "matched"],
     "images": ["find_images", "read_image"],
     "manifest": ["DataManifest"],
     "preprocessing": ["Preprocessing"],

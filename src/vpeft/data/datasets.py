@@ -207,7 +207,7 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
     masks: dict[str, str] = {}
     broken: set[str] = set()
     changed: dict[str, Item] = {}
-    values: ValueRange | None = None
+    values = listing.values
     # Looked at as plain numbers where the window is found out here, since these may have no range of their own.
     reading = Reading(
         config.channels or 3, "percentiles" if config.window == "auto" else config.window, config.max_pixels

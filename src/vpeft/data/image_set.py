@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.tv_tensors import Mask as PixelMask
 
-from vpeft.batch import Sample
+from vpeft.batch import Sample, as_sample
 from vpeft.data.config import TargetName, Window
 from vpeft.data.images import UnreadableImage, as_eight_bits
 from vpeft.data.items import ArrayPicture, Item, in_order
@@ -214,36 +214,81 @@ class ImageSet(Dataset[Sample]):
         )
 
 
-def matched(images: ImageSet, labels: Sequence[str]) -> ImageSet:
+def matched(images: Any, labels: Sequence[str]) -> Any:
     """The set with its targets in the order of `labels`, compared by name; itself where the order is the same.
 
     Args:
-        images: whose labels may be fewer, and in another order: validation images of a folder of their own.
+        images: an `ImageSet`, or another data set of (image, class index) that names its classes in `labels` or
+            `classes`, as torchvision's do. Its labels may be fewer, and in another order: validation images of a folder
+            of their own. A set that names nothing is given back as it is.
         labels: those of the training images, or of a trained model.
 
     Raises:
         DataError: images carry labels that are not among `labels`; or the two name values or classes of masks
             differently, which have no order of their own.
     """
-    if images.labels == list(labels):
+    names = getattr(images, "labels", None) or getattr(images, "classes", None)
+    if not isinstance(names, list | tuple) or list(names) == list(labels):
         return images
-    known = set(labels)
-    carried = images.labels if images.target.name in ("values", "mask") else images.labels_present
-    unknown = [label for label in carried if label not in known]
+    kind = images.target.name if isinstance(images, ImageSet) else "label"
+    carried = list(names) if kind in ("values", "mask") else _present(images, names)
+    unknown = [label for label in carried if label not in set(labels)]
     if unknown:
         shown = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         raise DataError(
-            f"The images carry labels that the training images do not have: {shown}. {nearest(unknown[0], labels)} "
-            "Rename them, or leave out those images."
+            f"The images carry labels that the training images do not have: {shown}. "
+            f"{nearest(str(unknown[0]), [str(label) for label in labels])} Rename them, or leave out those images."
         )
-    if images.target.name in ("values", "mask"):
+    if kind in ("values", "mask"):
         raise DataError(
-            f"The targets are named {', '.join(images.labels)} here and {', '.join(labels)} in training; "
+            f"The targets are named {', '.join(names)} here and {', '.join(labels)} in training; "
             "bring them into the same order."
         )
+    if not isinstance(images, ImageSet):
+        return Renumbered(images, names, labels)
     made = images.relabelled(labels)
     made.set_epoch(int(images._epoch))
     return made
+
+
+def _present(images: Any, names: Sequence[str]) -> list[str]:
+    """The labels that images carry; all, where a set of somebody else's does not list its targets."""
+    if isinstance(images, ImageSet):
+        return images.labels_present
+    targets = getattr(images, "targets", None)
+    if targets is None or len(targets) != len(images):
+        return list(names)
+    seen = {int(target) for target in targets}
+    return [name for number, name in enumerate(names) if number in seen]
+
+
+class Renumbered(Dataset[Any]):
+    """Somebody else's data set of (image, class index), with the indices counting in another list of labels."""
+
+    def __init__(self, images: Any, names: Sequence[str], labels: Sequence[str]) -> None:
+        self.images, self.labels = images, list(labels)
+        self._number = {old: self.labels.index(name) for old, name in enumerate(names) if name in self.labels}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def targets(self) -> list[int]:
+        """The class index of each image."""
+        listed = getattr(self.images, "targets", None)
+        if listed is None:
+            return [self[index].target for index in range(len(self))]
+        return [self._number[int(target)] for target in listed]
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = as_sample(self.images[index])
+        return Sample(sample.input, self._number[int(sample.target)], sample.id)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the other set the epoch, where it wants to know."""
+        tell = getattr(self.images, "set_epoch", None)
+        if callable(tell):
+            tell(epoch)
 
 
 class TransformedMasks(Sequence[Tensor]):

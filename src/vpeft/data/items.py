@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vpeft.data.images import as_image, read, readable, to_rgb
-from vpeft.data.pixels import RGB, Reading, UnreadableImage, channels_last, stored_mask, stored_values
+from vpeft.data.pixels import RGB, Reading, UnreadableImage, ValueRange, channels_last, stored_mask, stored_values
 from vpeft.data.problems import DataError, Problems
 
 SplitName = Literal["train", "val", "test"]
@@ -203,7 +203,8 @@ class Listing:
 
     `expected` says what the source reads, for the message that nothing was found. `labels` are the class names in the
     order of their indices where the source states them, None to have them sorted. `stated` are classes that the source
-    names though no image may carry them (an empty class folder).
+    names though no image may carry them (an empty class folder). `values` is the range of the stored values, where they
+    have more than eight bits and the source has turned them into eight by itself.
     """
 
     expected: str
@@ -212,6 +213,7 @@ class Listing:
     labels: Sequence[str] | None = None
     stated: Sequence[str] = ()
     problems: Problems = field(default_factory=Problems)
+    values: ValueRange | None = None
 
     def add(self, split: SplitName | None, item: Item) -> None:
         """Put `item` into a split, or into the whole."""

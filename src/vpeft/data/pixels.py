@@ -89,7 +89,7 @@ def stored_values(source: Path | bytes | Image.Image, channels: int | None = Non
     try:
         if is_array(source):
             return channels_last(np.load(_opened(source), allow_pickle=False), channels)
-        if is_tiff(source) and (bands := _bands(source)) is not None:
+        if is_tiff(source) and (bands := _bands(source, channels)) is not None:
             return bands
         with Image.open(_opened(source)) as opened:
             opened.load()
@@ -144,7 +144,7 @@ def _opened(source: Path | bytes) -> Any:
     return BytesIO(source) if isinstance(source, bytes) else source
 
 
-def _bands(source: Path | bytes) -> NDArray[Any] | None:
+def _bands(source: Path | bytes, channels: int | None) -> NDArray[Any] | None:
     """The first picture of a TIFF file (H, W, C); None for colours that need a conversion, which Pillow does."""
     with tifffile.TiffFile(_opened(source)) as file:
         if getattr(getattr(file.pages[0], "photometric", None), "name", "") in _CONVERTED:
@@ -153,7 +153,9 @@ def _bands(source: Path | bytes) -> NDArray[Any] | None:
         axes, values = series.axes, series.asarray()
     while values.ndim > 3:  # several pictures, as an animation's frames: the first
         axes, values = axes[1:], values[0]
-    if values.ndim == 3 and not axes.endswith(("S", "C")) and axes[0] in "SCIQZ":
+    # An array (H, W, C) that was written without a word about it looks like H pages.
+    pages_are_rows = axes[0] in "IQ" and values.ndim == 3 and values.shape[2] == channels != values.shape[0]
+    if values.ndim == 3 and not axes.endswith(("S", "C")) and axes[0] in "SCIQZ" and not pages_are_rows:
         values = np.moveaxis(values, 0, 2)
     return channels_last(values, values.shape[2] if values.ndim == 3 else 1)
 

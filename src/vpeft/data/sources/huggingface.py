@@ -89,7 +89,7 @@ def _add(library: Any, listing: Listing, dataset: Any, split: Any, config: DataC
     if target.name == "mask":
         listing.labels = config.label_names or None
     elif isinstance(target, Values):
-        target.names, listing.labels = columns, columns if len(columns) > 1 else None
+        listing.labels = columns
     elif names is not None:
         listing.labels = names
     prefix = f"{split}/" if split else ""

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from vpeft.data.config import DataConfig
 from vpeft.data.images import as_eight_bits
 from vpeft.data.items import SPLITS, ArrayPicture, Item, Listing, SplitName
-from vpeft.data.pixels import MOST_CHANNELS, RGB, Reading
+from vpeft.data.pixels import MOST_CHANNELS, RGB, Reading, range_of
 from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
-from vpeft.data.targets import target_of
+from vpeft.data.targets import Values, target_of
 
 _PREFIXES: dict[str, SplitName | None] = {"": None, **{f"{split}_": split for split in SPLITS}}
 
@@ -48,7 +48,8 @@ class NumpyPair:
         arrays = _usual_names(_arrays(config.source), config)
         listing = Listing(f"Expected: {self.title}.")
         target = target_of(config)
-        reading = Reading(config.channels or 3, config.window)
+        # With "auto" the values stay as they are stored until the window is found.
+        reading = Reading(config.channels or 3, "percentiles" if config.window == "auto" else config.window)
         classes = [str(name) for name in arrays["classes"].ravel()] if "classes" in arrays else None
         if classes is None and config.label_names:
             classes = list(config.label_names)
@@ -59,8 +60,13 @@ class NumpyPair:
             if f"{prefix}labels" not in arrays:
                 raise DataError(f"{config.source} has {prefix}images but not {prefix}labels.")
             where = f"{config.source}, {prefix}images"
-            images = stack(arrays[f"{prefix}images"], where, reading)
+            stored = arrays[f"{prefix}images"]
+            images = stack(stored, where, reading)
+            if reading.plain and (values := range_of(stored)) is not None:
+                listing.values = values.joined(listing.values)
             given = target.of_array(arrays[f"{prefix}labels"], classes, f"{config.source}, {prefix}labels")
+            if isinstance(target, Values):
+                listing.labels = target.names
             if len(images) != len(given):
                 raise DataError(f"{config.source} has {len(images)} {prefix}images but {len(given)} {prefix}labels.")
             for index, (text, value) in enumerate(given):

@@ -72,7 +72,7 @@ class Table:
             known = [(row.line, one.text) for row, one in zip(rows, given, strict=True) if one is not None]
             check_labels(str(path), known, config.labels_are)
         listing = Listing(f"Expected: {self.title}.", labels=classes)
-        if target.name == "labels" and len(columns) > 1:
+        if target.name == "values" or (target.name == "labels" and len(columns) > 1):
             listing.labels = columns
         if target.name == "mask":
             listing.labels = config.label_names or None
