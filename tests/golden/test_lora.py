@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 
 import vpeft
@@ -56,3 +57,45 @@ def test_equals_hugging_face_peft(targets: tuple[str, ...]) -> None:
     (z * direction).sum().backward()
     for parameter, twin in pairs:
         assert torch.allclose(parameter.grad, twin.grad, rtol=1e-5, atol=1e-6 * float(twin.grad.abs().max()))
+
+
+def test_without_targets_a_transformer_has_q_and_v_as_before() -> None:
+    """The same edits, keys and draws as with the targets written out, which older adapter files do."""
+    made = []
+    for method in (LoRA(rank=2), LoRA(rank=2, targets=("q", "v"))):
+        model = tiny_vit()
+        torch.manual_seed(3)
+        made.append(vpeft.tune(model, method, num_classes=2))
+    one, other = made
+    assert one.adapter().keys == [f"blocks.{i}.attn.{part}.parallel" for i in range(3) for part in "qv"]
+    assert one.adapter().keys == other.adapter().keys
+    for (key, tensor), (twin_key, twin) in zip(one.trainable(), other.trainable(), strict=True):
+        assert key == twin_key and torch.equal(tensor, twin)
+
+
+NETS = {
+    "resnet18": {"zero_init_last": False},
+    "convnext_atto": {},
+    "efficientnet_b0": {},
+    "mixer_s32_224": {},
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_without_targets_every_linear_and_convolution_of_other_blocks(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0, **NETS[name])
+    tuned = vpeft.tune(model, LoRA(rank=2), num_classes=3)
+    blocks = tuned.description.blocks
+    assert len(tuned.adapter().edits) == sum(len(block.projections) for block in blocks) > len(blocks)
+    inside = {id(module) for block in blocks for module in block.exit.module.modules()}
+    assert all(id(edit.place.module) in inside for edit in tuned.adapter().edits)
+    assert "conv" in str(tuned.plan()) or "mlp" in str(tuned.plan())
+
+
+def test_zeros_of_a_random_start_are_named() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(
+        vpeft.VpeftError, match=r"no gradient.*are all zero, as at a random start.*zero_init_last=False"
+    ):
+        vpeft.tune(timm.create_model("resnet18", num_classes=0), LoRA(rank=2), num_classes=3)

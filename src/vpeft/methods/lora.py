@@ -27,7 +27,8 @@ class LoRA(Method):
 
     Departures: convolutions (`conv`) are changed at the weight, W + s reshape(B A), which for groups = 1 is the usual
     pair of convolutions; dropout does not act there. `qkv` is one A for the fused projection, as NOAH and OSU use it.
-    `all` is every linear and convolution of the blocks, and of the whole model where no blocks are described.
+    `all` is every linear and convolution of the blocks, and of the whole model where no blocks are described. Without
+    targets it is q and v, as in the paper, in blocks with attention, and all of the others.
     """
 
     variants = ({"targets": ("fc1", "fc2")}, {"targets": ("conv",)}, {"targets": ("all",)})
@@ -38,8 +39,9 @@ class LoRA(Method):
     """numerator of the scale alpha / R; None means R, so that s = 1 (the visual PEFT papers)"""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """on the input of A, in training"""
-    targets: tuple[Target, ...] = ("q", "v")
-    """projections of each block: q, k, v, qkv, proj, fc1, fc2, conv (all convolutions of that name), or all"""
+    targets: tuple[Target, ...] | None = None
+    """projections of each block: q, k, v, qkv, proj, fc1, fc2, conv (all convolutions of that name), or all; None for q
+    and v where the block has attention, else for all"""
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
@@ -50,10 +52,13 @@ class LoRA(Method):
                 yield place.parallel(LowRank(place.width_in, place.width, self.rank, scale, self.dropout))
 
     def _places(self, backbone: Backbone) -> Iterator[Projection]:
-        if not backbone.blocks and "all" in self.targets:
+        if not backbone.blocks and (self.targets is None or "all" in self.targets):
             yield from backbone.projections
         for block in backbone.blocks:
-            for target in self.targets:
+            targets = self.targets
+            if targets is None:
+                targets = ("q", "v") if block.has("attn.q") and block.has("attn.v") else ("all",)
+            for target in targets:
                 found = _named(block, target)
                 if not found:
                     have = [t for t in get_args(Target) if t != "all" and _named(block, t)]
