@@ -10,7 +10,9 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import Block, MlpSite, Stage
-from ..builders import Where, branch, norm, own_parameters, projection, site, skip, span_verbs, stream
+from ..builders import Where, norm, own_parameters, projection, site
+from ..convnext import convnext_block, convnext_stage, whole_cells
+from ..convolutional import drop_rate
 from ..describe import family
 from ..hf_model import (
     HfPooling,
@@ -52,12 +54,12 @@ def describe_hf_convnext(model: nn.Module) -> Backbone:
     else:  # DINOv3 counts the stem as the first stage's downsampling
         patch, patch_norm = encoder.stages[0].downsample_layers
     width0, stride = int(patch.weight.shape[0]), int(patch.stride[0])
-    stem = Where(-1, Layout.CHANNELS_FIRST, (size[0] // stride, size[1] // stride), 0, stride)
+    stem = Where(-1, Layout.CHANNELS_FIRST, whole_cells(size, stride), 0, stride)
     stages: list[Stage] = []
     for number, module in enumerate(encoder.stages):
         strides = stride * 2**number
-        grid = (size[0] // strides, size[1] // strides)
-        stages.append(_stage(number, module, sum(len(s.blocks) for s in stages), strides, grid))
+        start = sum(len(stage.blocks) for stage in stages)
+        stages.append(_stage(number, module, start, strides, whole_cells(size, strides)))
     depth, last = sum(len(stage.blocks) for stage in stages), stages[-1]
     final, end, pooling = _end(inner, Where(depth, Layout.CHANNELS_FIRST, last.grid, 0, last.stride), last.width)
     embedding = outline.embedding(Point(patch_norm, "output"), stem, width0)
@@ -101,24 +103,11 @@ def _end(inner: Any, where: Where, width: int) -> tuple[Norm | None, Point | Non
 
 
 def _stage(number: int, module: Any, start: int, stride: int, grid: tuple[int, int]) -> Stage:
-    """One stage; the downsampling before it belongs to it."""
     blocks = [_block(start + offset, number, layer, stride, grid) for offset, layer in enumerate(module.layers)]
+    if not number:  # what some versions keep there is the stem
+        return convnext_stage(number, blocks)
     steps = list(module._modules.get("downsampling_layer", module._modules.get("downsample_layers")))
-    steps = steps if number else []
-    parts: dict[str, Place] = {}
-    if steps:
-        prefix = f"stages.{number}.downsample"
-        before = Where(start - 1, Layout.CHANNELS_FIRST, (grid[0] * 2, grid[1] * 2), 0, stride // 2)
-        after = Where(start - 1, Layout.CHANNELS_FIRST, grid, 0, stride)
-        parts[f"{prefix}.norm"] = norm(f"{prefix}.norm", steps[0], before, int(steps[1].weight.shape[1]))
-        parts[f"{prefix}.reduction"] = projection(f"{prefix}.reduction", steps[1], after)
-    return outline.stage(
-        number,
-        blocks,
-        Where(start, Layout.CHANNELS_FIRST, grid, 0, stride),
-        parts,
-        downsample=nn.Sequential(*steps) if steps else None,
-    )
+    return convnext_stage(number, blocks, steps[0], steps[1], nn.Sequential(*steps))
 
 
 def _block(index: int, stage: int, layer: Any, stride: int, grid: tuple[int, int]) -> Block:
@@ -133,29 +122,16 @@ def _block(index: int, stage: int, layer: Any, stride: int, grid: tuple[int, int
     mlp = site(f"{name}.mlp", MlpSite, *ends, mapped, width, fcs, None, (fcs["fc1"],))
     if "grn" in has:
         mlp.own.update({f"grn.{key}": value for key, value in own_parameters(layer.grn).items()})
-    entering, leaving = Point(conv, "input"), Point(layer.drop_path, "output")
-    mlp_branch = branch(f"{name}.mlp_branch", entering, leaving, outer, width)
-    mlp_branch.writer = mlp.fc2
     scale = next((key for key in ("layer_scale_parameter", "gamma") if layer._parameters.get(key) is not None), None)
-    mlp_branch.gain = None if scale is None else (layer, scale)
-    return Block(
-        name=name,
-        width=width,
-        enter=Point(layer, "input"),
-        exit=Point(layer, "output"),
-        verbs=span_verbs(None),
-        nesting=2,
-        own={} if scale is None else {"gamma": (layer, scale)},
-        parts={
-            "conv": projection(f"{name}.conv", conv, outer),
-            "norm2": norm(f"{name}.norm2", inner_norm, mapped, width, mlp.consumers),
-            "mlp": mlp,
-            "mlp_branch": mlp_branch,
-            "skip2": skip(f"{name}.skip2", mlp_branch, outer),
-            "stream2": stream(f"{name}.stream2", mlp_branch, outer),
-        },
-        index=index,
-        stage=stage,
-        drop_path=float(getattr(layer.drop_path, "drop_prob", 0.0) or 0.0),
-        **outer.shared(),
+    return convnext_block(
+        index,
+        stage,
+        layer,
+        conv,
+        inner_norm,
+        mlp,
+        Point(layer.drop_path, "output"),
+        outer,
+        gain=None if scale is None else (layer, scale),
+        drop_path=drop_rate(layer.drop_path),
     )

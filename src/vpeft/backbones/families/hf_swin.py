@@ -25,6 +25,7 @@ from ..hf_model import (
     tower,
 )
 from ..hf_windows import windowed_class
+from ..patch_merging import merging_places
 from ..places import Attention, Place
 from ..points import Layout, Point, StandIn
 from ..window_tokens import BesideTokens
@@ -132,14 +133,7 @@ def _stage(
     """One stage; the merging before it belongs to it."""
     where = Where(start, Layout.TOKENS, grid, 0, stride)
     blocks = [_block(start + offset, number, block, grid, stride, carrier) for offset, block in enumerate(layer.blocks)]
-    parts: dict[str, Place] = {}
-    if merging is not None:
-        inner: Any = merging.merging
-        name, before = f"stages.{number}.downsample", Where(start - 1, Layout.TOKENS, grid, 0, stride)
-        reduction = projection(f"{name}.reduction", inner.reduction, before)
-        first = len(inner.norm.weight) == reduction.width_in  # version 2 norms what was reduced
-        closing = norm(f"{name}.norm", inner.norm, before, len(inner.norm.weight), (reduction,) if first else ())
-        parts = {place.name: place for place in ((closing, reduction) if first else (reduction, closing))}
+    parts = {} if merging is None else merging_places(number, merging.merging, where)
     carried: Pairs = ((layer, windowed_class(layer)),)
     for block in blocks:
         block.rewrites = token_rewrites((*block.rewrites["insert_tokens"], *carried))

@@ -15,7 +15,9 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import Block, Stage
-from ..builders import Where, branch, norm, own_parameters, projection, skip, span_verbs, stream
+from ..builders import Where, norm, own_parameters, projection
+from ..convnext import convnext_block, convnext_stage, whole_cells
+from ..convolutional import drop_rate
 from ..describe import UnknownBackbone, family
 from ..places import Place
 from ..points import Layout, Point
@@ -46,11 +48,11 @@ def describe_timm_convnext(model: nn.Module) -> Backbone:
     stages: list[Stage] = []
     for number, layer in enumerate(net.stages):
         stride = net.feature_info[number]["reduction"]
-        stages.append(_stage(number, layer, sum(len(s.blocks) for s in stages), stride, _grid(size, stride)))
+        stages.append(_stage(number, layer, sum(len(s.blocks) for s in stages), stride, whole_cells(size, stride)))
     depth, last = sum(len(stage.blocks) for stage in stages), stages[-1]
     width0 = int(stem_convs[-1].weight.shape[0])
     first_stride = net.feature_info[0]["reduction"]
-    stem = Where(-1, Layout.CHANNELS_FIRST, _grid(size, first_stride), 0, first_stride)
+    stem = Where(-1, Layout.CHANNELS_FIRST, whole_cells(size, first_stride), 0, first_stride)
     others: list[Place] = [projection("patch", stem_convs[0], stem)]
     for number, conv in enumerate(stem_convs[1:], start=1):
         others.append(projection(f"patch_{number}", conv, stem))
@@ -91,30 +93,13 @@ def describe_timm_convnext(model: nn.Module) -> Backbone:
     )
 
 
-def _grid(size: tuple[int, ...], stride: int) -> tuple[int, int]:
-    return size[0] // stride, size[1] // stride
-
-
 def _stage(number: int, layer: Any, start: int, stride: int, grid: tuple[int, int]) -> Stage:
-    """One stage; the downsampling before it belongs to it."""
     blocks = [_block(start + offset, number, module, stride, grid) for offset, module in enumerate(layer.blocks)]
-    parts: dict[str, Place] = {}
-    if not isinstance(layer.downsample, nn.Identity):
-        pre, conv = layer.downsample[0], layer.downsample[-1]
-        prefix = f"stages.{number}.downsample"
-        before = Where(start - 1, Layout.CHANNELS_FIRST, (grid[0] * 2, grid[1] * 2), 0, stride // 2)
-        if not isinstance(pre, nn.Identity):
-            parts[f"{prefix}.norm"] = norm(f"{prefix}.norm", pre, before, int(conv.weight.shape[1]))
-        parts[f"{prefix}.reduction"] = projection(
-            f"{prefix}.reduction", conv, Where(start - 1, Layout.CHANNELS_FIRST, grid, 0, stride)
-        )
-    return outline.stage(
-        number,
-        blocks,
-        Where(start, Layout.CHANNELS_FIRST, grid, 0, stride),
-        parts,
-        downsample=None if isinstance(layer.downsample, nn.Identity) else layer.downsample,
-    )
+    down = layer.downsample
+    if isinstance(down, nn.Identity):
+        return convnext_stage(number, blocks)
+    first = None if isinstance(down[0], nn.Identity) else down[0]
+    return convnext_stage(number, blocks, first, down[-1], down)
 
 
 def _block(index: int, stage: int, module: Any, stride: int, grid: tuple[int, int]) -> Block:
@@ -129,28 +114,15 @@ def _block(index: int, stage: int, module: Any, stride: int, grid: tuple[int, in
     response = getattr(module.mlp, "grn", None)
     if response is not None and not isinstance(response, nn.Identity):
         mlp.own.update({f"grn.{key}": value for key, value in own_parameters(response).items()})
-    mlp_branch = branch(
-        f"{name}.mlp_branch", Point(module.conv_dw, "input"), Point(module.drop_path, "output"), outer, width
-    )
-    mlp_branch.writer, mlp_branch.gain = mlp.fc2, (module, "gamma") if module.gamma is not None else None
-    return Block(
-        name=name,
-        width=width,
-        enter=Point(module, "input"),
-        exit=Point(module, "output"),
-        verbs=span_verbs(None),
-        nesting=2,
-        own=own_parameters(module),
-        parts={
-            "conv": projection(f"{name}.conv", module.conv_dw, outer),
-            "norm2": norm(f"{name}.norm2", module.norm, inner, width, mlp.consumers),
-            "mlp": mlp,
-            "mlp_branch": mlp_branch,
-            "skip2": skip(f"{name}.skip2", mlp_branch, outer),
-            "stream2": stream(f"{name}.stream2", mlp_branch, outer),
-        },
-        index=index,
-        stage=stage,
-        drop_path=float(getattr(module.drop_path, "drop_prob", 0.0) or 0.0),
-        **outer.shared(),
+    return convnext_block(
+        index,
+        stage,
+        module,
+        module.conv_dw,
+        module.norm,
+        mlp,
+        Point(module.drop_path, "output"),
+        outer,
+        gain=(module, "gamma") if module.gamma is not None else None,
+        drop_path=drop_rate(module.drop_path),
     )

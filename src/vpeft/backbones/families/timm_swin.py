@@ -17,6 +17,7 @@ from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, Stage
 from ..builders import Where, norm, own_parameters, projection, site, token_rewrites
 from ..describe import UnknownBackbone, family
+from ..patch_merging import merging_places
 from ..places import Attention, Place
 from ..points import Layout, Point
 from ..timm_isotropic import architecture, own_classifier, pooled_by_head
@@ -115,19 +116,17 @@ class Kinds:
         block: describes a block, given its index, stage, module, stride and carrier.
         stage: the class of a stage that carries tokens.
         merging: the class of patch merging, and the one that carries tokens.
-        norm_first: whether the norm of the merging comes before its reduction.
     """
 
     block: Callable[[int, int, Any, int, BesideTokens], Block]
     stage: type[nn.Module]
     merging: tuple[type[nn.Module], type[nn.Module]]
-    norm_first: bool
 
 
 @family("timm_swin", "timm.models.swin_transformer.SwinTransformer")
 def describe_timm_swin(model: nn.Module) -> Backbone:
     """timm SwinTransformer (version 1): shifted windows, relative-position bias, four (or fewer) stages."""
-    kinds = Kinds(_block, PromptedSwinStage, (PatchMerging, PromptedPatchMerging), norm_first=True)
+    kinds = Kinds(_block, PromptedSwinStage, (PatchMerging, PromptedPatchMerging))
     return windowed("timm_swin", model, kinds)
 
 
@@ -191,16 +190,7 @@ def _stage(number: int, layer: Any, start: int, stride: int, carrier: BesideToke
     blocks = [kinds.block(start + at, number, module, stride, carrier) for at, module in enumerate(layer.blocks)]
     where, merging = Where(start, Layout.MAP, blocks[0].grid, 0, stride), layer.downsample
     merges = isinstance(merging, kinds.merging[0])
-    parts: dict[str, Place] = {}
-    if merges:
-        prefix, before = f"stages.{number}.downsample", Where(start - 1, Layout.MAP, blocks[0].grid, 0, stride)
-        reduction = projection(f"{prefix}.reduction", merging.reduction, before)
-        if kinds.norm_first:
-            own = norm(f"{prefix}.norm", merging.norm, before, 4 * merging.dim, (reduction,))
-        else:
-            own = norm(f"{prefix}.norm", merging.norm, before, merging.out_dim)
-        for part in (own, reduction) if kinds.norm_first else (reduction, own):
-            parts[part.name] = part
+    parts = merging_places(number, merging, where) if merges else {}
     carried = (layer, kinds.stage)
     for block in blocks:
         block.rewrites = token_rewrites((*block.rewrites["insert_tokens"], carried))

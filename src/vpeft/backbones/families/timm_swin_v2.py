@@ -111,7 +111,7 @@ class PromptedSwinV2Stage(SwinTransformerV2Stage):
 @family("timm_swin_v2", "timm.models.swin_transformer_v2.SwinTransformerV2")
 def describe_timm_swin_v2(model: nn.Module) -> Backbone:
     """timm SwinTransformerV2: cosine attention in shifted windows, functional qkv bias, norms after the branches."""
-    kinds = Kinds(_block, PromptedSwinV2Stage, (PatchMerging, PromptedPatchMergingV2), norm_first=False)
+    kinds = Kinds(_block, PromptedSwinV2Stage, (PatchMerging, PromptedPatchMergingV2))
     return windowed("timm_swin_v2", model, kinds)
 
 

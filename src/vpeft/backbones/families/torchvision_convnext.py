@@ -10,7 +10,8 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import Block, MlpSite, Stage
-from ..builders import Where, branch, norm, projection, site, skip, span_verbs, stream
+from ..builders import Where, norm, projection, site
+from ..convnext import convnext_block, convnext_stage, whole_cells
 from ..describe import UnknownBackbone, family
 from ..places import Place
 from ..points import Layout, Point
@@ -34,7 +35,7 @@ def describe_torchvision_convnext(model: nn.Module) -> Backbone:
     net: Any = model
     size, stem = stated_size(model), net.features[0]
     width0, stride = int(stem[0].out_channels), int(stem[0].stride[0])
-    mapped = Where(-1, Layout.CHANNELS_FIRST, _grid(size, stride), 0, stride)
+    mapped = Where(-1, Layout.CHANNELS_FIRST, whole_cells(size, stride), 0, stride)
     embedding = outline.embedding(Point(stem, "output"), mapped, width0)
     others: list[Place] = [
         projection("patch", stem[0], mapped),
@@ -48,7 +49,7 @@ def describe_torchvision_convnext(model: nn.Module) -> Backbone:
             between, stride = part, stride * int(part[1].stride[0])
             continue
         start = sum(len(stage.blocks) for stage in stages)
-        stages.append(_stage(len(stages), part, between, start, stride, _grid(size, stride)))
+        stages.append(_stage(len(stages), part, between, start, stride, whole_cells(size, stride)))
         between = None
     depth, last = sum(len(stage.blocks) for stage in stages), stages[-1]
     final = None
@@ -78,23 +79,9 @@ def describe_torchvision_convnext(model: nn.Module) -> Backbone:
     )
 
 
-def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    return size[0] // stride, size[1] // stride
-
-
 def _stage(number: int, layer: Any, down: Any, start: int, stride: int, grid: tuple[int, int]) -> Stage:
-    """One stage; the downsampling before it belongs to it."""
     blocks = [_block(start + offset, number, module, stride, grid) for offset, module in enumerate(layer)]
-    parts: dict[str, Place] = {}
-    if down is not None:
-        prefix, factor = f"stages.{number}.downsample", int(down[1].stride[0])
-        wider = (grid[0] * factor, grid[1] * factor)
-        before = Where(start - 1, Layout.CHANNELS_FIRST, wider, 0, stride // factor)
-        parts[f"{prefix}.norm"] = norm(f"{prefix}.norm", down[0], before, int(down[1].in_channels))
-        parts[f"{prefix}.reduction"] = projection(
-            f"{prefix}.reduction", down[1], Where(start - 1, Layout.CHANNELS_FIRST, grid, 0, stride)
-        )
-    return outline.stage(number, blocks, Where(start, Layout.CHANNELS_FIRST, grid, 0, stride), parts, downsample=down)
+    return convnext_stage(number, blocks) if down is None else convnext_stage(number, blocks, down[0], down[1], down)
 
 
 def _block(index: int, stage: int, module: Any, stride: int, grid: tuple[int, int]) -> Block:
@@ -111,28 +98,15 @@ def _block(index: int, stage: int, module: Any, stride: int, grid: tuple[int, in
     reads = (parts["fc1"],)
     ends = Point(fc1, "input"), Point(fc2, "output")
     mlp = site(f"{name}.mlp", MlpSite, *ends, inner, width, parts, None, reads)  # type: ignore[arg-type]
-    # the shortcut is added in place
-    end = Point(module.stochastic_depth, "output", overwritten=True)
-    mlp_branch = branch(f"{name}.mlp_branch", Point(conv, "input"), end, outer, width)
-    mlp_branch.writer, mlp_branch.gain = mlp.fc2, (module, "layer_scale")
-    return Block(
-        name=name,
-        width=width,
-        enter=Point(module, "input"),
-        exit=Point(module, "output"),
-        verbs=span_verbs(None),
-        nesting=2,
-        own={"gamma": (module, "layer_scale")},
-        parts={
-            "conv": projection(f"{name}.conv", conv, outer),
-            "norm2": norm(f"{name}.norm2", norm2, inner, width, mlp.consumers),
-            "mlp": mlp,
-            "mlp_branch": mlp_branch,
-            "skip2": skip(f"{name}.skip2", mlp_branch, outer),
-            "stream2": stream(f"{name}.stream2", mlp_branch, outer),
-        },
-        index=index,
-        stage=stage,
+    return convnext_block(
+        index,
+        stage,
+        module,
+        conv,
+        norm2,
+        mlp,
+        Point(module.stochastic_depth, "output", overwritten=True),  # the shortcut is added in place
+        outer,
+        gain=(module, "layer_scale"),
         drop_path=float(module.stochastic_depth.p),
-        **outer.shared(),
     )

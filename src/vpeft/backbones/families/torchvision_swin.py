@@ -19,6 +19,7 @@ from ..blocks import AttentionSite, Block, MlpSite, Stage
 from ..builders import Where, norm, own_parameters, projection, site, token_rewrites
 from ..describe import UnknownBackbone, family
 from ..functional_qkv import BiasedLinear
+from ..patch_merging import merging_places
 from ..places import Attention, Place
 from ..points import Layout, Point, StandIn
 from ..torchvision_windows import (
@@ -98,17 +99,7 @@ def describe_torchvision_swin(model: nn.Module) -> Backbone:
 def _stage(number: int, layer: Any, merging: Any, where: Where, carrier: BesideTokens) -> Stage:
     """One stage; the merging of patches before it belongs to it."""
     blocks = [_block(where.depth + at, number, module, where, carrier) for at, module in enumerate(layer)]
-    parts: dict[str, Place] = {}
-    if merging is not None:
-        prefix = f"stages.{number}.downsample"
-        before = Where(where.depth - 1, Layout.MAP, where.grid, 0, where.stride)
-        reduction = projection(f"{prefix}.reduction", merging.reduction, before)
-        opens = merging.norm.normalized_shape[0] == merging.reduction.in_features
-        own = norm(
-            f"{prefix}.norm", merging.norm, before, int(merging.norm.normalized_shape[0]), (reduction,) if opens else ()
-        )
-        for part in (own, reduction) if opens else (reduction, own):
-            parts[part.name] = part
+    parts = {} if merging is None else merging_places(number, merging, where)
     return outline.stage(number, blocks, where, parts, downsample=merging)
 
 
