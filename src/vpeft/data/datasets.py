@@ -80,11 +80,12 @@ class Datasets:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["path", *column, "split"])
         for name, split in self.splits.items():
-            writer.writerows(sorted((item.name, *_cells(item), name) for item in split.items))
+            writer.writerows(sorted((item.name, *cells(item), name) for item in split.items))
         return text.getvalue()
 
 
-def _cells(item: Item) -> list[str]:
+def cells(item: Item) -> list[str]:
+    """The target of an image as the cells of a list."""
     if isinstance(item.target, Mask):
         file = item.target.picture.file
         return ["" if file is None else file.as_posix()]

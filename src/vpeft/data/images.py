@@ -85,6 +85,15 @@ def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix()), sorted(hidden)
 
 
+def holds_image(folder: Path) -> bool:
+    """Whether an image or an array is somewhere in `folder`; looks no further than the first."""
+    for _, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        if any(is_image_name(name) or (name.endswith(".npy") and not name.startswith(".")) for name in names):
+            return True
+    return False
+
+
 def pictures_among(files: Iterable[Path]) -> set[Path]:
     """The files that are images; arrays (`.npy`) are where nothing else is, since they often lie beside as features."""
     listed = list(files)

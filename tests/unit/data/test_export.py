@@ -72,3 +72,30 @@ def test_folder_names() -> None:
     assert all(name and not name.startswith(".") and not set("/\\:\n") & set(name) for name in names.values())
     assert names["__pycache__"] != "__pycache__"  # such a folder is not read as a class
     assert names["é"] == "é"
+
+
+def test_other_targets_come_back(tmp_path: Path) -> None:
+    from vpeft.data import ArraySet, DataConfig, open_data
+
+    images = np.stack([pixels(str(index)) for index in range(20)])
+    rng = np.random.default_rng(0)
+    targets = {
+        "labels": rng.integers(0, 2, (20, 3)),
+        "values": rng.random((20, 2)),
+        "mask": rng.integers(0, 3, (20, 12, 12)),
+    }
+    for kind, y in targets.items():
+        np.savez(tmp_path / f"{kind}.npz", images=images, labels=y)
+        data = open_data(DataConfig(source=str(tmp_path / f"{kind}.npz"), target=kind))
+        out = export_folder(data, tmp_path / kind)
+        source = out if kind == "mask" else out / "list.csv"
+        columns = tuple(data.labels) if kind == "values" else ()
+        again = open_data(DataConfig(source=str(source), target=kind, label_columns=columns))
+        assert again.labels == data.labels
+        for name, split in data.splits.items():
+            other = again.splits[name]
+            assert len(other) == len(split)
+            for one, two in zip(split, other, strict=True):
+                assert one.input.equal(two.input)
+                assert one.target.equal(two.target)
+    assert len(ArraySet(images, targets["mask"], target="mask").labels) == 3

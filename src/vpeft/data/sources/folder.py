@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vpeft.data.config import DataConfig
-from vpeft.data.images import LEFT_BY_PROGRAMS, files_below, is_hidden, is_image_name, pictures_among, readable
+from vpeft.data.images import (
+    LEFT_BY_PROGRAMS,
+    files_below,
+    holds_image,
+    is_hidden,
+    is_image_name,
+    pictures_among,
+    readable,
+)
 from vpeft.data.items import FilePicture, Item, Listing, SplitName, split_of
 from vpeft.data.problems import DataError
 from vpeft.data.sources.mask_folder import is_pair
@@ -26,7 +34,7 @@ class Folder:
 
     def claims(self, config: DataConfig) -> Claim:
         root = Path(config.source).expanduser()
-        there = root.is_dir() and any(_has_image(folder) for folder in _folders(root))
+        there = root.is_dir() and any(holds_image(folder) for folder in _folders(root))
         return Claim.LIKENESS if there else Claim.NONE
 
     def names(self) -> Iterable[str]:
@@ -46,7 +54,7 @@ class Folder:
         # A class may be called "train": a folder named like a split is one only if all are, and if it holds folders.
         by_split = bool(folders) and all(splits.values())
         nested = [
-            folder for folder, split in splits.items() if split and any(_has_image(one) for one in _folders(folder))
+            folder for folder, split in splits.items() if split and any(holds_image(one) for one in _folders(folder))
         ]
         if nested and not by_split:
             others = ", ".join(folder.name for folder, split in splits.items() if not split)
@@ -69,10 +77,6 @@ class Folder:
 
 def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
-
-
-def _has_image(folder: Path) -> bool:
-    return bool(pictures_among(files_below(folder)[0]))
 
 
 def _add_classes(listing: Listing, root: Path, folder: Path, split: SplitName | None) -> None:
