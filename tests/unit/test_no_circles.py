@@ -12,9 +12,6 @@ KNOWN: dict[frozenset[str], str] = {
     frozenset({"vpeft.injection.adapter_file", "vpeft.injection.quantise", "vpeft.injection.tuned_model"}): (
         "a TunedModel saves and quantises itself, and a file makes a TunedModel; imported inside functions"
     ),
-    frozenset(f"vpeft.bench.{name}" for name in ("execute", "plan", "progress", "runner", "suite", "suites")): (
-        "a Suite runs itself, and what runs it needs the Suite; it ends when Suite.run goes"
-    ),
 }
 
 
