@@ -34,9 +34,12 @@ class Head(nn.Module):
     Class attributes:
         kind: the name under which files and the command line know it.
         reads: the places whose tensors it reads; an instance may set its own.
+        options: what a user may set; by default what the constructor takes besides width and outputs. A head that
+            finds more on a backbone, or takes something in `on` alone, names its own.
     """
 
     kind: ClassVar[str] = ""
+    options: ClassVar[tuple[str, ...]] = ()
     reads: tuple[str, ...] = ("outlet",)
     settings: dict[str, Any]
 
@@ -49,6 +52,9 @@ class Head(nn.Module):
             _HEADS[cls.kind] = cls
             own = cls.__init__
             signature = inspect.signature(own)
+            if "options" not in cls.__dict__:
+                names = list(signature.parameters)[1:]
+                cls.options = tuple(name for name in names if name not in ("width", "outputs"))
 
             def remembering(self: Head, *given: Any, **named: Any) -> None:
                 own(self, *given, **named)
@@ -80,10 +86,9 @@ class Head(nn.Module):
         Raises:
             BadHead: an option does not exist, or does not take this value.
         """
-        known = [name for name in inspect.signature(cls).parameters if name not in found]
         for name in options:
-            if name not in known:
-                raise BadHead(f"The head {cls.kind!r} has no option {name!r}. {nearest(name, known)}")
+            if name not in cls.options:
+                raise BadHead(f"The head {cls.kind!r} has no option {name!r}. {nearest(name, cls.options)}")
         try:
             return cls(**found, **options)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -44,7 +44,7 @@ def tasks(name: str | None = None, /, *, json: Switch = False) -> None:
     out.print(Text(f"{kind.name}: {inspect.getdoc(kind)}\n"))
     options = [
         (key, type_name(field.annotation), shown_default(field) or "", field.description or "")
-        for key, field in kind.model_fields.items()
+        for key, field in kind.options().items()
     ]
     out.print(show.table(("option", "type", "default", "meaning"), options))
 
@@ -58,15 +58,14 @@ def describe_task(kind: type[Task]) -> dict[str, Any]:
         "doc": inspect.getdoc(kind) or "",
         "options": {
             key: {"type": type_name(field.annotation), "default": field.get_default(call_default_factory=True)}
-            for key, field in kind.model_fields.items()
+            for key, field in kind.options().items()
         },
     }
 
 
 def describe_head(kind: type[Head]) -> dict[str, Any]:
     """All that lists show of a head; the widths that the backbone and the task decide are left out."""
-    options = [name for name in inspect.signature(kind).parameters if name not in ("width", "outputs")]
-    return {"name": kind.kind, "summary": _summary(kind), "options": options}
+    return {"name": kind.kind, "summary": _summary(kind), "options": list(kind.options)}
 
 
 def _summary(kind: type[object]) -> str:

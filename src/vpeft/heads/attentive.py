@@ -44,6 +44,7 @@ class AttentiveHead(Head):
     """
 
     kind = "attentive"
+    options = ("place", "heads", "queries", "mlp_ratio", "dropout")
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class LastKHead(Head):
     """
 
     kind = "last_k"
+    options = ("k", "pooling")
 
     def __init__(self, widths: Sequence[int], outputs: int, places: Sequence[str], pooling: str = "mean") -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from tests.models import tiny_convnext, tiny_swin, tiny_vit
 
 from vpeft import describe
 from vpeft.backbones.points import MissingPlace
-from vpeft.head import BadHead, make_head
+from vpeft.head import BadHead, get_head, make_head
 from vpeft.method_spec import BadMethodSpec
 
 
@@ -82,3 +82,16 @@ def test_the_last_blocks(model: Any, text: str, widths: list[int], places: list[
 def test_maps_have_no_class_token() -> None:
     with pytest.raises(MissingPlace, match="no class token"):
         _settings("last_k(pooling=both)", tiny_swin())
+
+
+def test_options_are_what_a_user_may_set() -> None:
+    """Each is understood on a backbone; what is found there, places and widths, is no option."""
+    values = {"k": 2, "pooling": "mean", "place": "blocks.1", "activation": "relu", "learn_scale": False, "heads": 2}
+    for kind in ("linear", "mlp", "cosine", "batchnorm_linear", "attentive", "last_k", "linear_map", "coral"):
+        head = get_head(kind)
+        assert not {"width", "widths", "outputs", "places", "pooled_width"} & set(head.options)
+        for name in head.options:
+            value = values.get(name, 0.5 if "dropout" in name or name in ("eps", "scale") else 1)
+            made = head.on(describe(tiny_vit()), 48, 5, **{name: value})
+            assert made.kind == kind and (name == "k" or made.settings[name] == value)
+    assert get_head("last_k").options == ("k", "pooling") and get_head("linear").options == ()
