@@ -5,6 +5,7 @@
     lora(rank=4, targets=[q, v])+ssf          several methods, attached together
     mlp(hidden=512)                           a head
     sgd(momentum=0.9)                         an optimiser
+    regression(head=mlp(hidden=512))          a task; the value in brackets is text, which the task reads
 
 Values are written as in TOML. A bare word, alone or in a list, is a string; `None` is nothing. This file only reads and
 writes text: whether the name and the fields exist is checked by whoever looks them up.
@@ -103,8 +104,8 @@ def _value(text: str, whole: str) -> object:
     except tomllib.TOMLDecodeError:
         if text.startswith("[") and text.endswith("]"):
             return [_value(item.strip(), whole) for item in _split(text[1:-1], ",", whole)]
-        if _WORD.fullmatch(text):
-            return text
+        if _WORD.fullmatch(text) or (_FORM.fullmatch(text) and text.endswith(")")):
+            return text  # a word, or a name with fields of its own, which whoever takes the value reads
     else:
         # Further keys would come from a value with a line break in it; dates have no use here.
         if set(found) == {"value"} and _is_plain(found["value"]):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from .batch import Batch, collate
+from .batch import Batch, collate, run_model
 from .errors import VpeftError, nearest
 
 if TYPE_CHECKING:
@@ -86,13 +86,18 @@ class Task(BaseModel):
             a "mask"; a task that makes its samples out of labelled images in `dataset` says "label".
         leading: the metric to compare by; a property where it depends on options.
         images_per_sample: how many images make one sample in `predict`.
+        makes_head: whether it puts a head on a backbone; one that does not learns by what a whole model gives.
+        stacks_inputs: whether `collate` makes inputs of one shape the rows of a tensor, and looks at nothing else of
+            them; then outputs of a frozen backbone may stand for them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
 
     name: ClassVar[str] = ""
     target_kind: ClassVar[TargetKind] = "label"
     images_per_sample: ClassVar[int] = 1
+    makes_head: ClassVar[bool] = True
+    stacks_inputs: ClassVar[bool] = True
 
     labels: tuple[str, ...] = ()
     """names of the outputs or classes in their order; filled in from the training data"""
@@ -103,6 +108,11 @@ class Task(BaseModel):
         except ValidationError as error:
             raise BadOption(_explain(type(self), error)) from None
 
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The fields by the names under which users write them."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
+
     # -- what is read -------------------------------------------------------------------------------------------------
 
     @property
@@ -111,8 +121,10 @@ class Task(BaseModel):
         """The metric by which epochs, searches and tables compare."""
 
     @abstractmethod
-    def head(self, backbone: Backbone, width: int) -> nn.Module:
-        """A fresh head. `width` is the channels of the pooled feature as the methods leave it.
+    def head(self, backbone: Backbone, width: int) -> nn.Module | None:
+        """A fresh head, or None to keep what the model itself gives.
+
+        `width` is the channels of the pooled feature as the methods leave it.
 
         Raises:
             MissingPlace: the backbone lacks a place that the head reads.
@@ -169,6 +181,10 @@ class Task(BaseModel):
     def augments(self) -> str | None:
         """What `augment` does, as a sentence, where it is on; None where batches pass unchanged."""
         return None
+
+    def run(self, model: Callable[..., Any], batch: Batch) -> Any:
+        """The model's outputs for a batch, in training and in evaluation; the default calls the model."""
+        return run_model(model, batch)
 
     # -- how it is learnt ---------------------------------------------------------------------------------------------
 
@@ -245,7 +261,7 @@ def _explain(kind: type[Task], error: ValidationError) -> str:
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"The task {kind.name} has no option {where!r}. {nearest(where, kind.model_fields)}")
+            lines.append(f"The task {kind.name} has no option {where!r}. {nearest(where, kind.options())}")
         else:
             said = problem["msg"].removeprefix("Value error, ").rstrip(".")
             lines.append(f"{kind.name}.{where} = {problem['input']!r}: {said}.")

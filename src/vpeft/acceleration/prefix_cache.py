@@ -148,7 +148,7 @@ def worth_it(tuned: TunedModel, situation: Situation) -> Cut:
         raise NotApplicable(situation.mixes)
     if len(situation.train) < 2:
         raise NotApplicable("one image is not worth it")
-    if situation.task is not None and type(situation.task).collate is not Task.collate:
+    if situation.task is not None and not situation.task.stacks_inputs:
         raise NotApplicable("the task puts its samples together in a way of its own")
     cut = frozen_part(tuned)
     changing = why_not_the_same(situation.train)

@@ -27,7 +27,6 @@ from vpeft.acceleration.prefix_store import Store, digest_of
 from vpeft.acceleration.same_images import ImageSource, why_not_the_same
 from vpeft.batch import Batch
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.task import Task
 
 Rows = list[Tensor]
 
@@ -205,7 +204,7 @@ def join(tuned: TunedModel, changes: Patches, situation: Situation, cut: Cut) ->
     assert stream is not None
     if situation.mixes is not None:
         raise NotApplicable(situation.mixes)
-    if situation.task is not None and type(situation.task).collate is not Task.collate:
+    if situation.task is not None and not situation.task.stacks_inputs:
         raise NotApplicable("the task puts its samples together in a way of its own")
     prefix, images = Prefix(tuned, cut, changes), two_images(tuned)
     with OffZero(tuned), torch.random.fork_rng(devices=[]), situation.autocast():

@@ -71,7 +71,7 @@ def run_flags() -> tuple[Flag, ...]:
     task = FieldInfo(
         annotation=str,
         default="classification",
-        description="What is learnt: a name from `vpeft tasks`, with options `regression(loss_kind=huber)`.",
+        description="What is learnt: a name from `vpeft tasks`, with options `regression(loss=huber)`.",
     )
     also = FieldInfo(
         annotation=tuple[str, ...], default=(), description="Further methods that act together with the first."

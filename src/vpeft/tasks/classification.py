@@ -50,7 +50,7 @@ class Classification(Task):
     """CutMix's Beta parameter; 0 is off"""
     cutmix_share: float = Field(default=0.5, ge=0, le=1)
     """where mixup and CutMix are both on: share of the batches that CutMix changes"""
-    loss_kind: Literal["cross_entropy", "focal"] = "cross_entropy"
+    loss_kind: Literal["cross_entropy", "focal"] = Field(default="cross_entropy", alias="loss")
     """what is minimised: cross_entropy, or focal, in which what is known already counts less"""
     gamma: float = Field(default=2.0, ge=0)
     """focal loss only: exponent of (1 - probability); 0 is cross-entropy"""
@@ -61,7 +61,7 @@ class Classification(Task):
     sampling: Literal["shuffled", "balanced", "weighted"] = "shuffled"
     """what an epoch sees: each sample once (shuffled), each class equally often (balanced), or samples drawn with
     replacement by the weights of their classes, against the frequency where none are listed (weighted)"""
-    head_kind: HeadText = "linear"
+    head_kind: HeadText = Field(default="linear", alias="head")
     """the head, with options where it has any: linear, attentive, mlp(hidden=512)"""
     calibrate: bool = False
     """choose a temperature on the validation samples when training is over"""

@@ -47,7 +47,7 @@ class MultiLabel(Task):
     """choose a threshold for each label on the validation samples, by the best F1, when training is over"""
     thresholds: tuple[float, ...] = ()
     """the chosen thresholds; filled in by choose_thresholds"""
-    head_kind: HeadText = "linear"
+    head_kind: HeadText = Field(default="linear", alias="head")
     """the head, with options where it has any: linear, attentive, mlp(hidden=512)"""
 
     @field_validator("positive_weights")

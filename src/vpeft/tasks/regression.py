@@ -37,7 +37,7 @@ class Regression(Task):
 
     target_kind: ClassVar[TargetKind] = "values"
 
-    loss_kind: Literal["l1", "l2", "huber"] = "l2"
+    loss_kind: Literal["l1", "l2", "huber"] = Field(default="l2", alias="loss")
     """what is minimised: the mean absolute error (l1), the mean squared one (l2), or huber, between both"""
     delta: float = Field(default=1.0, gt=0)
     """huber only: the error, in deviations, from which on it grows linearly"""
@@ -53,7 +53,7 @@ class Regression(Task):
     """ordinal only: the lowest level; filled in from the training data"""
     levels: int = Field(default=0, ge=0)
     """ordinal only: how many levels there are; filled in from the training data"""
-    head_kind: HeadText = "linear"
+    head_kind: HeadText = Field(default="linear", alias="head")
     """the head, with options where it has any: linear, attentive, mlp(hidden=512); coral for ordinal targets"""
 
     @property

@@ -30,6 +30,7 @@ class SameOrDifferent(Task):
 
     target_kind: ClassVar[Literal["label"]] = "label"
     images_per_sample: ClassVar[int] = 2
+    stacks_inputs: ClassVar[bool] = False
 
     labels: tuple[str, ...] = ("different", "same")
     """names of the two answers"""

@@ -39,7 +39,7 @@ class SemanticSegmentation(Task):
     """the class number of pixels that count nowhere"""
     dice: float = Field(default=0.0, ge=0)
     """weight of a Dice part of the loss, which counts small classes as much as large ones; 0 leaves it out"""
-    head_kind: HeadText = "linear_map"
+    head_kind: HeadText = Field(default="linear_map", alias="head")
     """the head, with options where it has any: linear_map, linear_map(dropout=0.0, batch_norm=true)"""
 
     @property

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vpeft.batch import Batch, collate
+from vpeft.task import Task
 from vpeft.training.randomness import batch_randomness, derived_seed
 
 _Address = tuple[int, int, int]  # (epoch, number of the batch, index of the image)
@@ -132,6 +133,8 @@ class Batches:
         self.images, self.views = images, views
         self.seed = seed or 0
         order = None if reading is None else partial(reading.order, images)
+        # whether a set may put a batch together by itself: the task would do no more
+        self._whole = reading is None or getattr(type(reading), "collate", None) is Task.collate
         shuffled = seed is not None
         self._order = _Order(len(images), batch, seed=self.seed, shuffled=shuffled, drop_last=drop_last, order=order)
         # A generator of its own: a loader otherwise takes a number from torch's at the start of each epoch.
@@ -164,7 +167,7 @@ class Batches:
         tell = getattr(self.images, "set_epoch", None)
         if self._order.shuffled and callable(tell):
             tell(told_epoch(self.seed, number, self.views))
-        if isinstance(self.images, InBatches):
+        if self._whole and isinstance(self.images, InBatches):
             for addresses in self._order:
                 yield self.images.batch_of([index for _, _, index in addresses])
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from vpeft.atomic import replace_file
+from vpeft.backbones.digest import tensors_digest
 from vpeft.errors import VpeftError
-from vpeft.training.atomic import replace_file
+from vpeft.guarded import TENSOR_BYTES, parse_json, parse_tensor_header, read_bytes, short
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, 2)  # format 1 has no digest
 _HEADER = "vpeft_checkpoint"
+_DIGEST = "vpeft_digest"
 
 
 class BadCheckpoint(VpeftError):
@@ -39,35 +44,54 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         for group, named in checkpoint.tensors.items()
         for name, tensor in named.items()
     }
-    header = {_HEADER: json.dumps({"format": FORMAT, **checkpoint.facts}, allow_nan=False)}
-    replace_file(path, lambda fresh: save_file(_apart(flat), fresh, metadata=header))
+    facts = json.dumps({"format": FORMAT, **checkpoint.facts}, allow_nan=False)
+    flat = _apart(flat)
+    header = {_HEADER: facts, _DIGEST: _digest(flat, facts)}
+    replace_file(
+        path,
+        lambda fresh: save_file(flat, fresh, metadata=header),
+        kept="The checkpoint before it is whole: the same command goes on from there." if path.is_file() else "",
+    )
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read what `write_checkpoint` wrote.
 
     Raises:
-        BadCheckpoint: not such a file, damaged, or of another format version.
+        BadCheckpoint: not such a file, of another format version, or damaged, be it by one byte.
     """
+    afresh = "Delete it to start afresh."
     try:
-        # Opened once: `safe_open` opens the file twice, and in between a running training may have replaced it.
-        data = path.read_bytes()
+        # Read once: in between two readings a running training may have replaced the file.
+        data = read_bytes(path, str(path), BadCheckpoint, TENSOR_BYTES)
+        metadata, _ = parse_tensor_header(data, str(path), BadCheckpoint)
         flat = load(data)
-    except (SafetensorError, OSError) as error:
-        raise BadCheckpoint(f"{path} cannot be read as a checkpoint ({error}). Delete it to start afresh.") from error
-    # The format: eight bytes of length (little endian), then a JSON header of that length.
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_HEADER)
-    if header is None:
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"{path} cannot be read as a checkpoint ({error}) {afresh}") from None
+    except (SafetensorError, ValueError, RuntimeError, TypeError, MemoryError) as error:
+        raise BadCheckpoint(f"{path} cannot be read as a checkpoint ({error}). {afresh}") from None
+    said = metadata.get(_HEADER)
+    if said is None:
         raise BadCheckpoint(f"{path} is a safetensors file but no training checkpoint. Give another output folder.")
-    facts = json.loads(header)
-    if facts.pop("format") != FORMAT:
-        raise BadCheckpoint(f"{path} has another checkpoint format than {FORMAT}. Delete it to start afresh.")
+    facts = parse_json(said, f"{path}: its header", BadCheckpoint)
+    if not isinstance(facts, dict) or facts.get("format") not in READ:
+        known = " and ".join(map(str, READ))
+        raise BadCheckpoint(f"{path} has another checkpoint format than {known}. {afresh}")
+    version = facts.pop("format")
+    if (version > 1 or _DIGEST in metadata) and metadata.get(_DIGEST) != _digest(flat, said):
+        raise BadCheckpoint(f"{path} is not what was saved: the digest of its content differs. {afresh}")
     tensors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
-        group, _, name = key.partition("/")
+        group, between, name = key.partition("/")
+        if not between:
+            raise BadCheckpoint(f"{path} holds {short(key)}, which belongs to no group of a checkpoint. {afresh}")
         tensors.setdefault(group, {})[name] = tensor
     return Checkpoint(tensors, facts)
+
+
+def _digest(flat: Mapping[str, Tensor], facts: str) -> str:
+    """sha256 over the facts and over names, types, shapes and bytes of the tensors."""
+    return hashlib.sha256(f"{tensors_digest(flat)} {facts}".encode()).hexdigest()
 
 
 def must_agree(there: dict[str, Any], here: dict[str, Any], folder: Path | None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from vpeft.batch import Batch, run_model
+from vpeft.batch import Batch
 from vpeft.errors import VpeftError
 from vpeft.task import DEFAULT, Task, get_task
 from vpeft.training.batches import Batches, Samples
@@ -96,7 +96,7 @@ def outputs_of(
         for some in batches.epoch():
             there = some.to(device)
             with torch.autocast(device.type, _DTYPES.get(precision), enabled=precision != "fp32"):
-                outputs = run_model(model, there)
+                outputs = task.run(model, there)
             outputs = on_processor(outputs)
             if not finite(outputs):
                 where = (first_not_finite(tuned, there) if records is None else None) or "the outputs"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from vpeft.acceleration import batched_adapters
 from vpeft.acceleration.names import wanted
 from vpeft.acceleration.shared_trunk import SharedRecords
+from vpeft.atomic import write_json
 from vpeft.errors import VpeftError
 from vpeft.injection.adapter_file import weights_digest
 from vpeft.task import Task
-from vpeft.training.atomic import write_json
 from vpeft.training.batches import Samples
 from vpeft.training.checkpoint import must_agree, read_checkpoint
 from vpeft.training.evaluate import UnsuitableData

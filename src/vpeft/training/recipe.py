@@ -97,7 +97,7 @@ class TaskChoice(_Choice):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         self._task = get_task(self.name)(**self.fields)
-        stated = self._task.model_dump(mode="json", exclude_defaults=True)
+        stated = self._task.model_dump(mode="json", exclude_defaults=True, by_alias=True)
         self.fields.clear()
         self.fields.update(stated)
         return self
@@ -316,10 +316,10 @@ def _unknown_of_task(values: Any, path: str) -> Iterator[str]:
     if name not in known:
         yield f"{path}name: there is no task {name!r}. {nearest(str(name), known)}"
         return
-    fields = known[name].model_fields
+    options = known[name].options()
     for key in values:
-        if key != "name" and key not in fields:
-            yield f"There is no key {path}{key} for the task {name!r}. {nearest(key, fields)}"
+        if key != "name" and key not in options and key not in known[name].model_fields:
+            yield f"There is no key {path}{key} for the task {name!r}. {nearest(key, options)}"
 
 
 def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from vpeft.atomic import write_json, write_text
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
 from vpeft.backbones.origin import Origin, origin_of, remember
@@ -27,7 +28,6 @@ from vpeft.injection.tuned_model import TunedModel
 from vpeft.method import Method
 from vpeft.method_spec import MethodSpec, text_of
 from vpeft.task import Task
-from vpeft.training.atomic import write_json, write_text
 from vpeft.training.batches import Samples
 from vpeft.training.evaluate import evaluate
 from vpeft.training.failures import TrainingFailed

@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import Tensor
 
+from vpeft.atomic import write_json
 from vpeft.errors import VpeftError
 from vpeft.method import Evolution, Found, Method, NoSearch
-from vpeft.training.atomic import write_json
 from vpeft.training.batches import Samples
 from vpeft.training.evaluate import evaluate
 from vpeft.training.modes import evaluation_mode

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vpeft.batch import Batch, run_model
+from vpeft.batch import Batch
 from vpeft.errors import VpeftError
 from vpeft.task import Task
 from vpeft.training.average import MovingAverage
@@ -149,7 +149,7 @@ class Stepper:
             part = there.to(device, non_blocking=True)
             given = None if alone else (yield part.inputs)
             with self.machine.autocast():
-                outputs = run_model(self.model, part) if given is None else given
+                outputs = self.task.run(self.model, part) if given is None else given
             self.task.check_batch(outputs, there)
             losses = self.task.loss(outputs, part)
             whole = total(losses.values())
