@@ -268,8 +268,10 @@ def scaled(values: NDArray[Any], window: Window) -> NDArray[np.float64]:
         values: of one image.
         window: "type" (or "auto", once it has been found out) divides by the top of the number type; "percentiles"
             takes the 1st percentile of the image as 0 and the 99th as 1; two numbers are what is 0 and what is 1.
+            A window beyond 255 leaves images of eight bits as they are, since it is meant for the others.
     """
-    if window in ("type", "auto"):
+    eight = values.dtype == np.uint8 or values.dtype == np.bool_
+    if window in ("type", "auto") or (isinstance(window, tuple) and eight and window[1] > 255):
         return values.astype(np.float64) / top_of(values)
     low, high = limits(values)
     if isinstance(window, tuple):
@@ -290,12 +292,6 @@ def as_channels(values: NDArray[Any], channels: int) -> NDArray[Any]:
     have = values.shape[2]
     if have == channels:
         return values
-    if have in (2, 4) and channels in (1, 3):  # the last one is opacity: laid over white
-        opaque = values[..., -1:]
-        values = values[..., :-1] * opaque + (1.0 - opaque)
-        have -= 1
-        if have == channels:
-            return values
     if have == 1:
         return np.repeat(values, channels, axis=2)
     if have == 3 and channels == 1:
@@ -327,7 +323,12 @@ class Reading:
 
     def of_values(self, values: NDArray[Any]) -> Image.Image | Tensor:
         """Stored values (H, W, C) as an RGB picture, or as a float tensor (C, H, W) where channels are not three."""
-        made = as_channels(scaled(values, self.window), self.channels)
+        if values.shape[2] in (2, 4) and self.channels in (1, 3) and values.dtype == np.uint8:
+            opacity = scaled(values[..., -1:], "type")  # laid over white
+            made = scaled(values[..., :-1], self.window) * opacity + (1.0 - opacity)
+        else:
+            made = scaled(values, self.window)
+        made = as_channels(made, self.channels)
         if self.channels == 3:
             # Half is added before cutting off, so that equal steps of input give equal steps of output.
             return with_range(Image.fromarray((made * 255.0 + 0.5).astype(np.uint8)), values)

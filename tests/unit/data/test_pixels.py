@@ -93,8 +93,18 @@ def test_rules_between_channels() -> None:
     colour = np.array([[[1.0, 0.5, 0.0]]])
     assert as_channels(colour, 1).item() == pytest.approx(0.299 + 0.587 / 2)
     assert as_channels(colour[..., :1], 3).tolist() == [[[1.0, 1.0, 1.0]]]
-    half = np.array([[[0.0, 0.5]]])  # black, half transparent: grey on white
-    assert as_channels(half, 1).item() == pytest.approx(0.5)
+    half = np.array([[[0, 51]]], np.uint8)  # black, a fifth opaque: light grey on white
+    assert Reading(1).of_values(half).item() == pytest.approx(0.8)  # type: ignore[union-attr]
+    assert Reading(1, (0.0, 10.0)).of_values(half).item() == pytest.approx(0.8)  # type: ignore[union-attr]
+    with pytest.raises(UnreadableImage, match="4 channels, and 3 are asked for"):  # no opacity in four bands of light
+        Reading(3, "percentiles").of_values(_ramp(4))
+
+
+def test_a_window_of_sixteen_bits_leaves_eight_bits_alone() -> None:
+    values = np.array([[[0], [255]]], np.uint8)
+    assert scaled(values, (0.0, 4095.0)).ravel().tolist() == [0, 1]
+    assert scaled(values, (0.0, 100.0)).ravel().tolist() == [0, 1]
+    assert scaled(values, (0.0, 200.0))[0, 1, 0] == 1
 
 
 @pytest.mark.parametrize(

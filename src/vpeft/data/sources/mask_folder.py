@@ -12,7 +12,8 @@ from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
 from vpeft.data.targets import Mask
 
-_IMAGES, _MASKS = ("images", "image", "imgs"), ("masks", "mask", "labels", "annotations")
+_IMAGES = ("images", "image", "imgs", "JPEGImages")
+_MASKS = ("masks", "mask", "labels", "annotations", "SegmentationClass")
 # One name a line, the first of class 0.
 _NAMES = ("classes.txt", "labels.txt")
 # What data sets append to the name of an image for that of its mask.
