@@ -12,7 +12,7 @@ from typing import TypedDict, TypeVar
 
 from torch import nn
 
-from .places import Norm, Place, Projection, ResidualStream, Rewrites, Site, Span, stored_weight
+from .places import Attention, Norm, Place, Projection, ResidualStream, Rewrites, Site, Span, stored_weight
 from .points import Layout, Point
 from .rewrites import STANDARDISED, weight_rewrite
 from .rows import Rows
@@ -144,6 +144,34 @@ def site(
         own=own or {},
         parts=dict(parts),
         consumers=consumers,
+        **where.shared(),
+    )
+
+
+def attention_core(
+    name: str,
+    module: nn.Module,
+    edited: type[nn.Module],
+    where: Where,
+    width: int,
+    heads: int,
+    *,
+    per_window: bool = False,
+) -> Attention:
+    """The space between q, k, v and the output, which is passed while the class `edited` stands in for `module`.
+
+    `width` counts the channels of all heads together.
+    """
+    return Attention(
+        name=name,
+        width=width,
+        enter=None,
+        exit=None,
+        verbs=frozenset({"extend"}),
+        rewrites={"extend": ((module, edited),)},
+        heads=heads,
+        head_width=width // heads,
+        per_window=per_window,
         **where.shared(),
     )
 

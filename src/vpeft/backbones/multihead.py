@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .blocks import AttentionSite
-from .builders import Where, projection, site
+from .builders import Where, attention_core, projection, site
 from .describe import UnknownBackbone
-from .places import Attention, Place
+from .places import Place
 from .points import Point, StandIn
 from .rewrites import EDITED
 
@@ -176,16 +176,6 @@ def multihead_places(name: str, module: nn.MultiheadAttention, where: Where) -> 
         part.enter = Point(part.module, "input", needs=needs)
         part.exit = Point(part.module, "output", needs=needs)
     parts: dict[str, Place] = dict(made)
-    parts["core"] = Attention(
-        name=f"{name}.core",
-        width=third,
-        enter=None,
-        exit=None,
-        verbs=frozenset({"extend"}),
-        rewrites={"extend": ((module, EditedMultihead),)},
-        heads=module.num_heads,
-        head_width=module.head_dim,
-        **where.shared(),
-    )
+    parts["core"] = attention_core(f"{name}.core", module, EditedMultihead, where, third, module.num_heads)
     enter, exit = Point(module, "input", needs=needs), Point(module, "output", 0)
     return site(name, AttentionSite, enter, exit, where, third, parts, None, (made["qkv"],))

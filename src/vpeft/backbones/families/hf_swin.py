@@ -10,7 +10,7 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, MlpSite, Stage
-from ..builders import Where, norm, own_parameters, projection, site, token_rewrites
+from ..builders import Where, attention_core, norm, own_parameters, projection, site, token_rewrites
 from ..describe import family
 from ..hf_attention import edited_class
 from ..hf_model import (
@@ -26,7 +26,7 @@ from ..hf_model import (
 )
 from ..hf_windows import windowed_class
 from ..patch_merging import merging_places
-from ..places import Attention, Place
+from ..places import Place
 from ..points import Layout, Point, StandIn
 from ..window_tokens import BesideTokens
 
@@ -200,17 +200,6 @@ def _attention(name: str, module: Any, core: Any, where: Where, width: int) -> A
     parts: dict[str, Place] = {place.name[-1]: place for place in inputs}
     parts["proj"] = projection(f"{name}.proj", proj, where)
     heads = int(core.num_attention_heads)
-    parts["core"] = Attention(
-        name=f"{name}.core",
-        width=width,
-        enter=None,
-        exit=None,
-        verbs=frozenset({"extend"}),
-        rewrites={"extend": ((core, kind),)},
-        heads=heads,
-        head_width=width // heads,
-        per_window=True,
-        **where.shared(),
-    )
+    parts["core"] = attention_core(f"{name}.core", core, kind, where, width, heads, per_window=True)
     entering = Point(module, "input", "hidden_states")
     return site(name, AttentionSite, entering, Point(module, "output"), where, width, parts, own, inputs)

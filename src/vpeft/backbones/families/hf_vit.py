@@ -15,12 +15,12 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, MlpSite
-from ..builders import Where, norm, own_parameters, projection, site, token_rewrites
+from ..builders import Where, attention_core, norm, own_parameters, projection, site, token_rewrites
 from ..describe import family
 from ..hf_attention import edited_class
 from ..hf_model import architecture, classifier, pair, pixels, pooler_output, size_of, tower
 from ..hf_reading import CheckpointReading, Layer, read_layer, read_model
-from ..places import Attention, Place, Projection, Site
+from ..places import Place, Projection, Site
 from ..points import Layout, Point
 from ..tokens import TokenCarrier
 
@@ -219,17 +219,7 @@ def attention_places(name: str, found: Layer, where: Where, width: int) -> Atten
     kind = edited_class(type(core))
     if kind is not None:
         heads = int(getattr(core, "num_attention_heads", 0) or core.num_heads)
-        parts["core"] = Attention(
-            name=f"{name}.core",
-            width=inputs[0].width,
-            enter=None,
-            exit=None,
-            verbs=frozenset({"extend"}),
-            rewrites={"extend": ((core, kind),)},
-            heads=heads,
-            head_width=inputs[0].width // heads,
-            **where.shared(),
-        )
+        parts["core"] = attention_core(f"{name}.core", core, kind, where, inputs[0].width, heads)
     return site(
         name,
         AttentionSite,

@@ -12,10 +12,9 @@ from torch.nn import functional as F
 from ..attention_bias import widened
 from ..backbone import Backbone
 from ..blocks import AttentionSite, Block
-from ..builders import Where, projection, site, token_rewrites
+from ..builders import Where, attention_core, projection, site, token_rewrites
 from ..describe import UnknownBackbone, family
 from ..functional_qkv import fused_places, fused_qkv, other_parameters
-from ..places import Attention
 from ..points import Layout, Point
 from ..timm_isotropic import Gain, isotropic, residual_block
 from ..tokens import TokenCarrier
@@ -93,17 +92,7 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
     parts = fused_places(name, module, EditedBeitAttention, where)
     third = parts["q"].width
     parts["proj"] = projection(f"{name}.proj", module.proj, where)
-    parts["core"] = Attention(
-        name=f"{name}.core",
-        width=third,
-        enter=None,
-        exit=None,
-        verbs=frozenset({"extend"}),
-        rewrites={"extend": ((module, EditedBeitAttention),)},
-        heads=module.num_heads,
-        head_width=third // module.num_heads,
-        **where.shared(),
-    )
+    parts["core"] = attention_core(f"{name}.core", module, EditedBeitAttention, where, third, module.num_heads)
     enter, exit = Point(module, "input"), Point(module, "output")
     reads = (parts["qkv"],)
     own = other_parameters(module)

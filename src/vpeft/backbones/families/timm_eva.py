@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..blocks import AttentionSite, Block
-from ..builders import Where, norm, projection, site, token_rewrites
+from ..builders import Where, attention_core, norm, projection, site, token_rewrites
 from ..describe import UnknownBackbone, family
 from ..functional_qkv import fused_places, fused_qkv, other_parameters
-from ..places import Attention, Place, Projection
+from ..places import Place, Projection
 from ..points import Layout, Point
 from ..timm_isotropic import Gain, isotropic, residual_block
 from ..tokens import TokenCarrier
@@ -149,17 +149,7 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
         parts = {letter: projection(f"{name}.{letter}", getattr(module, f"{letter}_proj"), where) for letter in "qkv"}
         reads = list(parts.values())
     heads = module.num_heads
-    core = Attention(
-        name=f"{name}.core",
-        width=parts["q"].width,
-        enter=None,
-        exit=None,
-        verbs=frozenset({"extend"}),
-        rewrites={"extend": ((module, kind),)},
-        heads=heads,
-        head_width=parts["q"].width // heads,
-        **where.shared(),
-    )
+    core = attention_core(f"{name}.core", module, kind, where, parts["q"].width, heads)
     more: dict[str, Place] = {"proj": projection(f"{name}.proj", module.proj, where)}
     for inner in ("q_norm", "k_norm", "norm"):
         layer = getattr(module, inner)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from vpeft.backbones import outline
 
 from ..blocks import AttentionSite, Block, MlpSite
-from ..builders import Where, branch, norm, projection, skip, stream
+from ..builders import Where, attention_core, branch, norm, projection, skip, stream
 from ..convolutional import drop_rate, norm_width
-from ..places import Attention, Place
+from ..places import Place
 from ..points import Point
 from ..tokens import TokenCarrier
 from ..verbs import Verb
@@ -91,17 +91,7 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
         if layer is not None and not isinstance(layer, nn.Identity):
             parts[inner] = norm(f"{name}.{inner}", layer, where, norm_width(layer))
     if not isinstance(module, DiffParallelScalingBlock):
-        parts["core"] = Attention(
-            name=f"{name}.core",
-            width=width,
-            enter=None,
-            exit=None,
-            verbs=frozenset({"extend"}),
-            rewrites={"extend": ((module, EditedParallelBlock),)},
-            heads=int(module.num_heads),
-            head_width=int(module.head_dim),
-            **where.shared(),
-        )
+        parts["core"] = attention_core(f"{name}.core", module, EditedParallelBlock, where, width, int(module.num_heads))
     if writer is not None:
         parts["proj"] = projection(f"{name}.proj", writer, where)
     enter, exit, verbs = _ends(module, writer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 from timm.models.pvt_v2 import Attention as PvtAttention
@@ -12,10 +13,10 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, MlpSite, Stage
-from ..builders import Where, norm, projection, site
+from ..builders import Where, attention_core, norm, projection, site
 from ..convolutional_net import image_size
 from ..describe import UnknownBackbone, family
-from ..places import Attention, Place, Projection
+from ..places import Place, Projection
 from ..points import Layout, Point
 from ..timm_isotropic import architecture, own_classifier, pooled_by_head, residual_block
 from .timm_vit import attend
@@ -154,19 +155,8 @@ def reduced_attention(name: str, module: Any, where: Where, width: int, edited: 
     for letter, rows in (("k", (0, width)), ("v", (width, 2 * width))):
         parts[letter] = projection(f"{name}.{letter}", module.kv, reduced, rows)
     parts["proj"] = projection(f"{name}.proj", module.proj, where)
-    parts["core"] = Attention(
-        name=f"{name}.core",
-        width=width,
-        enter=None,
-        exit=None,
-        verbs=frozenset({"extend"}),
-        rewrites={"extend": ((module, edited),)},
-        heads=module.num_heads,
-        head_width=width // module.num_heads,
-        layout=where.layout,
-        depth=where.depth,
-        grid=grid,
-        stride=where.stride,
+    parts["core"] = attention_core(
+        f"{name}.core", module, edited, replace(where, grid=grid), width, int(module.num_heads)
     )
     reads = (parts["q"], kv) if module.sr is None else ()
     consumers = tuple(part for part in reads if isinstance(part, Projection))

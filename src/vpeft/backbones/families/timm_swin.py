@@ -15,10 +15,10 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, Stage
-from ..builders import Where, norm, own_parameters, projection, site, token_rewrites
+from ..builders import Where, attention_core, norm, own_parameters, projection, site, token_rewrites
 from ..describe import UnknownBackbone, family
 from ..patch_merging import merging_places
-from ..places import Attention, Place
+from ..places import Place
 from ..points import Layout, Point
 from ..timm_isotropic import architecture, own_classifier, pooled_by_head
 from ..window_tokens import BesideTokens as BesideTokens
@@ -262,17 +262,8 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
     for offset, letter in enumerate("qkv"):
         parts[letter] = projection(f"{name}.{letter}", module.qkv, where, (offset * third, (offset + 1) * third))
     parts["proj"] = projection(f"{name}.proj", module.proj, where)
-    parts["core"] = Attention(
-        name=f"{name}.core",
-        width=third,
-        enter=None,
-        exit=None,
-        verbs=frozenset({"extend"}),
-        rewrites={"extend": ((module, EditedWindowAttention),)},
-        heads=module.num_heads,
-        head_width=third // module.num_heads,
-        per_window=True,
-        **where.shared(),
+    parts["core"] = attention_core(
+        f"{name}.core", module, EditedWindowAttention, where, third, module.num_heads, per_window=True
     )
     return site(
         name,

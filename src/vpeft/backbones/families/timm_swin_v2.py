@@ -18,10 +18,9 @@ from torch.nn import functional as F
 from ..attention_bias import widened
 from ..backbone import Backbone
 from ..blocks import AttentionSite, Block
-from ..builders import Where, inner_parameters, projection, site
+from ..builders import Where, attention_core, inner_parameters, projection, site
 from ..describe import UnknownBackbone, family
 from ..functional_qkv import fused_places, fused_qkv, other_parameters
-from ..places import Attention
 from ..points import Point, StandIn
 from ..window_tokens import BesideTokens, attend_beside, checkpointed
 from .timm_swin import Kinds, inside, swin_block, windowed
@@ -129,17 +128,8 @@ def _block(index: int, stage: int, module: Any, stride: int, carrier: BesideToke
 def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSite:
     parts = fused_places(name, module, EditedCosineAttention, where)
     parts["proj"] = projection(f"{name}.proj", module.proj, where)
-    parts["core"] = Attention(
-        name=f"{name}.core",
-        width=width,
-        enter=None,
-        exit=None,
-        verbs=frozenset({"extend"}),
-        rewrites={"extend": ((module, EditedCosineAttention),)},
-        heads=module.num_heads,
-        head_width=width // module.num_heads,
-        per_window=True,
-        **where.shared(),
+    parts["core"] = attention_core(
+        f"{name}.core", module, EditedCosineAttention, where, width, module.num_heads, per_window=True
     )
     own = {**other_parameters(module), **inner_parameters("cpb_mlp", module.cpb_mlp)}
     enter, exit = Point(module, "input"), Point(module, "output")

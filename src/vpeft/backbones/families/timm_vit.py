@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..blocks import AttentionSite, Block, MlpSite
-from ..builders import Where, norm, own_parameters, projection, site
+from ..builders import Where, attention_core, norm, own_parameters, projection, site
 from ..convolutional_net import stem_places
 from ..describe import UnknownBackbone, family
 from ..fused_qkv import fused_qkv
-from ..places import Attention, Place
+from ..places import Place
 from ..points import Layout, Point
 from ..rows import Rows
 from ..timm_isotropic import architecture as architecture
@@ -166,17 +166,7 @@ def attention_places(
         if layer is not None and not isinstance(layer, nn.Identity):
             parts[inner] = norm(f"{name}.{inner}", layer, where, int(layer.weight.shape[0]))
     if kind is not None:
-        parts["core"] = Attention(
-            name=f"{name}.core",
-            width=third,
-            enter=None,
-            exit=None,
-            verbs=frozenset({"extend"}),
-            rewrites={"extend": ((module, kind),)},
-            heads=heads,
-            head_width=third // heads,
-            **where.shared(),
-        )
+        parts["core"] = attention_core(f"{name}.core", module, kind, where, third, heads)
     gated = getattr(module, "gate", None) is not None
     if gated:
         parts["gate"] = projection(f"{name}.gate", module.gate, where)

@@ -20,11 +20,11 @@ from vpeft.backbones import outline
 from ..attention_bias import widened
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, MlpSite
-from ..builders import Where, norm, own_parameters, projection, site
+from ..builders import Where, attention_core, norm, own_parameters, projection, site
 from ..convolutional import Unit, conv_stride, norm_width
 from ..convolutional_net import stem_places
 from ..describe import family
-from ..places import Attention, Place, Projection
+from ..places import Place, Projection
 from ..points import Layout, Point, StandIn
 from ..staged import BlockMaker, Passage, convolutions, lay_out
 from .torchvision_efficientnet import last_of_classifier
@@ -190,21 +190,14 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
         rows = (offset * width, (offset + 1) * width)
         parts[letter] = projection(f"{name}.{letter}", module.to_qkv, where, rows)
     parts["proj"] = projection(f"{name}.proj", module.merge, where)
-    parts["core"] = Attention(
-        name=f"{name}.core",
-        width=width,
-        enter=None,
-        exit=None,
-        verbs=frozenset({"extend"}),
-        rewrites={"extend": ((module, EditedRelativeAttention),)},
-        heads=int(module.n_heads),
-        head_width=int(module.head_dim),
+    parts["core"] = attention_core(
+        f"{name}.core",
+        module,
+        EditedRelativeAttention,
+        where.within((side, side), Layout.TOKENS),
+        width,
+        int(module.n_heads),
         per_window=True,
-        layout=Layout.TOKENS,
-        depth=where.depth,
-        grid=(side, side),
-        local=True,
-        stride=where.stride,
     )
     ends = Point(module, "input"), Point(module, "output")
     return site(name, AttentionSite, *ends, where, width, parts, own_parameters(module), (qkv,))

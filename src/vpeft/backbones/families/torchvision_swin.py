@@ -16,11 +16,11 @@ from vpeft.backbones import outline
 
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, MlpSite, Stage
-from ..builders import Where, norm, own_parameters, projection, site, token_rewrites
+from ..builders import Where, attention_core, norm, own_parameters, projection, site, token_rewrites
 from ..describe import UnknownBackbone, family
 from ..functional_qkv import BiasedLinear
 from ..patch_merging import merging_places
-from ..places import Attention, Place
+from ..places import Place
 from ..points import Layout, Point, StandIn
 from ..torchvision_windows import (
     EditedCosineWindows,
@@ -171,18 +171,7 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
     proj.enter = Point(module.proj, "input", needs=(StandIn(module, kind),))
     proj.exit = Point(module.proj, "output", needs=(StandIn(module, kind),))
     parts: dict[str, Place] = {**made, "proj": proj}
-    parts["core"] = Attention(
-        name=f"{name}.core",
-        width=third,
-        enter=None,
-        exit=None,
-        verbs=frozenset({"extend"}),
-        rewrites={"extend": ((module, kind),)},
-        heads=int(module.num_heads),
-        head_width=third // int(module.num_heads),
-        per_window=True,
-        **inside.shared(),
-    )
+    parts["core"] = attention_core(f"{name}.core", module, kind, inside, third, int(module.num_heads), per_window=True)
     own = own_parameters(module)
     for number, layer in enumerate(getattr(module, "cpb_mlp", ())):
         own |= {f"cpb_mlp.{number}.{key}": (layer, key) for key, _ in layer.named_parameters()}
