@@ -249,7 +249,7 @@ class Wiring:
         self._modules: list[nn.Module] = []
         self._classes: dict[int, tuple[nn.Module, type[nn.Module], list[str]]] = {}
         self._attached: list[tuple[str, list[Any], Any]] = []  # adapter, where it is listed, operation
-        self._begin: tuple[nn.Module, RemovableHandle] | None = None
+        self._begins: list[tuple[nn.Module, RemovableHandle]] = []
         self._watches: list[tuple[nn.Module, Watch, RemovableHandle]] = []
 
     def operations(self, adapter: str) -> list[Any]:
@@ -307,12 +307,12 @@ class Wiring:
         module.__dict__["vpeft_carrier"] = carrier
 
     def begin_at(self, point: Point, time_axis: int | None = None) -> None:
-        """Let a pass begin where images enter, while any adapter is attached; done once."""
-        if self._begin is None:
+        """Let a pass begin where inputs enter a tower, while any adapter is attached; done once for each tower."""
+        if all(module is not point.module for module, _ in self._begins):
             begin = Begin(self.switch, point.item, time_axis)
             # before all other hooks there
             handle = point.module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
-            self._begin = (point.module, handle)
+            self._begins.append((point.module, handle))
 
     def watch(self, module: nn.Module, adapter: str) -> None:
         """Say so where parameters inside `module` cannot learn, because it runs without gradients in a checkpoint."""
@@ -354,9 +354,10 @@ class Wiring:
             if not watched[1].adapters:
                 watched[2].remove()
                 self._watches.remove(watched)
-        if self._begin is not None and not self._attached:
-            self._begin[1].remove()
-            self._begin = None
+        if not self._attached:
+            for _, handle in self._begins:
+                handle.remove()
+            self._begins.clear()
         for key, (hook, handles) in list(self._hooks.items()):
             if not hook.operations:
                 for handle in handles:
@@ -387,7 +388,7 @@ class Wiring:
             "hooks": [(modules[key[0]], key[1:], *held) for key, held in self._hooks.items()],
             "classes": list(self._classes.values()),
             "attached": self._attached,
-            "begin": self._begin,
+            "begins": self._begins,
             "watches": self._watches,
         }
 
@@ -397,4 +398,4 @@ class Wiring:
         self._hooks = {(id(module), *rest): (hook, handles) for module, rest, hook, handles in state["hooks"]}
         self._classes = {id(module): (module, plain, users) for module, plain, users in state["classes"]}
         self._attached = state["attached"]
-        self._begin, self._watches = state["begin"], state["watches"]
+        self._begins, self._watches = state["begins"], state["watches"]
