@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
-from ..method import KnownFailure, Method, register
+from ..method import Method, register
 
 
 @register("visual_prompting_pixel", category="addition", family="prompt", paper="2203.17274", year=2022, venue="arXiv")
@@ -29,11 +29,6 @@ class VisualPromptingPixel(Method):
     """
 
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({"width": 4},)
-    exceptions = {
-        "takes_another_size": KnownFailure(
-            "its border is made of pixels of one image size", RuntimeError, "size of tensor"
-        )
-    }
 
     width: int = Field(default=30, gt=0)
     """w, pixels"""
