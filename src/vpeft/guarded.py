@@ -236,6 +236,12 @@ def short(words: str, most: int = 60) -> str:
     return repr(words if len(words) <= most else f"{words[:most]}...")
 
 
+def printable(words: str, most: int) -> str:
+    """Foreign words in a message: at most `most` characters, and no character that a terminal would obey."""
+    cut = words if len(words) <= most else f"{words[:most]}..."
+    return "".join(one if one.isprintable() else "?" for one in cut)
+
+
 def _entries(header: Mapping[str, Any]) -> Iterator[tuple[str, TensorEntry]]:
     for name, said in header.items():
         if not isinstance(said, dict) or set(said) != {"dtype", "shape", "data_offsets"}:
