@@ -11,7 +11,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 class BadField(VpeftError):
     """A hyper-parameter that the method does not have, or a value that it does not take."""
+
+
+class NoEditsAcross(VpeftError):
+    """The method was put on all towers together, and edits each by itself."""
 
 
 class NoSearch(VpeftError):
@@ -108,6 +112,26 @@ class Method(BaseModel):
     @abstractmethod
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
         """What to change where; pure, nothing is touched yet. A missing place raises `MissingPlace`."""
+
+    def edits_across(self, towers: Mapping[str, Backbone]) -> Iterator[Edit]:
+        """What to change in the towers of one host together, for methods whose layers are shared or coupled between them.
+
+        Optional: it is called in place of `edits` where the method is put on "*".
+
+        Raises:
+            NoEditsAcross: this method edits each tower by itself.
+        """
+        each = ", ".join(f"{name!r}: {self!r}" for name in towers)
+        raise NoEditsAcross(
+            f"{type(self).__name__} edits each tower by itself, and not all together. Put it on each: {{{each}}}."
+        )
+
+    def resolved(self, backbone: Backbone) -> Self:
+        """The method with what it would choose for this backbone written into its fields; by default it is as it is.
+
+        Records and run keys have it so: a default that depends on the backbone is then stated.
+        """
+        return self
 
     @property
     def starts_as_identity(self) -> bool:

@@ -55,8 +55,8 @@ class Engine(Protocol):
         """A digest of the weights of the backbone of this name. Raises VpeftError if there is none."""
         ...
 
-    def resolve(self, method: MethodSpec) -> MethodSpec:
-        """The method with all its fields, validated. Raises VpeftError for an unknown method or field."""
+    def resolve(self, method: MethodSpec, backbone: str) -> MethodSpec:
+        """The method with all its fields as they are on this backbone. Raises VpeftError for an unknown one."""
         ...
 
     def train(

@@ -69,7 +69,8 @@ def make_plan(config: BenchConfig, engine: Engine) -> list[Job]:
     departures = _departures(config.optimisation, rules)
     # The label is what was asked for; the identity has every field.
     compared = [
-        (asked.label, tuple(engine.resolve(method) for method in asked.methods)) for asked in parse_all(config.methods)
+        (asked.label, tuple(engine.resolve(method, config.backbone) for method in asked.methods))
+        for asked in parse_all(config.methods)
     ]
     weights = engine.weights(config.backbone)
     seeds = range(config.seeds or tier.seeds)

@@ -73,8 +73,8 @@ class VpeftEngine:
     def weights(self, backbone: str) -> str:
         return _digest(backbone)
 
-    def resolve(self, method: MethodSpec) -> MethodSpec:
-        made = get_method(method.name)(**method.fields)
+    def resolve(self, method: MethodSpec, backbone: str) -> MethodSpec:
+        made = get_method(method.name)(**method.fields).resolved(describe(_backbone(backbone)))
         return MethodSpec(name=method.name, fields=made.model_dump(mode="json"))
 
     def train(

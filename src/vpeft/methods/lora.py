@@ -51,14 +51,18 @@ class LoRA(Method):
             else:
                 yield place.parallel(LowRank(place.width_in, place.width, self.rank, scale, self.dropout))
 
+    def resolved(self, backbone: Backbone) -> LoRA:
+        """With the targets stated, where all blocks get the same ones."""
+        chosen = {_default_targets(block) for block in backbone.blocks} or {("all",)}
+        if self.targets is not None or len(chosen) > 1:
+            return self
+        return self.model_copy(update={"targets": chosen.pop()})
+
     def _places(self, backbone: Backbone) -> Iterator[Projection]:
         if not backbone.blocks and (self.targets is None or "all" in self.targets):
             yield from backbone.projections
         for block in backbone.blocks:
-            targets = self.targets
-            if targets is None:
-                targets = ("q", "v") if block.has("attn.q") and block.has("attn.v") else ("all",)
-            for target in targets:
+            for target in _default_targets(block) if self.targets is None else self.targets:
                 found = _named(block, target)
                 if not found:
                     have = [t for t in get_args(Target) if t != "all" and _named(block, t)]
@@ -67,6 +71,11 @@ class LoRA(Method):
                         f" projection. Its targets are: {', '.join([*have, 'all'])}."
                     )
                 yield from found
+
+
+def _default_targets(block: Block) -> tuple[Target, ...]:
+    """q and v where the block has attention, as in the paper; else every linear and convolution."""
+    return ("q", "v") if block.has("attn.q") and block.has("attn.v") else ("all",)
 
 
 def _named(block: Block, target: str) -> list[Projection]:

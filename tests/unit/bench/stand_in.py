@@ -72,7 +72,7 @@ class StandIn:
     def weights(self, backbone: str) -> str:
         return f"weights of {backbone}"
 
-    def resolve(self, method: MethodSpec) -> MethodSpec:
+    def resolve(self, method: MethodSpec, backbone: str) -> MethodSpec:
         if method.name not in FIELDS:
             raise NoSuchMethod(f"There is no method {method.name!r}. {nearest(method.name, FIELDS)}")
         return MethodSpec(name=method.name, fields={**FIELDS[method.name], **method.fields})

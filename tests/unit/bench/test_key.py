@@ -67,3 +67,11 @@ def test_what_was_read_back_has_the_same_key() -> None:
 def test_what_has_no_canonical_text_is_refused(value: object) -> None:
     with pytest.raises(NotHashable, match="identity"):
         canonical({"field": value})
+
+
+def test_a_default_that_depends_on_the_backbone_is_stated_in_the_key() -> None:
+    """Stored runs of plain LoRA have q and v among their fields, and stay the same runs."""
+    from vpeft.bench.trainer import VpeftEngine
+
+    resolved = VpeftEngine(accelerated=False).resolve(MethodSpec(name="lora"), "pocket_vit")
+    assert resolved.fields["targets"] == ["q", "v"]
