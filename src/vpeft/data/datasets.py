@@ -208,7 +208,7 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
     masks: dict[str, str] = {}
     broken: set[str] = set()
     changed: dict[str, Item] = {}
-    values = listing.values
+    values, wide = listing.values, len(everything) if listing.values is not None else 0
     # Looked at as plain numbers where the window is found out here, since these may have no range of their own.
     reading = Reading(
         config.channels or 3, "percentiles" if config.window == "auto" else config.window, config.max_pixels
@@ -218,6 +218,7 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
         name = seen.item.name
         if seen.values is not None:
             values = seen.values.joined(values)
+            wide += 1
         if seen.missing:
             listing.problems.add("missing", name)
         elif seen.unreadable:
@@ -245,14 +246,14 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
             f"{config.source} holds no image with a mask that fits:\n"
             + "\n".join(f"  {listing.problems.sentence(kind)}." for kind in _kinds(listing.problems))
         )
-    return _Looked(content, masks, _windowed(values, config, listing.problems))
+    return _Looked(content, masks, _windowed(values, wide, config, listing.problems))
 
 
 def _kinds(problems: Problems) -> list[Kind]:
     return list(dict.fromkeys(problem.kind for problem in problems.found))
 
 
-def _windowed(values: ValueRange | None, config: DataConfig, problems: Problems) -> DataConfig:
+def _windowed(values: ValueRange | None, wide: int, config: DataConfig, problems: Problems) -> DataConfig:
     """The configuration with the window that was found, and a note where images would come out dark."""
     if values is None:
         return config if config.window != "auto" else config.model_copy(update={"window": "type"})
@@ -262,7 +263,7 @@ def _windowed(values: ValueRange | None, config: DataConfig, problems: Problems)
     if config.window == "type" and values.dark:
         problems.add(
             "dark",
-            f"values from {values.low:g} to {values.high:g} of {values.top:g}",
+            f"{wide} with values from {values.low:g} to {values.high:g} of {values.top:g}",
             f"make them visible with window = ({low:g}, {high:g}), or with window = 'percentiles', which takes the "
             f"{PERCENTILES[0]:g}st and {PERCENTILES[1]:g}th of each image",
         )

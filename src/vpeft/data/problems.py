@@ -41,7 +41,7 @@ _TITLES: dict[str, str] = {
     "unlabelled": "images carry no label and are skipped",
     "split": "splits are not as asked",
     "hidden": "folders of images that belong to other programs are left out",
-    "dark": "images use a small part of their range and come out nearly black",
+    "dark": "groups of images use a small part of their range and come out nearly black",
     "missing_mask": "images have no mask and are skipped",
     "mask_size": "masks have another size than their image; both are skipped",
     "mask_value": "masks hold numbers that stand for no class; they and their images are skipped",

@@ -142,7 +142,9 @@ def _twelve_bits(file: Path, rng: np.random.Generator) -> None:
 
 def test_never_black_without_a_word(tmp_path: Path) -> None:
     root = _classes(tmp_path, _twelve_bits)
-    with pytest.warns(DataWarning, match=r"come out nearly black: values from \d+ to 40\d\d of 65535 .*\(0, 4095\)"):
+    with pytest.warns(
+        DataWarning, match=r"come out nearly black: 12 with values from \d+ to 40\d\d of 65535 .*\(0, 4095\)"
+    ):
         dark = _open(root)
     assert int(dark.train[0].input.max()) <= 16
     light = _open(root, window=(0, 4095))
