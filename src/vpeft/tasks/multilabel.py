@@ -14,7 +14,7 @@ from torch.nn import functional
 from torchmetrics import Metric
 from torchmetrics.classification import MultilabelAveragePrecision
 
-from ..batch import Batch, collate
+from ..batch import Batch
 from ..errors import VpeftError
 from ..head import HeadText, make_head
 from ..task import Leading, Prediction, TargetKind, Task, UnsuitableTargets, register_task
@@ -133,12 +133,6 @@ class MultiLabel(Task):
                 f" label: {', '.join(self.labels[:10]) or labels}."
             )
 
-    def collate(self, samples: Sequence[Any]) -> Batch:
-        """Samples as a batch; lists of 0 and 1 become rows of one tensor."""
-        batch = collate(samples)
-        rows = rows_of(batch.targets) if isinstance(batch.targets, list) else None
-        return batch if rows is None else batch.with_(targets=rows)
-
     # -- how it is learnt ---------------------------------------------------------------------------------------------
 
     @property
@@ -150,14 +144,14 @@ class MultiLabel(Task):
         """-mean of w t log p + (1 - t) log(1 - p) over samples and labels, for the probabilities p and weights w."""
         logits = outputs.float()
         weights = torch.tensor(self._weights, device=logits.device) if self._weights else None
-        targets = batch.targets.to(logits.dtype)
+        targets = _rows(batch).to(logits)
         return {
             "binary_cross_entropy": functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
         }
 
     def monitor(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """The share of the labels that are stated rightly."""
-        right = (outputs.detach() > 0) == (batch.targets > 0)
+        right = (outputs.detach() > 0) == (_rows(batch).to(outputs.device) > 0)
         return {"label_accuracy": right.float().mean(1).sum()}
 
     # -- how it is judged ---------------------------------------------------------------------------------------------
@@ -170,7 +164,7 @@ class MultiLabel(Task):
         """With `choose_thresholds`, for each label the threshold of the best F1 on the validation samples."""
         if not self.choose_thresholds:
             return self
-        found = [(logits.double().sigmoid(), batch.targets) for logits, batch in outputs()]
+        found = [(logits.double().sigmoid(), _rows(batch)) for logits, batch in outputs()]
         if not found:
             return self
         probabilities, targets = (torch.cat(part) for part in zip(*found, strict=True))
@@ -242,7 +236,7 @@ class MultiLabelScores(Metric):
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
         """Count a batch: logits (B, K), 0 and 1 (B, K) as the batch's targets."""
-        logits, there = outputs.double(), batch.targets > 0
+        logits, there = outputs.double(), _rows(batch) > 0
         labels = logits.shape[1]
         if labels != len(self.right):
             self._count_in(labels)
@@ -285,6 +279,13 @@ class MultiLabelScores(Metric):
                 for k, name in enumerate(label_names(self.labels, labels))
             ],
         }
+
+
+def _rows(batch: Batch) -> Tensor:
+    """The targets (B, K), also where they came as lists."""
+    rows = rows_of(batch.targets)
+    assert rows is not None  # `check_batch` has refused others
+    return rows
 
 
 def best_threshold(probabilities: Tensor, there: Tensor, usual: float) -> float:

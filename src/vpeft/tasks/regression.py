@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchmetrics import Metric
 from torchmetrics.functional import mean_absolute_error, mean_squared_error, r2_score, spearman_corrcoef
 
-from ..batch import Batch, collate
+from ..batch import Batch
 from ..errors import VpeftError
 from ..head import HeadText, make_head
 from ..task import Leading, Prediction, TargetKind, Task, UnsuitableTargets, register_task
@@ -154,17 +154,11 @@ class Regression(Task):
                 )
         return rows
 
-    def collate(self, samples: Sequence[Any]) -> Batch:
-        """Samples as a batch, targets as floating-point rows (B, K)."""
-        batch = collate(samples)
-        rows = None if batch.targets is None else rows_of(batch.targets)
-        return batch if rows is None else batch.with_(targets=rows)
-
     # -- how it is learnt ---------------------------------------------------------------------------------------------
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """The mean over samples and numbers (or levels), in deviations of the training targets."""
-        outputs, targets = outputs.float(), _columns(batch.targets)
+        outputs, targets = outputs.float(), _rows(batch).to(outputs.device)
         if self.ordinal:
             above = targets - self.lowest > torch.arange(outputs.shape[1], device=outputs.device)
             return {"ordinal": functional.binary_cross_entropy_with_logits(outputs, above.float())}
@@ -194,7 +188,8 @@ class Regression(Task):
 
     def monitor(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """The absolute error in the targets' own units, the mean over the numbers of a sample."""
-        return {"mae": (self.values(outputs.detach().float()) - _columns(batch.targets)).abs().mean(1).sum()}
+        error = self.values(outputs.detach().float()) - _rows(batch).to(outputs.device)
+        return {"mae": error.abs().mean(1).sum()}
 
     # -- how it is judged ---------------------------------------------------------------------------------------------
 
@@ -247,7 +242,7 @@ class RegressionScores(Metric):
     def update(self, outputs: Tensor, batch: Batch) -> None:
         """Keep a batch: outputs (B, K), and numbers (B,) or (B, K) as the batch's targets."""
         self.said.append(self.task.values(outputs))
-        self.wanted.append(_columns(batch.targets).double())
+        self.wanted.append(_rows(batch).double())
 
     def compute(self) -> dict[str, Any]:
         """Values by name, and the details."""
@@ -285,9 +280,11 @@ def _exact(outputs: Tensor) -> torch.dtype:
     return torch.float32 if outputs.device.type == "mps" else torch.float64
 
 
-def _columns(targets: Tensor) -> Tensor:
-    """(B,) -> (B, 1); (B, K) as it is."""
-    return targets[:, None] if targets.dim() == 1 else targets
+def _rows(batch: Batch) -> Tensor:
+    """The targets (B, K), also where they came as (B,) or as lists."""
+    rows = rows_of(batch.targets)
+    assert rows is not None  # `check_batch` has refused others
+    return rows
 
 
 def _names(labels: Sequence[str], count: int) -> list[str]:

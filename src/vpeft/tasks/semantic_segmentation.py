@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import Metric
 
-from ..batch import Batch, collate
+from ..batch import Batch
 from ..errors import VpeftError
 from ..head import HeadText, make_head
 from ..task import Leading, Prediction, TargetKind, Task, UnsuitableTargets, register_task
@@ -82,6 +82,7 @@ class SemanticSegmentation(Task):
         self._check_masks(batch.targets, outputs.shape[1])
 
     def _check_masks(self, masks: Any, classes: int | None) -> None:
+        masks = _as_masks(masks)
         if isinstance(masks, list) and masks and all(isinstance(one, Tensor) and one.dim() == 2 for one in masks):
             sizes = sorted({tuple(one.shape) for one in masks})
             raise UnsuitableTargets(
@@ -107,15 +108,6 @@ class SemanticSegmentation(Task):
                 " by ignore."
             )
 
-    def collate(self, samples: Sequence[Any]) -> Batch:
-        """Samples as a batch, masks as int64 (B, H, W)."""
-        batch = collate(samples)
-        masks = batch.targets
-        if not isinstance(masks, Tensor) or masks.is_floating_point():
-            return batch
-        masks = masks.as_subclass(Tensor)
-        return batch.with_(targets=(masks[:, 0] if masks.dim() == 4 and masks.shape[1] == 1 else masks).long())
-
     # -- how it is learnt ---------------------------------------------------------------------------------------------
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
@@ -125,7 +117,7 @@ class SemanticSegmentation(Task):
         probabilities p and the truth t; classes that are not in the batch's masks are left out (Milletari et al., arXiv
         1606.04797).
         """
-        masks = batch.targets
+        masks = _as_masks(batch.targets)
         logits = to_size(outputs.float(), masks.shape[-2:])
         counted = masks != self.ignore
         sum_of_pixels = functional.cross_entropy(logits, masks, ignore_index=self.ignore, reduction="sum")
@@ -143,7 +135,9 @@ class SemanticSegmentation(Task):
 
     def monitor(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """The share of right pixels of each sample, among those at the centres of the output's cells."""
-        masks = functional.interpolate(batch.targets[:, None].float(), outputs.shape[-2:], mode="nearest-exact")[:, 0]
+        masks = functional.interpolate(
+            _as_masks(batch.targets)[:, None].float(), outputs.shape[-2:], mode="nearest-exact"
+        )[:, 0]
         counted = masks != self.ignore
         right = (outputs.detach().argmax(1) == masks) & counted
         return {"pixel_accuracy": (right.sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)).sum()}
@@ -203,7 +197,7 @@ class SegmentationScores(Metric):
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
         """Count a batch: logits (B, K, h, w), masks (B, H, W) as the batch's targets."""
-        masks, classes = batch.targets, outputs.shape[1]
+        masks, classes = _as_masks(batch.targets), outputs.shape[1]
         if classes != len(self.confusion):
             self._count_in(classes)
         logits = to_size(outputs, masks.shape[-2:])
@@ -234,6 +228,14 @@ class SegmentationScores(Metric):
                 for k, name in enumerate(label_names(self.labels, len(confusion)))
             ],
         }
+
+
+def _as_masks(targets: Any) -> Any:
+    """Class numbers (B, H, W) or (B, 1, H, W) of any whole type as int64 (B, H, W); anything else as it is."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        return targets
+    masks = targets.as_subclass(Tensor)
+    return (masks[:, 0] if masks.dim() == 4 and masks.shape[1] == 1 else masks).long()
 
 
 def to_size(logits: Tensor, size: Sequence[int]) -> Tensor:

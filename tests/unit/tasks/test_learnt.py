@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 import vpeft
 from vpeft.backbones.features import Feature, Features
 from vpeft.methods import LinearProbe, LoRA
-from vpeft.task import get_task
+from vpeft.task import Task, get_task
 from vpeft.training.evaluate import evaluate
 from vpeft.training.optimisation import Optimisation
 
@@ -111,3 +111,9 @@ def test_heads_read_what_the_library_computes(model: Any, kind: str) -> None:
     with torch.no_grad():
         expected = head(Features({head.reads[0]: found, "outlet": Feature(outlet)}))
         torch.testing.assert_close(tuned(images), expected)
+
+
+@pytest.mark.parametrize("name", ["classification", "multilabel", "regression", "semantic_segmentation"])
+def test_records_of_the_frozen_part_may_stand_for_the_inputs(name: str) -> None:
+    """A task that put samples together by itself would be fed item by item where records come in whole batches."""
+    assert get_task(name).collate is Task.collate and get_task(name).stacks_inputs

@@ -184,8 +184,11 @@ def test_targets_that_fit() -> None:
     task.check(Data([torch.tensor([0.0, 1, 1])] * 4))
     task.check(Data([[0, 1, 1], [1, 0, 0]]))
     batch = task.collate([(IMAGES[0], [0, 1, 1]), (IMAGES[1], (1, 0, 0))])
-    assert batch.targets.equal(torch.tensor([[0.0, 1, 1], [1, 0, 0]]))
-    task.check_batch(torch.zeros(2, 3), batch)
+    as_tensor = batch.with_(targets=torch.tensor([[0.0, 1, 1], [1, 0, 0]]))
+    outputs = torch.randn(2, 3)
+    task.check_batch(outputs, batch)
+    assert task.loss(outputs, batch) == task.loss(outputs, as_tensor)
+    assert task.monitor(outputs, batch) == task.monitor(outputs, as_tensor)
     with pytest.raises(UnsuitableTargets, match="3 zeros and ones, and the model has 4 outputs"):
         task.check_batch(torch.zeros(2, 4), batch)
     with pytest.raises(UnsuitableTargets, match="`targets`"):

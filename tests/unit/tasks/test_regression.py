@@ -216,7 +216,10 @@ def test_data_that_do_not_tell_their_targets() -> None:
 def test_batches() -> None:
     task = Regression().bind(Data([1.0, 2.0, 6.0]))
     batch = task.collate([(IMAGES[0], 1.0), (IMAGES[1], 2.5)])
-    assert batch.targets.equal(torch.tensor([[1.0], [2.5]]))
+    as_rows = batch.with_(targets=torch.tensor([[1.0], [2.5]]))
+    assert task.loss(torch.ones(2, 1), batch) == task.loss(torch.ones(2, 1), as_rows)
+    lists = task.collate([(IMAGES[0], [1.0]), (IMAGES[1], [2.5])])
+    assert task.loss(torch.ones(2, 1), lists) == task.loss(torch.ones(2, 1), as_rows)
     task.check_batch(torch.zeros(2, 1), batch)
     with pytest.raises(UnsuitableTargets, match="The model has 3 outputs, and the targets need 1"):
         task.check_batch(torch.zeros(2, 3), batch)

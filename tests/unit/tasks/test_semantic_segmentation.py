@@ -180,7 +180,10 @@ def test_masks_that_fit() -> None:
     task.check(TensorDataset(IMAGES, masks))
     eight_bits = [(IMAGES[i], masks[i].to(torch.uint8)[None]) for i in range(6)]
     batch = task.collate(eight_bits)
-    assert batch.targets.dtype == torch.int64 and batch.targets.equal(masks)
+    assert batch.targets.shape == (6, 1, 8, 12)
     task.check_batch(outputs, batch)
+    assert task.loss(outputs, batch) == task.loss(outputs, batch.with_(targets=masks))
+    assert _scores(task, outputs, batch.targets) == _scores(task, outputs, masks)
+    assert task.monitor(outputs, batch) == task.monitor(outputs, batch.with_(targets=masks))
     with pytest.raises(UnsuitableTargets, match="rows, columns"):
         task.check_batch(torch.zeros(6, 3), batch)
