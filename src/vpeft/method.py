@@ -114,7 +114,7 @@ class Method(BaseModel):
         """What to change where; pure, nothing is touched yet. A missing place raises `MissingPlace`."""
 
     def edits_across(self, towers: Mapping[str, Backbone]) -> Iterator[Edit]:
-        """What to change in the towers of one host together, for methods whose layers are shared or coupled between them.
+        """What to change in the towers of one host together, for methods that share or couple layers between them.
 
         Optional: it is called in place of `edits` where the method is put on "*".
 

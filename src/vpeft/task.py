@@ -170,6 +170,11 @@ class Task(BaseModel):
         """Which samples an epoch sees, in order; `shuffled` is each once. The default sees each once."""
         return shuffled
 
+    @property
+    def reorders(self) -> bool:
+        """Whether `order` changes what an epoch sees; runs that share their batches must then have equal options."""
+        return type(self).order is not Task.order
+
     def augment(self, batch: Batch) -> Batch:
         """What training does to a whole batch before the model sees it (mixup). The default does nothing.
 

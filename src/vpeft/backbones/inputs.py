@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,33 @@ class InputSpec:
         )
 
 
-def fitted_to(inputs: Tensor, model: nn.Module) -> Tensor:
-    """The inputs on the model's device, and in its floating-point type where they are no whole numbers."""
+class MadeUpTexts:
+    """Made-up texts, the same on every machine: n -> (n, L) whole numbers, the last of each the end token."""
+
+    def __init__(self, vocabulary: int, length: int, end: int) -> None:
+        self.vocabulary, self.length, self.end = vocabulary, length, end
+
+    def __call__(self, count: int) -> Tensor:
+        rows, columns = torch.arange(count)[:, None], torch.arange(self.length)[None, :]
+        texts = 1 + (7 * columns + 5 * rows + columns * columns) % (self.vocabulary - 2)
+        texts[:, -1] = self.end
+        return texts
+
+
+@overload
+def fitted_to(inputs: Tensor, model: nn.Module) -> Tensor: ...
+
+
+@overload
+def fitted_to(inputs: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]: ...
+
+
+def fitted_to(inputs: Tensor | dict[str, Tensor], model: nn.Module) -> Tensor | dict[str, Tensor]:
+    """The inputs on the model's device, and in its floating-point type where they are no whole numbers.
+
+    Of a host with several towers they are a mapping from towers to inputs.
+    """
+    if isinstance(inputs, dict):
+        return {name: fitted_to(value, model) for name, value in inputs.items()}
     like = next(p for p in model.parameters() if p.is_floating_point())
     return inputs.to(device=like.device, dtype=like.dtype if inputs.is_floating_point() else None)

@@ -13,6 +13,7 @@ from ..backbones.points import MissingPlace
 from ..method import Method
 from .node import AdapterError as AdapterError
 from .node import Node as Node
+from .placed import TOGETHER, Placed
 from .statistics import Statistics
 
 
@@ -127,32 +128,29 @@ def require_equal_shapes(given: dict[str, Tensor], own: dict[str, Tensor]) -> No
         raise AdapterError(f"The tensors do not fit this adapter. {' '.join(told)}")
 
 
-def require_methods(given: Sequence[object]) -> None:
-    """Raise `AdapterError` unless there are methods, and each has its hyper-parameters: no name and no class."""
-    if not given:
-        raise AdapterError("No method was given. For a head alone, attach the linear probe.")
-    for one in given:
-        if not isinstance(one, Method):
-            found = f"the class {one.__name__}" if isinstance(one, type) else repr(one)
-            example = f"{one.__name__}()" if isinstance(one, type) else f"vpeft.methods.get({str(one)!r})()"
-            raise AdapterError(
-                f"A method with its hyper-parameters is wanted, and {found} is none; {example} would be one with the"
-                " defaults."
-            )
-
-
-def edits_of(description: Backbone, methods: Sequence[Method]) -> list[Edit]:
-    """What the methods ask for.
+def edits_of(description: Backbone, placed: Sequence[Placed]) -> list[Edit]:
+    """What the methods ask for, each on its tower.
 
     Raises:
         MissingPlace: a method walks over blocks, and the description has none.
+        AdapterError: a method for all towers together does not say how it edits them.
     """
+    edits: list[Edit] = []
+    for one in placed:
+        if one.tower == TOGETHER:
+            edits += one.method.edits_across(description.towers)
+        else:
+            edits += _edits_of(description.towers[one.tower], one.method)
+    return edits
+
+
+def _edits_of(tower: Backbone, method: Method) -> list[Edit]:
     try:
-        edits = [edit for method in methods for edit in method.edits(description)]
+        edits = list(method.edits(tower))
     except (IndexError, ValueError):
-        if description.blocks:
+        if tower.blocks:
             raise
-        raise MissingPlace(no_blocks(description.facts.architecture)) from None
-    if not edits and not description.blocks and not all(method.trains_head_only for method in methods):
-        raise MissingPlace(no_blocks(description.facts.architecture))
+        raise MissingPlace(no_blocks(tower.facts.architecture)) from None
+    if not edits and not tower.blocks and not method.trains_head_only:
+        raise MissingPlace(no_blocks(tower.facts.architecture))
     return edits

@@ -2,16 +2,18 @@
 
 Nothing is pickled. The manifest is JSON in the file's metadata: methods with all their fields, the backbone and the
 digest of its weights, head and labels, preprocessing, scores, versions, and the outputs for a fixed probe input, which
-`load` recomputes.
+`load` recomputes. The seal in the manifest is the digest of the whole file, so that no byte can be exchanged unseen;
+it is no signature: whoever makes a file can seal it. What a stranger's file may ask for is bounded, see
+manifest_limits.py and implied.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,24 +25,32 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from ..atomic import replace_file
 from ..backbones import digest
 from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
 from ..backbones.inputs import fitted_to
 from ..backbones.origin import Origin, origin_of
 from ..errors import VpeftError
+from ..guarded import TENSOR_BYTES, TensorEntry, parse_json, parse_tensor_header, printable, read_bytes, short
 from ..head import Head, get_head
-from ..method import Method, get_method
+from ..method import get_method
 from ..task import all_tasks
 from ..version import __version__
+from .adapter import require_equal_shapes
+from .as_it_was import AsItWas
 from .heads import Heads, new_head
+from .implied import budget, implied_tensors
+from .manifest_limits import check_entries, check_manifest
 from .other_layout import relaid
 from .outputs import one_tensor
+from .placed import MethodLike
 
 if TYPE_CHECKING:
     from .tuned_model import TunedModel
 
 FORMAT = 2
+BLANK = "0" * 64  # in the seal's place while the seal is computed
 READ = (1, 2)  # formats that this version reads
 KEY = "vpeft"
 PROBE_TOLERANCE = 1e-3
@@ -53,11 +63,13 @@ class BadAdapterFile(VpeftError):
 
 
 class MethodEntry(BaseModel):
-    """A method and every one of its fields."""
+    """A method and every one of its fields; `tower` is the one that it is on, where the model has several."""
 
     model_config = ConfigDict(extra="forbid")
     name: str
     fields: dict[str, Any]
+    # left out of files that do not need it, which are then as they were before there were towers
+    tower: str = Field(default="", exclude_if=lambda tower: not tower)
 
 
 class HeadEntry(BaseModel):
@@ -119,15 +131,6 @@ class Manifest(BaseModel):
         """Format 1 has the task's name and nothing more."""
         return {"name": given} if isinstance(given, str) else given
 
-    def sealed(self) -> Manifest:
-        """The manifest with the digest of all that it says, the digest of the tensors included."""
-        return self.model_copy(update={"seal": self.digest()})
-
-    def digest(self) -> str:
-        """sha256 over everything but the seal itself."""
-        said = self.model_dump(mode="json", exclude={"seal"})
-        return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
 
 def weights_digest(description: Backbone, tuned: TunedModel | None = None) -> str:
     """sha256 over names, types, shapes and bytes of the backbone's frozen tensors, its classifier left out.
@@ -155,7 +158,9 @@ def probe(tuned: TunedModel, name: str | None) -> list[float]:
             inputs = fitted_to(probe_images(tuned.description), tuned.backbone)
             if tuned.rows_per_sample > 1:  # several images that differ
                 inputs = torch.cat([inputs.roll(step, -1) for step in range(tuned.rows_per_sample)])
-            out = tuned.features(inputs) if name is None else tuned(inputs)
+            # a host takes other inputs than its tower, whose features are looked at
+            hosted = tuned.description.host is not None and tuned.head is None
+            out = tuned.features(inputs) if name is None or hosted else tuned(inputs)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -176,7 +181,7 @@ def save(
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tuned.adapter_state(name).items()}
     head = tuned.adapter(name).head
     description = tuned.description
-    config: dict[str, Any] = getattr(tuned.backbone, "pretrained_cfg", None) or {}
+    config: dict[str, Any] = getattr(description.module, "pretrained_cfg", None) or {}
     task = tuned.adapter(name).task if task is None else task
     if labels is None:
         labels = list(getattr(task, "labels", ())) or None
@@ -186,7 +191,10 @@ def save(
         raise BadAdapterFile(f"{len(labels)} labels were given for a head of {kind.classes} classes.")
     manifest = Manifest(
         name=name,
-        methods=[MethodEntry(name=m.name, fields=m.model_dump(mode="json")) for m in tuned.methods(name)],
+        methods=[
+            MethodEntry(name=one.method.name, fields=one.method.model_dump(mode="json"), tower=one.tower)
+            for one in tuned.placed(name)
+        ],
         backbone=description.facts.architecture,
         family=description.facts.family,
         anatomy=description.anatomy,
@@ -209,15 +217,57 @@ def save(
         base_probe=probe(tuned, None) if tuned.origin is None else [],
         versions={"vpeft": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
         extra=extra or {},
-    ).sealed()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(to_bytes(tensors, metadata={KEY: manifest.model_dump_json()}))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        seal=BLANK,
+    )
+    data = sealed_bytes(manifest.model_dump(mode="json"), tensors)
+    _checked(data, path)
+    replace_file(path, lambda fresh: _write(fresh, data))
     return path
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def sealed_bytes(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """An adapter file of a manifest (plain data) and tensors, sealed by the digest of all its other bytes.
+
+    Raises:
+        BadAdapterFile: a value of the manifest is nothing that JSON can say.
+    """
+    try:
+        said = json.dumps({**manifest, "seal": BLANK}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        data = to_bytes(dict(tensors), metadata={KEY: said})
+    except (ValueError, TypeError) as error:
+        raise BadAdapterFile(f"The manifest cannot be written as JSON: {error}.") from None
+    at = _place_of(BLANK, data)
+    if at is None:
+        raise BadAdapterFile('A further field of the manifest is called "seal"; give it another name.')
+    seal = hashlib.sha256(data).hexdigest()
+    return data[:at] + seal.encode() + data[at + len(seal) :]
+
+
+def _seal_holds(data: bytes, seal: Any) -> bool:
+    """Whether the digest of the file, with the seal itself left blank, is the seal."""
+    at = _place_of(seal, data) if isinstance(seal, str) and len(seal) == len(BLANK) and seal.isascii() else None
+    if at is None:
+        return False
+    view = memoryview(data)
+    found = hashlib.sha256(view[:at])
+    found.update(BLANK.encode())
+    found.update(view[at + len(BLANK) :])
+    return bool(found.hexdigest() == seal)
+
+
+def _place_of(seal: str, data: bytes) -> int | None:
+    """Where the seal's digits begin in a file; None where they are not there, or several times."""
+    # the manifest is a JSON text inside of a JSON text, so its quotes are escaped
+    mark = b'\\"seal\\":\\"' + seal.encode() + b'\\"'
+    end = 8 + int.from_bytes(data[:8], "little")
+    first = data.find(mark, 0, end)
+    if first < 0 or data.find(mark, first + 1, end) >= 0:
+        return None
+    return first + len(mark) - len(seal) - 2
 
 
 def task_entry(task: Any) -> TaskEntry:
@@ -263,62 +313,70 @@ def read(path: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
     Raises:
         BadAdapterFile: no such file, no adapter, damaged, edited, or of another format version.
     """
-    if not Path(path).is_file():
-        raise BadAdapterFile(f"There is no adapter file {str(path)!r}.")
-    # Read once into memory: a file that is mapped can change after it was checked.
-    data = Path(path).read_bytes()
-    manifest = _manifest_in(data, path)
+    return _checked(_bytes_of(path), path)
+
+
+def _checked(data: bytes, path: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
+    """Manifest and tensors in the bytes of a file, with everything checked that needs no backbone."""
+    manifest, entries = _manifest_in(data, path)
     try:
         tensors = from_bytes(data)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RuntimeError, TypeError, MemoryError) as error:
         raise BadAdapterFile(f"{path} is no complete safetensors file ({error}). Get the file again.") from None
-    if digest.tensors_digest(tensors) != manifest.tensors_digest:
+    if tensors.keys() != entries.keys() or digest.tensors_digest(tensors) != manifest.tensors_digest:
         raise BadAdapterFile(
             f"{path}: the tensors are not those that were saved (their checksum differs). Get the file again."
         )
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise BadAdapterFile(f"{path}: the tensor {short(name)} holds NaN or infinity. Train it again.")
     return manifest, tensors
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """The manifest alone; the same errors as `read`."""
-    if not Path(path).is_file():
+    """The manifest alone; the same errors as `read`, but for those of the tensors' values."""
+    return _manifest_in(_bytes_of(path), path)[0]
+
+
+def _bytes_of(path: str | Path) -> bytes:
+    """The file, read once into memory: a file that is mapped can change after it was checked."""
+    if not Path(path).exists():
         raise BadAdapterFile(f"There is no adapter file {str(path)!r}.")
-    return _manifest_in(Path(path).read_bytes(), path)
+    return read_bytes(path, str(path), BadAdapterFile, TENSOR_BYTES)
 
 
-def _manifest_in(data: bytes, path: str | Path) -> Manifest:
-    """The manifest in the bytes of a file."""
-    try:
-        # The format: eight bytes of length (little endian), then a JSON header of that length.
-        length = int.from_bytes(data[:8], "little")
-        if len(data) < 8 or length > len(data) - 8:
-            raise ValueError("it is shorter than its header says")
-        header = json.loads(data[8 : 8 + length])
-        metadata = header.get("__metadata__", {})
-        if not isinstance(metadata, dict):
-            raise ValueError("its header is no mapping")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise BadAdapterFile(f"{path} is no complete safetensors file ({error}). Get the file again.") from None
+def _manifest_in(data: bytes, path: str | Path) -> tuple[Manifest, dict[str, TensorEntry]]:
+    """The manifest in the bytes of a file, and the table of its tensors."""
+    metadata, entries = parse_tensor_header(data, str(path), BadAdapterFile)
     if KEY not in metadata:
         raise BadAdapterFile(f"{path} is a safetensors file, but not an adapter of vpeft: it has no manifest.")
-    try:
-        raw = json.loads(metadata[KEY])
-        version = raw.get("format")
-    except (json.JSONDecodeError, AttributeError, TypeError, RecursionError):
-        raise BadAdapterFile(f"{path}: the manifest is damaged. Get the file again.") from None
-    if version not in READ:
+    raw = parse_json(metadata[KEY], f"{path}: the manifest", BadAdapterFile)
+    version = raw.get("format") if isinstance(raw, dict) else None
+    if type(version) is not int or version not in READ:
         known = " and ".join(map(str, READ))
         raise BadAdapterFile(
-            f"{path} has format version {version}; this vpeft reads {known}. Install a vpeft that reads it."
+            f"{path} has format version {printable(str(version), 20)}; this vpeft reads {known}."
+            " Install a vpeft that reads it."
         )
+    if version >= 2 and not _seal_holds(data, raw.get("seal")):
+        raise BadAdapterFile(f"{path} is not the file that was saved: its seal differs. Get the file again.")
+    if version < 2 and raw.get("seal") is not None:
+        raise BadAdapterFile(f"{path} is of format {version}, which has no seal, and has one. Get the file again.")
     try:
+        check_entries(entries)
+        check_manifest(raw)
         manifest = Manifest.model_validate(raw)
-        if version >= 2 and manifest.seal != manifest.digest():
-            raise BadAdapterFile(f"{path}: the manifest is not the one that was saved: its seal differs.")
-        return manifest
     except ValidationError as error:
-        where = ", ".join(".".join(str(part) for part in problem["loc"]) for problem in error.errors())
-        raise BadAdapterFile(f"{path}: the manifest has missing or unknown fields: {where}.") from None
+        where = ", ".join(".".join(str(part) for part in problem["loc"]) for problem in error.errors()[:8])
+        raise BadAdapterFile(f"{path}: the manifest has missing or unknown fields: {printable(where, 200)}.") from None
+    except VpeftError as error:
+        raise BadAdapterFile(f"{path}: {printable(str(error), 400)}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadAdapterFile(f"{path}: {printable(str(error), 400)}.") from None
+    held = sum(math.prod(entry.shape) for entry in entries.values())
+    if manifest.parameters != held:
+        raise BadAdapterFile(f"{path} says that it has {manifest.parameters} numbers and holds {held}. Get it again.")
+    return manifest, entries
 
 
 def task_of(manifest: Manifest) -> Any:
@@ -333,10 +391,11 @@ def task_of(manifest: Manifest) -> Any:
     return known[manifest.task.name](**fields) if fields and manifest.task.name in known else None
 
 
-def methods_of(manifest: Manifest) -> Iterable[Method]:
-    """The methods as they were configured."""
+def methods_of(manifest: Manifest) -> Iterable[MethodLike]:
+    """The methods as they were configured, and by tower where the model has several."""
     for entry in manifest.methods:
-        yield get_method(entry.name)(**entry.fields)
+        method = get_method(entry.name)(**entry.fields)
+        yield {entry.tower: method} if entry.tower else method
 
 
 def load(
@@ -366,21 +425,17 @@ def load(
     Raises:
         BadAdapterFile: damaged, or made for other weights; the message names both sides.
     """
-    from .quantise import quantise
     from .tuned_model import TunedModel
 
     manifest, tensors = read(path)
-    tuned = (
-        model
-        if isinstance(model, TunedModel)
-        else TunedModel(model if isinstance(model, Backbone) else describe(model, manifest.anatomy))
-    )
-    description = tuned.description
-    found = weights_digest(description, tuned)
-    elsewhere = found != manifest.base_digest and other_library and description.facts.family != manifest.family
-    if elsewhere:
-        _check_layout(tuned, manifest, path, check)
-    elif found != manifest.base_digest:
+    if isinstance(model, TunedModel):
+        description = model.description
+        found = weights_digest(description, model)
+    else:
+        description = model if isinstance(model, Backbone) else _described(model, manifest, path)
+        found = weights_digest(description)
+    other = found != manifest.base_digest
+    if other and not (other_library and description.facts.family != manifest.family):
         hint = (
             f" If these are the same weights as {description.facts.library} lays them out, pass other_library=True."
             if description.facts.family != manifest.family and not other_library
@@ -391,29 +446,130 @@ def load(
             f" {description.facts.architecture} with weights {found[:12]}. Load the backbone {manifest.backbone!r}"
             f" with its pre-trained weights.{hint}"
         )
-    if head is None and manifest.head is not None:
-        head = made_again(manifest.head, description.facts.width, path)
-    elif isinstance(head, nn.Linear) and manifest.head is not None and head.out_features != manifest.head.classes:
+    if isinstance(head, nn.Linear) and manifest.head is not None and head.out_features != manifest.head.classes:
         raise BadAdapterFile(
             f"{path} has a head for {manifest.head.classes} classes, but the given head is for {head.out_features}."
         )
-    key = name or manifest.name
-    tuned.attach(*methods_of(manifest), name=key, head=head, statistics=manifest.statistics, train=manifest.train)
-    tuned.adapter(key).task = task if task is not None else task_of(manifest)
+
+    def fresh_head() -> nn.Module | None:
+        if head is not None or manifest.head is None:
+            return head
+        return made_again(manifest.head, description.facts.width, path)
+
+    require_implied(manifest, tensors, description, fresh_head, path, other)
+    tuned = model if isinstance(model, TunedModel) else None
+    before = AsItWas(description, tuned)
     try:
-        tuned.load_adapter_state(relaid(tensors, tuned.adapter_state(key)) if elsewhere else tensors, key)
-        if manifest.quantised is not None and check:
-            quantise(tuned, manifest.quantised)
-        if check:
-            _compare(
-                probe(tuned, key), manifest.probe, LAYOUT_TOLERANCE if elsewhere else PROBE_TOLERANCE, manifest, path
-            )
-    except VpeftError:
-        if tuned.adapter(key).unfrozen.exact:
-            tuned.detach(key)
+        tuned = tuned or TunedModel(description)
+        if other:
+            _check_layout(tuned, manifest, path, check)
+        _put_on(tuned, manifest, tensors, name or manifest.name, fresh_head(), path, check, other, task, before)
+    except BaseException as error:
+        before.restore(tuned)
+        if isinstance(error, Exception) and not isinstance(error, VpeftError):
+            raise BadAdapterFile(
+                f"{path} cannot be put on {description.facts.architecture} ({type(error).__name__}:"
+                f" {printable(str(error), 200)})."
+            ) from error
         raise
     tuned.manifest = manifest
     return tuned
+
+
+def _put_on(
+    tuned: TunedModel,
+    manifest: Manifest,
+    tensors: dict[str, Tensor],
+    key: str,
+    head: nn.Module | None,
+    path: str | Path,
+    check: bool,
+    other: bool,
+    task: Any,
+    before: AsItWas,
+) -> None:
+    """Attach what the file holds, and compare the outputs with the saved ones."""
+    from .quantise import quantise
+
+    tuned.attach(*methods_of(manifest), name=key, head=head, statistics=manifest.statistics, train=manifest.train)
+    before.note_written(tuned, key)
+    tuned.adapter(key).task = task if task is not None else task_of(manifest)
+    tuned.load_adapter_state(relaid(tensors, tuned.adapter_state(key)) if other else tensors, key)
+    if manifest.quantised is not None and check:
+        quantise(tuned, manifest.quantised)
+    if check:
+        _compare(probe(tuned, key), manifest.probe, LAYOUT_TOLERANCE if other else PROBE_TOLERANCE, manifest, path)
+
+
+def _described(model: nn.Module, manifest: Manifest, path: str | Path) -> Backbone:
+    try:
+        return describe(model, manifest.anatomy)
+    except VpeftError:
+        raise
+    except Exception as error:
+        if manifest.anatomy is None:
+            raise
+        raise BadAdapterFile(
+            f"{path}: its anatomy does not fit {type(model).__name__} ({type(error).__name__}:"
+            f" {printable(str(error), 200)})."
+        ) from error
+
+
+def require_implied(
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    description: Backbone,
+    head: Callable[[], nn.Module | None],
+    path: str | Path,
+    other: bool = False,
+) -> None:
+    """Compare what the manifest implies on a backbone with the tensors that the file holds, before anything is built.
+
+    Args:
+        manifest, tensors: of the file.
+        description: of the backbone; it may be on the meta device.
+        head: makes the head anew.
+        path: of the file, for messages.
+        other: the backbone has another library's layout.
+
+    Raises:
+        BadAdapterFile: methods, head or parts cannot be made, or are more than the tensors justify.
+        AdapterError: names, shapes or types differ.
+    """
+    held = sum(value.numel() for value in tensors.values())
+    try:
+        with budget(len(tensors), held):
+            implied = implied_tensors(
+                description,
+                lambda: list(methods_of(manifest)),
+                head,
+                statistics=manifest.statistics,
+                train=manifest.train,
+            )
+    except VpeftError as error:
+        raise BadAdapterFile(f"{path}: {printable(str(error), 600)}") from None
+    except Exception as error:
+        raise BadAdapterFile(
+            f"{path}: what its manifest says cannot be made ({type(error).__name__}: {printable(str(error), 200)})."
+        ) from error
+    given = relaid(dict(tensors), implied) if other else dict(tensors)
+    try:
+        require_equal_shapes(given, implied)
+        _require_equal_kinds(given, implied)
+    except VpeftError as error:
+        raise BadAdapterFile(f"{path}: {printable(str(error), 600)}") from None
+
+
+def _require_equal_kinds(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Floats go where floats are, in any precision; whole numbers and truth values where the same kind is.
+
+    Raises:
+        BadAdapterFile: with the tensor that does not fit.
+    """
+    for name, value in own.items():
+        kind = given[name].dtype
+        if kind != value.dtype and not (kind.is_floating_point and value.dtype.is_floating_point):
+            raise BadAdapterFile(f"The tensor {short(name)} is of the type {kind} in the file, and {value.dtype} here.")
 
 
 def start_from(tuned: TunedModel, path: str | Path) -> str:
@@ -458,7 +614,7 @@ def _check_layout(tuned: TunedModel, manifest: Manifest, path: str | Path, check
     seen = probe(tuned, None)
     scale = max(abs(value) for value in manifest.base_probe) or 1.0
     equal = len(seen) == len(manifest.base_probe)
-    worst = max(abs(a - b) for a, b in zip(seen, manifest.base_probe, strict=False)) / scale
+    worst = _worst(seen, manifest.base_probe) / scale
     if not equal or not worst <= LAYOUT_TOLERANCE:
         raise BadAdapterFile(
             f"{path} was made on {manifest.backbone} ({manifest.family}). This {tuned.description.facts.architecture}"
@@ -470,10 +626,18 @@ def _check_layout(tuned: TunedModel, manifest: Manifest, path: str | Path, check
 def _compare(seen: list[float], saved: list[float], limit: float, manifest: Manifest, path: str | Path) -> None:
     """The outputs of a loaded adapter against those that were saved with it."""
     scale = max((abs(value) for value in saved), default=1.0) or 1.0
-    worst = max((abs(a - b) for a, b in zip(seen, saved, strict=True)), default=0.0) / scale
+    if len(seen) != len(saved):
+        raise BadAdapterFile(f"{path} has {len(saved)} outputs for the probe input, but there are {len(seen)} here.")
+    worst = _worst(seen, saved) / scale
     if not worst <= limit:
         raise BadAdapterFile(
             f"{path}: the outputs for the probe input differ from the saved ones by {worst:.1e} of their size"
             f" (saved with torch {manifest.versions.get('torch')}, now {torch.__version__})."
             " Pass check=False to load anyway."
         )
+
+
+def _worst(seen: Sequence[float], saved: Sequence[float]) -> float:
+    """The largest difference; infinite where one of them is no number."""
+    differences = [abs(a - b) for a, b in zip(seen, saved, strict=False)]
+    return max(differences, default=0.0) if all(map(math.isfinite, differences)) else math.inf

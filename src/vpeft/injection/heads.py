@@ -17,7 +17,7 @@ from .adapter import AdapterError
 class HasHead(Protocol):
     """The part of a `Task` that attaching needs."""
 
-    def head(self, backbone: Backbone, width: int, /) -> nn.Module: ...
+    def head(self, backbone: Backbone, width: int, /) -> nn.Module | None: ...
 
 
 HeadMaker = Callable[[Backbone, int], nn.Module]

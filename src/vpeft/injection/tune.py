@@ -11,8 +11,8 @@ from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
 from ..backbones.origin import origin_of
 from ..backbones.own_model import Anatomy
-from ..method import Method
 from .heads import HasHead, HeadLike
+from .placed import MethodLike
 from .tuned_model import TunedModel
 from .verify import DeadPlace
 from .verify import verify as look
@@ -20,7 +20,7 @@ from .verify import verify as look
 
 def tune(
     model: nn.Module | Backbone,
-    *methods: Method,
+    *methods: MethodLike,
     num_classes: int | None = None,
     head: HeadLike | None = None,
     task: HasHead | None = None,
@@ -34,8 +34,10 @@ def tune(
     """Make a backbone trainable by a few parameters.
 
     Args:
-        model: the pre-trained model, or its description.
-        methods: one, or several that act together in this order.
+        model: the pre-trained model, or its description; or a host, a larger model such as a detector or a CLIP, whose
+            tower is then edited and whose own forward pass runs.
+        methods: one, or several that act together in this order. For a host with several towers, mappings from their
+            names to methods: {"image": VPTDeep(), "text": LoRA()}; "*" stands for all of them together.
         num_classes: classes of a new linear head; without it, a head or a task, the model's own is kept, frozen.
         head: a head of your own instead: a `Head`, a module (B, D) -> anything, a function of (description, width) that
             makes one, or a mapping from names of tasks to these.
@@ -46,7 +48,8 @@ def tune(
         statistics: "adapt" lets the running statistics of the backbone's BatchNorm layers move in training, and saves
             them with the adapter; "frozen" leaves them as they were pre-trained.
         anatomy: for a model that no family knows; see `describe`.
-        verify: prove on two random images that every edit is alive. Skipped for a model on the meta device.
+        verify: prove on two random inputs of the tower that every edit is alive. Skipped for a model on the meta
+            device.
         show: print the plan; `tuned.plan()` gives it.
 
     Raises:

@@ -15,13 +15,14 @@ from ..backbones.features import Feature, Features
 from ..errors import nearest
 from ..head import Head
 from ..method import Method
-from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes, require_methods
+from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes
 from .carry_out import carry_out
 from .enabled import Enabled, beside_no_pass
 from .forward_pass import Choice, ForwardPass, Within
 from .heads import HasHead, HeadLike, feature_width, made_head, reads_of
 from .hooks import Wiring
 from .merge import Merged, merge_edits
+from .placed import MethodLike, Placed, placed_methods, require_on_host_path
 from .routed import Routing
 from .run_time_grid import images_size
 from .statistics import hold_still
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 class TunedModel(nn.Module):
     """Two children: `backbone`, whose keys never move, and `adapters.<name>.<place>.<verb>`.
 
-    Calling it gives logits (B, classes) of the active adapter's head; without a head of its own, what the backbone's
-    own classifier says. `repr` is the plan.
+    `backbone` is the host, where the described tower lives in one. Calling it gives logits (B, classes) of the active
+    adapter's head; without a head of its own, what the host's own forward gives, or the backbone's own classifier.
+    `repr` is the plan.
     """
 
     backbone: nn.Module
@@ -46,17 +48,18 @@ class TunedModel(nn.Module):
 
     def __init__(self, description: Backbone) -> None:
         super().__init__()
-        self.backbone = description.module
+        self.backbone = description.root
         self.adapters = nn.ModuleDict()
         self.description = description
         self.manifest: Manifest | None = None
-        self._methods: dict[str, tuple[Method, ...]] = {}
+        self._methods: dict[str, tuple[Placed, ...]] = {}
         self._wiring = Wiring()
         self._merged: dict[str, Merged] = {}
         self._routing = Routing()
         self._rewritten = 0  # sets of changes that accelerations made for the adapter that is on
         self._compiled = False
         self.origin: str | None = None  # digest of the weights, kept once an adapter trains them in place
+        self._unproved: set[str] = set()  # adapters that a host has not run yet
         self.quantised: str | None = None  # how the frozen linear maps were rounded, by `quantise`
         self._flags = [parameter.requires_grad for parameter in self.backbone.parameters()]
         self.backbone.requires_grad_(False)
@@ -67,7 +70,7 @@ class TunedModel(nn.Module):
     @beside_no_pass
     def attach(
         self,
-        *methods: Method,
+        *methods: MethodLike,
         name: str = "default",
         num_classes: int | None = None,
         head: HeadLike | None = None,
@@ -78,7 +81,7 @@ class TunedModel(nn.Module):
         """Put methods on the backbone under `name`, and switch to them. Several methods act together, in order.
 
         Args:
-            methods: at least one.
+            methods: at least one; for a host with several towers mappings from towers to methods, "*" for all together.
             name: of the adapter; letters, digits, `-` and `_`.
             num_classes: make a new linear head for so many classes.
             head: or this one: a `Head`, a module (B, D) -> anything, a function of (description, width) that makes one,
@@ -99,15 +102,16 @@ class TunedModel(nn.Module):
             raise AdapterError(
                 f"{name!r} is taken or no usable name. There are: {', '.join(self.adapters) or 'none yet'}."
             )
-        require_methods(methods)
+        placed = placed_methods(self.description, methods)
+        chosen = tuple(one.method for one in placed)
         if sum(one is not None for one in (num_classes, head, task)) > 1 and not (head and task):
             raise AdapterError("Give num_classes, a head, or a task, not two of them.")
         if self.quantised is not None:
             raise AdapterError(f"The frozen weights are {self.quantised}; attach every adapter before quantising.")
-        edits = edits_of(self.description, methods)
+        edits = edits_of(self.description, placed)
         edits += [self.description.module_place(part).unfreeze() for part in train]
-        if not edits and not all(method.trains_head_only for method in methods):
-            idle = " + ".join(type(method).__name__ for method in methods)
+        if not edits and not all(method.trains_head_only for method in chosen):
+            idle = " + ".join(type(method).__name__ for method in chosen)
             raise AdapterError(f"{idle} changes nothing on {self.description.facts.architecture}.")
         width = feature_width(edits, self.description)
         own_classifier = (
@@ -118,17 +122,24 @@ class TunedModel(nn.Module):
         )
         if own_classifier and width != self.description.facts.width:
             raise AdapterError(
-                f"With {' + '.join(type(method).__name__ for method in methods)} the features have {width} channels,"
+                f"With {' + '.join(type(method).__name__ for method in chosen)} the features have {width} channels,"
                 f" but the backbone's own classifier takes {self.description.facts.width}. Give num_classes or a head."
             )
         made = made_head(self.description, width, num_classes, head, task)
+        if made is None:
+            require_on_host_path(self.description, edits)
+        elif len(self.description.towers) > 1:
+            raise AdapterError(
+                f"{self.description.facts.architecture} has several towers and keeps its own outputs; a head belongs to"
+                " one of them. Tune that tower alone, or leave out num_classes, head and task."
+            )
         adapter = Adapter(name, made, task)
         adapter.train_too = tuple(train)
         previous = self._active
         self._activate(None)
-        entering = self.description.pixels.enter
-        if entering is not None:
-            self._wiring.begin_at(entering, self.description.inputs.time_axis)
+        for tower in self.description.towers.values():
+            if tower.pixels.enter is not None:
+                self._wiring.begin_at(tower.pixels.enter, tower.inputs.time_axis)
         if self.origin is None and any(edit.verb == "unfreeze" and not edit.keep_original for edit in edits):
             self._remember_origin()
         like = _anchor(self.backbone)
@@ -153,7 +164,9 @@ class TunedModel(nn.Module):
             adapter.head.to(like.device)
         adapter.train(self.training)
         self.adapters[name] = adapter
-        self._methods[name] = methods
+        self._methods[name] = placed
+        if self.description.host is not None:
+            self._unproved.add(name)
         self._watch(name)
         self._note_stand_ins()
         self._activate(name)
@@ -195,6 +208,7 @@ class TunedModel(nn.Module):
         self._routing.forget(name)
         del self.adapters[name]
         del self._methods[name]
+        self._unproved.discard(name)
         self._wiring.switch.asks_query.discard(name)
         self._note_stand_ins()
         self._activate(active if active != name else next(iter(self.adapters), None))
@@ -291,6 +305,10 @@ class TunedModel(nn.Module):
 
     def methods(self, name: str | None = None) -> tuple[Method, ...]:
         """The methods of one adapter (the active one by default)."""
+        return tuple(one.method for one in self.placed(name))
+
+    def placed(self, name: str | None = None) -> tuple[Placed, ...]:
+        """The methods of one adapter, each with the name of the tower that it is on (empty where there is one)."""
         return self._methods[self._known(name)]
 
     @property
@@ -307,6 +325,11 @@ class TunedModel(nn.Module):
     def task(self, task: Any) -> None:
         self.adapter().task = task
 
+    @property
+    def rows_per_sample(self) -> int:
+        """How many images make one sample of the active adapter's task."""
+        return int(getattr(self.task, "images_per_sample", 1))
+
     # -- forward ----------------------------------------------------------------------------------------------------
 
     takes_batch = True
@@ -318,6 +341,8 @@ class TunedModel(nn.Module):
         may look into: which of several tasks it is, targets that it needs.
         """
         if self._route is not None:
+            if self.description.host is not None:
+                raise AdapterError("Adapters for single samples of a batch need heads of their own; this is a host.")
             return self._routing(self, inputs[0], self._route)
         if torch.compiler.is_compiling():
             return self._run(batch, inputs, named)
@@ -372,8 +397,9 @@ class TunedModel(nn.Module):
             names = [self._active] if shares is None else [name for name, _ in shares.counts]
             if any(name in switch.asks_query for name in names):
                 query = self._query(inputs, named or {})
-        first = next(iter((*inputs, *(named or {}).values())), None)
-        size = images_size(first, self.description.inputs.time_axis)
+        # in a host, the size is that of the images as they enter the tower, which may be others
+        sizes = (images_size(one, self.description.inputs.time_axis) for one in (*inputs, *(named or {}).values()))
+        size = next((found for found in sizes if found is not None), None)
         with switch.run(self._install, shares=shares, within=within, size=size, lingers=lingers) as now:
             if query is not None:
                 now.query = query
@@ -406,8 +432,22 @@ class TunedModel(nn.Module):
 
     def _hosted(self, *inputs: Any, **named: Any) -> Any:
         """The whole model that the described tower lives in, with the edits."""
-        assert self.description.host is not None
-        return self.description.host(*inputs, **named)
+        host, name = self.description.host, self._active
+        assert host is not None
+        if name not in self._unproved or name in self._merged or torch.compiler.is_compiling():
+            return host(*inputs, **named)
+        from .verify import require_all_ran
+
+        # `verify` runs the tower alone; whether the host comes by every edit shows here, the first time
+        switch, before, ran = self._wiring.switch, self._wiring.switch.watched, list[object]()
+        switch.watched = ran
+        try:
+            out = host(*inputs, **named)
+        finally:
+            switch.watched = before
+        require_all_ran(self, name, ran)
+        self._unproved.discard(name)
+        return out
 
     def train(self, mode: bool = True) -> Self:
         """Training mode; the backbone's BatchNorm layers stay in eval unless the adapter adapts their statistics."""

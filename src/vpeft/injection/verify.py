@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -42,17 +42,22 @@ class Report:
         return not self.problems
 
 
+SCALES = (".weight", ".gamma")  # of norms and LayerScale
 STEP = 1e-2  # relative size of the trial step; it only has to leave zero-initialised factors
 IDENTITY = 1e-5
 
 
-def verify(tuned: TunedModel, name: str, batch: Tensor | None = None, *, first: bool = False) -> Report:
+def verify(
+    tuned: TunedModel, name: str, batch: Tensor | dict[str, Tensor] | None = None, *, first: bool = False
+) -> Report:
     """Run two forward and backward passes in eval mode and report what is dead.
 
     Args:
         tuned: the model.
         name: the adapter.
-        batch: inputs (B, ...); two made-up ones of the backbone's own size by default.
+        batch: inputs (B, ...) of the tower, by tower where there are several; two made-up ones of its own size by
+            default. Of a host the tower alone is run; the host's first forward pass then shows whether it comes by
+            every edit.
         first: whether this is step 0, so that the methods' promise to start as the frozen model is checked.
 
     The adapter's tensors, gradients, buffers, modes and the random state are the same afterwards.
@@ -61,7 +66,7 @@ def verify(tuned: TunedModel, name: str, batch: Tensor | None = None, *, first: 
         return _verified(tuned, name, batch, first)
 
 
-def _verified(tuned: TunedModel, name: str, batch: Tensor | None, first: bool) -> Report:
+def _verified(tuned: TunedModel, name: str, batch: Tensor | dict[str, Tensor] | None, first: bool) -> Report:
     modes = {module: module.training for module in tuned.modules()}
     parameters = dict(tuned.adapter(name).trained())
     state = {key: tensor.clone() for key, tensor in tuned.adapter_state(name).items()}
@@ -97,15 +102,15 @@ def _verified(tuned: TunedModel, name: str, batch: Tensor | None, first: bool) -
     return report
 
 
-def _images(tuned: TunedModel, batch: Tensor | None) -> Tensor:
-    made = tuned.description.inputs.example(2 * tuned.rows_per_sample) if batch is None else batch
+def _images(tuned: TunedModel, batch: Tensor | dict[str, Tensor] | None) -> Any:
+    made: Any = tuned.description.inputs.example(2 * tuned.rows_per_sample) if batch is None else batch
     return fitted_to(made, tuned.backbone)
 
 
 def _look(
     tuned: TunedModel,
     name: str,
-    images: Tensor,
+    images: Any,
     plain: Tensor,
     parameters: dict[str, nn.Parameter],
     first: bool,
@@ -151,6 +156,7 @@ def _look(
     dead = [key for key in parameters if key not in live and key not in dormant]
     if dead and not problems:
         problems.append(f"These tensors receive no gradient in two steps: {', '.join(dead[:6])} ({len(dead)} in all).")
+        problems += _blocked_by_zeros(tuned)
     promised = first and all(method.starts_as_identity for method in tuned.methods(name))
     if promised and not identity:
         problems.append(
@@ -159,13 +165,57 @@ def _look(
     return Report(len(ran_once), sorted(live), dormant, identity, problems)
 
 
+def _blocked_by_zeros(tuned: TunedModel) -> list[str]:
+    """Why trained tensors may be dead: frozen scales that are all zero, as some nets have at a random start."""
+    zero = [
+        name
+        for name, parameter in tuned.backbone.named_parameters()
+        if not parameter.requires_grad and parameter.dim() == 1 and name.endswith(SCALES) and not bool(parameter.any())
+    ]
+    if not zero:
+        return []
+    return [
+        f"The frozen scales of {', '.join(zero[:3])}{' ...' if len(zero) > 3 else ''} are all zero, as at a random"
+        " start, so what lies before them has no effect. Load pre-trained weights; or, to go on with these, make the"
+        " model without zero initialisation (in timm zero_init_last=False) or pass verify=False."
+    ]
+
+
 def _dormant(tuned: TunedModel, name: str) -> dict[str, str]:
     """Tensors that a layer declares as asleep: its attribute `dormant` maps its own tensor names to reasons."""
     found: dict[str, str] = {}
-    for prefix, module in tuned.adapter(name).named_modules():
+    adapter = tuned.adapter(name)
+    if tuned.description.host is not None:
+        for key, _ in adapter.trained():
+            if any(key.startswith(f"{part}.unfreeze") for part in adapter.train_too):
+                found[key] = "it trains in the host, of which the tower alone is run here"
+    for prefix, module in adapter.named_modules():
         for key, reason in getattr(module, "dormant", {}).items():
             found[f"{prefix}.{key}" if prefix else key] = reason
     return found
+
+
+def require_all_ran(tuned: TunedModel, name: str, ran: list[object]) -> None:
+    """Raise `DeadPlace` unless a host's forward pass came by every edit, of the towers that it ran at all."""
+    noted = {id(operation) for operation in ran}
+    adapter = tuned.adapter(name)
+    places = {id(edit.layer): edit.place.name for edit in adapter.edits}
+    towers: dict[str, list[tuple[bool, str]]] = {}
+    for operation in tuned._wiring.operations(name):
+        place = places.get(id(getattr(operation, "layer", None)), "")
+        tower = place.partition(".")[0] if len(tuned.description.towers) > 1 else ""
+        towers.setdefault(tower, []).append((id(operation) in noted, _where(tuned, name, operation)))
+    several = len(towers) > 1
+    for seen in towers.values():
+        if several and not any(did for did, _ in seen):
+            continue
+        asleep = sorted({where for did, where in seen if not did})
+        if asleep:
+            host = type(tuned.backbone).__name__
+            raise DeadPlace(
+                f"{host} never comes by these edits in its own forward pass, so they do nothing:"
+                f" {', '.join(asleep[:6])}. Take a method that acts where {host} reads its tower."
+            )
 
 
 def _where(tuned: TunedModel, name: str, operation: object) -> str:

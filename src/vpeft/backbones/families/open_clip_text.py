@@ -7,6 +7,7 @@ the text, and the causal mask hides them from it alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ...errors import VpeftError
 from ..backbone import Backbone, Facts
 from ..builders import Where, norm
 from ..describe import family
-from ..inputs import InputSpec
+from ..inputs import InputSpec, MadeUpTexts
 from ..places import Place, Site
 from ..points import Layout, Point
 from ..tokens import TokenCarrier
@@ -89,22 +90,31 @@ def text_tower(model: nn.Module) -> nn.Module:
     raise NoTextTower(f"{type(model).__name__} has no text tower; pass a CLIP of open_clip.")
 
 
-class Texts:
-    """Made-up texts, the same on every machine: n -> (n, L) whole numbers, the last of each the end token."""
-
-    def __init__(self, vocabulary: int, length: int, end: int) -> None:
-        self.vocabulary, self.length, self.end = vocabulary, length, end
-
-    def __call__(self, count: int) -> Tensor:
-        rows, columns = torch.arange(count)[:, None], torch.arange(self.length)[None, :]
-        texts = 1 + (7 * columns + 5 * rows + columns * columns) % (self.vocabulary - 2)
-        texts[:, -1] = self.end
-        return texts
-
-
 @family("open_clip_text", "open_clip.transformer.TextTransformer", "vpeft.backbones.families.open_clip_text.ClipText")
 def describe_open_clip_text(model: nn.Module) -> Backbone:
     """open_clip's text tower: tokens in, causal attention, pooled where the text ends."""
+    text: Any = model
+    return described_text(text, text.cls_emb, str(text.pool_type), int(text.eos_id) if text.pool_type == "eos" else 0)
+
+
+def described_text(
+    model: nn.Module,
+    cls_emb: nn.Parameter | None,
+    pool_type: str,
+    eos_id: int,
+    pooled: Callable[[nn.Module, Tensor], Tensor] = embedding_of,
+    unused: Iterable[nn.Parameter] = (),
+) -> Backbone:
+    """A text tower whose parts are attributes of `model`: the tower, or a whole CLIP that keeps them beside the images.
+
+    Args:
+        model: has `token_embedding`, `positional_embedding`, `transformer`, `ln_final` and `text_projection`.
+        cls_emb: the class token behind the text, where there is one.
+        pool_type: which token gives the feature: "argmax", "eos", "first" or "last".
+        eos_id: the token that ends a text, where it pools by "eos".
+        pooled: model and texts (B, L) -> features (B, E).
+        unused: parameters of `model` that are none of this tower's.
+    """
     text: Any = model
     width, length = int(text.ln_final.weight.shape[0]), int(text.context_length)
     carrier = TokenCarrier(1)
@@ -115,14 +125,14 @@ def describe_open_clip_text(model: nn.Module) -> Backbone:
     depth = len(blocks)
     trunk, stage = outline.tower(blocks, Where(0, Layout.TOKENS, None, 1))
     own = {"pos_embed": (model, "positional_embedding")}
-    if text.cls_emb is not None:
+    if cls_emb is not None:
         own["cls_token"] = (model, "cls_emb")
     others: list[Place] = [
         outline.embedding(Point(text.transformer, "input"), Where(-1, Layout.TOKENS, None, 1), width, own=own)
     ]
     last = text.text_projection
     out = width if last is None else int(last.out_features if isinstance(last, nn.Linear) else last.shape[1])
-    end = int(text.eos_id) if text.pool_type == "eos" else int(text.vocab_size) - 1
+    end = eos_id if pool_type == "eos" else int(text.vocab_size) - 1
     return Backbone(
         module=model,
         facts=Facts(
@@ -149,14 +159,15 @@ def describe_open_clip_text(model: nn.Module) -> Backbone:
         norm=norm(
             "norm",
             text.ln_final,
-            Where(depth, Layout.TOKENS if text.cls_emb is None else Layout.VECTOR, None, 1),
+            Where(depth, Layout.TOKENS if cls_emb is None else Layout.VECTOR, None, 1),
             width,
         ),
         others=others,
-        pooled=embedding_of,
+        pooled=pooled,
         classifier=no_classifier,
         end=Point(text.transformer, "output"),
+        unused=unused,
         inputs=InputSpec(
-            (1, length), 1, layout="tokens", names=("text",), make=Texts(int(text.vocab_size), length, end)
+            (1, length), 1, layout="tokens", names=("text",), make=MadeUpTexts(int(text.vocab_size), length, end)
         ),
     )

@@ -1,9 +1,4 @@
-"""open_clip's image tower, and where a whole CLIP model sends whoever passes it.
-
-A CLIP has two towers that share no layer, so `describe` wants one of them: `model.visual` for images,
-`vpeft.backbones.open_clip_text.text_tower(model)` for texts. Adapters act on the live modules, so that afterwards
-`model.encode_image` and `model.encode_text` give the adapted features.
-"""
+"""open_clip's image tower, alone (`model.visual`) or as one of the towers of a whole CLIP."""
 
 from __future__ import annotations
 
@@ -22,24 +17,6 @@ from ..places import Place
 from ..points import Layout, Point
 from ..tokens import TokenCarrier
 from ..towers import Parts, pre_norm_block
-
-
-@family("open_clip", "open_clip.model.CLIP", "open_clip.model.CustomTextCLIP", "open_clip.coca_model.CoCa")
-def describe_open_clip(model: nn.Module) -> Backbone:
-    """A whole open_clip model: says which of its two towers to pass."""
-    raise UnknownBackbone(
-        f"{type(model).__name__} has two towers, and an adapter belongs to one. For images pass `model.visual`, for"
-        " texts `text_tower(model)` (from vpeft.backbones.open_clip_text). The model itself then gives adapted"
-        " features, as its modules are the same."
-    )
-
-
-@family("open_clip_timm", "open_clip.timm_model.TimmModel")
-def describe_open_clip_timm(model: nn.Module) -> Backbone:
-    """An open_clip tower around a timm model: says that the model inside is to be passed."""
-    raise UnknownBackbone(
-        f"This tower is a projection behind timm's {type(model.trunk).__name__}. Pass `model.visual.trunk`."
-    )
 
 
 def embedding_of(model: nn.Module, inputs: Tensor) -> Tensor:

@@ -52,17 +52,17 @@ def describe_torchvision_layers(model: nn.Module) -> Backbone:
     names = [name for name in net if name.startswith("layer")]
     if "conv1" not in net or not names:
         raise UnknownBackbone(
-            f"This IntermediateLayerGetter holds {', '.join(net)}. Of torchvision's nets taken apart in this way, ResNet"
-            " is described."
+            f"This IntermediateLayerGetter holds {', '.join(net)}. Of torchvision's nets taken apart in this way,"
+            " ResNet is described."
         )
     layers = [net[name] for name in names]
     return _net(model, layers, layers[-1][-1], "torchvision_resnet_layers", _mean_of_last, Classifier(None))
 
 
 def _mean_of_last(model: nn.Module, images: Tensor) -> Tensor:
-    maps: dict[str, Tensor] = model(images)
-    last = max(maps.values(), key=lambda found: found.shape[1])
-    return last.mean(dim=(2, 3))
+    *_, last = model(images).values()  # in the order of execution, which ends with the last layer that is asked for
+    mean: Tensor = last.mean(dim=(2, 3))
+    return mean
 
 
 def _net(

@@ -1,0 +1,105 @@
+"""Which method is on which tower, and which places a host's own forward pass comes by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..backbones.backbone import Backbone
+from ..backbones.edits import Edit
+from ..backbones.host import outside_of_host
+from ..backbones.places import Place
+from ..backbones.points import MissingPlace
+from ..errors import nearest
+from ..method import Method
+from .node import AdapterError
+
+TOGETHER = "*"
+"""In place of a tower's name: the method edits all towers together, by its `edits_across`."""
+
+MethodLike = Method | Mapping[str, Method | Sequence[Method]]
+"""A method; for a host with several towers a mapping from their names to one method or several."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A method and the tower that it is on: empty where there is one tower, "*" for all of them together."""
+
+    method: Method
+    tower: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.tower}: {self.method!r}" if self.tower else repr(self.method)
+
+
+def placed_methods(description: Backbone, given: Sequence[MethodLike]) -> tuple[Placed, ...]:
+    """Methods as they were given to `tune`, each with its tower.
+
+    Raises:
+        AdapterError: there is none; something is no method; a tower does not exist, or none was named among several.
+    """
+    if not given:
+        raise AdapterError("No method was given. For a head alone, attach the linear probe.")
+    towers = description.towers
+    several = len(towers) > 1
+    placed: list[Placed] = []
+    for one in given:
+        if not isinstance(one, Mapping):
+            method = _method(one)
+            if several:
+                raise AdapterError(
+                    f"{description.facts.architecture} has the towers {', '.join(towers)}; say which methods are on"
+                    f" which: tune(model, {{{', '.join(f'{name!r}: {method!r}' for name in towers)}}})."
+                )
+            placed.append(Placed(method))
+            continue
+        if not several:
+            raise AdapterError(
+                f"{description.facts.architecture} has one tower, so that methods are given by themselves and not by"
+                " tower: tune(model, method)."
+            )
+        for tower, methods in one.items():
+            if tower not in towers and tower != TOGETHER:
+                raise AdapterError(
+                    f"{description.facts.architecture} has no tower {tower!r}. {nearest(tower, [*towers, TOGETHER])}"
+                )
+            listed = methods if isinstance(methods, (list, tuple)) else [methods]
+            placed += [Placed(_method(method), tower) for method in listed]
+    if not placed:
+        raise AdapterError("No method was given: the mapping from towers to methods is empty.")
+    return tuple(placed)
+
+
+def _method(one: object) -> Method:
+    """The method itself; a name or a class is refused, as it has no hyper-parameters."""
+    if isinstance(one, Method):
+        return one
+    found = f"the class {one.__name__}" if isinstance(one, type) else repr(one)
+    example = f"{one.__name__}()" if isinstance(one, type) else f"vpeft.methods.get({str(one)!r})()"
+    raise AdapterError(
+        f"A method with its hyper-parameters is wanted, and {found} is none; {example} would be one with the defaults."
+    )
+
+
+def require_on_host_path(description: Backbone, edits: Sequence[Edit]) -> None:
+    """Raise `MissingPlace` where an edit acts on, or reads, what a host's own forward pass never comes by.
+
+    Raises:
+        MissingPlace: the place belongs to the pooling that the tower alone has, or is the tower's own feature.
+    """
+    if description.host is None:
+        return
+    host = type(description.host).__name__
+    places = [edit.place for edit in edits if edit.verb != "unfreeze"]
+    read = [source for edit in edits for source in edit.reads if isinstance(source, Place)]
+    if any(source.name == "query" for source in read):
+        raise MissingPlace(
+            f"This method reads the frozen tower's own pooled feature of the inputs, and {host}, which the tower is a"
+            " part of, takes other inputs. Tune the tower alone with a head, or take another method."
+        )
+    outside = outside_of_host(description, iter([*places, *read]))
+    if outside:
+        raise MissingPlace(
+            f"{host} runs the tower and never comes by {', '.join(dict.fromkeys(outside))}, which belongs to the"
+            " pooling and the classifier of the tower alone. Take a method that acts inside of it, or give a head."
+        )

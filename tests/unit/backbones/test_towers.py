@@ -1,0 +1,271 @@
+"""Towers inside larger models: found, named, and with the places that each library's tower has alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import vpeft
+from vpeft.backbones.backbone import Backbone
+from vpeft.backbones.describe import UnknownBackbone, describe
+from vpeft.backbones.digest import weights_digest
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def contrastive(kind: str) -> nn.Module:
+    """A tiny model of transformers with an image and a text tower."""
+    transformers: Any = pytest.importorskip("transformers")
+    vision = {**SMALL, "image_size": 32, "patch_size": 8, "num_patches": 16}
+    text = {**SMALL, "vocab_size": 50, "max_position_embeddings": 10, "projection_size": 32}
+    ids = {"bos_token_id": 0, "eos_token_id": 49, "pad_token_id": 1}
+    config = getattr(transformers, f"{kind}Config")(vision_config=vision, text_config={**text, **ids})
+    torch.manual_seed(0)
+    model: nn.Module = getattr(transformers, f"{kind}Model")(config).eval()
+    return model
+
+
+def clip(kind: str) -> nn.Module:
+    """A tiny open_clip model."""
+    pytest.importorskip("open_clip")
+    from open_clip.coca_model import CoCa, MultimodalCfg
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 8}
+    text = {"context_length": 8, "vocab_size": 40, "width": 32, "heads": 4, "layers": 2}
+    torch.manual_seed(0)
+    if kind == "CoCa":
+        pooled = {**vision, "attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 4}
+        more = {"embed_cls": True, "output_tokens": True}
+        decoder = MultimodalCfg(context_length=8, vocab_size=40, width=24, heads=4, layers=1)
+        model: nn.Module = CoCa(
+            24, decoder, CLIPTextCfg(**{**text, **more}), CLIPVisionCfg(**pooled, output_tokens=True)
+        )
+    elif kind == "timm":
+        inner = CLIPVisionCfg(timm_model_name="test_vit", image_size=160)
+        model = CustomTextCLIP(24, inner, CLIPTextCfg(**text))
+    else:
+        made = CLIP if kind == "CLIP" else CustomTextCLIP
+        model = made(24, CLIPVisionCfg(**vision), CLIPTextCfg(**text))
+    return model.eval()
+
+
+TWO: dict[str, Callable[[], nn.Module]] = {
+    **{kind: (lambda kind=kind: contrastive(kind)) for kind in ("CLIP", "Siglip", "Siglip2")},  # type: ignore[misc]
+    **{f"open_clip {kind}": (lambda kind=kind: clip(kind)) for kind in ("CLIP", "Custom", "CoCa", "timm")},  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_image_and_text_are_towers_and_their_places_say_so(name: str) -> None:
+    model = TWO[name]()
+    described = describe(model)
+    assert described.host is model and list(described.towers) == ["image", "text"]
+    image, text = described.towers.values()
+    assert image.inputs.takes_images and text.inputs.layout == "tokens"
+    names = [place.name for place in described.places()]
+    assert len(set(names)) == len(names) and {one.partition(".")[0] for one in names} == {"image", "text"}
+    for tower in (image, text):
+        alone = [place.name for place in describe(tower.module).places()] if tower.module is not model else []
+        assert not alone or [f"{tower.tower_name}.{one}" for one in alone] == [one.name for one in tower.places()]
+        assert tower.place("blocks.1.mlp.fc1").name == f"{tower.tower_name}.blocks.1.mlp.fc1"
+        with torch.no_grad():
+            assert tower.pooled(tower.inputs.example(2)).shape == (2, tower.facts.width)
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_both_towers_are_tuned_by_one_adapter(name: str, tmp_path: Any) -> None:
+    model = TWO[name]()
+    fresh = copy.deepcopy(model)
+    targets = ("q", "v")
+    tuned = vpeft.tune(model, {"image": vpeft.methods.LoRA(rank=2, targets=targets), "text": vpeft.methods.BitFit()})
+    with torch.no_grad():
+        for _, parameter in tuned.trainable():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    inputs = tuned.description.inputs.probe()
+    tuned.eval()
+    adapted = tuned.features(inputs)
+    with tuned.disable():
+        assert not torch.allclose(adapted, tuned.features(inputs), atol=1e-5)
+    path = tuned.save(tmp_path / "a.safetensors")
+    assert [entry.tower for entry in vpeft.read_manifest(path).methods] == ["image", "text"]
+    again = vpeft.load(fresh, path).eval()
+    assert torch.equal(again.features(inputs), adapted)
+    if name == "CLIP":
+        given: Any = model
+        words, images = inputs["text"], inputs["image"]
+        with torch.no_grad():
+            own = tuned(input_ids=words, pixel_values=images)
+            assert torch.equal(own.text_embeds, given(input_ids=words, pixel_values=images).text_embeds)
+
+
+def test_a_text_tower_of_transformers_is_pooled_as_the_model_pools_it() -> None:
+    model: Any = contrastive("CLIP")
+    tower = describe(model.text_model)
+    words = tower.inputs.example(3)
+    with torch.no_grad():
+        assert torch.equal(tower.pooled(words), model.text_model(input_ids=words).pooler_output)
+        states = model.text_model(input_ids=words, output_hidden_states=True).hidden_states
+    seen: list[torch.Tensor] = []
+    point = tower.blocks[1].enter
+    assert point is not None
+    handle = point.module.register_forward_pre_hook(lambda _, args, named: seen.append(args[0]), with_kwargs=True)
+    with torch.no_grad():
+        tower.pooled(words)
+    handle.remove()
+    assert torch.equal(seen[0], states[1])
+    with pytest.raises(vpeft.MissingPlace, match="made for the length of the text"):
+        list(vpeft.methods.VPTDeep(tokens=2).edits(tower))
+
+
+def segmenters() -> dict[str, Callable[[], nn.Module]]:
+    """Hosts with one tower, and what each tower is."""
+    from torchvision.models import detection, segmentation
+
+    plain: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": 3}
+    return {
+        "torchvision_resnet_layers 1": lambda: detection.retinanet_resnet50_fpn(**plain),
+        "torchvision_resnet_layers 2": lambda: detection.maskrcnn_resnet50_fpn(**plain),
+        "torchvision_resnet_layers 3": lambda: segmentation.deeplabv3_resnet50(**plain),
+        "torchvision_resnet_layers 4": lambda: segmentation.fcn_resnet50(**plain),
+    }
+
+
+@pytest.mark.parametrize("name", segmenters())
+def test_hosts_of_torchvision_have_one_tower_with_its_own_names(name: str) -> None:
+    model = segmenters()[name]()
+    described = describe(model)
+    assert described.host is model and described.facts.family == name.split()[0]
+    assert list(described.towers.values()) == [described]
+    from torchvision.models import resnet50
+
+    alone = [place.name for place in describe(resnet50(weights=None)).projections]
+    assert [place.name for place in described.projections] == alone
+
+
+def transformers_hosts() -> dict[str, Callable[[Any], nn.Module]]:
+    """Segmenters and models of pictures and words of transformers, tiny, and what their towers are."""
+
+    def upernet(library: Any) -> nn.Module:
+        inner = library.ConvNextConfig(
+            hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
+        )
+        config = library.UperNetConfig(
+            backbone_config=inner, hidden_size=16, pool_scales=[1, 2], use_auxiliary_head=False
+        )
+        made: nn.Module = library.UperNetForSemanticSegmentation(config)
+        return made
+
+    def segformer(library: Any) -> nn.Module:
+        config = library.SegformerConfig(
+            num_encoder_blocks=2,
+            depths=[1, 1],
+            hidden_sizes=[8, 16],
+            num_attention_heads=[1, 2],
+            sr_ratios=[2, 1],
+            patch_sizes=[7, 3],
+            strides=[4, 2],
+            mlp_ratios=[2, 2],
+            decoder_hidden_size=16,
+        )
+        made: nn.Module = library.SegformerForSemanticSegmentation(config)
+        return made
+
+    def captions(library: Any) -> nn.Module:
+        vision = library.ViTConfig(**SMALL, image_size=32, patch_size=8)
+        words = library.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50, n_positions=16, bos_token_id=0)
+        config = library.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, words)
+        made: nn.Module = library.VisionEncoderDecoderModel(config)
+        return made
+
+    def llava(library: Any) -> nn.Module:
+        vision = library.CLIPVisionConfig(**SMALL, image_size=32, patch_size=8)
+        words = library.LlamaConfig(**SMALL, vocab_size=64, bos_token_id=0, eos_token_id=1)
+        config = library.LlavaConfig(
+            vision_config=vision, text_config=words, image_token_id=63, vision_feature_layer=-1
+        )
+        made: nn.Module = library.LlavaForConditionalGeneration(config)
+        return made
+
+    return {"hf_convnext": upernet, "hf_segformer": segformer, "hf_vit 1": captions, "hf_vit 2": llava}
+
+
+@pytest.mark.parametrize("name", transformers_hosts())
+def test_hosts_of_transformers_have_one_tower_and_run_with_it(name: str) -> None:
+    library: Any = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model: Any = transformers_hosts()[name](library).eval()
+    described = describe(model)
+    assert described.host is model and described.facts.family == name.split()[0]
+    tuned = vpeft.tune(described, vpeft.methods.LoRA(rank=2, targets=("fc1", "fc2"))).eval()
+    side = 64 if name in ("hf_convnext", "hf_segformer") else 32
+    named: dict[str, Any] = {"pixel_values": torch.randn(1, 3, side, side)}
+    if name == "hf_vit 1":
+        named["decoder_input_ids"] = torch.tensor([[1, 2, 3]])
+    if name == "hf_vit 2":
+        named["input_ids"] = torch.tensor([[1, *[63] * 16, 5]])
+    with torch.no_grad():
+        plain = model(**named).logits
+        assert torch.equal(tuned(**named).logits, plain)
+        for _, parameter in tuned.trainable():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        assert not torch.equal(tuned(**named).logits, plain)
+    tuned(**named).logits.sum().backward()
+    assert all(p.grad is not None for _, p in tuned.trainable())
+
+
+class Wrapped(nn.Module):
+    """Anybody's module around a timm model."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.ModuleDict({"net": timm.create_model("test_vit", num_classes=0, **options)})
+        self.last = nn.Linear(self.inner["net"].num_features, 3)  # type: ignore[arg-type]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(self.inner["net"](images))
+        return out
+
+
+def test_a_timm_model_inside_anybodys_module_is_its_tower() -> None:
+    model = Wrapped()
+    described = describe(model)
+    assert described.module is model.inner["net"] and described.host is model
+    tuned = vpeft.tune(model, vpeft.methods.LoRA(rank=2), train=("last",))
+    tuned(torch.randn(2, *described.inputs.shape)).sum().backward()
+    assert {"last.unfreeze.weight", "last.unfreeze.bias"} <= {
+        name for name, p in tuned.trainable() if p.grad is not None
+    }
+
+
+def test_the_digest_of_a_host_covers_all_of_it() -> None:
+    one, other = Wrapped(), Wrapped()
+    assert weights_digest(describe(one)) == weights_digest(describe(other))
+    with torch.no_grad():
+        other.last.bias.add_(1.0)
+    assert weights_digest(describe(one)) != weights_digest(describe(other))
+
+
+def test_a_model_without_a_known_part_is_refused_as_before() -> None:
+    with pytest.raises(UnknownBackbone, match="Say where its blocks are"):
+        describe(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(UnknownBackbone, match=r"Its part 0 cannot be described: This FeatureListNet holds"):
+        describe(nn.Sequential(timm.create_model("test_convnext", features_only=True)))
+
+
+def test_a_module_that_two_attributes_share_is_one_tower() -> None:
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = vpeft.create_backbone("pocket_vit")
+            self.right = self.left
+
+    found: Backbone = describe(Siamese())
+    assert list(found.towers) == [""]
