@@ -140,6 +140,7 @@ def test_an_undescribed_net_of_timm_is_taken_layer_by_layer(capsys: pytest.Captu
     assert main(["evaluate", "t/adapter.safetensors", "--data", "data.npz"]) == 0  # no code of one's own
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint .* has no preprocessor_config")
 def test_an_undescribed_checkpoint_of_transformers_is_taken_too(capsys: pytest.CaptureFixture[str]) -> None:
     transformers: Any = pytest.importorskip("transformers")
     config = transformers.MobileNetV2Config(depth_multiplier=0.1, min_depth=8, image_size=32)

@@ -100,6 +100,7 @@ def test_another_image_size_resizes_the_positions_and_says_so(data: Path, tmp_pa
     _same(outcome)
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint .* has no preprocessor_config")
 def test_a_transformers_folder_is_a_backbone(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from tests.families.transformers_models import vit

@@ -76,6 +76,11 @@ class Preprocessing(BaseModel):
         A model that states nothing gets the defaults above. A transformers checkpoint without a processor gets that of
         its family, with a `DataWarning`.
         """
+        found, origin = cls._stated_by(model), origin_of(model)
+        return found if origin is None or origin.channels is None else found.with_channels(origin.channels)
+
+    @classmethod
+    def _stated_by(cls, model: nn.Module) -> Self:
         stated = getattr(model, "pretrained_cfg", None)
         settings, processor = getattr(model, "config", None), getattr(model, "preprocessor_config", None)
         if settings is not None or processor:

@@ -129,3 +129,14 @@ def test_a_model_of_one_size_keeps_it(tmp_path: Path) -> None:
     found = Preprocessing.from_model(vpeft.create_backbone(f"hf:{tmp_path}"))
     assert found.size == (32, 32)
     assert found.transform()(Image.new("RGB", (40, 50))).shape == torch.Size([3, 32, 32])
+
+
+def test_a_backbone_made_for_other_channels_says_so(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PUBLISHED["microsoft/swin-tiny-patch4-window7-224"]))
+    found = Preprocessing.from_model(vpeft.create_backbone(f"hf:{tmp_path}", channels=4))
+    assert found.mean == (0.485, 0.456, 0.406, 0.485)
+    assert found.transform()(torch.rand(4, 40, 50)).shape == (4, 32, 32)
