@@ -51,6 +51,7 @@ class ViewByView:
 
     def __init__(self, records: Numbered, views: Views) -> None:
         self.records, self.count, self.labels = records, len(views.images), records.labels
+        self.targets = records.targets[: self.count]  # which are those of every view
         self._first = {told: view * self.count for view, told in enumerate(views.told)}
         self._at = 0
 

@@ -251,6 +251,11 @@ class Classification(Task):
         return _equally_often(numbers, len(shuffled), draw)
 
     @property
+    def reorders(self) -> bool:
+        """Whether an epoch sees anything but each sample once."""
+        return self.sampling != "shuffled"
+
+    @property
     def augments(self) -> str | None:
         """Which of mixup and CutMix is on."""
         on = [name for name, value in (("mixup", self.mixup), ("CutMix", self.cutmix)) if value]

@@ -13,8 +13,10 @@ from vpeft.acceleration.names import wanted
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.same_images import why_not_the_same
 from vpeft.acceleration.shared_trunk import BatchStream, SharedRecords
+from vpeft.task import Task
 from vpeft.training.batches import Samples
 from vpeft.training.concurrent_run import ConcurrentRun, Run
+from vpeft.training.evaluate import task_of
 from vpeft.training.fit import UnsuitableSettings, checked_settings
 from vpeft.training.interrupts import StopRequest
 from vpeft.training.joint_step import JointSteps
@@ -76,22 +78,23 @@ def fit_together(
     shown = display(progress)
     with ExitStack() as stack:
         stack.callback(shown.close)
-        streams = _streams(settings, train, workers, shown)
+        tasks = [task_of(run.tuned, train, run.task) for run in runs]
+        streams = _streams(settings, tasks, train, workers, shown)
         grounds = JointSteps()
         stop = stack.enter_context(StopRequest(active=folders[0] is not None))
         members = []
-        for number, (run, its, folder) in enumerate(zip(runs, settings, folders, strict=True)):
+        for number, (run, its, task, folder) in enumerate(zip(runs, settings, tasks, folders, strict=True)):
             name = run.name or f"run {number + 1}/{len(runs)}"
             member = ConcurrentRun(run, name, its, folder, OneOf(name, shown))
             stack.callback(member.close)
             grounds.prepare(member)
-            member.begin(train, val, workers, shared, streams.get(_batches(its)))
+            member.begin(train, val, workers, shared, streams.get(_batches(its, task)))
             members.append(member)
         rounds = grounds.rounds()
         if resume:
             for member in members:
                 member.take_up()
-        _keep_what_is_read(members, streams, train, val, workers, shown)
+        _keep_what_is_read(members, tasks, streams, train, val, workers, shown)
         while live := [member for member in members if member.result is None]:
             alone = next((one for one in live if not one.in_step and one not in rounds), None)
             if alone is not None:
@@ -106,21 +109,24 @@ def fit_together(
     return [member.result for member in members if member.result is not None]
 
 
-def _batches(settings: Optimisation) -> tuple[Any, ...]:
+def _batches(settings: Optimisation, task: Task) -> tuple[Any, ...]:
     """What runs must agree in to see the same batches, in the same parts and precision on the same device."""
-    of_batches = (settings.seed, settings.batch, settings.drop_last, settings.accumulate)
+    of_batches: tuple[Any, ...] = (settings.seed, settings.batch, settings.drop_last, settings.accumulate)
+    if task.reorders or type(task).collate is not Task.collate:
+        of_batches = (*of_batches, type(task), task.model_dump_json())
     return (*of_batches, settings.views, settings.precision, settings.device, settings.deterministic)
 
 
 def _streams(
-    settings: Sequence[Optimisation], train: Samples, workers: int, shown: Display
+    settings: Sequence[Optimisation], tasks: Sequence[Task], train: Samples, workers: int, shown: Display
 ) -> dict[tuple[Any, ...], BatchStream]:
     """One stream for each kind of batches that several runs see."""
-    kinds, made = [_batches(its) for its in settings], dict[tuple[Any, ...], BatchStream]()
-    for kind, its in zip(kinds, settings, strict=True):
+    kinds = [_batches(its, task) for its, task in zip(settings, tasks, strict=True)]
+    made = dict[tuple[Any, ...], BatchStream]()
+    for kind, its, task in zip(kinds, settings, tasks, strict=True):
         if kinds.count(kind) > 1 and kind not in made:
             device = accelerator(its.precision, its.device).device
-            made[kind] = BatchStream(batches_of(_decoded(train, its, shown), its, workers, device))
+            made[kind] = BatchStream(batches_of(_decoded(train, its, shown), its, workers, device, task))
     return made
 
 
@@ -131,6 +137,7 @@ def _decoded(train: Samples, settings: Optimisation, shown: Display) -> Samples:
 
 def _keep_what_is_read(
     members: Sequence[ConcurrentRun],
+    tasks: Sequence[Task],
     streams: Mapping[tuple[Any, ...], BatchStream],
     train: Samples,
     val: Samples | None,
@@ -146,13 +153,13 @@ def _keep_what_is_read(
         return kept[id(images)]
 
     sources = set[tuple[Any, ...]]()
-    for member in members:
-        its, kind = member.settings, _batches(member.settings)
+    for member, task in zip(members, tasks, strict=True):
+        its, kind = member.settings, _batches(member.settings, task)
         if not member.in_step or decoded_images.NAME not in wanted(its.acceleration):
             continue
         if kind not in sources and why_not_the_same(train) is None:
             device = accelerator(its.precision, its.device).device
-            streams[kind].read_from(batches_of(once(train, its), its, workers, device))
+            streams[kind].read_from(batches_of(once(train, its), its, workers, device, task))
             sources.add(kind)
         if val is not None and member.reads_val_from(val):
             member.read_val_from(once(val, its))

@@ -15,8 +15,10 @@ import vpeft
 from vpeft.backbones.features import Feature, Features
 from vpeft.methods import LinearProbe, LoRA
 from vpeft.task import Task, get_task
+from vpeft.training.concurrent_run import Run
 from vpeft.training.evaluate import evaluate
 from vpeft.training.optimisation import Optimisation
+from vpeft.training.together import fit_together
 
 LABELS = ("a", "b", "c")
 
@@ -117,3 +119,24 @@ def test_heads_read_what_the_library_computes(model: Any, kind: str) -> None:
 def test_records_of_the_frozen_part_may_stand_for_the_inputs(name: str) -> None:
     """A task that put samples together by itself would be fed item by item where records come in whole batches."""
     assert get_task(name).collate is Task.collate and get_task(name).stacks_inputs
+
+
+def test_runs_side_by_side_see_what_their_own_sampling_chooses() -> None:
+    """Runs of one order share their batches; a run that samples in another way does not get theirs."""
+    images = _data("label").tensors[0]
+    data, backbone = TensorDataset(images, (torch.arange(24) > 17).long()), tiny_vit()
+    settings = Optimisation(epochs=2, batch=8, device="cpu", acceleration="off")
+    options: list[dict[str, Any]] = [{}, {"sampling": "balanced"}, {}, {"sampling": "weighted"}]
+
+    def made(one: dict[str, Any]) -> Any:
+        task = get_task("classification")(labels=LABELS[:2], **one)
+        torch.manual_seed(0)
+        return vpeft.tune(copy.deepcopy(backbone), LoRA(rank=2), task=task, show=False)
+
+    alone = [
+        [epoch.train_loss for epoch in vpeft.fit(made(one), data, optimisation=settings, progress=False).history]
+        for one in options
+    ]
+    together = fit_together([Run(made(one), settings) for one in options], data, progress=False)
+    assert [[epoch.train_loss for epoch in result.history] for result in together] == alone
+    assert alone[0] == alone[2] and alone[0] != alone[1] != alone[3]
