@@ -140,7 +140,9 @@ class Switch:
 
     @property
     def choice(self) -> Choice:
-        """What is on in the present thread or task."""
+        """What is on in the present thread or task; compiled code knows what was chosen last."""
+        if torch.compiler.is_compiling():
+            return self.common.choice
         chosen = CHOICES.get(NO_CHOICES).get(self.key)
         if chosen is not None:
             return chosen
@@ -264,7 +266,10 @@ class Switch:
 
     def enter(self, size: tuple[int, ...] | None) -> None:
         """Images of this size enter the backbone; outside of the model's own forward call a pass begins here."""
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1:
+        if torch.compiler.is_compiling():
+            self.common.size = size
+            return
+        if torch._C._current_graph_task_id() != -1:
             return
         found = PASSES.get(NO_PASSES).get(self.key)
         if found is None or not found.open:
