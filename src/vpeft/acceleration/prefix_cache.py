@@ -218,7 +218,7 @@ def recorded(tuned: TunedModel, prefix: Prefix, situation: Situation, cut: Cut) 
 
 def _target(images: ImageSource, index: int) -> Any:
     targets = getattr(images, "targets", None)
-    return targets[index] if targets is not None else images[index][1]
+    return targets[index] if isinstance(targets, list) else images[index][1]
 
 
 def _specs(tuned: TunedModel, prefix: Prefix, situation: Situation) -> tuple[list[Spec], str]:

@@ -1,11 +1,13 @@
 """Rows of frozen outputs, one for each image: in memory, or memory-mapped in a folder that other runs find again.
 
 A folder is named by the digest of all facts that its numbers depend on, and is complete once it has that name: it is
-written under another one and renamed at the end. A folder whose facts or sizes are not those expected is not used.
+written under another one and renamed at the end. A folder whose facts, sizes or digests of rows are not those expected
+is not used, and is made anew.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -19,8 +21,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from vpeft.atomic import disk_full, is_full, new_folder, sweep
+from vpeft.errors import VpeftError
+from vpeft.guarded import read_json
+
 FACTS = "store.json"
-FORMAT = 1
+FORMAT = 2
+BLOCK = 64 * 2**20  # bytes of rows for each digest
+DIGESTS = "digests"
+
+
+class BadStore(VpeftError):
+    """Stored records that cannot be read; they are made anew."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class Store:
         self._partial: Path | None = None
         self._final: Path | None = None
         self._facts: dict[str, Any] = {}
+        self._lock = -1
 
     @classmethod
     def in_memory(cls, count: int, specs: Sequence[Spec]) -> Self:
@@ -54,26 +67,43 @@ class Store:
         """Rows in a folder of its own below `folder`, to be filled and then kept by `finish`."""
         complete = _facts(count, specs, facts)
         final = folder / _key(complete)
-        partial = folder / f".{final.name}.{os.getpid()}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        store = cls([_mapped(partial / f"{j}.bin", count, spec) for j, spec in enumerate(specs)], tuple(specs))
-        store._partial, store._final, store._facts = partial, final, complete
+        for left in folder.glob(".*.partial"):  # of any records: they are large, and their run may never come again
+            sweep(folder / left.name[1:].partition(".")[0])
+        partial, lock = new_folder(final)
+        try:
+            for j, spec in enumerate(specs):
+                _allocate(partial / f"{j}.bin", count * spec.bytes, folder)
+            store = cls([_mapped(partial / f"{j}.bin", count, spec) for j, spec in enumerate(specs)], tuple(specs))
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            _close(lock)
+            raise
+        store._partial, store._final, store._facts, store._lock = partial, final, complete, lock
         return store
 
     @classmethod
     def find(cls, folder: Path, count: int, specs: Sequence[Spec], facts: Mapping[str, Any]) -> Self | None:
-        """The complete folder of these facts, or None where there is none or it is not what it should be."""
+        """The complete folder of these facts, or None where there is none or it is not what it should be.
+
+        Every byte of the rows is compared with the digests that were written with them.
+        """
         complete = _facts(count, specs, facts)
         final = folder / _key(complete)
+        paths = [final / f"{j}.bin" for j in range(len(specs))]
         try:
-            stated = json.loads((final / FACTS).read_text())
-            sizes = [(final / f"{j}.bin").stat().st_size for j in range(len(specs))]
-        except (OSError, json.JSONDecodeError):
+            stated = read_json(final / FACTS, str(final / FACTS), BadStore)
+            sizes = [path.stat().st_size for path in paths]
+        except (OSError, BadStore):
             return None
+        digests = stated.pop(DIGESTS, None) if isinstance(stated, dict) else None
         if stated != complete or sizes != [count * spec.bytes for spec in specs]:
             return None
-        return cls([_mapped(final / f"{j}.bin", count, spec) for j, spec in enumerate(specs)], tuple(specs))
+        try:
+            if digests != [_digests(path) for path in paths]:
+                return None
+        except OSError:
+            return None
+        return cls([_mapped(path, count, spec) for path, spec in zip(paths, specs, strict=True)], tuple(specs))
 
     @property
     def bytes(self) -> int:
@@ -93,18 +123,32 @@ class Store:
         """Make a folder complete: its files are on the disk before it gets its name."""
         if self._partial is None or self._final is None:
             return
-        for path in self._partial.glob("*.bin"):
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        (self._partial / FACTS).write_text(json.dumps(self._facts, sort_keys=True))
+        paths = [self._partial / f"{j}.bin" for j in range(len(self.specs))]
+        try:
+            for path in paths:
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            stated = {**self._facts, DIGESTS: [_digests(path) for path in paths]}
+            (self._partial / FACTS).write_text(json.dumps(stated, sort_keys=True), encoding="utf-8")
+        except OSError as error:
+            if is_full(error):
+                raise _no_room(self._final.parent) from None
+            raise
         shutil.rmtree(self._final, ignore_errors=True)
         os.replace(self._partial, self._final)
         self._partial = None
+        self._unlock()
 
     def discard(self) -> None:
         """Remove what is not complete."""
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial = None
+        self._unlock()
+
+    def _unlock(self) -> None:
+        _close(self._lock)
+        self._lock = -1
 
 
 def digest_of(rows: Sequence[Tensor]) -> str:
@@ -134,6 +178,54 @@ def room(gib: float, folder: Path | None) -> tuple[float, str]:
 def mebibytes(count: float) -> str:
     """Bytes in MiB, or GiB where it is half of one."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
+
+
+def _allocate(path: Path, size: int, folder: Path) -> None:
+    """A file of zeros that has its room on the disk: to run out of it while writing to a mapping ends the process.
+
+    Raises:
+        DiskFull: the folder has no room.
+    """
+    try:
+        with path.open("xb") as file:
+            number = file.fileno()
+            try:
+                if size and hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(number, 0, size)
+                    return
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+                    raise
+            zeros = bytes(min(size, 2**20))
+            for start in range(0, size, 2**20):
+                file.write(zeros[: size - start])
+            file.flush()
+            os.fsync(number)
+    except OSError as error:
+        if is_full(error):
+            raise _no_room(folder, size) from None
+        raise
+
+
+def _no_room(folder: Path, size: int = 0) -> VpeftError:
+    what = f"records of the frozen part need {mebibytes(size)} there" if size else "records could not be written"
+    return disk_full(
+        folder, what, "Nothing of them is left. Give another prefix_folder, or none to keep them in memory."
+    )
+
+
+def _digests(path: Path) -> list[str]:
+    """sha256 of each block of a file."""
+    found: list[str] = []
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            found.append(hashlib.sha256(block).hexdigest())
+    return found
+
+
+def _close(number: int) -> None:
+    if number >= 0:
+        os.close(number)
 
 
 def _mapped(path: Path, count: int, spec: Spec) -> Tensor:

@@ -30,10 +30,11 @@ class Views:
 
     def __init__(self, images: ImageSet, told: Sequence[int]) -> None:
         self.images, self.told, self.labels = images, list(told), images.labels
-        self.targets: list[Any] = [*images.targets] * len(self.told)
+        if isinstance(images.targets, list):  # masks are not listed: they would all be decoded
+            self.targets: list[Any] = images.targets * len(self.told)
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.images) * len(self.told)
 
     def __getitem__(self, index: int, /) -> Any:
         view, image = divmod(range(len(self))[index], len(self.images))

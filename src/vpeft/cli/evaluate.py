@@ -64,7 +64,7 @@ def _evaluate(
     loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone)
     task = loaded.task
     config = config.model_copy(update={"target": task.target_kind})
-    images = open_for_evaluation(config, task.data_labels).with_transform(loaded.preprocessing.transform())
+    images = open_for_evaluation(config, task.data_labels).prepared(loaded.preprocessing)
     scores = score(loaded.model, task.dataset(images, False), task=task, batch=batch, workers=config.workers)
     if json:
         show.as_json(scores.model_dump(mode="json"))

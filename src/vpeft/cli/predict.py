@@ -17,7 +17,8 @@ from vpeft.cli import show
 from vpeft.cli.failure import say_warning
 from vpeft.cli.flags import Switch
 from vpeft.cli.loaded import Device, Loaded, open_adapter
-from vpeft.data.images import UnreadableImage, find_images, read_image
+from vpeft.data.images import UnreadableImage, find_images
+from vpeft.data.preprocessing import Preprocessing
 from vpeft.errors import VpeftError
 from vpeft.task import Prediction
 
@@ -86,7 +87,7 @@ def predictions_for(
     A task whose samples are of several images takes the files in groups of as many.
     """
     transform, each = loaded.preprocessing.transform(), loaded.task.images_per_sample
-    readable = _readable(files, strict)
+    readable = _readable(files, loaded.preprocessing, strict)
     while chunk := list(islice(readable, batch * each)):
         if len(chunk) % each:
             raise NothingToPredict(
@@ -101,10 +102,10 @@ def predictions_for(
         yield from loaded.predictions(samples)
 
 
-def _readable(files: Iterable[Path], strict: bool) -> Iterator[tuple[Path, Image.Image]]:
+def _readable(files: Iterable[Path], preprocessing: Preprocessing, strict: bool) -> Iterator[tuple[Path, Any]]:
     for file in files:
         try:
-            yield file, read_image(file)
+            yield file, preprocessing.read(file)
         except UnreadableImage as error:
             if strict:
                 raise

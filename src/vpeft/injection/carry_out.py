@@ -22,6 +22,7 @@ from .operations import (
     QuerySlot,
     ReadForHead,
     ReplaceSkip,
+    SequenceForHead,
     Slot,
     Tap,
     TokensIn,
@@ -57,6 +58,25 @@ def read_for_head(places: Sequence[Place], adapter: str, wiring: Wiring) -> None
         # a quarter of a step further out: after every edit at the place itself
         rank = place.nesting - 0.25 if point.side == "output" else place.nesting + 0.75
         wiring.at(point, ReadForHead(adapter, rank, place, wiring.switch, point.overwritten))
+
+
+def sequence_for_head(places: Sequence[Place], edits: Sequence[Edit], adapter: str, wiring: Wiring) -> None:
+    """Let a head see the last tokens of a layer at the outlet, where the layer gives some; see `SequenceForHead`.
+
+    Args:
+        places: that the head reads, without the outlet.
+        edits: of the adapter, carried out.
+        adapter: its name.
+        wiring: of the TunedModel.
+    """
+    for edit in edits:
+        sources = [source for source in edit.reads if isinstance(source, Place)]
+        if not getattr(edit.layer, "gives_sequence", False) or not sources:
+            continue
+        behind = [place for place in places if place.depth >= sources[-1].depth]
+        for operation in wiring.operations(adapter):
+            if behind and isinstance(operation, Apply) and operation.layer is edit.layer:
+                operation.sequence = SequenceForHead(adapter, wiring.switch, behind, sources[-1])
 
 
 def _enter(place: Place) -> Point:

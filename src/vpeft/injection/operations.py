@@ -7,6 +7,7 @@ place (0 trunk ... 4 site), outer spans act first where they enter and last wher
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -154,14 +155,47 @@ class Apply(Operation):
     ) -> None:
         super().__init__(adapter, rank)
         self.layer, self.layout, self.reads, self.rows = layer, layout, reads, rows
+        self.sequence: SequenceForHead | None = None
 
     def act(self, hidden: Tensor) -> Tensor:
         values = [slot.take() for slot in self.reads]
+        if self.sequence is not None:
+            return self.sequence(self.layer, self.ground, hidden, values)
         if self.rows is None:
             return call(self.layer, self.layout, self.layout, hidden, *values, ground=self.ground)
         dim = channels_of(self.layout)
         part = call(self.layer, self.layout, self.layout, self.rows.take(hidden, dim), *values, ground=self.ground)
         return self.rows.put(hidden, part.to(hidden.dtype), dim)
+
+
+class SequenceForHead:
+    """Lets a head that reads the last tokens see those of a layer at the outlet, such as a side network's.
+
+    Such a layer says `gives_sequence = True`: called with `sequence=True` it returns the pooled feature and its last
+    tokens or map, channels last, which lie as the last thing that it reads.
+
+    Args:
+        adapter: whose head it is.
+        switch: knows the pass.
+        places: what the head reads that comes behind everything the layer reads.
+        source: the last place that the layer reads.
+    """
+
+    def __init__(self, adapter: str, switch: Switch, places: Sequence[Place], source: Place) -> None:
+        self.adapter, self.switch, self.places, self.source = adapter, switch, tuple(places), source
+
+    def __call__(
+        self, layer: nn.Module, ground: RunTimeGrid | None, hidden: Tensor, values: Sequence[Tensor]
+    ) -> Tensor:
+        """The layer's pooled feature; its tokens become what the head reads."""
+        named = {} if ground is None else ground(hidden, values, False)
+        pooled, tokens = layer(hidden, *values, sequence=True, **named)
+        now, place = self.switch.present, self.source
+        grid = grid_of(place, tokens, False, now.size)
+        for read in self.places:
+            now.features_of(self.adapter)[read.name] = Feature(tokens, place.prefix, grid, place.stride)
+        out: Tensor = pooled
+        return out
 
 
 class Hold(Operation):

@@ -16,7 +16,7 @@ from ..errors import nearest
 from ..head import Head
 from ..method import Method
 from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes
-from .carry_out import carry_out
+from .carry_out import carry_out, read_for_head, sequence_for_head
 from .enabled import Enabled, beside_no_pass
 from .forward_pass import Choice, ForwardPass, Within
 from .heads import HasHead, HeadLike, feature_width, made_head, reads_of
@@ -153,9 +153,8 @@ class TunedModel(nn.Module):
                 carry_out(edit, name, self._wiring)
             others = [self.description.place(place) for place in reads_of(made) if place != "outlet"]
             if others:
-                from .carry_out import read_for_head
-
                 read_for_head(others, name, self._wiring)
+                sequence_for_head(others, edits, name, self._wiring)
         except Exception:
             self._wiring.remove(name)
             self._activate(previous)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.inputs import fitted_to
+from ..backbones.places import WHOLE
 from ..errors import VpeftError
+from .heads import reads_of
 from .outputs import tensors_in
 
 if TYPE_CHECKING:
@@ -147,6 +149,8 @@ def _look(
                     scale = p.grad.abs().max()
                     p.add_(p.grad / scale, alpha=-STEP * float(p.abs().mean().clamp(min=1.0)))
     dormant = _dormant(tuned, name)
+    if live:  # something trains; what the head does not read has nothing to learn
+        dormant |= _behind_the_head(tuned, name, [key for key in parameters if key not in live])
     operations = tuned._wiring.operations(name)
     asleep = sorted(
         {_where(tuned, name, op) for op in operations if id(op) not in ran_once and name not in tuned._merged}
@@ -179,6 +183,34 @@ def _blocked_by_zeros(tuned: TunedModel) -> list[str]:
         " start, so what lies before them has no effect. Load pre-trained weights; or, to go on with these, make the"
         " model without zero initialisation (in timm zero_init_last=False) or pass verify=False."
     ]
+
+
+def _behind_the_head(tuned: TunedModel, name: str, keys: list[str]) -> dict[str, str]:
+    """Of these trained tensors, those of edits that act behind everything that the head reads, with the reason."""
+    adapter, description = tuned.adapter(name), tuned.description
+    reads = reads_of(adapter.head)
+    if not reads or "outlet" in reads:
+        return {}
+    last = max(description.place(read).depth for read in reads)
+    homes = {
+        (id(module), attribute): place.depth
+        for place in description.places()
+        if place.name != WHOLE
+        for module, attribute in place.own.values()
+    }
+    reason = f"the head reads {' and '.join(reads)}, which comes before"
+    found = {}
+    for edit, prefix in zip(adapter.edits, adapter.keys, strict=True):
+        for key in keys:
+            if not key.startswith(f"{prefix}."):
+                continue
+            depth = edit.place.depth
+            if edit.layer is None:
+                module, attribute = edit.place.parameter(key.removeprefix(f"{prefix}."))
+                depth = homes.get((id(module), attribute), depth)
+            if depth > last:
+                found[key] = reason
+    return found
 
 
 def _dormant(tuned: TunedModel, name: str) -> dict[str, str]:

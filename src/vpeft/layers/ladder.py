@@ -37,6 +37,7 @@ class Ladder(nn.Module):
     """
 
     chosen: Tensor | None
+    gives_sequence = True
 
     def __init__(
         self,
@@ -72,11 +73,18 @@ class Ladder(nn.Module):
         self.last = nn.Parameter(torch.full((1,), gate_start)) if merge_last else None
         self.register_buffer("chosen", torch.zeros((), dtype=torch.bool) if chosen_by_data else None)
 
-    def forward(self, feature: Tensor, *values: Tensor, grids: Sequence[tuple[int, ...] | None] = ()) -> Tensor:
+    def forward(
+        self,
+        feature: Tensor,
+        *values: Tensor,
+        grids: Sequence[tuple[int, ...] | None] = (),
+        sequence: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """y (B, D); with `sequence` also the side's last tokens, each through the same norm and map: (B, N, D)."""
         h: Tensor = self.ladders[0](values[0])
         token = self.how == "token"  # only the last block's first token is then read
         for i, block in enumerate(self.blocks):
-            asking = 1 if token and i == len(self.blocks) - 1 else None
+            asking = 1 if token and not sequence and i == len(self.blocks) - 1 else None
             if self.shrink[i] > 1:  # the mean over each cell, an odd last row or column by itself
                 h = self._shrunk(h, self.shrink[i], grids[i], grids[i + 1])
             rung = self.ladders[i + 1](values[i + 1])
@@ -87,10 +95,10 @@ class Ladder(nn.Module):
                 h = block(self._mix(i, h, rung), asking)
         # the norm acts on each token, so a class token can be taken before it
         y: Tensor = self.up(self.norm(pool(h, "token")) if token else pool(self.norm(h), "mean", self.prefix))
-        if self.last is None:
-            return y
-        g = torch.sigmoid(self.last / self.temperature)
-        return g * y + (1 - g) * feature
+        if self.last is not None:
+            g = torch.sigmoid(self.last / self.temperature)
+            y = g * y + (1 - g) * feature
+        return (y, self.up(self.norm(h))) if sequence else y
 
     @staticmethod
     def _shrunk(h: Tensor, by: int, grid: tuple[int, ...] | None, target: tuple[int, ...] | None) -> Tensor:

@@ -16,6 +16,7 @@ from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.shared_trunk import BatchStream, Fed, SharedRecords, StreamedPrefix
 from vpeft.acceleration.views import ViewByView, Views, views_of
 from vpeft.batch import Batch
+from vpeft.data.image_set import matched
 from vpeft.injection.enabled import begin_training
 from vpeft.task import Task
 from vpeft.training import checkpoint as disk
@@ -75,6 +76,8 @@ class Training:
         self.task = task_of(tuned, train, task)
         self.task.check(train)
         if val is not None:
+            names = getattr(train, "labels", None)
+            self.val = val = matched(val, names) if isinstance(names, (list, tuple)) and names else val
             self.task.check(val)
         self.out, self.workers, self.shown, self.after_epoch = out, workers, shown, after_epoch
         self.machine = accelerator(settings.precision, settings.device)

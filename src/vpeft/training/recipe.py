@@ -23,6 +23,7 @@ from vpeft.backbones.probe import BadAnatomy
 from vpeft.backbones.weights import Difference
 from vpeft.data.config import DataConfig
 from vpeft.errors import VpeftError, nearest
+from vpeft.guarded import read_toml
 from vpeft.method import Method, get_method, method_names
 from vpeft.method_spec import parse, parse_one
 from vpeft.task import DEFAULT, Task, all_tasks, get_task
@@ -124,6 +125,10 @@ class Recipe(BaseModel):
     weights_allow: tuple[Difference, ...] = Field(
         default=(), description="Differences of weights and backbone to accept: missing, unexpected, shape."
     )
+    channels_rule: Literal["repeat", "mean", "new"] = Field(
+        default="repeat",
+        description="Where data.channels is not the backbone's number: filters repeated, their mean, or new and trained.",
+    )
     anatomy: Anatomy | None = Field(
         default=None,
         description="For a model that no family knows: a TOML file of its nouns (docs/own_model.md), or `generic`.",
@@ -186,12 +191,7 @@ class Recipe(BaseModel):
             BadRecipe: the file cannot be read, a key is unknown (with the nearest name and its full path), or a value
                 is wrong.
         """
-        try:
-            given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadRecipe(f"The recipe {path} cannot be read: {error.strerror or error}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise BadRecipe(f"The recipe {path} is not valid TOML: {error}.") from error
+        given = read_toml(path, f"The recipe {path}", BadRecipe)
         return cls.from_mapping(_merged(given, _nested(overrides or {})), where=f"The recipe {path}")
 
     @classmethod

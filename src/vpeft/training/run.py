@@ -215,9 +215,10 @@ def ready_run(recipe: Recipe, *, progress: bool = True, show: bool = True, image
     stated = Preprocessing.from_model(model)
     if recipe.anatomy is not None:
         stated = stated.resized(described.facts.image_size)
-    preprocessing = _preprocessing(stated, recipe.data)
+    preprocessing = stated.for_data(recipe.data)
     unbound = recipe.task.build()
     data = images(recipe.data.model_copy(update={"target": unbound.target_kind}), preprocessing)
+    preprocessing = data.preprocessing_of(preprocessing)  # a window that was found out is stated
     train = unbound.dataset(data.train, True)
     val = None if data.val is None else unbound.dataset(data.val, False)
     task = unbound.bind(train)
@@ -287,11 +288,9 @@ def _backbone(recipe: Recipe, seed: int, size: tuple[int, int] | None) -> nn.Mod
             allow=recipe.weights_allow,
             image_size=size,
             described=recipe.anatomy is None,
+            channels=recipe.data.channels,
+            channels_rule=recipe.channels_rule,
         )
-
-
-def _preprocessing(stated: Preprocessing, config: DataConfig) -> Preprocessing:
-    return stated.resized(config.image_size) if config.image_size else stated
 
 
 def _test_once(recipe: Recipe, tuned: TunedModel, data: Datasets) -> Scores | None:
