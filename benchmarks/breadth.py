@@ -217,17 +217,16 @@ def page(found: dict[str, Any]) -> str:
     proved = [k for k, verdict in kinds.items() if verdict["verify"] == "live"]
     of_proved = [name for name in live if names[name]["kind"] in proved]
     lines = [
-        "# Breadth: every name of timm",
+        "# Breadth: every model name of timm",
         "",
-        "Made by `python benchmarks/breadth.py`; do not edit. Each model is built at full size on the meta device."
-        " *Live*: one forward pass runs every edit of LoRA, and every new tensor is in the graph of its output.",
+        "Written by `python benchmarks/breadth.py`; do not edit. Each model is built at full size on the meta device. A"
+        " model is *live* if one forward pass runs every edit of LoRA and the output depends on every new tensor.",
         "",
-        f"timm {found['timm']} has {found['total']} names; {len(names)} were tried so far."
-        f" **{len(live)} are live with LoRA**, {len(own)} of them by a"
-        f" pass of their own and {len(live) - len(own)} by that of another name of the same kind. They are of"
-        f" {len({names[n]['kind'] for n in live})} kinds (a model class and the set of its modules' classes); of"
-        f" {len(kinds)} kinds the smallest model was also built with values and proved by `verify`: {len(proved)} are"
-        f" live, and {len(of_proved)} of the live names are of such a kind.",
+        f"timm {found['timm']} has {found['total']} model names; {len(names)} were tried. A *kind* is a model class"
+        f" with the set of its modules' classes. **{len(live)} models are live with LoRA**: {len(own)} ran their own"
+        f" pass, and {len(live) - len(own)} are of the same kind as one of these. They are of"
+        f" {len({names[n]['kind'] for n in live})} kinds. For {len(kinds)} kinds, `verify` also tested the smallest model"
+        f" with random weights: {len(proved)} kinds passed, which have {len(of_proved)} of the live models.",
         "",
         "| method | attaches to |",
         "|---|---|",
@@ -251,10 +250,9 @@ def page(found: dict[str, Any]) -> str:
         layered = sum(generic.get(e["kind"], False) for e in unknown)
         lines += [
             "",
-            f"{len(unknown)} names, of {len({e['kind'] for e in unknown})} kinds, are of no family. With"
-            f' `anatomy="generic"` and LoRA on every linear and convolution, {sum(generic.values())} of the'
-            f" {len(generic)} kinds that were tried so are live by one pass of one name; {layered} names are of these"
-            " kinds. They are not counted above.",
+            f"No family describes {len(unknown)} models of {len({e['kind'] for e in unknown})} kinds. One model of each"
+            f' of {len(generic)} kinds was tried with `anatomy="generic"` and LoRA on every linear and convolution:'
+            f" {sum(generic.values())} kinds are live, which have {layered} models. They are not counted above.",
         ]
     lines += ["", "## Not live with LoRA, by reason", "", "| reason | class | names |", "|---|---|---|"]
     reasons: Counter[tuple[str, str]] = Counter()
@@ -268,7 +266,7 @@ def page(found: dict[str, Any]) -> str:
     ]
     failed = {k: v for k, v in kinds.items() if v["verify"] != "live"}
     if failed:
-        lines += ["", "## Kinds that `verify` did not prove", "", "| kind | name | what it said |", "|---|---|---|"]
+        lines += ["", "## Kinds that failed `verify`", "", "| kind | model | message |", "|---|---|---|"]
         lines += [f"| {kind} | {v['name']} | {_short(v['verify'])} |" for kind, v in sorted(failed.items())]
     return "\n".join([*lines, ""])
 
@@ -279,7 +277,7 @@ def _short(text: str) -> str:
 
 @dataclass(frozen=True)
 class Late:
-    """Whether the time given is over."""
+    """True once the time limit has passed."""
 
     end: float
 
@@ -288,7 +286,7 @@ class Late:
 
 
 def probe_all(found: dict[str, Any], names: list[str], late: Late, again: bool) -> None:
-    """Try each name that is not live yet; `again` makes the passes of those that count by their kind so far."""
+    """Try each name that is not live yet; with `again`, also run those that count only through their kind."""
     passed = passed_kinds(found)
     layered = {entry["kind"] for entry in found["names"].values() if "generic" in entry}
     for number, name in enumerate(names):

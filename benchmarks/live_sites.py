@@ -208,11 +208,12 @@ def page(rows: list[tuple[Subject, Count, Count]]) -> str:
     lines = [
         "# Live sites: vpeft and Hugging Face peft",
         "",
-        "Made by `python benchmarks/live_sites.py`; do not edit. Models of each class at reduced width and depth with"
-        f" random weights; LoRA of rank {RANK} on the joint projection to queries, keys and values (the output"
-        " projection where the row says so); both libraries in one process. A site is one pair of factors. It is live"
-        " if both tensors receive a gradient and a change of this site alone changes the output. For the attention of"
-        " torch as a whole, the last three rows, peft has a wrapper, which adapts the output projection too.",
+        "Written by `python benchmarks/live_sites.py`; do not edit. Both libraries put LoRA of rank"
+        f" {RANK} on the joint projection to queries, keys and values (on the output projection where the row says so)"
+        " of models with reduced width and depth and random weights, in one process. A site is one pair of factors. A"
+        " site is live if both tensors receive a gradient and changing this site alone changes the output. The last"
+        " three rows are models with torch's `nn.MultiheadAttention`: peft wraps the whole module and adapts the output"
+        " projection too.",
         "",
         f"Measured with {libraries}, open_clip {version('open_clip_torch')}.",
         "",

@@ -75,7 +75,7 @@ def _unit(block: Any) -> Unit:
         )
     if kind not in CHAINS:
         known = ", ".join([*CHAINS, *PARALLEL])
-        raise UnknownBackbone(f"{kind} is no block that timm_byobnet describes: {known}.")
+        raise UnknownBackbone(f"One block is a {kind}; timm_byobnet describes only {known}.")
     chain = [part for key in CHAINS[kind] if not isinstance(part := getattr(block, key), nn.Identity)]
     gates = tuple(gate for key in ("attn", "attn_last") for gate in _gates(getattr(block, key, nn.Identity())))
     shortcut, keeps = block.shortcut, isinstance(block.shortcut, nn.Identity)

@@ -111,7 +111,7 @@ def describe_timm_hiera(model: nn.Module) -> Backbone:
 def _step(module: Any, pool: int) -> Passage | BlockMaker:
     kind: type = type(module)
     if kind is not HieraBlock:
-        raise UnknownBackbone(f"{kind.__name__} is no block that timm_hiera describes: HieraBlock.")
+        raise UnknownBackbone(f"One block is a {kind.__name__}; timm_hiera describes only HieraBlock.")
     if module.do_expand:
         return Passage(
             module, lambda name, where: _widening(name, module, where), pool if module.attn.q_stride > 1 else 1

@@ -121,7 +121,7 @@ def _mlp(name: str, module: Any, where: Where) -> dict[str, Place]:
 def _maker(module: Any) -> BlockMaker:
     kind: type = type(module)
     if kind is not LevitBlock:
-        raise UnknownBackbone(f"{kind.__name__} is no block that timm_levit describes: LevitBlock.")
+        raise UnknownBackbone(f"One block is a {kind.__name__}; timm_levit describes only LevitBlock.")
 
     def make(index: int, stage: int, where: Where) -> Block:
         name, mlp_parts = f"blocks.{index}", _mlp(f"blocks.{index}.mlp", module.mlp, where)

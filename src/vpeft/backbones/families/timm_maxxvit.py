@@ -179,8 +179,8 @@ def _steps(module: Any) -> Iterator[Passage | BlockMaker]:
                 yield _maker(part, tuple(part.partition_size))
     else:
         raise UnknownBackbone(
-            f"{kind.__name__} is no block that timm_maxxvit describes: MbConvBlock, ConvNeXtBlock, TransformerBlock2d,"
-            " MaxxVitBlock."
+            f"One block is a {kind.__name__}; timm_maxxvit describes only MbConvBlock, ConvNeXtBlock, "
+            "TransformerBlock2d, MaxxVitBlock."
         )
 
 

@@ -134,7 +134,7 @@ def _maker(module: Any) -> BlockMaker:
 def _block(index: int, module: Any, where: Where) -> Block:
     kind: type = type(module)
     if kind is not MetaFormerBlock:
-        raise UnknownBackbone(f"{kind.__name__} is no block that timm_metaformer describes: MetaFormerBlock.")
+        raise UnknownBackbone(f"One block is a {kind.__name__}; timm_metaformer describes only MetaFormerBlock.")
     name, width = f"blocks.{index}", norm_width(module.norm1)
     attn, mlp = (
         _mixer(f"{name}.attn", module.token_mixer, where, width),

@@ -133,7 +133,7 @@ def _step(module: Any, grid: Size) -> tuple[Passage | BlockMaker, int]:
     kind, attention = cast(type, type(module)), cast(type, type(getattr(module, "attn", None)))
     if kind is not MultiScaleBlock or attention not in KINDS:
         raise UnknownBackbone(
-            f"{kind.__name__} with {attention.__name__} is no block that timm_mvitv2 describes: MultiScaleBlock with"
+            f"One block is a {kind.__name__} with {attention.__name__}; timm_mvitv2 describes only MultiScaleBlock with"
             " MultiScaleAttention."
         )
     pool = 1 if module.shortcut_pool_attn is None else int(module.shortcut_pool_attn.stride[0])

@@ -62,7 +62,7 @@ def describe_timm_nfnet(model: nn.Module) -> Backbone:
 def _unit(block: Any) -> Unit:
     kind: type = type(block)
     if kind not in (NormFreeBlock, EditedNormFreeBlock):
-        raise UnknownBackbone(f"{kind.__name__} is no block that timm_nfnet describes: NormFreeBlock.")
+        raise UnknownBackbone(f"One block is a {kind.__name__}; timm_nfnet describes only NormFreeBlock.")
     convs = [conv for conv in (block.conv1, block.conv2, block.conv2b, block.conv3) if conv is not None]
     gates = tuple(gate for gate in (block.attn, block.attn_last) if gate is not None)
     closing, last = nn.Identity(), convs[-1] if block.attn_last is None else block.attn_last

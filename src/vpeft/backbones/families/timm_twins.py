@@ -172,7 +172,7 @@ def _maker(module: Any) -> BlockMaker:
     local = inner in (LocallyGroupedAttn, EditedLocalAttention)
     if kind is not TwinsBlock or not (local or inner in (GlobalSubSampleAttn, EditedGlobalAttention)):
         raise UnknownBackbone(
-            f"{kind.__name__} with {inner.__name__} is no block that timm_twins describes: the Block of Twins with"
+            f"One block is a {kind.__name__} with {inner.__name__}; timm_twins describes only the Block of Twins with"
             " LocallyGroupedAttn or GlobalSubSampleAttn."
         )
 
