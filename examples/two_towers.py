@@ -1,36 +1,64 @@
-"""Two backbones of one width, tuned together with one pair of factors."""
+"""Hosts: a model with two towers tuned by one adapter, with methods by tower, and with one pair of factors for both."""
 
 import torch
 from torch import nn
 
 import vpeft
-from vpeft.methods import PETAL
 
-# [share]
-method = PETAL(rank=8)
-first, second = (vpeft.tune(vpeft.create_backbone("pocket_vit"), method, show=False) for _ in range(2))
-PETAL.share(first, second)  # one U, V and core; each tower keeps a mixing vector for each of its matrices
-# [/share]
+
+# [host]
+class Pairs(nn.Module):
+    """Two images -> how alike they are, (B, B): any model with towers inside is a host."""
+
+    def __init__(self):
+        super().__init__()
+        self.photo = vpeft.create_backbone("pocket_vit")
+        self.sketch = vpeft.create_backbone("pocket_vit")
+        self.scale = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, photos, sketches):
+        photos = nn.functional.normalize(self.photo(photos), dim=1)
+        sketches = nn.functional.normalize(self.sketch(sketches), dim=1)
+        return self.scale * photos @ sketches.T
+
+
+# [/host]
+
+# [tune]
+LoRA, VPTDeep = vpeft.methods.LoRA, vpeft.methods.VPTDeep
+tuned = vpeft.tune(Pairs(), {"photo": LoRA(rank=4), "sketch": [LoRA(rank=2), VPTDeep(tokens=2)]}, train=("scale",))
+print(tuned.plan())  # the places are photo.blocks.0.attn.q, sketch.blocks.0 ...
+# [/tune]
+
 
 # [train]
-parameters = {id(p): p for tower in (first, second) for _, p in tower.trainable()}.values()
-optimizer = torch.optim.AdamW(parameters, lr=1e-2)
-views = [torch.randn(4, 3, *first.description.facts.image_size) for _ in range(2)]
-for _ in range(3):
-    one, two = first.features(views[0]), second.features(views[1])
-    scores = nn.functional.normalize(one, dim=1) @ nn.functional.normalize(two, dim=1).T / 0.1
-    loss = nn.functional.cross_entropy(scores, torch.arange(4))  # the two features of a pair belong together
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    print(f"loss {loss.item():.3f}")
+def learn(tuned, steps=3):
+    """Let the two images of a pair belong together."""
+    size = tuned.description.towers["photo"].facts.image_size
+    photos, sketches = (torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    optimizer = torch.optim.AdamW([parameter for _, parameter in tuned.trainable()], lr=1e-2)
+    tuned.train()
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(tuned(photos, sketches), torch.arange(4))  # the host's own forward
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        print(f"loss {loss.item():.3f}")
+
+
+learn(tuned)
 # [/train]
 
-print(f"{sum(p.numel() for p in parameters):,} parameters train together")
-
 # [save]
-for name, tower in (("first", first), ("second", second)):
-    tower.save(f"{name}.safetensors")
-again = [vpeft.load(vpeft.create_backbone("pocket_vit"), f"{name}.safetensors") for name in ("first", "second")]
-PETAL.share(*again)  # each file is whole; this ties the loaded towers again
+tuned.save("pairs.safetensors")
+again = vpeft.load(Pairs(), "pairs.safetensors")  # which methods are on which tower is in the file
+host = tuned.detach()  # bit by bit the model that was given
 # [/save]
+
+# [share]
+PETAL = vpeft.methods.PETAL
+shared = vpeft.tune(Pairs(), {"*": PETAL(rank=8)})  # one U, V and core; each tower keeps a vector for each matrix
+learn(shared)
+# [/share]
+
+print(f"{sum(parameter.numel() for _, parameter in shared.trainable()):,} parameters train together")

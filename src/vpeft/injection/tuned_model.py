@@ -340,8 +340,7 @@ class TunedModel(nn.Module):
         may look into: which of several tasks it is, targets that it needs.
         """
         if self._route is not None:
-            if self.description.host is not None:
-                raise AdapterError("Adapters for single samples of a batch need heads of their own; this is a host.")
+            self._require_no_host()
             return self._routing(self, inputs[0], self._route)
         if torch.compiler.is_compiling():
             return self._run(batch, inputs, named)
@@ -361,10 +360,21 @@ class TunedModel(nn.Module):
         """
         for name in names:
             self._known(name)
+        self._require_no_host()
         return self._routing.each(self, images, names)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> pooled features (B, D), with the active adapter's edits."""
+    def _require_no_host(self) -> None:
+        if self.description.host is not None:
+            raise AdapterError(
+                f"Several adapters on one batch are for backbones with heads; {type(self.backbone).__name__} is a host,"
+                " which runs with one adapter at a time."
+            )
+
+    def features(self, images: Any) -> Tensor:
+        """Images (B, C, H, W) -> pooled features (B, D), with the active adapter's edits.
+
+        Of a host it is the tower's feature; for several towers give {tower: inputs} and get theirs side by side.
+        """
         if torch.compiler.is_compiling():
             return self._pooled(images)
         with self._pass((images,), lingers=True):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import vpeft
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.methods import LST, SSF, AdaptFormer, BitFit, LoRA, SideTuning, VPTDeep
+from vpeft.methods import LST, PETAL, SSF, AdaptFormer, BitFit, LoRA, SideTuning, VPTDeep
 
 
 def detector() -> nn.Module:
@@ -372,6 +372,58 @@ def test_a_file_of_a_host_is_refused_where_any_part_of_the_host_differs(tmp_path
         other.bbox_predictor.layers[0].weight += 1.0
     with pytest.raises(vpeft.VpeftError, match="was made on"):
         vpeft.load(other, path)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_copies_and_merged_weights_of_a_host_give_the_same(name: str) -> None:
+    case = HOSTS[name]
+    model = case.make()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    tuned = vpeft.tune(model, *case.methods, train=case.train).eval()
+    with torch.no_grad():
+        for _, parameter in tuned.trainable():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        given = case.outputs(tuned)
+        twin = copy.deepcopy(tuned)
+        tuned.detach()
+        assert equal(case.outputs(twin), given)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        pairs = zip(flat(case.outputs(twin.merge())), flat(given), strict=True)
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
+
+
+def test_a_method_that_shares_layers_edits_all_towers_together(tmp_path: Path) -> None:
+    model = Pair()
+    tuned = vpeft.tune(model, {"*": PETAL(rank=4)})
+    first, second = (
+        next(
+            p
+            for key, p in tuned.adapter().named_parameters(remove_duplicate=False)
+            if key.startswith(tower) and "U" in key
+        )
+        for tower in ("first", "second")
+    )
+    assert first is second
+    alone = vpeft.tune(vpeft.create_backbone("pocket_vit"), PETAL(rank=4)).plan().trainable
+    vectors = sum(p.numel() for key, p in tuned.trainable() if key.endswith(".P"))
+    assert tuned.plan().trainable == alone + vectors // 2
+    with torch.no_grad():
+        for _, parameter in tuned.trainable():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    images = [torch.randn(2, 3, *tuned.description.inputs.size) for _ in range(2)]
+    given = tuned.eval()(*images)
+    assert not torch.allclose(given, model(images[0], images[0])) and given.shape == (2, 2)
+    again = vpeft.load(Pair(), tuned.save(tmp_path / "pair.safetensors")).eval()
+    assert torch.equal(again(*images), given)
+    assert [entry.tower for entry in vpeft.read_manifest(tmp_path / "pair.safetensors").methods] == ["*"]
+
+
+def test_several_adapters_on_one_batch_are_refused_on_a_host() -> None:
+    tuned = vpeft.tune(Pair(), {"first": LoRA(rank=2)})
+    tuned.attach({"second": LoRA(rank=2)}, name="other")
+    images = torch.randn(2, 3, *tuned.description.inputs.size)
+    with tuned.enable("default", "other"), pytest.raises(vpeft.VpeftError, match="one adapter at a time"):
+        tuned(images, images)
 
 
 def test_lst_on_a_host_says_why_not() -> None:
