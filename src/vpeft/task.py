@@ -20,6 +20,7 @@ from .batch import Batch, collate, run_model
 from .errors import VpeftError, nearest
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torchmetrics import Metric
 
     from .backbones.backbone import Backbone
@@ -86,7 +87,6 @@ class Task(BaseModel):
             a "mask"; a task that makes its samples out of labelled images in `dataset` says "label".
         leading: the metric to compare by; a property where it depends on options.
         images_per_sample: how many images make one sample in `predict`.
-        makes_head: whether it puts a head on a backbone; one that does not learns by what a whole model gives.
         stacks_inputs: whether `collate` makes inputs of one shape the rows of a tensor, and looks at nothing else of
             them; then outputs of a frozen backbone may stand for them.
     """
@@ -96,7 +96,6 @@ class Task(BaseModel):
     name: ClassVar[str] = ""
     target_kind: ClassVar[TargetKind] = "label"
     images_per_sample: ClassVar[int] = 1
-    makes_head: ClassVar[bool] = True
     stacks_inputs: ClassVar[bool] = True
 
     labels: tuple[str, ...] = ()
@@ -221,6 +220,10 @@ class Task(BaseModel):
     def report(self, details: Mapping[str, Any]) -> list[tuple[str, Sequence[str], Sequence[Sequence[object]]]]:
         """Tables for people out of the details of scores: title, names of the columns, rows. The default has none."""
         return []
+
+    def picture(self, details: Mapping[str, Any]) -> Figure | None:
+        """A drawing of the details of scores (matplotlib), such as a confusion matrix; the default has none."""
+        return None
 
     def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
         """What the model says of each sample of a batch."""

@@ -24,8 +24,6 @@ from vpeft.task import TargetKind, Task, all_tasks
 from vpeft.training.optimisation import Optimisation
 
 LABELS = ("dark", "middle", "bright")
-# A task without a head of its own needs a whole model with a loss: see tests/unit/injection/test_hosts.py.
-HEADED = {name: kind for name, kind in all_tasks().items() if kind.makes_head}
 
 
 class TinySet:

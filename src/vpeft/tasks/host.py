@@ -39,7 +39,6 @@ class HostTask(Task):
     proposals draws, from the same seed each time.
     """
 
-    makes_head: ClassVar[bool] = False
     stacks_inputs: ClassVar[bool] = False
 
     @property
