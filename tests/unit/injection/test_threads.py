@@ -326,3 +326,20 @@ def test_moving_statistics_belong_to_the_pass() -> None:
                 if key.endswith("running_mean"):
                     tensor.add_(torch.randn_like(tensor))
     threads(lambda: tuned.eval(), [torch.randn(2, 3, 64, 64) for _ in range(2)], rounds=10)
+
+
+@pytest.mark.parametrize("name", ["lora", "lst"])
+def test_a_compiled_model_runs_one_pass_at_a_time(name: str) -> None:
+    """Compiled code reads no context variable; what it shares with the hooks around it must not mix either."""
+    tuned, images = two_adapters(name), [torch.randn(2, 3, 32, 32) for _ in range(2)]
+    with torch.no_grad():
+        expected = [tuned(image) for image in images]
+    torch.compiler.reset()
+    for block in tuned.description.blocks:
+        assert block.exit is not None
+        block.exit.module.compile(fullgraph=True, backend="eager")
+    tuned._wiring.switch.compiled += 1  # as `tuned.compile` does, which takes no backend
+    with torch.no_grad():
+        for image, out in zip(images, expected, strict=True):
+            assert torch.allclose(tuned(image), out, atol=1e-5)
+    threads(lambda: tuned, images, rounds=20)
