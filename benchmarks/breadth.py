@@ -225,8 +225,8 @@ def page(found: dict[str, Any]) -> str:
         f"timm {found['timm']} has {found['total']} model names; {len(names)} were tried. A *kind* is a model class"
         f" with the set of its modules' classes. **{len(live)} models are live with LoRA**: {len(own)} ran their own"
         f" pass, and {len(live) - len(own)} are of the same kind as one of these. They are of"
-        f" {len({names[n]['kind'] for n in live})} kinds. For {len(kinds)} kinds, `verify` also tested the smallest model"
-        f" with random weights: {len(proved)} kinds passed, which have {len(of_proved)} of the live models.",
+        f" {len({names[n]['kind'] for n in live})} kinds. For {len(kinds)} kinds, `verify` also tested the smallest"
+        f" model with random weights: {len(proved)} kinds passed, which have {len(of_proved)} of the live models.",
         "",
         "| method | attaches to |",
         "|---|---|",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# case -> variant, and what is aimed at: share of the reference's time, and of the bytes it keeps (None: no aim)
+# case -> variant -> aims: share of the reference's time, and of the bytes that it saves for the backward pass (or None)
 AIMS: dict[str, dict[str, tuple[float, float | None]]] = {
     "lora, rank 8, qkv, fp32": {"vpeft, auto": (0.92, 0.94), "vpeft, auto,low_memory": (1.0, 0.55)},
     "lora, rank 8, qkv, bf16": {"vpeft, auto": (0.65, None)},
@@ -21,18 +21,20 @@ SERVING_AIM = 1.05
 
 
 def page(result: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> str:
-    """The results as Markdown; `beside` are those of the other benchmarks, by name."""
+    """Return the results as Markdown; `beside` holds the results of the other benchmarks by name."""
     lines = [
         "# Speed and memory",
         "",
-        "Made by `python benchmarks/speed.py`; do not edit. What `--acceleration` is about, and what each name does, is"
-        " in [accelerations](acceleration.md).",
+        "Written by `python benchmarks/speed.py`; do not edit. [Accelerations](acceleration.md) says what"
+        " `--acceleration` does and what each name means.",
         "",
-        f"One thread of a processor ({result['processor']}, {result['cores']} cores), torch {result['torch']}; random"
-        " images, random weights, AdamW. The variants of a case alternate step by step in one process; processor time;"
-        " a ratio is the median over rounds of that to the reference's step of the same round, with the smallest and"
-        f" the largest. Bytes kept for the backward pass are exact. While this was measured {_loads(result)} processes"
-        " wanted the cores, so times are noisy. Aims are those the project set itself before; a dash: none.",
+        f"Measured on one thread of a processor ({result['processor']}, {result['cores']} cores), torch"
+        f" {result['torch']}; random images, random weights, AdamW. The variants of a case alternate step by step in"
+        " one process. Times are processor times. A ratio divides a step's time by the reference's step of the same"
+        " round; the tables give the median over rounds, the smallest and the largest. *Saved tensors* are the bytes"
+        f" that autograd saves for the backward pass, counted exactly. {_loads(result)} processes competed for the"
+        " cores during the measurement, so times are noisy. The project set the aims before it measured; a dash means"
+        " no aim.",
     ]
     lines += _steps(result["steps"])
     lines += _every(result.get("every", {}))
@@ -43,7 +45,7 @@ def page(result: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> 
     lines += _serving(beside.get("serving"))
     lines += _compiled(beside.get("compile_blocks"))
     lines += _growth(beside.get("growth"))
-    lines += ["", "A GPU was not at hand: its column is absent.", ""]
+    lines += ["", "Nothing on this page was measured on a GPU.", ""]
     return "\n".join(lines)
 
 
@@ -66,9 +68,9 @@ def _steps(cases: Mapping[str, Any]) -> Iterable[str]:
         "",
         "## One training step",
         "",
-        "ViT-Ti/16 at 224 where nothing else is said.",
+        "The model is ViT-Ti/16 at 224 unless the row names another.",
         "",
-        "| case | variant | batch | time | | aim | kept | aim | accelerations in use |",
+        "| case | variant | batch | time | | aim | saved tensors | aim | accelerations in use |",
         "|---|---|---|---|---|---|---|---|---|",
     )
     for title, case in cases.items():
@@ -92,7 +94,7 @@ def _steps(cases: Mapping[str, Any]) -> Iterable[str]:
         if name.startswith("vpeft") and value["least"] > 1
     ]
     yield ""
-    yield "peft is faster in every round than: " + ("; ".join(behind) or "none of these") + "."
+    yield "peft is faster in every round than: " + ("; ".join(behind) or "none of these variants") + "."
     half, full = (cases.get(f"lora, rank 8, qkv, {precision}", {}).get("variants") for precision in ("bf16", "fp32"))
     if not half or not full:
         return
@@ -100,10 +102,10 @@ def _steps(cases: Mapping[str, Any]) -> Iterable[str]:
     slow = half["peft"]["seconds"] / full["peft"]["seconds"]
     if slow > 2:
         yield (
-            "This processor has no instructions for bf16. Emulated, products are nearly the whole of a step"
-            f" ({slow:.0f} times that in fp32), so a row in bf16 says nothing of the aims: LoRA at most 0.65 of peft as"
-            " it ships and 0.90 of peft with the same attention kernel; SSF at most 0.87 in time and 0.52 in kept"
-            " bytes. They have not been measured where there are such instructions."
+            "This processor has no bf16 instructions. It emulates them, and the matrix products then take nearly the"
+            f" whole step ({slow:.0f} times the fp32 step). So the rows in bf16 cannot show whether the aims are met:"
+            " LoRA at most 0.65 of peft's time, and 0.90 of peft with the same attention kernel; SSF at most 0.87 in"
+            " time and 0.52 in saved tensors. These have not been measured on a processor with bf16 instructions."
         )
         return
     ratio = half["vpeft, auto"]["ratio"] / half["peft, plain products"]["ratio"]
@@ -120,10 +122,10 @@ def _every(cases: Mapping[str, Any]) -> Iterable[str]:
         "",
         "## Every method against its plain form",
         "",
-        "ViT-Ti/16 at 224, fp32, defaults; aim: never above 1 in either. A method that nothing speeds up differs from 1"
-        " by noise alone.",
+        "ViT-Ti/16 at 224, fp32, default settings. Aim: neither ratio above 1. Methods without an acceleration differ"
+        " from 1 by noise only.",
         "",
-        "| method | time | | kept | accelerations in use |",
+        "| method | time | | saved tensors | accelerations in use |",
         "|---|---|---|---|---|",
     )
     for title, case in sorted(
@@ -142,8 +144,9 @@ def _every(cases: Mapping[str, Any]) -> Iterable[str]:
     larger = sorted(title for title, value in made.items() if value["bytes_ratio"] > 1)
     yield ""
     yield (
-        f"Slower in every round: {', '.join(slower) or 'none'}. More kept: {', '.join(larger) or 'none'}. Less than"
-        f" 0.99 in the median: {sum(value['ratio'] < 0.99 for value in made.values())} of {len(made)}."
+        f"Slower in every round: {', '.join(slower) or 'none'}. More bytes in saved tensors:"
+        f" {', '.join(larger) or 'none'}. Median time below 0.99:"
+        f" {sum(value['ratio'] < 0.99 for value in made.values())} of {len(made)}."
     )
 
 
@@ -152,11 +155,11 @@ def _runs(cases: Mapping[str, Any]) -> Iterable[str]:
         "",
         "## A whole run: 100 epochs of 1,000 images",
         "",
-        "ViT-Ti/16 at 224, batch 16. From what a run of `vpeft.fit` costs once, for each image, for each epoch and for"
-        " each image in each epoch, measured on two numbers of images. The median of several estimates, the smallest"
-        " and the largest.",
+        "ViT-Ti/16 at 224, batch 16. The time is extrapolated from the costs of `vpeft.fit` per run, per image, per"
+        " epoch and per image and epoch, which are measured with two numbers of images. The table gives the median of"
+        " several estimates, the smallest and the largest.",
         "",
-        "| method | times faster | | aim | an epoch, plain | an epoch on records | step |",
+        "| method | times faster | | aim | plain epoch | epoch on cached outputs | step |",
         "|---|---|---|---|---|---|---|",
     )
     for name, one in cases.items():
@@ -176,14 +179,14 @@ def _passes(found: Mapping[str, Any]) -> Iterable[str]:
         "",
         "## Several runs in one pass, of 1,000 images",
         "",
-        "`vpeft.fit_together` against as many calls of `vpeft.fit`, estimated as above; the learning rates differ. Aim:"
-        " at most 0.3 of single runs.",
+        "`vpeft.fit_together` compared with as many calls of `vpeft.fit`, estimated as above; the learning rates"
+        " differ. Aim: at most 0.3 of the time of single runs.",
         "",
-        "| runs | against | time | |",
+        "| runs | compared with | time | |",
         "|---|---|---|---|",
     )
     words = {
-        "records": "single runs, each with records of its own",
+        "records": "single runs, each with its own cache",
         "plain": "single runs without accelerations",
         "changing": "single runs, on images that change from epoch to epoch",
     }
@@ -201,10 +204,10 @@ def _imports(found: Mapping[str, Any]) -> Iterable[str]:
         "",
         "## Importing",
         "",
-        f"`import torch, timm` takes {seconds['torch, timm']:.2f} s of a fresh interpreter's processor time; importing"
-        f" vpeft with all that `vpeft.tune` needs {one['ratio']:.2f} [{one['least']:.2f} to {one['most']:.2f}] of that"
-        f" ({_met(one['ratio'], IMPORT_AIM)}); `import vpeft` alone, which loads torch when it is first needed,"
-        f" {seconds['bare']:.2f} s.",
+        f"In a fresh interpreter, `import torch, timm` takes {seconds['torch, timm']:.2f} s of processor time."
+        f" Importing vpeft and everything that `vpeft.tune` needs takes {one['ratio']:.2f} [{one['least']:.2f} to"
+        f" {one['most']:.2f}] of that ({_met(one['ratio'], IMPORT_AIM)}). `import vpeft` alone takes"
+        f" {seconds['bare']:.2f} s, because it loads torch on first use.",
     )
 
 
@@ -215,10 +218,10 @@ def _batched(found: Mapping[str, Any] | None) -> Iterable[str]:
         "",
         "## Small runs in one pass",
         "",
-        "`python benchmarks/batched_adapters.py`: an epoch of several runs of `auto,batched_adapters` against the"
+        "`python benchmarks/batched_adapters.py` compares an epoch of several runs with `auto,batched_adapters` to the"
         " sum of their epochs one after the other.",
         "",
-        "| backbone | method | batch | runs | against `auto` | | against `off` | |",
+        "| backbone | method | batch | runs | relative to `auto` | | relative to `off` | |",
         "|---|---|---|---|---|---|---|---|",
     )
     for row in found["rows"]:
@@ -237,8 +240,8 @@ def _serving(found: Mapping[str, Any] | None) -> Iterable[str]:
         "",
         "## Serving several adapters",
         "",
-        "`python benchmarks/serving.py`: 16 images through so many adapters, without gradients, ViT-Ti/16 at 224; time"
-        f" relative to the bare backbone's (aim: at most {SERVING_AIM:g}).",
+        "`python benchmarks/serving.py` runs 16 images through several adapters, without gradients, on ViT-Ti/16 at"
+        f" 224. Time relative to the bare backbone (aim: at most {SERVING_AIM:g}).",
         "",
         "| method | adapters | one pass | | one after the other | | peft, `adapter_names` | |",
         "|---|---|---|---|---|---|---|---|",
@@ -258,9 +261,9 @@ def _compiled(found: Mapping[str, Any] | None) -> Iterable[str]:
         "",
         "## Compiled blocks",
         "",
-        "`python benchmarks/compile_blocks.py`: `auto,compile_blocks` against `auto`, as above.",
+        "`python benchmarks/compile_blocks.py` compares `auto,compile_blocks` with `auto`, as above.",
         "",
-        "| method | precision | step | | kept | set-up |",
+        "| method | precision | step | | saved tensors | set-up |",
         "|---|---|---|---|---|---|",
     )
     for row in found["rows"]:
@@ -271,7 +274,7 @@ def _compiled(found: Mapping[str, Any] | None) -> Iterable[str]:
         )
     if all(row["noise"][1] > 1 for row in found["rows"]):
         yield ""
-        yield "No gain above the noise here, so it is used on request only."
+        yield "The gain is within the noise, so it is used on request only."
 
 
 def _growth(found: Mapping[str, Any] | None) -> Iterable[str]:
@@ -281,13 +284,14 @@ def _growth(found: Mapping[str, Any] | None) -> Iterable[str]:
         "",
         "## How cost grows",
         "",
-        "`python benchmarks/growth.py`: one thing varies, the others stand at batch 4, 196 patches, 12 blocks of"
-        " ViT-Ti, rank 8, 10 prompts. Time relative to the first point of the first line of each panel; for adapters,"
-        " the time of a batch of 16 images that is served through so many LoRA adapters, against the bare backbone.",
+        "`python benchmarks/growth.py` varies one quantity at a time; the others stay at batch 4, 196 patches, 12"
+        " blocks of ViT-Ti, rank 8, 10 prompts. Times are relative to the first point of the first line of each panel."
+        " For adapters, the time is that of serving a batch of 16 images through several LoRA adapters, relative to the"
+        " bare backbone.",
         "",
-        "![Time and kept bytes against batch, tokens, depth, rank, prompts and adapters](images/growth.png)",
+        "![Time and saved tensors against batch, tokens, depth, rank, prompts and adapters](images/growth.png)",
         "",
-        "| what varies | line | " + "from | to | time grows | kept bytes grow |",
+        "| what varies | line | " + "from | to | time grows | saved tensors grow |",
         "|---|---|---|---|---|---|",
     )
     for panel, one in found["panels"].items():

@@ -246,11 +246,12 @@ def page() -> str:
         "\n\n".join(
             [
                 "# Trained parameters against the papers\n<!-- Written by tools/counts.py. -->",
-                "Counted on models of the papers' size. *difference* is ours minus the count by the paper's formula or"
-                " the authors' code, without the head. *printed* is the published figure, *fits* whether ours,"
-                " with what the remark names, rounds to it.",
+                "Counted on models of the papers' size. *difference* is our count minus the count by the paper's"
+                " formula or the authors' code, without the head. *printed* is the published figure. *fits* says"
+                " whether our count, corrected by what the remark names, rounds to it.",
                 _table(columns, lines),
-                f"{len(lines)} rows, {zero} with a formula or code to compare; the difference is zero in all of these.",
+                f"The table has {len(lines)} rows. {zero} have a formula or code to compare with; their difference is"
+                " zero.",
                 "## Lines of the methods' files",
                 _lines(),
             ]
@@ -268,9 +269,9 @@ def _lines() -> str:
     ordered = sorted(files.items(), key=lambda item: (item[1], item[0]))
     name, most = ordered[-1]
     return (
-        f"{len(files)} files with one method each: median {statistics.median(files.values()):g} lines, largest {most}"
-        f" (`{name}.py`), smallest {ordered[0][1]} (`{ordered[0][0]}.py`). All lines are counted, docstrings and"
-        " imports too; layers that several methods share are in `layers/`."
+        f"{len(files)} files hold one method each. The median is {statistics.median(files.values()):g} lines, the"
+        f" largest file has {most} (`{name}.py`), the smallest {ordered[0][1]} (`{ordered[0][0]}.py`). Docstrings and"
+        " imports count; layers that several methods share are in `layers/`."
     )
 
 

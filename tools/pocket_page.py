@@ -36,8 +36,8 @@ LEDGER = ROOT / "results" / "pocket"
 PAGE, FOLDER = ROOT / "docs" / "pocket.md", ROOT / "docs" / "pocket"
 CARD = ROOT / "src" / "vpeft" / "assets" / "pocket_vit.md"
 PROBE = FOLDER / "probe.json"
-ACCELERATIONS = ROOT / "pretraining" / "ideas.json"
-# method -> why it stands elsewhere than on VTAB-1k, for those that stand APART places or more
+IDEAS = ROOT / "pretraining" / "ideas.json"
+# method -> why its rank differs from its rank on VTAB-1k, for ranks that differ by APART or more
 REASONS, APART = LEDGER / "reasons.toml", 4
 # images per row and rows of a contact sheet
 ACROSS, DOWN = 12, 2
@@ -57,9 +57,10 @@ def page(records: Sequence[RunRecord]) -> str:
     parts = [
         "# pocket: nine tasks without a network",
         "<!-- Written by tools/pocket_page.py. -->",
-        "A benchmark in a box: nine tasks of 64 x 64 pixels in VTAB's three groups, which vpeft draws or which install"
-        f" with it; {SIZES['train']} images to train on, {SIZES['val']} to choose on, {SIZES['test']:,} to test on;"
-        " and `pocket_vit`, a backbone that ships with the package.",
+        "pocket is a small benchmark that needs no network: nine tasks with images of 64 x 64 pixels, in the three"
+        f" groups of VTAB. Each task has {SIZES['train']} training, {SIZES['val']} validation and {SIZES['test']:,}"
+        " test images, which vpeft draws or which come with installed packages. The backbone `pocket_vit` ships with"
+        " vpeft.",
         "```\nvpeft bench --suite pocket --tier quick --methods lora,ssf --out runs/pocket\nvpeft report runs/pocket\n"
         "vpeft data export pocket/count out/\n```",
         "In Python, `vpeft.suites.pocket()`.",
@@ -75,8 +76,8 @@ def page(records: Sequence[RunRecord]) -> str:
         "## Does the ranking agree with VTAB-1k?",
         *_agreement(_full(records)),
         "## The backbone",
-        f"[The model card](../{CARD.relative_to(ROOT)}) says what `pocket_vit` has seen and what it reaches;"
-        " [pretraining/](../pretraining/README.md) makes it.",
+        f"[The model card](../{CARD.relative_to(ROOT)}) says on what `pocket_vit` was trained and what accuracy it"
+        " reaches; [pretraining/](../pretraining/README.md) holds the code that trains it.",
         *_ideas(),
     ]
     return "\n\n".join(parts) + "\n"
@@ -129,10 +130,10 @@ def _probe() -> str:
             [f"**{group}**", "mean", *(_number(sum(c) / len(c) if len(c) == len(inside) else None) for c in cells)]
         )
     return (
-        "Test accuracy in per cent, one seed, 800 training images, learning rate chosen on the validation images"
-        f" (`python benchmarks/pocket_probe.py --epochs {epochs}`);"
-        " an empty cell was not measured on the shipped weights yet."
-        + (" An asterisk: one stated rate each (`--one-rate`), nothing chosen." if one_rate else "")
+        "Test accuracy in per cent, one seed, 800 training images. The learning rate is chosen on the validation images"
+        f" (`python benchmarks/pocket_probe.py --epochs {epochs}`)."
+        " Empty cells have not been measured on the shipped weights."
+        + (" Rows with an asterisk use one fixed learning rate (`--one-rate`)." if one_rate else "")
         + "\n\n"
         + _table(["task", "group", *COLUMNS.values()], rows)
     )
@@ -166,8 +167,8 @@ def _results(records: Sequence[RunRecord]) -> Iterable[str]:
     seconds = sum(record.costs.wall_seconds or 0.0 for record in done if record.costs is not None)
     machines = sorted({record.provenance.hardware for record in done if record.provenance is not None})
     yield (
-        f"{len(done)} runs, searches included, are recorded in [results/pocket](../results/pocket);"
-        f" together {seconds / 3600:.1f} hours of one core ({'; '.join(machines)})."
+        f"[results/pocket](../results/pocket) records {len(done)} runs, including the searches. They took"
+        f" {seconds / 3600:.1f} hours of one core ({'; '.join(machines)})."
     )
     for board in _full(records):
         whole = {row.label for row in board.rows if row.complete}
@@ -175,9 +176,9 @@ def _results(records: Sequence[RunRecord]) -> Iterable[str]:
         cost = sum(record.costs.wall_seconds or 0.0 for record in of_table if record.costs is not None)
         if whole:
             yield (
-                f"The full table of {len(whole)} methods, three rates searched on each task and then every seed, is"
-                f" {len(of_table)} of them and {cost / 3600:.1f} hours of a core beside other jobs, which makes"
-                f" {cost / 7200:.1f} hours of two."
+                f"{len(of_table)} of these runs make the full table of {len(whole)} methods (three learning rates on"
+                f" each task, then every seed). They took {cost / 3600:.1f} hours of one core, with other jobs running:"
+                f" {cost / 7200:.1f} hours on two cores."
             )
     yield as_markdown(made).replace("\n## ", "\n### ").removeprefix("## ").join(["### ", ""]).strip()
 
@@ -200,21 +201,21 @@ def _above_the_probe(records: Sequence[RunRecord]) -> Iterable[str]:
     below = sorted((max(found), label) for label, found in margins.items() if max(found)[0] <= 0)
     yield "### Above the linear probe"
     yield (
-        f"{len(margins) - len(below)} of {len(margins)} methods are above the linear probe of the same protocol on at"
-        " least one structured task. The largest margins, in points:"
+        f"{len(margins) - len(below)} of {len(margins)} methods beat the linear probe of the same protocol on at least"
+        " one structured task. The largest margins, in points:"
     )
     best = sorted(((*max(found), label) for label, found in margins.items()), reverse=True)
     yield _table(["method", "margin", "where"], [[f"`{label}`", f"{points:+.1f}", at] for points, at, label in best])
     if below:
-        yield "Not above it anywhere: " + ", ".join(f"`{label}`" for _, label in below) + "."
+        yield "These methods do not beat it on any: " + ", ".join(f"`{label}`" for _, label in below) + "."
 
 
 def _agreement(full: Sequence[Board]) -> Iterable[str]:
     complete = [board for board in full if sum(row.complete for row in board.rows) >= 4]
     if not complete:
         yield (
-            "Not known yet: the full table is not complete for enough methods. It will be computed here from"
-            " results/pocket, whatever it is, against the re-run of Mai et al. and the table of V-PEFT Bench."
+            "The full table does not have enough complete methods yet. When it has, this section compares it with the"
+            " re-run of Mai et al. and the table of V-PEFT Bench."
         )
         return
     board = complete[0]
@@ -226,14 +227,14 @@ def _agreement(full: Sequence[Board]) -> Iterable[str]:
         if source == "vtab1k_osu" and told.keys() & ours.keys():
             rest = {name: mean for name, mean in ours.items() if name not in told}
             without = ", ".join(f"`{name}`" for name in ours if name in told)
-            what = f"all tasks, without {without} (why: below)"
+            what = f"all tasks, without {without} (reason below)"
             rows.append(_correlated(table.about.title, what, rest, table.means()))
         for group in GROUPS:
             mine = {r.methods[0].name: r.group_means[group] for r in board.rows if r.complete and len(r.methods) == 1}
             rows.append(_correlated(table.about.title, group, mine, _means(table, group)))
     yield (
-        "Rank correlation over the methods in common, with 95 % bootstrap intervals over methods. The published"
-        " tables are *reported*, not measured here."
+        "Rank correlation over the common methods, with 95 % bootstrap intervals over methods. The published tables are"
+        " *reported*; vpeft did not measure them."
     )
     yield _table(["table", "tasks", "methods", "Spearman", "Kendall"], [row for row in rows if row])
     yield "![Mean on pocket against mean on VTAB-1k](pocket/agreement.png)"
@@ -248,11 +249,11 @@ def _ranks(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Iterable[s
         [f"`{name}`", f"{100 * ours[name]:.1f}", f"{100 * theirs[name]:.1f}", str(mine[name]), str(other[name])]
         for name in common
     ]
-    yield _table(["method", "pocket", "VTAB-1k, re-run", "place on pocket", "place there"], rows)
+    yield _table(["method", "pocket", "VTAB-1k, re-run", "rank on pocket", "rank on VTAB-1k"], rows)
     apart = [name for name in common if abs(mine[name] - other[name]) >= APART]
     known = _reasons()
     if apart:
-        yield f"{APART} places or more apart: " + " ".join(
+        yield f"Ranks that differ by {APART} or more: " + " ".join(
             f"`{name}` ({mine[name]} against {other[name]}): {known.get(name, 'not explained.')}" for name in apart
         )
 
@@ -267,23 +268,24 @@ def _places(means: Mapping[str, float]) -> dict[str, int]:
 
 def _ideas() -> Iterable[str]:
     """How ideas for the pre-training compare at equal cost."""
-    if not ACCELERATIONS.exists():
+    if not IDEAS.exists():
         return
-    found = json.loads(ACCELERATIONS.read_text())
+    found = json.loads(IDEAS.read_text())
     groups: dict[str, list[str]] = {}
     for task, group in found["groups"].items():
         groups.setdefault(group, []).append(task)
     yield "### Ideas for the pre-training"
     yield (
-        f"Linear probe on the class token (as above), in per cent, after {found['steps']} batches of {found['batch']}"
-        " pictures each, all from one start with the same optimisers (`python pretraining/ideas.py`, which says what"
-        " each idea is). One seed, a small part of the shipped training: it chooses between ideas, no more."
+        f"Accuracy of a linear probe on the class token, in per cent, after {found['steps']} batches of"
+        f" {found['batch']} images. All variants start from the same weights and use the same optimisers"
+        " (`python pretraining/ideas.py` says what each idea is). There is one seed, and the training is a small part"
+        " of the shipped one, so the table only helps to choose between ideas."
     )
     means = {name: statistics.fmean(one["top1"].values()) for name, one in found["ideas"].items()}
     order = sorted(means, key=lambda name: -means[name])
     yield (
-        f"By the mean of the nine tasks: {', '.join(f'{name} {means[name]:.1f}' for name in order)}. The model card"
-        " says what the shipped weights were trained on, and for how long."
+        f"Means over the nine tasks: {', '.join(f'{name} {means[name]:.1f}' for name in order)}. The model card says"
+        " how the shipped weights were trained."
     )
     rows = []
     for name, one in found["ideas"].items():
