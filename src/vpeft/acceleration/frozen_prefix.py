@@ -80,7 +80,8 @@ class Prefix:
     def __init__(self, tuned: TunedModel, cut: Cut, changes: Patches) -> None:
         self.tuned, self.cut = tuned, cut
         self.replaying = False
-        self.size = tuned.description.facts.image_size  # height and width of the images that were recorded
+        # height and width of the images that were recorded
+        self.size: tuple[int, ...] = tuned.description.facts.image_size
         self.log: list[tuple[Operation, Tensor]] | None = None
         self._given: Tensor | None = None
         before = {id(op) for op in cut.before}

@@ -16,6 +16,7 @@ from vpeft.cli.validated import validated
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_for_evaluation
 from vpeft.errors import VpeftError
+from vpeft.task import Task
 from vpeft.training.evaluate import evaluate as score
 from vpeft.training.result import shown
 
@@ -24,6 +25,10 @@ _FLAGS = data_flags()
 
 class NoData(VpeftError):
     """No data set was named."""
+
+
+class NoPicture(VpeftError):
+    """The task has no picture of its scores."""
 
 
 def _evaluate(
@@ -35,6 +40,7 @@ def _evaluate(
     weights: Path | None = None,
     backbone: str | None = None,
     json: Switch = False,
+    picture: Path | None = None,
     given: dict[str, Any],
 ) -> None:
     """Score a saved adapter on images whose targets are known.
@@ -56,6 +62,8 @@ def _evaluate(
         The backbone, where the adapter cannot make it itself: py:FILE.py:NAME for code of yours.
     json:
         Print JSON, with all details (a confusion matrix), instead of tables.
+    picture:
+        Draw the scores into this PNG file: a confusion matrix.
     """
     values = nested(_FLAGS, given)
     if "source" not in values:
@@ -65,7 +73,14 @@ def _evaluate(
     task = loaded.task
     config = config.model_copy(update={"target": task.target_kind})
     images = open_for_evaluation(config, task.data_labels).prepared(loaded.preprocessing)
+    if picture is not None and type(task).picture is Task.picture:
+        raise NoPicture(f"The task {task.name} draws no picture of its scores. Leave out --picture.")
     scores = score(loaded.model, task.dataset(images, False), task=task, batch=batch, workers=config.workers)
+    if picture is not None:
+        drawn = task.picture(scores.details)
+        assert drawn is not None
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        drawn.savefig(picture, dpi=150)
     if json:
         show.as_json(scores.model_dump(mode="json"))
         return

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -19,9 +18,10 @@ from vpeft.cli.data_flags import data_flags
 from vpeft.cli.flags import Flag, flags_of, nested
 from vpeft.cli.method_flags import all_method_flags, fields_by_method
 from vpeft.errors import VpeftError
+from vpeft.guarded import read_toml
 from vpeft.method_spec import parse
 from vpeft.training.optimisation import Optimisation
-from vpeft.training.recipe import Recipe
+from vpeft.training.recipe import BadRecipe, Recipe
 
 _RUN = Group("The run", sort_key=10)
 _OPTIMISATION = Group("The optimisation", sort_key=30)
@@ -186,11 +186,7 @@ def _read(file: Path | None) -> dict[str, Any]:
     """What a recipe file says, for a first look; what is wrong with it is worded when the recipe is made."""
     if file is None:
         return {}
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        Recipe.from_toml(file)
-        raise
+    return read_toml(file, f"The recipe {file}", BadRecipe)
 
 
 def _choices(stated: Any) -> list[dict[str, Any]]:

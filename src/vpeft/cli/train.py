@@ -17,7 +17,14 @@ from vpeft.training.run import RunOutcome, run_recipe
 from vpeft.training.runs import run_recipes
 
 
-def _train(*recipes: Path, resume: bool = True, json: Switch = False, given: dict[str, Any]) -> int:
+def _train(
+    *recipes: Path,
+    resume: bool = True,
+    json: Switch = False,
+    trust_code: Switch = False,
+    allow_download: Switch = False,
+    given: dict[str, Any],
+) -> int:
     """Adapt a backbone to your images; leaves one small adapter file and the record of the run.
 
     vpeft train --data photos/ --backbone pocket_vit --method lora --epochs 20 --out runs/a
@@ -41,10 +48,20 @@ def _train(*recipes: Path, resume: bool = True, json: Switch = False, given: dic
         Go on with what an interrupted run left in the folder; otherwise start afresh.
     json:
         Print the scores as JSON instead of sentences: a list where there are several recipes.
+    trust_code:
+        Run the code of a backbone py:FILE.py:NAME that a recipe file names; without it only one that you type is run.
+    allow_download:
+        Fetch a backbone hf:ID that a recipe file names; without it only one that you type is fetched.
     """
     if len(recipes) > 1:
-        return _several(recipes, resume, json, given)
-    outcome = run_recipe(recipe_from(recipes[0] if recipes else None, given), resume=resume, show=not json)
+        return _several(recipes, resume, json, trust_code, allow_download, given)
+    outcome = run_recipe(
+        recipe_from(recipes[0] if recipes else None, given),
+        resume=resume,
+        show=not json,
+        trust_code=trust_code,
+        allow_download=allow_download,
+    )
     if outcome.state == "stopped":
         say_warning(f"{outcome.result.reason or 'stopped'}. Give the same command again to go on.")
         return INTERRUPTED
@@ -55,9 +72,18 @@ def _train(*recipes: Path, resume: bool = True, json: Switch = False, given: dic
     return 0
 
 
-def _several(files: Sequence[Path], resume: bool, json: bool, given: dict[str, Any]) -> int:
+def _several(
+    files: Sequence[Path], resume: bool, json: bool, trust_code: bool, allow_download: bool, given: dict[str, Any]
+) -> int:
     names, recipes = recipes_from(files, given)
-    outcomes = run_recipes(recipes, names=names, resume=resume, show=not json)
+    outcomes = run_recipes(
+        recipes,
+        names=names,
+        resume=resume,
+        show=not json,
+        trust_code=trust_code,
+        allow_download=allow_download,
+    )
     if json:
         show.as_json(
             [

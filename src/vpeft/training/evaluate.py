@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from vpeft.batch import Batch
 from vpeft.errors import VpeftError
-from vpeft.task import DEFAULT, Task, get_task
+from vpeft.task import DEFAULT, Task, UnknownTask, get_task
 from vpeft.training.batches import Batches, Samples
 from vpeft.training.failures import NonFinite, first_not_finite
 from vpeft.training.modes import evaluation_mode
@@ -31,6 +31,11 @@ def task_of(tuned: nn.Module, dataset: Any, task: Task | None = None) -> Task:
 
     It is bound to what `dataset` tells (label names) where it was not bound yet.
     """
+    if task is not None and not isinstance(task, Task):
+        raise UnknownTask(
+            f"A task with its options is wanted, and {task!r} is none. Give one of vpeft.tasks, for instance"
+            f" vpeft.get_task({DEFAULT!r})(); vpeft tasks lists them."
+        )
     found = task if task is not None else getattr(tuned, "task", None)
     return (found if isinstance(found, Task) else get_task(DEFAULT)()).bind(dataset)
 

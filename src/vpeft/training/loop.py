@@ -76,7 +76,7 @@ class Training:
         self.task = task_of(tuned, train, task)
         self.task.check(train)
         if val is not None:
-            names = getattr(train, "labels", None)
+            names = getattr(train, "labels", None) or getattr(train, "classes", None)  # as torchvision has them
             self.val = val = matched(val, names) if isinstance(names, (list, tuple)) and names else val
             self.task.check(val)
         self.out, self.workers, self.shown, self.after_epoch = out, workers, shown, after_epoch

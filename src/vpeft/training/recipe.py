@@ -18,8 +18,11 @@ from pydantic import (
     model_validator,
 )
 
+from vpeft.backbones.create import TRANSFORMERS
+from vpeft.backbones.own_code import OWN_CODE
 from vpeft.backbones.own_model import Anatomy, anatomy_from
 from vpeft.backbones.probe import BadAnatomy
+from vpeft.backbones.trust import TYPED, Trust
 from vpeft.backbones.weights import Difference
 from vpeft.data.config import DataConfig
 from vpeft.errors import VpeftError, nearest
@@ -127,7 +130,7 @@ class Recipe(BaseModel):
     )
     channels_rule: Literal["repeat", "mean", "new"] = Field(
         default="repeat",
-        description="Where data.channels is not the backbone's number: filters repeated, their mean, or new and trained.",
+        description="Where data.channels is not the backbone's: filters repeated, their mean, or new and trained.",
     )
     anatomy: Anatomy | None = Field(
         default=None,
@@ -149,6 +152,7 @@ class Recipe(BaseModel):
         description="Adapter file to start from; its head is taken too where the outputs are the same.",
     )
     optimisation: Optimisation = Field(default_factory=Optimisation)
+    _backbone_of_file: bool = PrivateAttr(default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -191,8 +195,15 @@ class Recipe(BaseModel):
             BadRecipe: the file cannot be read, a key is unknown (with the nearest name and its full path), or a value
                 is wrong.
         """
-        given = read_toml(path, f"The recipe {path}", BadRecipe)
-        return cls.from_mapping(_merged(given, _nested(overrides or {})), where=f"The recipe {path}")
+        given, typed = read_toml(path, f"The recipe {path}", BadRecipe), _nested(overrides or {})
+        recipe = cls.from_mapping(_merged(given, typed), where=f"The recipe {path}")
+        if "backbone" not in typed and recipe.backbone.startswith((OWN_CODE, TRANSFORMERS)):
+            recipe._backbone_of_file = True
+        return recipe
+
+    def trust(self, *, code: bool, download: bool) -> Trust:
+        """What the backbone's name may lead to: anything where the user has typed it, what was said for a file's."""
+        return Trust(code, download) if self._backbone_of_file else TYPED
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, where: str = "The recipe") -> Self:
@@ -207,6 +218,8 @@ class Recipe(BaseModel):
                 mistakes = [f"anatomy: {error}"]
             except VpeftError as error:
                 mistakes = [f"method: {error}"]
+            except (ValueError, TypeError, RecursionError, OverflowError) as error:
+                mistakes = [f"a value cannot be read: {str(error).partition(chr(10))[0][:200]}"]
         raise BadRecipe(f"{where} does not fit:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
 
     def to_toml(self) -> str:

@@ -18,6 +18,7 @@ from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
 from vpeft.backbones.origin import Origin, origin_of, remember
 from vpeft.backbones.own_code import OWN_CODE
+from vpeft.backbones.trust import Trust
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
@@ -141,7 +142,14 @@ class ReadyRun:
 
 
 def run_recipe(
-    recipe: Recipe, *, resume: bool = True, progress: bool = True, show: bool = True, test: bool = True
+    recipe: Recipe,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    show: bool = True,
+    test: bool = True,
+    trust_code: bool = False,
+    allow_download: bool = False,
 ) -> RunOutcome:
     """Carry `recipe` out: open the data, tune the backbone, train, score the test split once, save.
 
@@ -155,11 +163,14 @@ def run_recipe(
         progress: show the training's progress.
         show: print the plan of what is trained.
         test: score the test split; not for a run that only prepares another.
+        trust_code: run the code of a backbone `py:...` that a recipe file names; one that was typed is run in any case.
+        allow_download: fetch a backbone `hf:ID` that a recipe file names, if it is not on this machine.
 
     Raises:
         VpeftError: whatever a user can mend, in any of the steps; a failure of the training is in the record too.
     """
-    ready = ready_run(recipe, progress=progress, show=show)
+    trust = recipe.trust(code=trust_code, download=allow_download)
+    ready = ready_run(recipe, progress=progress, show=show, trust=trust)
     ready.write_recipe()
     try:
         result = fit(
@@ -188,12 +199,15 @@ def opened(config: DataConfig, preprocessing: Preprocessing) -> Datasets:
     return open_data(config).prepared(preprocessing)
 
 
-def ready_run(recipe: Recipe, *, progress: bool = True, show: bool = True, images: Opener = opened) -> ReadyRun:
+def ready_run(
+    recipe: Recipe, *, progress: bool = True, show: bool = True, images: Opener = opened, trust: Trust | None = None
+) -> ReadyRun:
     """Make the backbone, open the data, tune; nothing is trained or written yet.
 
     Args:
         recipe, progress, show: as for `run_recipe`.
         images: opens the data set of (config, preprocessing), in place of `opened`.
+        trust: what the backbone's name may lead to; by default nothing that a recipe file alone has named.
 
     Raises:
         VpeftError: whatever a user can mend.
@@ -201,12 +215,13 @@ def ready_run(recipe: Recipe, *, progress: bool = True, show: bool = True, image
     started = datetime.now(UTC)
     # For a backbone without pre-trained weights; the same recipe must find the same one again.
     seed = derived_seed(recipe.seed, "backbone")
-    model = _backbone(recipe, seed, None)
+    trust = recipe.trust(code=False, download=False) if trust is None else trust
+    model = _backbone(recipe, seed, None, trust)
     described = describe(model, recipe.anatomy)
     size = None if recipe.data.image_size is None else (recipe.data.image_size,) * 2
     own_size = recipe.anatomy is None and not recipe.backbone.startswith(OWN_CODE)
     if size is not None and own_size and not described.facts.dynamic_size and size != described.facts.image_size:
-        model = _backbone(recipe, seed, size)  # its positions are resized, and it is said
+        model = _backbone(recipe, seed, size, trust)  # its positions are resized, and it is said
         described = describe(model)
     origin = origin_of(model) or Origin(name=recipe.backbone, pretrained=recipe.pretrained)
     if not origin.pretrained:  # random tensors, or some where the file lacks them: the seed brings them back
@@ -277,7 +292,7 @@ def _stated(method: Method) -> dict[str, Any]:
     return method.model_dump(mode="json", exclude_defaults=True)
 
 
-def _backbone(recipe: Recipe, seed: int, size: tuple[int, int] | None) -> nn.Module:
+def _backbone(recipe: Recipe, seed: int, size: tuple[int, int] | None, trust: Trust) -> nn.Module:
     with untouched_randomness():
         seed_everything(seed)
         return create_backbone(
@@ -288,6 +303,7 @@ def _backbone(recipe: Recipe, seed: int, size: tuple[int, int] | None) -> nn.Mod
             allow=recipe.weights_allow,
             image_size=size,
             described=recipe.anatomy is None,
+            trust=trust,
             channels=recipe.data.channels,
             channels_rule=recipe.channels_rule,
         )

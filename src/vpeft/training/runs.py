@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from vpeft.backbones.trust import Trust
 from vpeft.errors import VpeftError
 from vpeft.training.concurrent_run import Run
 from vpeft.training.fit import checked_settings, refuse_foreign_checkpoint
@@ -35,6 +36,8 @@ def run_recipes(
     progress: bool = True,
     show: bool = True,
     test: bool = True,
+    trust_code: bool = False,
+    allow_download: bool = False,
 ) -> list[RunOutcome]:
     """Carry all `recipes` out, each as `run_recipe` does, with the same numbers and files; outcomes in their order.
 
@@ -51,6 +54,7 @@ def run_recipes(
         recipes: at least one; each with a folder of its own in `out`, or none of them with one.
         names: how the runs are called in what is said; by default by their folders.
         resume, progress, show, test: as for `run_recipe`, for all runs.
+        trust_code, allow_download: as for `run_recipe`.
 
     Raises:
         UnsuitableRuns: no recipes, two with one folder, or folders for some of them only.
@@ -58,7 +62,8 @@ def run_recipes(
     """
     called = list(names) if names is not None else [str(one.out or f"run {n + 1}") for n, one in enumerate(recipes)]
     _refuse(recipes, called)
-    several = list(_ready(recipes, called, resume, progress, show))
+    trusts = [recipe.trust(code=trust_code, download=allow_download) for recipe in recipes]
+    several = list(_ready(recipes, called, trusts, resume, progress, show))
     readings = [
         DataReading(name, one.recipe.data, one.preprocessing, one.task)
         for name, one in zip(called, several, strict=True)
@@ -139,14 +144,19 @@ def _concluded(run: ReadyRun, result: Result, test: bool) -> RunOutcome:
 
 
 def _ready(
-    recipes: Sequence[Recipe], names: Sequence[str], resume: bool, progress: bool, show: bool
+    recipes: Sequence[Recipe],
+    names: Sequence[str],
+    trusts: Sequence[Trust],
+    resume: bool,
+    progress: bool,
+    show: bool,
 ) -> Iterator[ReadyRun]:
     images = Opened()
-    for recipe, name in zip(recipes, names, strict=True):
+    for recipe, name, trust in zip(recipes, names, trusts, strict=True):
         if show and len(recipes) > 1:
             print(f"{name}:")
         try:
-            run = ready_run(recipe, progress=progress, show=show, images=images)
+            run = ready_run(recipe, progress=progress, show=show, images=images, trust=trust)
             settings = checked_settings(recipe.optimisation, run.train, run.val)
             if resume and recipe.out is not None:
                 refuse_foreign_checkpoint(run.tuned, recipe.out, run.identity, settings)
