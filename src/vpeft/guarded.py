@@ -71,12 +71,14 @@ def read_bytes(path: str | Path, what: str, error: type[VpeftError], limit: int)
     try:
         with opened(path) as file:
             size = os.fstat(file.fileno()).st_size
-            data = b"" if size > limit else file.read(limit + 1)
+            data = b"" if size > limit else file.read(size + 1)  # one more: it may be growing
     except (OSError, ValueError) as problem:
         raise error(f"{what} cannot be read: {_reason(problem)}.") from None
     except MemoryError:
         raise error(f"{what} has {size / MEBI:.0f} MiB, and there is no memory for it.") from None
-    if size > limit or len(data) > limit:
+    if size <= limit and len(data) != size:
+        raise error(f"{what} changed while it was read. Wait until it is written, and try again.")
+    if size > limit:
         raise error(f"{what} has {size / MEBI:.1f} MiB; at most {limit / MEBI:g} MiB are read.")
     return data
 

@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vpeft.backbones.trust import NotTrusted
 from vpeft.cli import main
 from vpeft.cli.loaded import _made_again
 from vpeft.errors import VpeftError
 from vpeft.injection.adapter_file import read_manifest
 from vpeft.training.recipe import Recipe
+from vpeft.training.run import run_recipe
 
 NET = """
 import torch
@@ -104,7 +106,11 @@ def test_the_run_keeps_the_nouns_and_can_be_had_again(capsys: pytest.CaptureFixt
     recipe = Recipe.from_toml("run/recipe.toml")
     assert recipe.anatomy is not None and recipe.anatomy.blocks == ("layers",)
     torch.manual_seed(9)
-    assert main(["train", "run/recipe.toml", "--out", "again", "--json"]) == 0
+    assert main(["train", "run/recipe.toml", "--out", "again", "--json"]) == 1
+    assert "code is not run because a file names it" in capsys.readouterr().err and not Path("again").exists()
+    with pytest.raises(NotTrusted, match="trust_code=True"):
+        run_recipe(recipe)
+    assert main(["train", "run/recipe.toml", "--out", "again", "--json", "--trust-code"]) == 0
     again = read_manifest("again/adapter.safetensors")
     assert again.tensors_digest == manifest.tensors_digest and again.base_digest == manifest.base_digest
 

@@ -16,6 +16,7 @@ from .channels import ChannelsRule, adapt_channels
 from .origin import Origin, remember
 from .own_code import OWN_CODE, create_from_own_code
 from .positions import say
+from .trust import TYPED, Trust
 from .weights import Difference, file_digest, load_weights
 
 TRANSFORMERS = "hf:"
@@ -44,6 +45,7 @@ def create_backbone(
     channels: int | None = None,
     channels_rule: ChannelsRule = "repeat",
     described: bool = True,
+    trust: Trust = TYPED,
 ) -> nn.Module:
     """The model that `name` stands for, without a classifier.
 
@@ -60,12 +62,14 @@ def create_backbone(
         channels: of the images, 1 to 16, where they are not those of the weights; the first convolution is adapted.
         channels_rule: how: "repeat" the pre-trained filters, take their "mean", or "new" ones, which `tune` then
             trains beside the adapter; see `ChannelsRule`.
+        trust: what may be run and fetched; a name that a file gave may do less than one that was typed.
         described: False takes a transformers model that no family knows, for an anatomy to describe.
 
     Raises:
         UnknownModelName: with the nearest names.
         NoWeights: the library's weights are not here and cannot be downloaded.
         BadWeights: the weights cannot be read or do not fit; every difference is listed.
+        NotTrusted: the name is of code that may not be run.
         BadChannels: the model cannot be made for so many channels.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -73,10 +77,11 @@ def create_backbone(
     if name.startswith(TRANSFORMERS):
         from .hf_create import create_from_transformers
 
-        model, notes = create_from_transformers(name.removeprefix(TRANSFORMERS), own, size, allow, described)
+        model, notes = create_from_transformers(name.removeprefix(TRANSFORMERS), own, size, allow, described, trust)
     elif name.startswith(OWN_CODE):
         if size is not None:
             raise UnknownModelName(f"{name} is made by code of yours, so its image size is set there, not here.")
+        trust.require_code(name)
         model, notes, own = create_from_own_code(name.removeprefix(OWN_CODE)), [], False
     else:
         model, notes = _from_timm(name, own, size)

@@ -6,12 +6,14 @@ import importlib
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..errors import VpeftError, need_extra
 from .describe import UnknownBackbone, describe, families
+from .trust import TYPED, NotTrusted, Trust
 from .weights import DIFFERENCES, BadWeights, Difference, load_weights
 
 # the vision half of models that also read text, and of those whose plain class has a pooler that is rarely trained
@@ -31,7 +33,12 @@ class NoCheckpoint(VpeftError):
 
 
 def create_from_transformers(
-    where: str, pretrained: bool, size: tuple[int, int] | None, allow: Sequence[Difference], described: bool = True
+    where: str,
+    pretrained: bool,
+    size: tuple[int, int] | None,
+    allow: Sequence[Difference],
+    described: bool = True,
+    trust: Trust = TYPED,
 ) -> tuple[nn.Module, list[str]]:
     """The model of a checkpoint without its classifier, and sentences on what was resized or left out.
 
@@ -41,6 +48,7 @@ def create_from_transformers(
         size: height and width in pixels, if not the model's own.
         allow: differences between checkpoint and model that are accepted.
         described: False takes a class that no family knows.
+        trust: without `download` only what is on this machine is read. Code of a checkpoint is never run.
 
     Raises:
         NoCheckpoint: nothing is there, or it is no vision model that is described here.
@@ -48,8 +56,16 @@ def create_from_transformers(
     """
     transformers: Any = need_extra("transformers", "hf")
     try:
-        config = transformers.AutoConfig.from_pretrained(where)
+        config = transformers.AutoConfig.from_pretrained(
+            where, trust_remote_code=False, local_files_only=not trust.download
+        )
     except (OSError, ValueError) as error:
+        if not trust.download and not Path(where).is_dir():
+            raise NotTrusted(
+                f"A file names the checkpoint {where!r}, which is not on this machine, and nothing is fetched because a"
+                " file names it. If you want it, say --allow-download (in Python allow_download=True), or"
+                f" --backbone hf:{where}."
+            ) from None
         raise NoCheckpoint(f"transformers finds no checkpoint {where!r}: {_first(error)}") from None
     kind, stated = _model_class(transformers, config, described), list(config.architectures or [])
     whole, options = config, {}
@@ -59,14 +75,14 @@ def create_from_transformers(
         config.mask_ratio = 0.0  # an encoder that masks has no features of the whole image
     if config.model_type in WITHOUT_POOLER and "For" not in kind.__name__:
         options["add_pooling_layer"] = False
-    model, notes = _made(kind, where, config, pretrained, options, allow, stated)
+    model, notes = _made(kind, where, config, pretrained, options, allow, stated, trust)
     if size is not None:
         model, more = _sized(kind, model, config, size, pretrained, options, where)
         notes += more
     model.config._name_or_path = where
     if "classifier" in model._modules:
         model.classifier = nn.Identity()
-    model.__dict__["preprocessor_config"] = _processor(transformers, where)
+    model.__dict__["preprocessor_config"] = _processor(transformers, where, trust)
     if getattr(whole, "architectures", None) is None:
         notes.append(f"{where} does not say which class it was saved from; {kind.__name__} was used.")
     return model.eval(), notes
@@ -105,6 +121,7 @@ def _made(
     options: dict[str, Any],
     allow: Sequence[Difference],
     stated: Sequence[str],
+    trust: Trust,
 ) -> tuple[Any, list[str]]:
     if not pretrained:
         return kind(config, **options), []
@@ -114,7 +131,13 @@ def _made(
     try:
         with _quiet():  # what differs is said below, in one sentence
             model, told = kind.from_pretrained(
-                where, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                where,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+                local_files_only=not trust.download,
+                **options,
             )
     except pickle.UnpicklingError as error:
         raise BadWeights(f"{where} holds a pickle that could run code, which is not read: {_first(error)}") from None
@@ -203,12 +226,12 @@ def _sized(
     return twin, report.notes
 
 
-def _processor(transformers: Any, where: str) -> dict[str, Any] | None:
+def _processor(transformers: Any, where: str, trust: Trust) -> dict[str, Any] | None:
     """The preprocessing that the checkpoint states, if it states one."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
-        stated, _ = ImageProcessingMixin.get_image_processor_dict(where)
+        stated, _ = ImageProcessingMixin.get_image_processor_dict(where, local_files_only=not trust.download)
     except (OSError, ValueError):
         return None
     found: dict[str, Any] = dict(stated)

@@ -7,13 +7,14 @@ more is known.
 
 from __future__ import annotations
 
-import tomllib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
+from ..guarded import read_toml
 from . import outline
 from .backbone import Backbone, Facts
 from .blocks import AttentionSite, Block, MlpSite, Stage
@@ -26,6 +27,9 @@ from .tokens import TokenCarrier
 
 LAYOUTS = {"tokens": Layout.TOKENS, "map": Layout.MAP, "channels_first": Layout.CHANNELS_FIRST}
 NO_TOKENS = "the anatomy does not say joins=True, which is that the blocks take sequences of any length"
+MOST_PIXELS = 4096 * 4096
+# methods of models that write, send or change something
+_CHANGES = re.compile(r"(^|_)(push|save|write|load|delete|remove|reset|init|set|add|merge|train|eval|to|from)(_|$)")
 WHOLE_MODEL = ("blocks", "patch", "embedding", "norm", "classifier")
 
 
@@ -95,6 +99,26 @@ class Anatomy(BaseModel):
             nouns = ", ".join(Anatomy.model_fields)
             raise BadAnatomy(f"The anatomy is not usable: {said}. Its nouns are: {nouns}.") from None
 
+    @field_validator("features")
+    @classmethod
+    def _reads_only(cls, given: str | None) -> str | None:
+        """The anatomy may come with a stranger's adapter file, and the method that it names is called."""
+        if given is not None and (
+            not given.isidentifier()
+            or given.startswith("_")
+            or (hasattr(nn.Module, given) and given != "forward")
+            or _CHANGES.search(given)
+        ):
+            raise ValueError(f"{given!r} is no name of a method that gives features, such as forward_features")
+        return given
+
+    @field_validator("image_size")
+    @classmethod
+    def _of_an_image(cls, given: tuple[int, int] | None) -> tuple[int, int] | None:
+        if given is not None and (min(given) < 1 or given[0] * given[1] > MOST_PIXELS):
+            raise ValueError(f"an image has 1 to {MOST_PIXELS} pixels")
+        return given
+
     @field_validator("blocks", mode="before")
     @classmethod
     def _one_or_more(cls, value: object) -> object:
@@ -111,14 +135,13 @@ def read_anatomy(path: str | Path) -> Anatomy:
     Raises:
         BadAnatomy: the file cannot be read, or holds other keys or values than nouns.
     """
+    what = f"The anatomy {str(path)!r}"
     try:
-        return Anatomy(**tomllib.loads(Path(path).read_text(encoding="utf-8")))
-    except OSError as error:
-        raise BadAnatomy(
-            f'The anatomy {str(path)!r} cannot be read: {error.strerror or error}. It is a TOML file, or "generic".'
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadAnatomy(f"The anatomy {str(path)!r} is not valid TOML: {error}.") from None
+        return Anatomy(**read_toml(path, what, BadAnatomy))
+    except BadAnatomy as error:
+        if str(error).startswith(f"{what} cannot be read"):
+            raise BadAnatomy(f'{error} It is a TOML file, or "generic".') from None
+        raise
 
 
 def anatomy_from(said: str | Path) -> Anatomy:

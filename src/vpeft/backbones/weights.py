@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import VpeftError
+from ..guarded import opened, printable
 from .positions import is_position, resized, say
 
 Difference = Literal["missing", "unexpected", "shape"]
@@ -24,6 +26,8 @@ DIFFERENCES: tuple[Difference, ...] = ("missing", "unexpected", "shape")
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training checkpoints keep the weights
 SHOWN = 6
+EXPANSION = 100  # weights hardly compress; zeros do by a thousand
+DEEP = 64  # tables inside each other
 
 
 class BadWeights(VpeftError):
@@ -72,30 +76,35 @@ def read_weights(source: str | Path | Mapping[str, Any], prefix: str = "") -> di
     return kept
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Tensor]:
+def _flat(values: Mapping[str, Any], before: str = "", depth: int = 0) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
+    if depth > DEEP:
+        raise BadWeights(f"The weights hold tables more than {DEEP} deep inside each other.")
     for key, value in values.items():
         if isinstance(value, Tensor):
             found[f"{before}{key}"] = value
         elif isinstance(value, np.ndarray) and value.dtype != object:
             found[f"{before}{key}"] = torch.from_numpy(np.array(value))
         elif isinstance(value, Mapping):
-            found |= _flat(value, f"{before}{key}.")
+            found |= _flat(value, f"{before}{key}.", depth + 1)
     return found
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise BadWeights(f"There is no file of weights {str(path)!r}.")
+        raise BadWeights(f"There is no file of weights {str(path)!r}{', but a folder' if path.is_dir() else ''}.")
     kind = path.suffix.lower()
     try:
+        with opened(path) as file:
+            if kind == ".npz":
+                return _arrays(file, path.stat().st_size)
+            if kind in SUFFIXES and kind != ".safetensors":
+                whole = torch.load(file, map_location="cpu", weights_only=True)
+                if not isinstance(whole, Mapping):
+                    raise ValueError(f"it holds a {type(whole).__name__}, not a table of tensors")
+                return whole
         if kind == ".safetensors":
             return load_file(path)
-        if kind == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-        if kind in SUFFIXES:
-            return cast("Mapping[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
     except SafetensorError as error:
         raise BadWeights(f"{path} is no complete safetensors file ({error}). Get the file again.") from None
     except pickle.UnpicklingError as error:
@@ -105,9 +114,24 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path} is a pickle that holds more than tensors{what}, and reading it could run code. vpeft reads weights"
             " only. Save the state dict alone, best as .safetensors."
         ) from None
-    except (ValueError, RuntimeError, EOFError, OSError) as error:
-        raise BadWeights(f"{path} cannot be read as weights: {str(error).partition(chr(10))[0]}") from None
+    except MemoryError:
+        raise BadWeights(
+            f"{path} cannot be read as weights: there is no memory for what it says that it holds."
+        ) from None
+    except Exception as error:  # the readers of foreign formats raise whatever a damaged file leads them to
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise BadWeights(f"{path} cannot be read as weights: {printable(said, 300)}") from None
     raise BadWeights(f"{path} has the ending {kind!r}; weights come as {', '.join(SUFFIXES)}.")
+
+
+def _arrays(file: BinaryIO, size: int) -> Mapping[str, Any]:
+    """The arrays of an .npz archive; no pickle, and no more than its compressed bytes can be."""
+    held = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
+    if held > 2**20 + EXPANSION * size:
+        raise ValueError(f"it says that its {size} bytes hold {held}")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
 
 
 def load_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,6 +20,7 @@ from vpeft.acceleration.apply import Accelerated, accelerate
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.prefix_store import FACTS, Spec, Store
 from vpeft.acceleration.same_images import why_not_the_same
+from vpeft.atomic import DiskFull
 from vpeft.data.image_set import ArraySet
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.tuned_model import TunedModel
@@ -115,7 +117,9 @@ def test_records_on_disk_are_found_again_and_checked(tmp_path: Path) -> None:
     path = folder / "0.bin"
     path.write_bytes(bytes(path.stat().st_size))
     spoilt = outcome(tuned_with(PartialK(k=1)), kept)
-    assert spoilt.prefix is None and "differ" in spoilt.lines()[0]
+    assert spoilt.prefix is not None and "kept in" in spoilt.lines()[0]  # made anew in their place
+    assert path.read_bytes().strip(b"\0")
+    spoilt.close()
 
 
 def test_a_half_written_or_foreign_folder_is_not_found(tmp_path: Path) -> None:
@@ -142,3 +146,39 @@ def test_without_knowing_the_images_nothing_is_kept_on_disk(tmp_path: Path) -> N
     made = outcome(tuned_with(LinearProbe()), replace(PLAIN, folder=tmp_path))
     assert "kept in memory" in made.lines()[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stored_row_that_changed_is_noticed(tmp_path: Path) -> None:
+    specs = [Spec((3,), torch.float32), Spec((2, 2), torch.float16)]
+    store = Store.on_disk(tmp_path, 40, specs, {"weights": "a"})
+    store.put(0, [torch.ones(40, 3), torch.ones(40, 2, 2, dtype=torch.float16)])
+    store.finish()
+    (rows,) = tmp_path.glob("*/1.bin")
+    whole = rows.read_bytes()
+    rows.write_bytes(whole[:160] + bytes(8) + whole[168:])
+    assert Store.find(tmp_path, 40, specs, {"weights": "a"}) is None
+    rows.write_bytes(whole)
+    assert Store.find(tmp_path, 40, specs, {"weights": "a"}) is not None
+    (rows.parent / "store.json").write_text("[" * 10_000)
+    assert Store.find(tmp_path, 40, specs, {"weights": "a"}) is None
+
+
+def test_a_full_disk_is_said_before_anything_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(DiskFull, match=rf"disk of {tmp_path} is full: records of the frozen part need .* MiB there"):
+        Store.on_disk(tmp_path, 10, [Spec((3,), torch.float32)], {"weights": "a"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    specs = [Spec((3,), torch.float32)]
+    (tmp_path / ".gone.0123.partial").mkdir()
+    living = Store.on_disk(tmp_path, 2, specs, {"weights": "a"})
+    Store.on_disk(tmp_path, 2, specs, {"weights": "b"}).discard()
+    assert len(list(tmp_path.iterdir())) == 1
+    living.put(0, [torch.ones(2, 3)])
+    living.finish()
+    assert Store.find(tmp_path, 2, specs, {"weights": "a"}) is not None

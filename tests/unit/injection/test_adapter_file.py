@@ -13,7 +13,7 @@ from torch import nn
 
 import vpeft
 from tests.models import images_for, tiny_swin, tiny_vit
-from vpeft.injection.adapter_file import KEY, BadAdapterFile, read, read_manifest, weights_digest
+from vpeft.injection.adapter_file import KEY, BadAdapterFile, read, read_manifest, sealed_bytes, weights_digest
 from vpeft.methods import AdaptFormer, LoRA, get
 
 
@@ -113,11 +113,12 @@ def test_damage_is_found(saved: Path, tmp_path: Path) -> None:
     cut.write_bytes(whole[:-100])
     with pytest.raises(BadAdapterFile, match="no complete safetensors file"):
         read(cut)
-    edited = bytearray(whole)
-    edited[-9] ^= 64
-    (tmp_path / "edited.safetensors").write_bytes(edited)
-    with pytest.raises(BadAdapterFile, match="checksum differs"):
-        read(tmp_path / "edited.safetensors")
+    for place in (-9, whole.index(b"cat"), whole.index(b"val/top1"), 9):
+        edited = bytearray(whole)
+        edited[place] ^= 1
+        (tmp_path / "edited.safetensors").write_bytes(edited)
+        with pytest.raises(BadAdapterFile, match="its seal differs|no manifest|no complete"):
+            read(tmp_path / "edited.safetensors")
     with pytest.raises(BadAdapterFile, match="There is no adapter file"):
         read(tmp_path / "nowhere.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
@@ -132,12 +133,12 @@ def _rewrite(path: Path, **changes: object) -> Path:
     with safe_open(str(path), framework="pt") as file:
         manifest = json.loads(file.metadata()[KEY])
     out = path.with_name("changed.safetensors")
-    save_file(load_file(path), out, metadata={KEY: json.dumps({**manifest, **changes})})
+    out.write_bytes(sealed_bytes({**manifest, **changes}, load_file(path)))
     return out
 
 
 def test_other_versions_and_fields_are_refused(saved: Path) -> None:
-    with pytest.raises(BadAdapterFile, match="format version 99; this vpeft reads version 1"):
+    with pytest.raises(BadAdapterFile, match="format version 99; this vpeft reads 1 and 2"):
         read(_rewrite(saved, format=99))
     with pytest.raises(BadAdapterFile, match="missing or unknown fields: colour"):
         read(_rewrite(saved, colour="red"))
