@@ -80,7 +80,7 @@ def _evaluate(
         drawn = task.picture(scores.details)
         assert drawn is not None
         picture.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(picture, dpi=150)
+        drawn.savefig(picture, dpi=150, bbox_inches="tight")
     if json:
         show.as_json(scores.model_dump(mode="json"))
         return
