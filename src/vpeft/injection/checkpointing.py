@@ -50,6 +50,6 @@ def refuse_untrained() -> None:
 def _refuse() -> NoReturn:
     raise ReentrantCheckpoint(
         "The backbone's activation checkpointing is of the reentrant kind, and no gradient enters the block that it"
-        " runs, so the adapter's tensors inside would not train. Turn it on with use_reentrant=False: in transformers"
+        " runs, so the adapter's tensors inside would not train. Turn it on with use_reentrant=False, for instance by"
         " model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
     )

@@ -41,6 +41,12 @@ class TunedModel(nn.Module):
     `backbone` is the host, where the described tower lives in one. Calling it gives logits (B, classes) of the active
     adapter's head; without a head of its own, what the host's own forward gives, or the backbone's own classifier.
     `repr` is the plan.
+
+    Several threads and asyncio tasks may call it at the same time. What belongs to one forward pass lives in a context
+    variable, `with enable` switches for the present thread or task alone, and `enable` as a statement for everybody.
+    Passes of adapters that put tensors of their own into the backbone (unfrozen, moving statistics, merged) wait for
+    passes that need others there; attach, detach, merge, unmerge and verify wait for the passes of other threads. While
+    blocks are compiled, one pass runs at a time. A call of the backbone itself is seen by none of these locks.
     """
 
     backbone: nn.Module
@@ -173,7 +179,7 @@ class TunedModel(nn.Module):
 
     def _watch(self, name: str) -> None:
         """Say so, instead of training nothing, where a block's own parameters run in a reentrant checkpoint."""
-        owners = {id(module) for module, _, _ in self.adapter(name).unfrozen.targets}
+        owners = {id(module) for module, *_ in self.adapter(name).unfrozen.targets}
         for block in self.description.blocks:
             if block.exit is not None and any(id(module) in owners for module in block.exit.module.modules()):
                 self._wiring.watch(block.exit.module, name)

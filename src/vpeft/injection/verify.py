@@ -181,7 +181,7 @@ def _blocked_by_zeros(tuned: TunedModel) -> list[str]:
     return [
         f"The frozen scales of {', '.join(zero[:3])}{' ...' if len(zero) > 3 else ''} are all zero, as at a random"
         " start, so what lies before them has no effect. Load pre-trained weights; or, to go on with these, make the"
-        " model without zero initialisation (in timm zero_init_last=False) or pass verify=False."
+        " model without zero initialisation (zero_init_last=False, where it has that) or pass verify=False."
     ]
 
 

@@ -44,7 +44,9 @@ def gradients(name: str, kind: str) -> dict[str, Tensor | None]:
     return {key: parameter.grad for key, parameter in tuned.trainable()}
 
 
-@pytest.mark.parametrize("name", ["lora", "adaptformer", "vpt_deep", "ln_tune", "prefix_tuning", "convpass", "ssb", "vpt_shallow"])
+@pytest.mark.parametrize(
+    "name", ["lora", "adaptformer", "vpt_deep", "ln_tune", "prefix_tuning", "convpass", "ssb", "vpt_shallow"]
+)
 def test_it_is_refused_where_nothing_inside_would_train(name: str) -> None:
     with pytest.raises(vpeft.VpeftError, match="reentrant kind.*use_reentrant=False"):
         gradients(name, "reentrant")

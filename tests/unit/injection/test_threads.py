@@ -343,3 +343,18 @@ def test_a_compiled_model_runs_one_pass_at_a_time(name: str) -> None:
         for image, out in zip(images, expected, strict=True):
             assert torch.allclose(tuned(image), out, atol=1e-5)
     threads(lambda: tuned, images, rounds=20)
+
+
+def test_blocks_run_again_in_a_thread_of_autograds_own() -> None:
+    """On an accelerator the backward pass has a thread that knows no `with enable`; here it is any other thread."""
+    tuned, images = two_adapters("lora"), torch.randn(2, 3, 32, 32)
+    parameters = [p for _, p in tuned.trainable("first")]
+    with tuned.enable("first"):
+        expected = torch.autograd.grad(tuned(images).square().sum(), parameters)
+        tuned.backbone.set_grad_checkpointing(True)
+        tuned._wiring.switch.forget()
+        loss = tuned(images).square().sum()
+        found = in_thread(lambda: torch.autograd.grad(loss, parameters))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5 * float(other.abs().max()))
+    assert not tuned._wiring.switch._again, "what was read for a backward pass is given up at its end"
