@@ -1,4 +1,4 @@
-"""A backbone as named places: what `describe` returns and what a method's `edits` walks."""
+"""`Backbone`, the description of a model as named places: `describe` returns it, and `Method.edits` reads it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAPS = {Layout.MAP, Layout.CHANNELS_FIRST}  # alike for every layer, which sees 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a backbone without running it.
+    """Properties of a backbone that are known without running it.
 
     Attributes:
         family: the description's own name, for instance "timm_vit".
@@ -36,8 +36,8 @@ class Facts:
         prefix_tokens: class token and registers.
         pooling: how the library pools: "token", "avg", "map", ...
         dynamic_size: whether other image sizes are accepted.
-        rounding: what becomes of pixels that fill no whole patch, and of cells that fill no whole cell of a later
-            stage, on images of other sizes: left out ("floor") or padded ("ceil").
+        rounding: how the model treats an image side that is not a multiple of the patch, and a map side that is not a
+            multiple of a later stage's stride: it drops the rest ("floor") or pads ("ceil").
     """
 
     family: str
@@ -53,7 +53,7 @@ class Facts:
 
 
 class Blocks(list[Block]):
-    """The blocks of a backbone; where it has none, asking for one says so."""
+    """The blocks of a backbone. Indexing an empty list raises `MissingPlace` with the reason."""
 
     def __init__(self, architecture: str, blocks: Iterable[Block]) -> None:
         super().__init__(blocks)
@@ -69,7 +69,7 @@ class Blocks(list[Block]):
 
 
 def no_blocks(architecture: str) -> str:
-    """Why a method that acts on blocks does not fit this description."""
+    """Return the reason why a method that needs blocks cannot act on this backbone."""
     return (
         f"The description of {architecture} has no residual blocks that keep their shape, and this method acts on such"
         " blocks. What acts on single layers works: targets=('all',), scales, biases, norms, all weights, or a head."
@@ -81,13 +81,13 @@ class Backbone:
     """The description of a live model.
 
     Attributes:
-        module: the tower itself, never changed by the description.
-        host: the larger model that the tower was found in; None where the tower is all there is.
+        module: the tower itself; describing does not change it.
+        host: the larger model that contains the tower; None if the tower is the whole model.
         facts: see `Facts`.
         pixels, patch, embedding, trunk, stages, blocks, norm, outlet, logits: the places.
-        inputs: what the model takes; see `InputSpec`.
-        whole: every parameter of the model that takes part in the pooled feature.
-        unused: the parameters that do not, besides the classifier's.
+        inputs: the model's inputs; see `InputSpec`.
+        whole: every parameter that contributes to the pooled feature.
+        unused: the other parameters, without those of the classifier.
         outlet_anchor, logits_anchor: identities that `TunedModel` runs, so that `outlet` and `logits` are places too.
     """
 
@@ -109,19 +109,23 @@ class Backbone:
         inputs: InputSpec | None = None,
         no_tokens: str = "",
     ) -> None:
-        """`others` are the places outside the stages: the patch projection, the embedding, pooling norms ...
+        """Collect the places.
 
-        `end` is where the sequence or map enters what follows the trunk, for models whose final norm comes after the
-        pooling; `end_layout` is how it is laid out there, if not as the last block gives it. `unused` are parameters
-        that take no part in the pooled feature (a mask token, a decoder). `no_tokens` says why no tokens can be
-        inserted, where none can and the layout does not tell. `inputs` says what the model takes where that is not
-        images of the size in `facts` with as many channels as `pixels`.
+        Args:
+            module, facts, pixels, trunk, stages, norm: see the class.
+            others: places outside the stages: the patch projection, the embedding, norms of the pooling ...
+            pooled: (module, inputs) -> pooled feature (B, D).
+            classifier: module -> its last layer.
+            end: where the sequence or map leaves the trunk, for models whose final norm follows the pooling.
+            end_layout: the layout there; that of the last block by default.
+            unused: parameters that do not contribute to the pooled feature (a mask token, a decoder).
+            inputs: the model's inputs; by default images of the size in `facts` with the channels of `pixels`.
+            no_tokens: the reason why tokens cannot be inserted, if the layout does not imply it.
         """
         self._end, self._end_layout = end, end_layout
         self.inputs = inputs or InputSpec(facts.image_size, pixels.width)
         self.unused = tuple(unused)
         self.module = module
-        # the whole model that this tower was found in, if it is not the tower itself
         self.host: nn.Module | None = None
         self.tower_name = ""  # among several towers of a host
         self.facts = facts
@@ -129,7 +133,7 @@ class Backbone:
         self.trunk = trunk
         self.stages = stages
         self.blocks: list[Block] = Blocks(facts.architecture, [block for stage in stages for block in stage.blocks])
-        self.anatomy: dict[str, Any] | None = None  # the nouns that made this description, where no family did
+        self.anatomy: dict[str, Any] | None = None  # the fields of the Anatomy, if the user gave one
         self._norm = norm
         self._pooled = pooled
         self._classifier = classifier
@@ -154,7 +158,7 @@ class Backbone:
             place.scale = scale
 
     def _describe_whole(self, top: list[Place]) -> Site:
-        """All parameters, each under its place; what no place owns stays under the model's own name."""
+        """All parameters, each under its place; parameters without a place keep their name in the model."""
         known = {id(m._parameters[a]) for head in top for place in head.walk() for m, a in place.own.values()}
         unused = {id(p) for p in (*self.classifier.parameters(), *self.unused)}
         rest: dict[str, tuple[nn.Module, str]] = {}
@@ -176,22 +180,22 @@ class Backbone:
 
     @property
     def root(self) -> nn.Module:
-        """The whole model: the host where there is one, else the tower."""
+        """The whole model: the host if there is one, otherwise the tower."""
         return self.module if self.host is None else self.host
 
     @property
     def towers(self) -> Mapping[str, Backbone]:
-        """The towers of the model by name: this one alone, under the empty name, where the model has no others."""
+        """The towers of the model by name. A model with one tower has it under the empty name."""
         return {"": self}
 
     def name_places(self, tower: str) -> None:
-        """Let the names of all places begin with the name of this tower; `place` still takes them without it."""
+        """Put the tower's name before the names of all places; `place` still accepts the names without it."""
         self.tower_name = tower
         for place in self._index.values():
             place.name = f"{tower}.{place.name}"
 
     def enters_inside(self) -> Point | None:
-        """Where images enter when a host runs this tower, if `pooled` shows them at a module of the description's."""
+        """Where images enter the tower when a host runs it, if `pooled` hooks them at a module outside the tower."""
         tell: Callable[[nn.Module], Point | None] | None = getattr(self._pooled, "enters", None)
         return None if tell is None else tell(self.module)
 
@@ -204,14 +208,14 @@ class Backbone:
 
     @property
     def embedding(self) -> Site:
-        """The sequence or map as it enters the first block."""
+        """The input of the first block: a sequence or a map."""
         found = self.place("embedding")
         assert isinstance(found, Site)
         return found
 
     @property
     def norm(self) -> Site:
-        """The last normalisation before or after pooling."""
+        """The final normalisation, before or after pooling; `MissingPlace` if there is none."""
         if self._norm is None:
             raise MissingPlace(f"{self.facts.architecture} has no final norm. It has: {self._listing()}.")
         return self._norm
@@ -221,15 +225,15 @@ class Backbone:
         return self._norm is not None
 
     def at_end(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
-        """h -> layer(h, *reads) for the sequence or map as it leaves the trunk, before the final norm and the pooling.
+        """Return the edit h -> layer(h, *reads) on the output of the trunk, before the final norm and the pooling.
 
-        It acts where the final norm is entered if that still sees the whole sequence, or where else the family says
-        that the trunk has ended (there nothing is computed again under activation checkpointing); behind the last
-        block only where neither is known.
+        The edit acts at the input of the final norm if the norm receives the whole sequence; otherwise at the end of
+        the trunk that the family states; otherwise after the last block. The first two are outside the blocks, so
+        activation checkpointing does not repeat the edit.
         """
         if not self.blocks:
             raise MissingPlace(
-                f"{self.facts.architecture} has no blocks, so they have no end. It has: {self._listing()}."
+                f"{self.facts.architecture} has no blocks, so no edit can follow them. It has: {self._listing()}."
             )
         last, final = self.blocks[-1], self._norm
         same = final is not None and (final.grid, final.width) == (last.grid, last.width)
@@ -255,18 +259,18 @@ class Backbone:
 
     @property
     def classifier(self) -> nn.Module:
-        """The library's own last layer (an identity when the model was made without one)."""
+        """The library's own last layer, or an identity if the model was created without one."""
         return self._classifier(self.module)
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Pooled features (B, D) of images (B, C, H, W), as the library computes what enters its last layer."""
+        """Return the pooled features (B, D) of images (B, C, H, W): the input of the library's own last layer."""
         return self._pooled(self.module, images)
 
     @property
     def query(self) -> Site:
-        """The frozen model's own pooled feature (B, D) of the same inputs, for `reads` alone.
+        """The frozen model's pooled feature (B, D) of the same inputs. Only `reads=` can use this place.
 
-        It costs a further forward pass, which is made once for all edits that read it.
+        It costs one more forward pass, shared by all edits that read it.
         """
         return Site(
             name="query",
@@ -279,17 +283,17 @@ class Backbone:
         )
 
     def place(self, name: str) -> Place:
-        """The place with this canonical name; `MissingPlace` lists the nearest that exist."""
+        """Return the place with this canonical name; `MissingPlace` lists the nearest names."""
         found = self.query if name == "query" else self._index.get(name)
         if found is None:
             raise MissingPlace(f"{self.facts.architecture} has no place {name!r}. {nearest(name, self._index)}")
         return found
 
     def module_place(self, name: str) -> Site:
-        """A module (or parameter) of the model, or of its host, by its dotted name, as a place whose parameters train.
+        """Return a module or parameter of the model or its host, by dotted name, as a place that can be unfrozen.
 
         Raises:
-            MissingPlace: there is no such module, or it has no parameters of its own or inside.
+            MissingPlace: the module does not exist or has no parameters.
         """
         modules = dict(self.root.named_modules())
         owner, _, leaf = name.rpartition(".")
@@ -328,11 +332,11 @@ class Backbone:
 
     @property
     def projections(self) -> list[Projection]:
-        """Every linear and convolution as the model stores it: a fused qkv counts once."""
+        """Every linear and convolution of the model; a fused qkv counts once."""
         return [place for place in self.places() if isinstance(place, Projection) and place.rows is None]
 
     def require(self, *places: str) -> None:
-        """Raise `MissingPlace` unless each named place exists: whole names, or `attn.core` for every block."""
+        """Raise `MissingPlace` unless every named place exists; `attn.core` must exist in every block."""
         for wanted in places:
             if wanted in self._index:
                 continue

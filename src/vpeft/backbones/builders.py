@@ -1,7 +1,6 @@
-"""The nouns that every family is described with: projections, norms, sites and branches made from live modules.
+"""Builders of places for the families: projections, norms, sites and branches from live modules.
 
-A `Where` carries what neighbouring places share (depth, layout, grid, prefix, stride), so that a family's file states
-it once per block.
+A `Where` holds what the places of a block share (depth, layout, grid, prefix, stride), so a family states it once.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class _Shared(TypedDict):
 
 @dataclass(frozen=True)
 class Where:
-    """What places of one block or stage have in common; see `Place` for each field."""
+    """The fields that the places of one block or stage share; see `Place`."""
 
     depth: int
     layout: Layout
@@ -56,21 +55,21 @@ class Where:
         )
 
     def but(self, layout: Layout, prefix: int | None = None) -> Where:
-        """The same place in the network, laid out differently."""
+        """Return a copy with another layout, and other prefix tokens if given."""
         return replace(self, layout=layout, prefix=self.prefix if prefix is None else prefix)
 
     def within(self, grid: tuple[int, int], layout: Layout | None = None) -> Where:
-        """Inside a window, or behind a pooling to `grid`, whatever the size of the image."""
+        """Return a copy for places inside a window or after a pooling to `grid`, which does not depend on the image."""
         return replace(self, grid=grid, layout=layout or self.layout, prefix=0, local=True)
 
 
 def own_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """A module's direct parameters as own parameters of a place."""
+    """Return a module's direct parameters as own parameters of a place: name -> (module, attribute)."""
     return {name: (module, name) for name, value in module._parameters.items() if value is not None}
 
 
 def inner_parameters(prefix: str, module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """All parameters inside a small network, under dotted names, as own parameters of the place that it serves."""
+    """Return all parameters inside a small network as own parameters of a place, under `prefix` and dotted names."""
     return {
         f"{prefix}.{path}.{name}" if path else f"{prefix}.{name}": target
         for path, inner in module.named_modules()
@@ -81,7 +80,7 @@ def inner_parameters(prefix: str, module: nn.Module) -> dict[str, tuple[nn.Modul
 def projection(
     name: str, module: nn.Module, where: Where, rows: Rows | tuple[int, int] | None = None, width_in: int = 0
 ) -> Projection:
-    """A linear or convolution that the model runs as a module; with `rows`, a slice of its outputs."""
+    """Return the place of a linear or convolution that the model calls as a module; with `rows`, of some outputs."""
     weight = stored_weight(module)
     groups = module.groups if isinstance(module, nn.Conv2d) else 1
     rewrite, rows = weight_rewrite(module), Rows(*rows) if isinstance(rows, tuple) else rows
@@ -107,7 +106,7 @@ def projection(
 
 
 def norm(name: str, module: nn.Module, where: Where, width: int, consumers: tuple[Projection, ...] = ()) -> Norm:
-    """A normalisation layer; `consumers` are the projections that alone read it."""
+    """Return the place of a normalisation layer; `consumers` are its readers if all of them are projections."""
     return Norm(
         name=name,
         width=width,
@@ -134,7 +133,7 @@ def site(
     own: dict[str, tuple[nn.Module, str]] | None = None,
     consumers: tuple[Projection, ...] = (),
 ) -> SiteT:
-    """A sub-layer (attention or MLP) from its input to its output, with what is inside."""
+    """Return the place of a sub-layer (attention or MLP) from its input to its output, with its parts."""
     return kind(
         name=name,
         width=width,
@@ -158,9 +157,11 @@ def attention_core(
     *,
     per_window: bool = False,
 ) -> Attention:
-    """The space between q, k, v and the output, which is passed while the class `edited` stands in for `module`.
+    """Return the place between q, k, v and the output; `module` gets the class `edited` while an edit acts there.
 
-    `width` counts the channels of all heads together.
+    Args:
+        width: channels of all heads together.
+        per_window: whether the batch axis holds windows of images.
     """
     return Attention(
         name=name,
@@ -177,7 +178,7 @@ def attention_core(
 
 
 def branch(name: str, enter: Point, exit: Point, where: Where, width: int, steps: tuple[nn.Module, ...] = ()) -> Span:
-    """A residual branch from its norm to just before the add: after LayerScale and drop path."""
+    """Return the place of a residual branch, from its norm to its output after LayerScale and drop path."""
     return Span(
         name=name,
         width=width,
@@ -191,7 +192,7 @@ def branch(name: str, enter: Point, exit: Point, where: Where, width: int, steps
 
 
 def skip(name: str, around: Span, where: Where) -> Site:
-    """The identity shortcut beside a branch."""
+    """Return the place of the identity shortcut beside a branch."""
     return Site(
         name=name,
         width=around.width,
@@ -204,7 +205,7 @@ def skip(name: str, around: Span, where: Where) -> Site:
 
 
 def stream(name: str, around: Span, where: Where) -> ResidualStream:
-    """The residual stream after a branch was added to it."""
+    """Return the place of the sum after a branch was added to the residual stream."""
     return ResidualStream(
         name=name,
         width=around.width,
@@ -218,7 +219,7 @@ def stream(name: str, around: Span, where: Where) -> ResidualStream:
 
 
 def span_verbs(carrier: TokenCarrier | None) -> frozenset[Verb]:
-    """What a block, a stage or the trunk offers: tokens only where something can carry them."""
+    """Return the verbs of a block, a stage or the trunk; `insert_tokens` needs a carrier."""
     verbs: set[Verb] = {"before", "after", "wrap", "tap", "unfreeze"}
     if carrier is not None:
         verbs.add("insert_tokens")
@@ -226,5 +227,5 @@ def span_verbs(carrier: TokenCarrier | None) -> frozenset[Verb]:
 
 
 def token_rewrites(pairs: tuple[tuple[nn.Module, type[nn.Module]], ...]) -> Rewrites:
-    """The re-expressions that carrying tokens needs."""
+    """Return the rewrites that inserted tokens need."""
     return {"insert_tokens": pairs} if pairs else {}

@@ -1,7 +1,7 @@
-"""`describe(model)`: find the family that knows a model's class and let it name the places.
+"""`describe(model)`: find the family of a model's class and let it name the places.
 
-A family is one file in this folder that registers one function. Families are matched by the dotted name of a class
-among the model's bases, so that no library is imported before a model of it exists.
+A family is one file in vpeft/backbones/families that registers one function. It is found by the dotted names of the
+model's class and its bases, so a library is imported only if a model of it exists.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class UnknownBackbone(VpeftError):
 
 @dataclass(frozen=True)
 class Family:
-    """One registered family: its name, the classes it knows, and the function that describes a model."""
+    """One registered family: its name, the dotted names of its classes, and the function that describes a model."""
 
     name: str
     classes: tuple[str, ...]
@@ -51,7 +51,7 @@ def family(name: str, *classes: str) -> Callable[[Callable[[nn.Module], Backbone
 
 
 def families() -> dict[str, Family]:
-    """Every family by name; importing this package's files finds them."""
+    """Return every family by name; it imports all files of vpeft/backbones/families."""
     package = importlib.import_module(f"{__package__}.families")
     for found in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{found.name}")
@@ -59,16 +59,16 @@ def families() -> dict[str, Family]:
 
 
 def describe(model: nn.Module, anatomy: Anatomy | dict[str, Any] | Literal["generic"] | None = None) -> Backbone:
-    """Name the places of `model`.
+    """Describe `model` as named places.
 
     Args:
-        model: a model of a known family; a larger model (a detector, a CLIP) with such models inside, which is then
-            their host; or any model, with an anatomy.
-        anatomy: the nouns of a model of your own (an `Anatomy`, or a mapping of its fields), or "generic": every
-            linear, convolution and norm under its own module name, and no blocks.
+        model: a model of a known family; a host (a detector, a CLIP) that contains such models; or any model, with an
+            anatomy.
+        anatomy: the names of the parts of your own model (an `Anatomy`, or a mapping of its fields), or "generic":
+            every linear, convolution and norm under its own module name, without blocks.
 
     Raises:
-        UnknownBackbone: no family knows the model's class or a part of it; the message says what can be done.
+        UnknownBackbone: no family knows the model's class or a part of it; the message says what to do.
         BadAnatomy: the anatomy does not fit the model.
     """
     if anatomy is not None:
@@ -88,12 +88,12 @@ def describe(model: nn.Module, anatomy: Anatomy | dict[str, Any] | Literal["gene
         " blocks are: describe(model, anatomy=Anatomy(blocks=..., mlp=...)), see docs/own_model.md; or take every"
         ' linear, convolution and norm by its own name, without blocks and prompts: describe(model, anatomy="generic").'
         " On the command line that is --anatomy FILE.toml or --anatomy generic."
-        f" Known families: {_listing(known)}. To add one, write one file in vpeft/backbones/ (see CONTRIBUTING)."
+        f" Known families: {_listing(known)}. To add one, write a file in vpeft/backbones/families/ (see CONTRIBUTING)."
     )
 
 
 def _family_of(model: nn.Module, known: dict[str, Family]) -> Family | None:
-    """The family that knows the model's class, or else the nearest of its bases."""
+    """The family that knows the model's class, or else the nearest of its bases; None if there is none."""
     for base in type(model).__mro__:
         dotted = f"{base.__module__}.{base.__qualname__}"
         for entry in known.values():
@@ -103,7 +103,7 @@ def _family_of(model: nn.Module, known: dict[str, Family]) -> Family | None:
 
 
 def _described_part(name: str, part: nn.Module, known: dict[str, Family], reasons: list[str]) -> Backbone | None:
-    """A part of a larger model as a tower; where its family refuses it, the reason is kept for the message."""
+    """Describe a part of a larger model as a tower; if its family refuses it, add the reason to `reasons`."""
     entry = _family_of(part, known)
     if entry is None:
         return None

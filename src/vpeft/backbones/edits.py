@@ -1,6 +1,6 @@
-"""An edit: a place, a verb and a layer, as plain data. Nothing is touched until injection carries it out.
+"""`Edit`: a place, a verb and a layer, as plain data. It changes nothing until vpeft/injection carries it out.
 
-`Edit` itself stands beside the places, because a place makes it and it names its place; methods import it from here.
+The class is defined in places.py, because places return edits and an edit has a place; methods import it from here.
 """
 
 from .places import Edit

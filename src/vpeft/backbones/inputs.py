@@ -1,4 +1,4 @@
-"""What a backbone takes: images, clips or tokens, of which size, and made-up batches of them for checks."""
+"""The inputs of a backbone: images, clips or tokens, their size, and example batches for checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ InputLayout = Literal["images", "clips", "tokens"]
 
 
 class BadInputSpec(VpeftError):
-    """The description of a backbone's inputs lacks what its layout needs."""
+    """An `InputSpec` lacks a field that its layout needs."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class InputSpec:
     Attributes:
         size: height and width in pixels; for tokens (1, L), a row of L.
         channels: of an image or a frame; 1 for tokens.
-        layout: "images" (B, C, H, W), "clips" (B, T, C, H, W), or "tokens" (B, L), whole numbers.
-        names: what the model calls its inputs, in order.
-        frames: T of a clip; None where there is no time.
-        time_axis: of a clip's batch: 1 for (B, T, C, H, W), 2 for (B, C, T, H, W).
-        make: n -> a batch of n made-up inputs, the same at each call; needed for tokens, where few numbers are valid.
+        layout: "images" (B, C, H, W), "clips" (B, T, C, H, W), or "tokens" (B, L), integers.
+        names: the names of the model's inputs, in order.
+        frames: number of frames T of a clip; None for other layouts.
+        time_axis: of a batch of clips: 1 for (B, T, C, H, W), 2 for (B, C, T, H, W).
+        make: n -> an example batch of n inputs, the same at every call; required for tokens, because only the model
+            knows the valid ones.
     """
 
     size: tuple[int, int]
@@ -42,10 +43,10 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         if self.layout == "tokens" and self.make is None:
-            raise BadInputSpec("Inputs of the layout 'tokens' need `make`: which numbers are tokens, the model knows.")
+            raise BadInputSpec("Inputs of the layout 'tokens' need `make`, because only the model knows valid tokens.")
         if (self.layout == "clips") != (self.frames is not None):
             raise BadInputSpec(
-                f"Inputs of the layout {self.layout!r} were given frames={self.frames}; clips have some."
+                f"The layout {self.layout!r} does not go with frames={self.frames}: clips need a number, others None."
             )
 
     @property
@@ -55,7 +56,7 @@ class InputSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input: (C, H, W), (T, C, H, W), (C, T, H, W) or (L,)."""
+        """The shape of one input: (C, H, W), (T, C, H, W), (C, T, H, W) or (L,)."""
         if self.layout == "tokens":
             return (self.size[1],)
         if self.frames is None:
@@ -64,25 +65,25 @@ class InputSpec:
         return (*front, *self.size)
 
     def example(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """A batch of `count` made-up inputs, on the CPU: normal random numbers, or what `make` gives.
+        """Return an example batch of `count` inputs on the CPU: normal random numbers, or the result of `make`.
 
         Args:
-            count: of inputs.
-            generator: of the random numbers; torch's own one by default.
+            count: number of inputs.
+            generator: of the random numbers; torch's default one if None.
         """
         if self.make is not None:
             return self.make(count)
         return torch.randn(count, *self.shape, generator=generator)
 
     def blank(self, count: int, device: torch.device | str | None = None) -> Tensor:
-        """A batch of `count` inputs that are all zero, for what depends on shapes alone."""
+        """Return a batch of `count` inputs that are all zero, for checks that depend on shapes only."""
         kind = torch.int64 if self.layout == "tokens" else torch.float32
         return torch.zeros(count, *self.shape, dtype=kind, device=device)
 
     def probe(self) -> Tensor:
-        """One fixed input made of waves, (1, C, H, W), equal on every machine, with values about in [-1, 1].
+        """Return one fixed input (1, C, H, W) of waves with values in [-1, 1], the same on every machine.
 
-        The frames of a clip are such waves that move to the side. Where `make` is given, it is its first input.
+        In the frames of a clip, the waves move to the side. If `make` is given, return its first input.
         """
         if self.make is not None:
             return self.make(1)
@@ -104,7 +105,7 @@ class InputSpec:
 
 
 class MadeUpTexts:
-    """Made-up texts, the same on every machine: n -> (n, L) whole numbers, the last of each the end token."""
+    """Example texts, the same on every machine: n -> integers (n, L), with the end token last."""
 
     def __init__(self, vocabulary: int, length: int, end: int) -> None:
         self.vocabulary, self.length, self.end = vocabulary, length, end
@@ -125,9 +126,11 @@ def fitted_to(inputs: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def fitted_to(inputs: Tensor | dict[str, Tensor], model: nn.Module) -> Tensor | dict[str, Tensor]:
-    """The inputs on the model's device, and in its floating-point type where they are no whole numbers.
+    """Move inputs to the model's device, and floating-point inputs to its floating-point type.
 
-    Of a host with several towers they are a mapping from towers to inputs.
+    Args:
+        inputs: a tensor, or {tower: tensor} for a host with several towers.
+        model: its first floating-point parameter decides.
     """
     if isinstance(inputs, dict):
         return {name: fitted_to(value, model) for name, value in inputs.items()}

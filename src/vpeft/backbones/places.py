@@ -1,8 +1,8 @@
-"""The places of a backbone where an edit can act, what each offers, and the edit that it makes.
+"""The places of a backbone, the verbs that each offers, and the edits that the verbs return.
 
-A place knows its name, width, layout, grid, stride and prefix tokens. These belong to the place and not to the model:
-in Swin the attention branch sees (B, H, W, D) and the MLP branch of the same block sees (B, H*W, D). Names are
-canonical: the same for every library, so that an adapter file outlives renames upstream.
+A place knows its name, width, layout, grid, stride and prefix tokens. They differ between the places of a model: in
+Swin, the attention branch receives (B, H, W, D) and the MLP branch of the same block (B, H*W, D). Place names are the
+same for every library, so adapter files stay valid when a library renames its modules.
 """
 
 from __future__ import annotations
@@ -33,24 +33,29 @@ class Place:
         name: canonical, for instance `blocks.3.attn.q`.
         width: channels of the tensor at the exit.
         layout: of the tensor at the exit.
-        enter: where the tensor that goes in can be reached; None if it cannot.
-        exit: where the tensor that comes out can be reached; None if it cannot.
-        verbs: what can be done here.
+        enter: the point where the input of the place can be read or replaced; None if there is none.
+        exit: the same for the output.
+        verbs: the verbs that the place offers.
         depth: order in the forward pass: -1 before the first block, the block's index, or the number of blocks.
-        width_in: channels of the tensor at the enter.
+        width_in: channels of the input.
         grid: rows and columns of the tokens or the map for inputs of the backbone's own size; None without a grid.
-        local: whether the grid is that of a window or of a pooled map, which does not grow with the image.
-        frames: steps of time before the rows and columns, for clips of the backbone's own length; None without time.
+        local: True if the grid is that of a window or a pooled map and does not grow with the image.
+        frames: time steps of the grid, for clips of the backbone's own length; None without a time axis.
         prefix: tokens before the grid (class token, registers).
         stride: pixels per grid cell.
         own: the place's own parameters: name -> (module, attribute).
-        rewrites: for each verb that hooks cannot express, the modules whose class is re-expressed while it is in use.
-        consumers: projections that alone read this place's output, so that a linear map here can merge into them.
-        carrier: how inserted tokens travel, where `insert_tokens` is offered.
-        pooled: where tokens leave that a mean over the sequence shall see: after the final norm. None where no mean
-            over the tokens follows this place directly.
-        refusals: why a verb is not offered, for messages.
-        scale: what the grids of the whole backbone are measured by; `Backbone` sets it.
+        rewrites: for each verb that hooks cannot express, (module, class) pairs: the module gets this class while an
+            edit with the verb is attached.
+        consumers: the projections that read this place's output, if nothing else reads it; a linear layer here can be
+            merged into them.
+        carrier: carries inserted tokens through the blocks, where `insert_tokens` is offered.
+        pooled: where tokens with the lifetime "pooled" are removed: after the final norm. None if no mean over the
+            tokens follows this place.
+        parts: the places inside this one, by name.
+        refusals: for messages: verb -> the reason why it is not offered.
+        scale: the image size and rounding from which grids are computed; `Backbone` sets it.
+        nesting: 0 trunk, 1 stage, 2 block, 3 branch, 4 site. Edits of outer spans act first at the input and last at
+            the output.
     """
 
     name: str
@@ -74,20 +79,20 @@ class Place:
     parts: dict[str, Place] = field(default_factory=dict)
     refusals: Mapping[Verb, str] = field(default_factory=dict)
     scale: Scale | None = None
-    nesting: int = 4  # 0 trunk, 1 stage, 2 block, 3 branch, 4 site: outer spans enter first and leave last
+    nesting: int = 4
 
     def __post_init__(self) -> None:
         self.width_in = self.width_in or self.width
 
     def walk(self) -> Iterator[Place]:
-        """This place and everything inside it, in a fixed order."""
+        """Yield this place and every place inside it, in a fixed order."""
         yield self
         for part in self.parts.values():
             yield from part.walk()
 
     @property
     def input(self) -> Site:
-        """What enters this place, as something to read."""
+        """The input of this place, as a place that can be read."""
         return Site(
             name=f"{self.name}.input",
             width=self.width_in,
@@ -107,32 +112,32 @@ class Place:
 
     @property
     def cells(self) -> tuple[int, int]:
-        """Rows and columns for the backbone's own size of inputs.
+        """Rows and columns of the grid for inputs of the backbone's own size.
 
         Raises:
-            MissingPlace: the tokens lie on no grid (a clip, windows out of order).
+            MissingPlace: the tokens do not form a grid (a clip, windows out of order).
         """
         if self.grid is None:
             raise MissingPlace(
-                f"The tokens of {self.name} lie on no grid of rows and columns, and this method needs one."
+                f"This method needs a grid of rows and columns, and the tokens of {self.name} do not form one."
             )
         return self.grid
 
     def grid_at(self, size: tuple[int, ...], count: int | None = None) -> tuple[int, ...] | None:
-        """Rows and columns of this place in a run: (H, W), with steps of time in front (T, H, W); None without a grid.
+        """Return the grid of this place for inputs of any size: (H, W), or (T, H, W) for clips; None without a grid.
 
         Args:
-            size: height and width of the images of the run in pixels, or frames, height and width of its clips.
-            count: tokens that a layer sees here without prefix tokens. It decides where the size alone leaves several
-                grids, as with images whose sides are no multiple of the stride.
+            size: height and width of the images in pixels, or frames, height and width of the clips.
+            count: number of tokens at this place, without prefix tokens. It selects the grid if the size allows
+                several, as for image sides that are not a multiple of the stride.
 
         Raises:
-            MissingPlace: no grid of images of this size has so many tokens, or none can be computed.
+            MissingPlace: no grid for this size has `count` tokens, or none can be computed.
         """
         if self.grid is None:
             return None
         if len(size) not in (2, 3):
-            raise MissingPlace(f"{self.name} was asked for its grid on inputs of the size {size}; (H, W) is a size.")
+            raise MissingPlace(f"The grid of {self.name} needs a size (H, W) or (T, H, W), not {size}.")
         spatial = size[-2:]
         grids = [self.grid] if self.local or self.scale is None else self.scale.grids(spatial, self.stride, self.grid)
         whole: list[tuple[int, ...]] = list(grids)
@@ -143,7 +148,7 @@ class Place:
         found = fitting(whole, count)
         if found is None:
             own = self.scale.size if self.scale is not None else spatial
-            can = " or ".join(" x ".join(map(str, grid)) for grid in whole) or "nothing that its stride explains"
+            can = " or ".join(" x ".join(map(str, grid)) for grid in whole) or "none that fits its stride"
             raise MissingPlace(
                 f"{self.name} has no grid of {count if count is not None else 'any'} tokens for inputs of"
                 f" {' x '.join(map(str, size))}: the grid can be {can}. For {own[0]} x {own[1]} pixels it is"
@@ -152,10 +157,11 @@ class Place:
         return found
 
     def require_grid(self) -> None:
-        """Raise `MissingPlace` where the tokens lie on no grid of rows and columns."""
+        """Raise `MissingPlace` if the tokens do not form a grid of rows and columns."""
         _ = self.cells
 
     def offers(self, verb: Verb) -> bool:
+        """Whether an edit with this verb can act here."""
         return verb in self.verbs
 
     def has(self, part: str) -> bool:
@@ -179,54 +185,59 @@ class Place:
         return Edit(self, verb, **fields)
 
     def before(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
-        """h -> layer(h, *reads) enters this place."""
+        """Replace the input h of this place with layer(h, *reads), of the same shape."""
         return self._edit("before", layer=layer, reads=reads)
 
     def after(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
-        """h -> layer(h, *reads) leaves this place."""
+        """Replace the output h of this place with layer(h, *reads), of the same shape."""
         return self._edit("after", layer=layer, reads=reads)
 
     def parallel(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
-        """out -> out + layer(in); with `reads`, out + layer(*reads)."""
+        """Replace the output with out + layer(in), or with out + layer(*reads) if `reads` is given."""
         return self._edit("parallel", layer=layer, reads=reads)
 
     def wrap(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
-        """h -> layer.enter(h, *reads) before this span, h -> layer.leave(h) after it."""
+        """Replace the input of this span with layer.enter(h, *reads) and its output with layer.leave(h)."""
         return self._edit("wrap", layer=layer, reads=reads)
 
     def replace(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
-        """The identity shortcut x becomes layer(x, *reads)."""
+        """Replace the identity shortcut x with layer(x, *reads)."""
         return self._edit("replace", layer=layer, reads=reads)
 
     def insert_tokens(
         self, layer: nn.Module, lifetime: Lifetime = "span", *, reads: tuple[Place | Edit, ...] = ()
     ) -> Edit:
-        """layer(h, *reads) -> (B, n, D) joins the sequence after the prefix tokens, and leaves it where this span ends.
+        """Insert the tokens layer(h, *reads), (B, n, D), after the prefix tokens; remove them at the end of this span.
 
-        With the lifetime "pooled" it leaves after the final norm, and the backbone's mean over the tokens includes it,
-        if such a mean follows this span; if none does, it is as "span".
+        With the lifetime "pooled" they are removed after the final norm, and the backbone's mean over the tokens
+        includes them. If no such mean follows this span, "pooled" acts as "span".
         """
         return self._edit("insert_tokens", layer=layer, lifetime=lifetime, reads=reads)
 
     def tap(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
-        """layer(h, *reads) is called with what leaves this place; h goes on unchanged, later edits may read that."""
+        """Call layer(h, *reads) with the output h of this place and keep h; later edits may read the result."""
         return self._edit("tap", layer=layer, reads=reads)
 
     def reparametrize(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
-        """weight -> layer(weight, *reads); with `reads` it depends on the images and cannot merge."""
+        """Replace the weight with layer(weight, *reads). With `reads` it depends on the images and cannot be merged."""
         return self._edit("reparametrize", layer=layer, reads=reads)
 
     def extend(self, layer: nn.Module, *, reads: tuple[Place | Edit, ...] = ()) -> Edit:
-        """q, k, v -> layer(q, k, v, *reads), each (B, heads, N, head width); further keys and values go in front.
+        """Replace q, k, v, each (B, heads, N, head width), with layer(q, k, v, *reads).
 
-        A layer that has `scores` or `weights` also sees the attention map, (B, heads, N, keys), and the attention is
-        then computed step by step: `scores(q k^T / sqrt(head width))` before bias and mask, `weights(softmax(...))`
-        before dropout; each returns the same shape.
+        Added keys and values go in front. A layer may also define `scores` or `weights`. Attention is then computed
+        step by step and calls `scores(q k^T / sqrt(head width))` before bias and mask, and `weights(softmax(...))`
+        before dropout. Both take and return the attention map (B, heads, N, keys).
         """
         return self._edit("extend", layer=layer, reads=reads)
 
     def unfreeze(self, *parameters: str, keep_original: bool = True) -> Edit:
-        """The named own parameters of this place train; all of them when none is named."""
+        """Train the named own parameters of this place, or all of them if none is named.
+
+        Args:
+            parameters: names such as `weight` or `attn.proj.bias`.
+            keep_original: keep a copy of the frozen values, so that `detach` is exact.
+        """
         known = [name for part in self.walk() for name in _own_names(self, part)]
         for name in parameters:
             if name not in known:
@@ -234,7 +245,7 @@ class Place:
         return self._edit("unfreeze", parameters=parameters or tuple(known), keep_original=keep_original)
 
     def parameter(self, name: str) -> tuple[nn.Module, str]:
-        """The live module and attribute behind one of this place's own parameters, `weight` or `attn.proj.bias`."""
+        """Return (module, attribute) of one of this place's own parameters, such as `weight` or `attn.proj.bias`."""
         for part in self.walk():
             for known, target in zip(_own_names(self, part), part.own.values(), strict=True):
                 if known == name:
@@ -247,19 +258,18 @@ PlaceT = TypeVar("PlaceT", bound=Place)
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What a method asks for at one place.
+    """One change that a method requests: a place, a verb and a layer.
 
     Attributes:
-        place: where.
-        verb: how the layer joins the computation there.
+        place: where the edit acts.
+        verb: how the layer changes the computation there.
         layer: the small trainable module; None for `unfreeze`.
-        reads: what else the layer receives: outputs of other places, or what an earlier edit made (the result of a
-            `tap`, the tokens of an `insert_tokens` as they leave). For `parallel` they replace the place's own input;
-            for every other verb they follow it.
-        lifetime: for `insert_tokens`: "span" takes the tokens out where the span ends, "pooled" lets a mean over the
-            sequence see them first.
-        parameters: for `unfreeze`: which of the place's own parameters train.
-        keep_original: for `unfreeze`: whether the frozen values are kept, so that detaching is exact.
+        reads: further inputs of the layer: outputs of other places, or results of earlier edits (of a `tap`; of an
+            `insert_tokens`, its tokens at the end of the span). For `parallel` they replace the place's own input; for
+            every other verb they follow it.
+        lifetime: for `insert_tokens`: "span" removes the tokens at the end of the span, "pooled" after the final norm.
+        parameters: for `unfreeze`: names of the place's own parameters that train.
+        keep_original: for `unfreeze`: whether a copy of the frozen values is kept, so that `detach` is exact.
     """
 
     place: Place
@@ -281,15 +291,15 @@ def _own_names(top: Place, part: Place) -> list[str]:
 
 
 class Site(Place):
-    """A tensor: the output of a norm, of attention inside its LayerScale, of the pooling."""
+    """A place at one tensor: the output of a norm, of attention before its LayerScale, of the pooling."""
 
 
 @dataclass(eq=False)
 class ResidualStream(Site):
-    """The residual stream just after a branch was added, before anything reads it: x + branch(x).
+    """The sum x + branch(x), before the next layer reads it. It has no module of its own, so it offers `after` only.
 
     Attributes:
-        around: the branch. The stream has no module of its own, so nothing can be read here, only changed.
+        around: the branch.
     """
 
     around: Place | None = None
@@ -297,12 +307,12 @@ class ResidualStream(Site):
 
 @dataclass(eq=False)
 class Span(Place):
-    """From one tensor to a later one: a residual branch, a block, a stage, the trunk.
+    """The computation from one tensor to a later one: a residual branch, a block, a stage, the trunk.
 
     Attributes:
-        steps: for a branch that is a plain chain, the modules that run one after the other; empty otherwise.
-        writer: for a branch, the projection whose output is the branch's, but for a gain of each channel.
-        gain: that gain (LayerScale), as module and attribute; None where there is none.
+        steps: the modules of a branch in order, if it is a plain chain; empty otherwise.
+        writer: the projection that computes the output of a branch, up to a gain for each channel.
+        gain: that gain (LayerScale) as (module, attribute); None if there is none.
     """
 
     steps: tuple[nn.Module, ...] = ()
@@ -311,7 +321,7 @@ class Span(Place):
 
 
 def stored_weight(module: nn.Module) -> Tensor:
-    """The weight of a layer, never what an edit makes of it on the way to its use."""
+    """Return the stored weight of a layer, without the change that a reparametrising edit makes to it."""
     found = module._parameters.get("weight")
     if found is None:
         found = module.weight  # type: ignore[assignment]
@@ -324,12 +334,13 @@ class Projection(Place):
     """A linear or convolution, or the q, k or v rows of a fused one.
 
     Attributes:
-        module: the live layer that holds `weight` and perhaps `bias`.
+        module: the live layer with `weight` and, in most cases, `bias`.
         rows: the output rows that belong to this place; None for all.
-        biases: where the bias of all rows of `module` lives, in pieces, if it is not the module's own `bias`:
-            parameters or buffers, as module and attribute.
-        standardised: whether the module normalises its weight before use, so that only changes of the weight fold in.
-        bias_ignored: whether the model leaves out rows of the bias (the keys'), so that no shift folds into it.
+        biases: (module, attribute) of the parameters or buffers that together make the bias of all rows, if the bias
+            is not the module's own.
+        standardised: whether the module normalises its weight before use; then only changes of the weight can be
+            folded in.
+        bias_ignored: whether the model ignores rows of the bias (those of the keys); then a shift cannot be folded in.
     """
 
     module: nn.Module = field(default_factory=nn.Identity)
@@ -344,20 +355,20 @@ class Projection(Place):
 
     @property
     def weight(self) -> Tensor:
-        """The weight that belongs to this place: (out, in) or (out, in / groups, kh, kw)."""
+        """The rows of the weight that belong to this place: (out, in) or (out, in / groups, kh, kw)."""
         whole = stored_weight(self.module)
         return whole if self.rows is None else self.rows.take(whole, 0)
 
 
 @dataclass(eq=False)
 class Attention(Place):
-    """The space between q, k, v and the attention's output.
+    """The computation between q, k, v and the attention's output.
 
     Attributes:
         heads: number of heads.
         head_width: channels per head.
-        per_window: True where the batch axis holds windows of images, (B * windows, heads, N, head width).
-        reduced: True where keys and values come from fewer cells than queries.
+        per_window: True if the batch axis holds windows of images, (B * windows, heads, N, head width).
+        reduced: True if there are fewer keys and values than queries.
     """
 
     heads: int = 1

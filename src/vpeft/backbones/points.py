@@ -1,4 +1,4 @@
-"""The vocabulary below the places: layouts, points of a module's execution, and the error for what is not there."""
+"""Layouts of tensors, points of a module's execution, and the error for places that do not exist."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..errors import VpeftError
 
 
 class NothingRead(VpeftError):
-    """An edit that reads another place, or tokens that travel beside the model's own, ran without it."""
+    """An edit ran before the place or the inserted tokens that it reads."""
 
 
 class MissingPlace(VpeftError):
-    """A method asked for a place, or for a verb at a place, that this backbone does not have."""
+    """A method needs a place, or a verb at a place, that this backbone does not offer."""
 
 
 class Layout(Enum):
-    """How a tensor at a place is laid out. Layers see channels last unless they declare `channels_first = True`."""
+    """The axes of the tensor at a place. Layers receive channels last unless they set `channels_first = True`."""
 
     TOKENS = "B,N,D"
     MAP = "B,H,W,D"
@@ -31,13 +31,13 @@ class Layout(Enum):
 
 @dataclass(frozen=True, eq=False)
 class StandIn:
-    """A class that takes a module's place while an edit needs a point that the plain forward never passes.
+    """A class that a module gets while an edit needs a point that the module's own forward does not execute.
 
     Attributes:
         module: the live module; its tensors, keys and `isinstance` stay as they are.
-        kind: a subclass of its class that computes the same bits and passes the point.
-        anchors: identities that `kind` finds in the module's `__dict__` under these names and calls. They are no
-            children of the module, so that no key appears. Names start with `vpeft_`.
+        kind: a subclass of its class that computes the same bits and executes the point.
+        anchors: identities that `kind` finds in the module's `__dict__` under these names and calls. They are not
+            registered as children, so they add no keys to the state dict. Names start with `vpeft_`.
     """
 
     module: nn.Module
@@ -53,13 +53,13 @@ class Point:
         module: the live module.
         side: "input" or "output".
         item: position or keyword of the tensor among the inputs, or its position in a tuple of outputs.
-        needs: what must stand in for the modules around, or this point is never passed: where a weight is used without
-            calling its module, or where no module begins or ends.
-        calls: for a module that runs several times in one forward pass (a dropout that two branches share): the
-            modules of which one runs before each of its calls, in order; empty for a module that runs once.
-        call: which of these calls is meant.
-        overwritten: whether the model later writes into the tensor's memory (an activation in place, x += shortcut), so
-            that who wants to see it afterwards must copy it.
+        needs: the stand-ins without which this point is not executed: if a weight is used without calling its module,
+            or if no module starts or ends here.
+        calls: for a module that runs several times in one forward pass (a dropout that two branches share): one module
+            that runs before each of its calls, in order; empty for a module that runs once.
+        call: the index of the call that is meant.
+        overwritten: whether the model later writes into the tensor's memory (an activation in place, x += shortcut);
+            a reader that needs it later must copy it.
     """
 
     module: nn.Module

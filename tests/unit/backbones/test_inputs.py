@@ -78,7 +78,7 @@ def test_texts_keep_their_type_beside_a_model_of_sixteen_bits() -> None:
 def test_what_a_layout_needs_is_asked_for() -> None:
     with pytest.raises(BadInputSpec, match="need `make`"):
         InputSpec((1, 8), 1, layout="tokens")
-    with pytest.raises(BadInputSpec, match="'clips' were given frames=None"):
+    with pytest.raises(BadInputSpec, match="'clips' does not go with frames=None"):
         InputSpec((8, 8), 3, layout="clips")
-    with pytest.raises(BadInputSpec, match="'images' were given frames=4"):
+    with pytest.raises(BadInputSpec, match="'images' does not go with frames=4"):
         InputSpec((8, 8), 3, frames=4)

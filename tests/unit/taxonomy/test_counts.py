@@ -54,8 +54,8 @@ def test_the_page_counts_live_models_and_lines(
     monkeypatch.setattr(tool, "_around", list)
     monkeypatch.setattr(tool, "_dense", list)
     made = tool.page()
-    assert "| 18,432 | 95,332 | 0 | 0.02M | yes |" in made and "1 rows, 1 with" in made
-    assert "files with one method each: median" in made
+    assert "| 18,432 | 95,332 | 0 | 0.02M | yes |" in made and "1 rows. 1 have a formula" in made
+    assert "files hold one method each. The median" in made
     monkeypatch.setattr(tool, "PAGE", tmp_path / "counts.md")
     monkeypatch.setattr(tool, "ROOT", tmp_path)
     monkeypatch.setattr(tool, "page", lambda: made)
