@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pytest
 import timm
@@ -12,9 +14,14 @@ import torch
 from torch import nn
 
 import vpeft
+from tests.models import roughen
+from tests.unit.backbones.test_families import Look
 from vpeft.backbones.backbone import Backbone
 from vpeft.backbones.describe import UnknownBackbone, describe
 from vpeft.backbones.digest import weights_digest
+from vpeft.backbones.places import Place, Projection
+from vpeft.backbones.points import Layout
+from vpeft.injection.hooks import Wiring
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -130,10 +137,10 @@ def segmenters() -> dict[str, Callable[[], nn.Module]]:
 
     plain: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": 3}
     return {
-        "torchvision_resnet_layers 1": lambda: detection.retinanet_resnet50_fpn(**plain),
-        "torchvision_resnet_layers 2": lambda: detection.maskrcnn_resnet50_fpn(**plain),
-        "torchvision_resnet_layers 3": lambda: segmentation.deeplabv3_resnet50(**plain),
-        "torchvision_resnet_layers 4": lambda: segmentation.fcn_resnet50(**plain),
+        "retinanet": lambda: detection.retinanet_resnet50_fpn(**plain),
+        "mask r-cnn": lambda: detection.maskrcnn_resnet50_fpn(**plain),
+        "deeplab": lambda: segmentation.deeplabv3_resnet50(**plain),
+        "fcn": lambda: segmentation.fcn_resnet50(**plain),
     }
 
 
@@ -141,12 +148,136 @@ def segmenters() -> dict[str, Callable[[], nn.Module]]:
 def test_hosts_of_torchvision_have_one_tower_with_its_own_names(name: str) -> None:
     model = segmenters()[name]()
     described = describe(model)
-    assert described.host is model and described.facts.family == name.split()[0]
+    assert described.host is model and described.facts.family == "torchvision_layers"
     assert list(described.towers.values()) == [described]
     from torchvision.models import resnet50
 
     alone = [place.name for place in describe(resnet50(weights=None)).projections]
     assert [place.name for place in described.projections] == alone
+
+
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"])
+def test_segmenters_on_mobilenet_are_tuned(name: str) -> None:
+    from torchvision.models import segmentation
+
+    torch.manual_seed(0)
+    model = getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=3).eval()
+    model.backbone.image_size = 64
+    images = torch.randn(2, 3, 64, 64)
+    tuned = vpeft.tune(model, vpeft.methods.LoRA(rank=2, targets=("all",)), train=("classifier",)).eval()
+    assert torch.equal(tuned(images)["out"], model(images)["out"])
+    tuned.train()(images)["out"].sum().backward()
+    adapted = [p.grad for key, p in tuned.trainable() if key.startswith("blocks.")]
+    assert adapted and all(gradient is not None for gradient in adapted)
+
+
+def sam() -> nn.Module:
+    """transformers' SAM, tiny: two blocks with padded windows, one without."""
+    transformers: Any = pytest.importorskip("transformers")
+    vision = {
+        "hidden_size": 16,
+        "output_channels": 12,
+        "num_pos_feats": 6,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "patch_size": 8,
+        "window_size": 3,
+        "global_attn_indexes": [1],
+        "mlp_dim": 32,
+    }
+    prompts = {
+        "hidden_size": 12,
+        "image_size": 64,
+        "patch_size": 8,
+        "image_embedding_size": 8,
+        "mask_input_channels": 4,
+    }
+    masks = {
+        "hidden_size": 12,
+        "mlp_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 12,
+    }
+    config = transformers.SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=masks)
+    torch.manual_seed(0)
+    return roughen(transformers.SamModel(config))
+
+
+def test_sam_is_tuned_and_gives_masks() -> None:
+    model: Any = sam()
+    described = describe(model)
+    assert described.module is model.vision_encoder and described.facts.family == "hf_sam"
+    named = {"pixel_values": torch.randn(1, 3, 64, 64), "input_points": torch.tensor([[[[10.0, 20.0]]]])}
+    with torch.no_grad():
+        plain = model(**named).pred_masks
+    for method in (vpeft.methods.LoRA(rank=2), vpeft.methods.AdaptFormer(bottleneck=4), vpeft.methods.SSF()):
+        tuned = vpeft.tune(model, method, train=("mask_decoder",)).eval()
+        begins = torch.allclose(tuned(**named).pred_masks, plain, atol=1e-5)
+        assert begins or not method.starts_as_identity
+        for _, parameter in tuned.trainable():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        assert not torch.allclose(tuned(**named).pred_masks, plain, atol=1e-4)
+        tuned(**named).pred_masks.sum().backward()
+        assert all(p.grad is not None for key, p in tuned.trainable() if key.startswith("blocks."))
+        tuned.detach()
+        with torch.no_grad():
+            assert torch.equal(model(**named).pred_masks, plain)
+    with pytest.raises(vpeft.MissingPlace, match=r"blocks\.0\.attn_branch cannot after: its windows are cut"):
+        list(vpeft.methods.Adapter().edits(described))
+
+
+def towers_to_watch() -> dict[str, Callable[[], nn.Module]]:
+    """Towers that no list of families holds, as they have no model of their own there."""
+    from torchvision.models import resnet18
+    from torchvision.models._utils import IntermediateLayerGetter
+
+    def layers() -> nn.Module:
+        made = IntermediateLayerGetter(resnet18(weights=None), {"layer3": "aux", "layer4": "out"})
+        made.image_size = 64
+        return made
+
+    return {
+        "sam": lambda: cast(Any, sam()).vision_encoder,
+        "clip text": lambda: cast(Any, contrastive("CLIP")).text_model,
+        "siglip text": lambda: cast(Any, contrastive("Siglip")).text_model,
+        "resnet layers": layers,
+    }
+
+
+@pytest.mark.parametrize("name", towers_to_watch())
+def test_each_place_runs_once_with_its_width_and_layout(name: str) -> None:
+    backbone = describe(towers_to_watch()[name]().eval())
+    seen: Counter[str] = Counter()
+    wrong: list[str] = []
+
+    def watch(place: Place, side: str, tensor: torch.Tensor) -> None:
+        seen[f"{place.name} {side}"] += 1
+        if place.name in ("outlet", "logits"):
+            return
+        conv = isinstance(place, Projection) and place.is_conv
+        layout = Layout.CHANNELS_FIRST if conv else place.layout
+        channels = tensor.shape[1] if layout is Layout.CHANNELS_FIRST else tensor.shape[-1]
+        rows = place.rows is not None if isinstance(place, Projection) else False
+        wide = place.width_in if side == "in" else place.width
+        dims = {Layout.TOKENS: 3, Layout.MAP: 4, Layout.CHANNELS_FIRST: 4, Layout.VECTOR: 2}[layout]
+        if tensor.dim() != dims or (channels != wide and not rows):
+            wrong.append(f"{place.name} {side}: {tuple(tensor.shape)}, not {layout.value} with {wide}")
+
+    wiring = Wiring()
+    wiring.switch.on = "watch"
+    expected = 0
+    for place in backbone.places():
+        for side, point in (("in", place.enter), ("out", place.exit)):
+            if point is not None:
+                wiring.at(point, Look(partial(watch, place, side)))
+                expected += 1
+    tuned = vpeft.TunedModel(backbone)
+    with torch.no_grad():
+        tuned(backbone.inputs.example(2))
+    assert not wrong, wrong
+    assert len(seen) == expected and set(seen.values()) == {1}, [one for one in seen if seen[one] != 1]
 
 
 def transformers_hosts() -> dict[str, Callable[[Any], nn.Module]]:

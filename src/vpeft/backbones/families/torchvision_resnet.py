@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from ..backbone import Backbone
 from ..convolutional import Size, Unit, conv_stride
 from ..convolutional_net import make_net
-from ..describe import UnknownBackbone, family
+from ..describe import family
 from ..points import Point
-from ..probe import Classifier
 
 
 def stated_size(model: nn.Module) -> Size:
@@ -42,30 +41,10 @@ def describe_torchvision_resnet(model: nn.Module) -> Backbone:
     """torchvision ResNet, ResNeXt and Wide ResNet."""
     net: Any = model
     layers = (net.layer1, net.layer2, net.layer3, net.layer4)
-    return _net(model, layers, net.avgpool, "torchvision_resnet", _pooled, fully_connected)
+    return resnet_of(model, layers, net.avgpool, "torchvision_resnet", _pooled, fully_connected)
 
 
-@family("torchvision_resnet_layers", "torchvision.models._utils.IntermediateLayerGetter")
-def describe_torchvision_layers(model: nn.Module) -> Backbone:
-    """The layers of a torchvision ResNet, as its detectors and segmenters have them inside; pooled by the last mean."""
-    net: Any = model
-    names = [name for name in net if name.startswith("layer")]
-    if "conv1" not in net or not names:
-        raise UnknownBackbone(
-            f"This IntermediateLayerGetter holds {', '.join(net)}. Of torchvision's nets taken apart in this way,"
-            " ResNet is described."
-        )
-    layers = [net[name] for name in names]
-    return _net(model, layers, layers[-1][-1], "torchvision_resnet_layers", _mean_of_last, Classifier(None))
-
-
-def _mean_of_last(model: nn.Module, images: Tensor) -> Tensor:
-    *_, last = model(images).values()  # in the order of execution, which ends with the last layer that is asked for
-    mean: Tensor = last.mean(dim=(2, 3))
-    return mean
-
-
-def _net(
+def resnet_of(
     model: nn.Module,
     layers: Sequence[Any],
     behind: nn.Module,
@@ -73,6 +52,7 @@ def _net(
     pooled: Callable[[nn.Module, Tensor], Tensor],
     classifier: Callable[[nn.Module], nn.Module],
 ) -> Backbone:
+    """A ResNet from its layers; the stem is `conv1` to `maxpool` of the model, `behind` receives the last map."""
     net: Any = model
     units = [_unit(block) for layer in layers for block in layer]
     convolutions = [layer for layer in units[-1].branch if isinstance(layer, nn.Conv2d)]
