@@ -39,6 +39,7 @@ def _evaluate(
     device: Device = "auto",
     weights: Path | None = None,
     backbone: str | None = None,
+    allow_download: Switch = False,
     json: Switch = False,
     picture: Path | None = None,
     given: dict[str, Any],
@@ -60,6 +61,8 @@ def _evaluate(
         The backbone's file of weights, if it is no longer where it was in training.
     backbone:
         The backbone, where the adapter cannot make it itself: py:FILE.py:NAME for code of yours.
+    allow_download:
+        Fetch a backbone hf:ID that the adapter names, if it is not on this machine.
     json:
         Print JSON, with all details (a confusion matrix), instead of tables.
     picture:
@@ -69,7 +72,7 @@ def _evaluate(
     if "source" not in values:
         raise NoData("No data were given. Say --data FOLDER: one sub-folder of images for each label.")
     config = validated(DataConfig, values, _FLAGS)
-    loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone)
+    loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download)
     task = loaded.task
     config = config.model_copy(update={"target": task.target_kind})
     images = open_for_evaluation(config, task.data_labels).prepared(loaded.preprocessing)

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from pydantic import ValidationError
+from torch import Tensor, nn
 
 from vpeft.backbones.create import create_backbone
+from vpeft.backbones.describe import describe
+from vpeft.backbones.origin import Origin
 from vpeft.backbones.own_code import OWN_CODE
 from vpeft.backbones.positions import ResizedPositions
+from vpeft.backbones.trust import TYPED, Trust
+from vpeft.backbones.weights import file_digest
 from vpeft.batch import Sample, run_model
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.errors import VpeftError
-from vpeft.injection.adapter_file import Manifest, load, read_manifest
+from vpeft.guarded import printable, short
+from vpeft.injection.adapter_file import CannotTell, Manifest, load, read, require_implied
+from vpeft.injection.implied import SLACK, TooMuch, budget
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.task import Prediction, Task, all_tasks
 from vpeft.training.evaluate import on_processor
 from vpeft.training.randomness import seed_everything, untouched_randomness
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+# Numbers in a backbone that a file, and not the user, names: 8 GB in single precision, and 1.6 GB.
+MOST, LARGE = 2_000_000_000, 400_000_000
+PARTS = 10_000  # modules and tensors of such a backbone; the largest of timm has 6,000
 
 
 class NoSuchDevice(VpeftError):
@@ -54,7 +64,12 @@ class Loaded:
 
 
 def open_adapter(
-    path: Path, *, device: Device = "auto", backbone: nn.Module | str | None = None, weights: Path | None = None
+    path: Path,
+    *,
+    device: Device = "auto",
+    backbone: nn.Module | str | None = None,
+    weights: Path | None = None,
+    allow_download: bool = False,
 ) -> Loaded:
     """Make the backbone that the file names, put the adapter on it, and get ready to predict.
 
@@ -64,13 +79,20 @@ def open_adapter(
         backbone: the backbone, if it is at hand, or its name, where the file cannot make it: code of one's own is run
             only when it is named here, never because a file names it.
         weights: the backbone's file of weights, if it is no longer where it was when the adapter was trained.
+        allow_download: fetch a backbone `hf:ID` that the file names, if it is not on this machine.
 
     Raises:
         VpeftError: the file is no adapter, is damaged, or does not fit the backbone; the device does not exist.
     """
-    manifest = read_manifest(path)
+    manifest, tensors = read(path)
     chosen = pick_device(device)
-    base = backbone if isinstance(backbone, nn.Module) else _made_again(manifest, path, weights, backbone)
+    if isinstance(backbone, nn.Module):
+        base = backbone
+    else:
+        if backbone is None:
+            _require_fits(manifest, tensors, path)
+        base = _made_again(manifest, path, weights, backbone, allow_download)
+    del tensors
     model = load(base, path).to(chosen).eval()
     task = model.task
     if task is None:
@@ -79,7 +101,11 @@ def open_adapter(
             " Save it with task=... or labels=[...]."
         )
     stated = manifest.preprocessing
-    preprocessing = Preprocessing.model_validate(stated) if stated else Preprocessing.from_model(base)
+    try:
+        preprocessing = Preprocessing.model_validate(stated) if stated else Preprocessing.from_model(base)
+    except ValidationError as error:
+        where = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise VpeftError(f"{path}: its preprocessing is not usable: {printable(where, 300)}.") from None
     return Loaded(model, manifest, preprocessing, task, chosen)
 
 
@@ -88,8 +114,68 @@ def _unknown_task(manifest: Manifest) -> str:
     return "it has no labels" if name in all_tasks() else f"the task {name!r} is not known here"
 
 
-def _made_again(manifest: Manifest, path: Path, weights: Path | None, named: str | None) -> nn.Module:
+def _require_fits(manifest: Manifest, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Look at the backbone that a file names, on the meta device, before anything of its size is made.
+
+    Raises:
+        VpeftError: it is no model that these tensors belong to, or one so large that it must be named by the user.
+    """
+    origin = manifest.origin or Origin(name=manifest.backbone)
+    if origin.name.startswith(OWN_CODE):
+        return  # refused unless it is named
+    options: dict[str, Any] = {
+        "pretrained": False,
+        "image_size": origin.image_size,
+        "channels": origin.channels,
+        "channels_rule": origin.channels_rule,
+        "described": manifest.anatomy is None,
+        "trust": Trust(code=False, download=False),
+    }
+    named = f"If it is the right one, say --backbone {printable(origin.name, 100)}."
+    try:
+        model = _made_within(origin.name, options, "meta")
+    except TooMuch:
+        raise VpeftError(f"{path} names a backbone of more than {MOST:.1e} numbers. {named}") from None
+    except VpeftError:
+        return  # nobody knows it, or it must be fetched: that is said, or done, when it is made
+    except Exception:  # a model that looks at what it makes: it is made in earnest, but no larger than this
+        try:
+            model = _made_within(origin.name, options, None)
+        except TooMuch:
+            raise VpeftError(f"{path} names a backbone of more than {LARGE:.1e} numbers. {named}") from None
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > LARGE and not origin.pretrained and origin.weights is None:
+        raise VpeftError(f"{path} names a backbone with {count:.1e} random numbers. {named}")
+    try:
+        description = describe(model)
+    except VpeftError:
+        return  # an anatomy describes it, for which it must run
+    if description.facts.architecture != manifest.backbone:
+        raise VpeftError(
+            f"{path} was made on {short(manifest.backbone)}, and the backbone that it names,"
+            f" {short(origin.name)}, is {description.facts.architecture}."
+        )
+    try:
+        require_implied(manifest, tensors, description, path)
+    except CannotTell:
+        if count > LARGE:
+            raise VpeftError(f"{path} names a backbone with {count:.1e} numbers. {named}") from None
+
+
+def _made_within(name: str, options: Mapping[str, Any], device: str | None) -> nn.Module:
+    """The model by name within a budget: on the meta device of `MOST` numbers, else of `LARGE`."""
+    most = MOST if device == "meta" else LARGE
+    # each number is counted when it is made and when a module gets it
+    with warnings.catch_warnings(), budget(PARTS, (2 * most) // SLACK, device):
+        warnings.simplefilter("ignore")
+        return create_backbone(name, **options)
+
+
+def _made_again(
+    manifest: Manifest, path: Path, weights: Path | None, named: str | None, allow_download: bool = False
+) -> nn.Module:
     """The backbone as it was when the adapter was made on it."""
+    trust = TYPED if named is not None else Trust(code=False, download=allow_download)
     origin, described = manifest.origin, manifest.anatomy is None
     stated = manifest.backbone if origin is None else origin.name
     if named is None and stated.startswith(OWN_CODE):
@@ -103,12 +189,19 @@ def _made_again(manifest: Manifest, path: Path, weights: Path | None, named: str
                 f"{path} was made on {stated}, a model of one's own, and does not say what makes it. Say it with"
                 f" --backbone {OWN_CODE}FILE.py:NAME."
             )
-        return create_backbone(named or stated, pretrained=weights is None, weights=weights, described=described)
+        return create_backbone(
+            named or stated, pretrained=weights is None, weights=weights, described=described, trust=trust
+        )
     file = weights if weights is not None else None if origin.weights is None else Path(origin.weights)
     if weights is None and file is not None and not file.is_file():
         raise VpeftError(
             f"{path} was made on {origin.name} with the weights of {origin.weights} (sha256"
             f" {(origin.weights_sha256 or '')[:12]}), and that file is not there. Give it with --weights FILE."
+        )
+    if weights is None and file is not None and file_digest(file) != origin.weights_sha256:
+        raise VpeftError(
+            f"{path} was made on {origin.name} with the weights of {origin.weights}, and that file is another one now."
+            " Give the right one with --weights FILE."
         )
     with untouched_randomness(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ResizedPositions)  # it was said when the adapter was trained
@@ -124,6 +217,7 @@ def _made_again(manifest: Manifest, path: Path, weights: Path | None, named: str
             channels=origin.channels,
             channels_rule=origin.channels_rule,
             described=described,
+            trust=trust,
         )
 
 

@@ -39,6 +39,7 @@ def predict(
     device: Device = "auto",
     weights: Path | None = None,
     backbone: str | None = None,
+    allow_download: Switch = False,
     strict: Switch = False,
     draw: Path | None = None,
 ) -> None:
@@ -62,6 +63,8 @@ def predict(
         The backbone's file of weights, if it is no longer where it was in training.
     backbone:
         The backbone, where the adapter cannot make it itself: py:FILE.py:NAME for code of yours.
+    allow_download:
+        Fetch a backbone hf:ID that the adapter names, if it is not on this machine.
     strict:
         Stop at the first image that cannot be read, instead of skipping it with a warning.
     draw:
@@ -70,7 +73,7 @@ def predict(
     if not images:
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
     files = find_images(images)
-    loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone)
+    loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download)
     predictions = list(predictions_for(loaded, files, batch=batch, strict=strict))
     if not predictions:
         raise NothingToPredict(f"None of the {len(files)} files could be read as an image.")

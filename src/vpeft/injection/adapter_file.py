@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,6 +60,10 @@ LAYOUT_TOLERANCE = 1e-4
 
 class BadAdapterFile(VpeftError):
     """A file that is no adapter, is damaged, or belongs to another backbone."""
+
+
+class CannotTell(BadAdapterFile):
+    """What a manifest implies could not be computed."""
 
 
 class MethodEntry(BaseModel):
@@ -388,7 +392,12 @@ def task_of(manifest: Manifest) -> Any:
     if not fields and manifest.labels:
         fields = {"labels": manifest.labels}
     known = all_tasks()
-    return known[manifest.task.name](**fields) if fields and manifest.task.name in known else None
+    if not fields or manifest.task.name not in known:
+        return None
+    try:
+        return known[manifest.task.name](**fields)
+    except VpeftError as error:
+        raise BadAdapterFile(f"The task of the file cannot be made: {printable(str(error), 400)}") from None
 
 
 def methods_of(manifest: Manifest) -> Iterable[MethodLike]:
@@ -451,19 +460,15 @@ def load(
             f"{path} has a head for {manifest.head.classes} classes, but the given head is for {head.out_features}."
         )
 
-    def fresh_head() -> nn.Module | None:
-        if head is not None or manifest.head is None:
-            return head
-        return made_again(manifest.head, description.facts.width, path)
-
-    require_implied(manifest, tensors, description, fresh_head, path, other)
+    require_implied(manifest, tensors, description, path, head=head, other=other)
     tuned = model if isinstance(model, TunedModel) else None
     before = AsItWas(description, tuned)
     try:
         tuned = tuned or TunedModel(description)
         if other:
             _check_layout(tuned, manifest, path, check)
-        _put_on(tuned, manifest, tensors, name or manifest.name, fresh_head(), path, check, other, task, before)
+        made = _head_of(manifest, description, path, head)
+        _put_on(tuned, manifest, tensors, name or manifest.name, made, path, check, other, task, before)
     except BaseException as error:
         before.restore(tuned)
         if isinstance(error, Exception) and not isinstance(error, VpeftError):
@@ -474,6 +479,12 @@ def load(
         raise
     tuned.manifest = manifest
     return tuned
+
+
+def _head_of(manifest: Manifest, description: Backbone, path: str | Path, head: nn.Module | None) -> nn.Module | None:
+    if head is not None or manifest.head is None:
+        return head
+    return made_again(manifest.head, description.facts.width, path)
 
 
 def _put_on(
@@ -519,8 +530,9 @@ def require_implied(
     manifest: Manifest,
     tensors: Mapping[str, Tensor],
     description: Backbone,
-    head: Callable[[], nn.Module | None],
     path: str | Path,
+    *,
+    head: nn.Module | None = None,
     other: bool = False,
 ) -> None:
     """Compare what the manifest implies on a backbone with the tensors that the file holds, before anything is built.
@@ -528,13 +540,13 @@ def require_implied(
     Args:
         manifest, tensors: of the file.
         description: of the backbone; it may be on the meta device.
-        head: makes the head anew.
         path: of the file, for messages.
+        head: in place of the one that the file describes.
         other: the backbone has another library's layout.
 
     Raises:
-        BadAdapterFile: methods, head or parts cannot be made, or are more than the tensors justify.
-        AdapterError: names, shapes or types differ.
+        BadAdapterFile: methods, head or parts do not fit, are more than the tensors justify, or give other tensors.
+        CannotTell: they fail in a way that nobody foresaw.
     """
     held = sum(value.numel() for value in tensors.values())
     try:
@@ -542,14 +554,14 @@ def require_implied(
             implied = implied_tensors(
                 description,
                 lambda: list(methods_of(manifest)),
-                head,
+                lambda: _head_of(manifest, description, path, head),
                 statistics=manifest.statistics,
                 train=manifest.train,
             )
     except VpeftError as error:
         raise BadAdapterFile(f"{path}: {printable(str(error), 600)}") from None
     except Exception as error:
-        raise BadAdapterFile(
+        raise CannotTell(
             f"{path}: what its manifest says cannot be made ({type(error).__name__}: {printable(str(error), 200)})."
         ) from error
     given = relaid(dict(tensors), implied) if other else dict(tensors)

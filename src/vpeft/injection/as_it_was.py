@@ -35,8 +35,9 @@ class AsItWas:
     def note_written(self, tuned: TunedModel, name: str) -> None:
         """Copy the backbone's own parameters that the adapter just attached trains in place."""
         unfrozen = tuned.adapter(name).unfrozen
-        for (_, _, trained), frozen in zip(unfrozen.targets, unfrozen.frozen, strict=True):
+        for number, frozen in enumerate(unfrozen.frozen):
             if frozen is None:
+                trained = unfrozen.trained(number)
                 self._written[trained] = trained.detach().clone()
 
     @torch.no_grad()
@@ -55,9 +56,9 @@ class AsItWas:
             tuned.origin, tuned.quantised = self._facts
             for name in [name for name in tuned.adapters if name not in self._names]:
                 unfrozen = tuned.adapter(name).unfrozen
-                for i, (_, _, trained) in enumerate(unfrozen.targets):
-                    if unfrozen.frozen[i] is None:
-                        unfrozen.frozen[i] = trained  # it holds the frozen values again
+                for number, frozen in enumerate(unfrozen.frozen):
+                    if frozen is None:
+                        unfrozen.frozen[number] = unfrozen.trained(number)  # it holds the frozen values again
                 tuned.detach(name)
             if self._choice is not None:
                 tuned._wiring.switch.set_default(self._choice)

@@ -30,7 +30,8 @@ from .placed import MethodLike, placed_methods
 from .statistics import batch_norms
 
 # Tensors up to this size are made in earnest, as layers compute with them (indices, tables of a few positions).
-SMALL = 4096
+SMALL = 2**16
+ALL_SMALL = 2**23  # in all; further ones are made on the meta device
 # Layers make more than they keep: a factor that is replaced, a mask. Counted per tensor and per byte of the file.
 SLACK = 16
 AT_LEAST = 4096  # modules and tensors that any file may imply
@@ -47,10 +48,13 @@ class Budget(TorchFunctionMode):
     Args:
         tensors: how many the file holds.
         elements: how many numbers they hold.
+        device: where to make them; None counts alone, for models that look at what they make.
     """
 
-    def __init__(self, tensors: int, elements: int) -> None:
+    def __init__(self, tensors: int, elements: int, device: str | None = "meta") -> None:
         super().__init__()
+        self._device = device
+        self._small = ALL_SMALL
         self.left = SLACK * tensors + AT_LEAST
         self.elements = SLACK * elements + AT_LEAST_ELEMENTS
         self._thread = threading.get_ident()
@@ -62,10 +66,15 @@ class Budget(TorchFunctionMode):
         named = dict(kwargs or {})
         if func in self._makers:
             self._count(1)
-            if named.get("device") is None and not _small(func, args, named):
-                named["device"] = "meta"
+            if (
+                self._device is not None
+                and named.get("device") is None
+                and not (self._small > 0 and _small(func, args, named))
+            ):
+                named["device"] = self._device
         made = func(*args, **named)
         if func in self._makers and isinstance(made, Tensor):
+            self._small -= 0 if made.is_meta else made.numel()
             self._add(made.numel())
         return made
 
@@ -88,9 +97,9 @@ class Budget(TorchFunctionMode):
 
 
 @contextmanager
-def budget(tensors: int, elements: int) -> Iterator[Budget]:
-    """Within it, whatever this thread makes is on the meta device and counted."""
-    counted = Budget(tensors, elements)
+def budget(tensors: int, elements: int, device: str | None = "meta") -> Iterator[Budget]:
+    """Within it, whatever this thread makes is on the meta device and counted; see `Budget`."""
+    counted = Budget(tensors, elements, device)
     handles = [
         register_module_parameter_registration_hook(counted.noted),
         register_module_buffer_registration_hook(counted.noted),

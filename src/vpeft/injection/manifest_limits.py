@@ -21,6 +21,7 @@ WORDS = 100_000  # characters of any other text
 PIXELS = 16_384  # of a side of an image
 AREA = 4_096 * 4_096
 LISTED = 10_000  # values in a list of hyper-parameters
+PARTS = 256  # modules that train as they are
 NUMBER = 2**53  # whole numbers that a double holds exactly, as JSON readers do
 
 
@@ -48,11 +49,16 @@ def check_manifest(raw: Mapping[str, Any]) -> None:
     check_labels(labels if isinstance(labels, list) else ())
     task = raw.get("task")
     fields = task.get("fields") if isinstance(task, dict) else None
-    if isinstance(fields, dict) and isinstance(fields.get("labels"), (list, tuple)):
-        check_labels(fields["labels"])
+    if isinstance(fields, dict):
+        check_settings(fields, "task", LABELS)
+        if isinstance(fields.get("labels"), (list, tuple)):
+            check_labels(fields["labels"])
     methods = raw.get("methods")
     if isinstance(methods, list) and len(methods) > METHODS:
         raise ValueError(f"it names {len(methods)} methods; an adapter has at most {METHODS}")
+    parts = raw.get("train")
+    if isinstance(parts, list) and (len(parts) > PARTS or len(set(map(str, parts))) != len(parts)):
+        raise ValueError(f"it names {len(parts)} modules that train, some of them twice or more than {PARTS}")
     check_settings(methods, "methods")
     check_settings(raw.get("head"), "head")
     _check_heads(raw.get("head"))
@@ -129,7 +135,7 @@ def check_image_size(size: Any, what: str) -> None:
         )
 
 
-def check_settings(value: Any, where: str) -> None:
+def check_settings(value: Any, where: str, listed: int = LISTED) -> None:
     """Hyper-parameters and settings: bounded lists, texts and whole numbers.
 
     Raises:
@@ -137,12 +143,12 @@ def check_settings(value: Any, where: str) -> None:
     """
     if isinstance(value, Mapping):
         for key, one in value.items():
-            check_settings(one, f"{where}.{str(key)[:40]}")
+            check_settings(one, f"{where}.{str(key)[:40]}", listed)
     elif isinstance(value, (list, tuple)):
-        if len(value) > LISTED:
-            raise ValueError(f"{where} lists {len(value)} values; at most {LISTED} are read")
+        if len(value) > listed:
+            raise ValueError(f"{where} lists {len(value)} values; at most {listed} are read")
         for one in value:
-            check_settings(one, where)
+            check_settings(one, where, listed)
     elif isinstance(value, str):
         _check_word(value, where, WORDS)
     elif isinstance(value, int) and abs(value) > NUMBER:

@@ -229,7 +229,9 @@ class Recipe(BaseModel):
             BadRecipe: a field that has a default was set to None, which TOML cannot say.
         """
         text = toml_text(self.model_dump(mode="json"))
-        if type(self).from_mapping(tomllib.loads(text)) != self:
+        again = type(self).from_mapping(tomllib.loads(text))
+        again._backbone_of_file = self._backbone_of_file
+        if again != self:
             raise BadRecipe("This recipe sets a field to None against its default, and TOML has no None.")
         return text
 
