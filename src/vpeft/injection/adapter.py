@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -20,35 +20,62 @@ from .statistics import Statistics
 class Unfrozen:
     """Parameters of the backbone that train under one adapter, and the frozen ones they stand in for.
 
-    While the adapter is on, the backbone's modules hold the trained parameters; otherwise the frozen objects. Both are
-    objects that change places, so that the frozen values are never written to.
+    A trained parameter has one home. While the adapter is on, that is the module of the backbone that uses it, and it
+    is read from there, so that whoever exchanges a module's parameters (sharding over processes) is followed. While the
+    adapter is off, it is kept here. The frozen values are never written to.
     """
 
     def __init__(self) -> None:
-        self.targets: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self.targets: list[tuple[nn.Module, str, Node, str]] = []  # module, attribute, node and name of the adapter
         self.frozen: list[nn.Parameter | None] = []
+        self._off: list[nn.Parameter | None] = []  # the trained ones, while the adapter is off
 
     def add(self, node: Node, name: str, module: nn.Module, attribute: str, keep: bool) -> None:
         """Let `module.attribute` train as `node.name`."""
         original = module._parameters[attribute]
         assert original is not None
-        if any(owner is module and known == attribute for owner, known, _ in self.targets):
+        if any(owner is module and known == attribute for owner, known, _, _ in self.targets):
             return  # a wider edit already trains it
         original.requires_grad_(not keep)
-        trained = nn.Parameter(original.detach().clone()) if keep else original
         *path, leaf = name.split(".")
-        node.reach(path).register_parameter(leaf, trained)
-        self.targets.append((module, attribute, trained))
+        self.targets.append((module, attribute, node.reach(path), leaf))
         self.frozen.append(original if keep else None)
+        self._off.append(nn.Parameter(original.detach().clone()) if keep else None)
+
+    def trained(self, number: int) -> nn.Parameter:
+        """The trained parameter of one target, from where it is now."""
+        off, (module, attribute, _, _) = self._off[number], self.targets[number]
+        found = off if off is not None else module._parameters[attribute]
+        assert found is not None
+        return found
+
+    def of(self, node: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name and parameter of each target under one node of the adapter."""
+        for number, (_, _, home, leaf) in enumerate(self.targets):
+            if home is node:
+                yield leaf, self.trained(number)
 
     def switch(self, on: bool) -> None:
         """Put the trained (on) or the frozen (off) parameters into the backbone."""
-        for (module, attribute, trained), frozen in zip(self.targets, self.frozen, strict=True):
-            if frozen is None:
+        for number, (module, attribute, _, _) in enumerate(self.targets):
+            frozen, off = self.frozen[number], self._off[number]
+            if frozen is None or on == (off is None):
                 continue
-            if not on and frozen.device != trained.device:
+            if on:
+                module._parameters[attribute], self._off[number] = off, None
+                continue
+            trained = self.trained(number)
+            if frozen.device != trained.device:
                 frozen.data = frozen.data.to(trained.device)
-            module._parameters[attribute] = trained if on else frozen
+            module._parameters[attribute], self._off[number] = frozen, trained
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change the tensors that are kept here as `nn.Module._apply` changes those of a module."""
+        for parameter in self._off:
+            if parameter is not None:
+                parameter.data = change(parameter.data)
+                if parameter.grad is not None:
+                    parameter.grad.data = change(parameter.grad.data)
 
     @property
     def exact(self) -> bool:
@@ -94,17 +121,39 @@ class Adapter(Node):
         self.keys.append(key)
         return key
 
+    def owned(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter of this adapter once: of its layers, of the backbone where they train, of the head."""
+        seen: set[int] = set()
+        for prefix, module in self.named_modules():
+            own = [(key, value) for key, value in module._parameters.items() if value is not None]
+            for key, value in (*own, *self.unfrozen.of(module)):
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    yield f"{prefix}.{key}" if prefix else key, value
+
+    def inside(self, node: nn.Module) -> Iterator[nn.Parameter]:
+        """Every parameter of one node of this adapter and of what is below it, those of the backbone included."""
+        yield from node.parameters()
+        for module in node.modules():
+            yield from (value for _, value in self.unfrozen.of(module))
+
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What the optimiser sees: the layers' and unfrozen parameters, then the head's."""
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.owned():
             if parameter.requires_grad:
                 yield name, parameter
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that makes this adapter: parameters (each once) and persistent buffers, detached."""
-        state = self.state_dict()
-        once = {name for name, _ in self.named_parameters()} | {name for name, _ in self.named_buffers()}
-        return {name: value.detach() for name, value in state.items() if name in once}
+        persistent = self.state_dict()
+        found: dict[str, Tensor] = {name: value.detach() for name, value in self.owned()}
+        found |= {name: value.detach() for name, value in self.named_buffers() if name in persistent}
+        return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.unfrozen.apply(fn)
+        return self
 
 
 def require_equal_shapes(given: dict[str, Tensor], own: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The plan: every edit of an adapter as a table, with what it costs and how far its gradients reach."""
+"""The plan: a table of all edits of an adapter, with their parameters and how far back gradients travel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One edit. `parameters` counts each tensor where it appears first; `unmergeable` is the reason, or None."""
+    """One edit.
+
+    Attributes:
+        place, verb, layer: of the edit.
+        shape: the largest tensor of the layer.
+        parameters: trained parameters; a tensor that several edits share counts at the first one.
+        unmergeable: the reason why the edit cannot be merged, or None.
+        reach: how far back gradients travel from here.
+    """
 
     place: str
     verb: str
@@ -33,13 +41,13 @@ class Plan:
     """The edits of one adapter and their totals.
 
     Attributes:
-        name: of the adapter.
-        methods: as they were written.
-        rows: one for each edit.
-        trainable, trainable_with_head: numbers of trained parameters.
-        backbone_parameters: of the backbone without its classifier.
-        bytes_on_disk: of the tensors that the adapter file holds; its manifest adds a few kB.
-        reach: "none", "from block k" or "full": how far back gradients travel.
+        name: the name of the adapter.
+        methods: the methods with their settings, as text.
+        rows: one row for each edit.
+        trainable, trainable_with_head: numbers of trained parameters, without and with the head.
+        backbone_parameters: number of parameters of the backbone without its classifier.
+        bytes_on_disk: bytes of the tensors in the adapter file; the manifest adds a few kB.
+        reach: how far back gradients travel: "none", "from block k" or "full".
     """
 
     name: str
@@ -53,7 +61,7 @@ class Plan:
 
     @property
     def share(self) -> float:
-        """Trained parameters without the head, as a fraction of the backbone's."""
+        """Trained parameters without the head, divided by the backbone's parameters."""
         return self.trainable / self.backbone_parameters
 
     @property
@@ -63,15 +71,15 @@ class Plan:
 
     @property
     def folded(self) -> list[PlanRow]:
-        """The rows, with those that differ in nothing but numbers in their place as one: `blocks.0-11.attn.q`."""
+        """The rows, where rows that differ only in the numbers of their place are one row: `blocks.0-11.attn.q`."""
         return _fold(self.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for records."""
+        """Return the plan as plain data, for records."""
         return {**asdict(self), "share": self.share, "mergeable": self.mergeable}
 
     def totals(self) -> str:
-        """The figures in one line."""
+        """Return the totals in one line."""
         return (
             f"{self.trainable:,} trained parameters ({self.share:.3%} of {self.backbone_parameters:,}),"
             f" {self.trainable_with_head:,} with the head; {self.bytes_on_disk / 1e6:.2f} MB on disk;"
@@ -120,9 +128,9 @@ def _span(steps: list[str]) -> str:
 
 
 def reach_of(edit: Edit, depth: int) -> int:
-    """The index of the first block that a gradient from this edit's output passes, `depth` if it passes none."""
+    """Return the first block that a gradient from this edit's output reaches; `depth` if it reaches none."""
     if edit.verb == "tap":
-        return depth  # what reads its result says where the gradient enters the trunk
+        return depth  # the edit that reads its result decides where the gradient enters the trunk
     if edit.layer is not None and not edit.reads and not any(p.requires_grad for p in edit.layer.parameters()):
         return depth  # nothing trains here
     return min(edit.place.depth, depth)
@@ -135,34 +143,35 @@ def _reach_text(start: int, depth: int) -> str:
 
 
 def _tower_of(tuned: TunedModel, edit: Edit) -> str:
-    """The tower among several that an edit is on; empty where there is one tower, or for what is on none."""
+    """Return the tower of an edit; empty if the model has one tower or the edit belongs to none."""
     tower = edit.place.name.partition(".")[0]
     return tower if tower in tuned.description.towers else ""
 
 
 def _whole_reach(starts: dict[str, list[int]], depths: dict[str, int]) -> str:
-    """How far gradients travel in all; for several towers, one after the other."""
+    """Return how far back gradients travel, for each tower if there are several."""
     towers = [tower for tower in depths if tower] or [""]
     told = {tower: _reach_text(min(starts.get(tower, []), default=depths[tower]), depths[tower]) for tower in towers}
     return told[""] if "" in told else "; ".join(f"{tower}: {text}" for tower, text in told.items())
 
 
 def make_plan(tuned: TunedModel, name: str) -> Plan:
-    """The plan of one adapter of a TunedModel."""
+    """Return the plan of one adapter."""
     adapter = tuned.adapter(name)
     depths = {tower: len(one.blocks) for tower, one in tuned.description.towers.items()}
-    # modules of a host with several towers that train beside them
+    # for modules of a host that train and belong to no tower
     depths.setdefault("", 0)
     counted: set[int] = set()
     rows, starts = [], dict[str, list[int]]()
     for edit, key in zip(adapter.edits, adapter.keys, strict=True):
         node = adapter.get_submodule(key)
-        fresh = {id(p): p for p in node.parameters() if p.requires_grad and id(p) not in counted}
+        there = list(adapter.inside(node))
+        fresh = {id(p): p for p in there if p.requires_grad and id(p) not in counted}
         counted |= fresh.keys()
         tower = _tower_of(tuned, edit)
         start = reach_of(edit, depths[tower])
         starts.setdefault(tower, []).append(start)
-        largest = max((tuple(p.shape) for p in node.parameters()), key=lambda s: _size(s), default=())
+        largest = max((tuple(p.shape) for p in there), key=lambda s: _size(s), default=())
         rows.append(
             PlanRow(
                 place=edit.place.name,

@@ -1,4 +1,4 @@
-"""A backbone, untouched, and the adapters that act on it."""
+"""`TunedModel`: an unchanged backbone and the adapters that act on it."""
 
 from __future__ import annotations
 
@@ -36,17 +36,12 @@ if TYPE_CHECKING:
 
 
 class TunedModel(nn.Module):
-    """Two children: `backbone`, whose keys never move, and `adapters.<name>.<place>.<verb>`.
+    """A backbone with adapters.
 
-    `backbone` is the host, where the described tower lives in one. Calling it gives logits (B, classes) of the active
-    adapter's head; without a head of its own, what the host's own forward gives, or the backbone's own classifier.
-    `repr` is the plan.
-
-    Several threads and asyncio tasks may call it at the same time. What belongs to one forward pass lives in a context
-    variable, `with enable` switches for the present thread or task alone, and `enable` as a statement for everybody.
-    Passes of adapters that put tensors of their own into the backbone (unfrozen, moving statistics, merged) wait for
-    passes that need others there; attach, detach, merge, unmerge and verify wait for the passes of other threads. While
-    blocks are compiled, one pass runs at a time. A call of the backbone itself is seen by none of these locks.
+    It has two children: `backbone` (the host, if the tower is inside one), whose state-dict keys do not change, and
+    `adapters.<name>.<place>.<verb>`. Calling it returns the output of the active adapter's head, for a classifier
+    (B, classes); without a head, the output of the model's own classifier or host. `repr` shows the plan. Several
+    threads and asyncio tasks may use one TunedModel at the same time.
     """
 
     backbone: nn.Module
@@ -62,7 +57,7 @@ class TunedModel(nn.Module):
         self._wiring = Wiring()
         self._merged: dict[str, Merged] = {}
         self._routing = Routing()
-        self._rewritten = 0  # sets of changes that accelerations made for the adapter that is on
+        self._rewritten = 0  # number of `accelerate` calls whose patches are on the active adapter
         self._compiled = False
         self.origin: str | None = None  # digest of the weights, kept once an adapter trains them in place
         self._unproved: set[str] = set()  # adapters that a host has not run yet
@@ -84,23 +79,27 @@ class TunedModel(nn.Module):
         statistics: Literal["frozen", "adapt"] = "frozen",
         train: Sequence[str] = (),
     ) -> Self:
-        """Put methods on the backbone under `name`, and switch to them. Several methods act together, in order.
+        """Attach methods to the backbone as one adapter and enable it.
+
+        Waits until the forward passes of other threads have ended.
 
         Args:
-            methods: at least one; for a host with several towers mappings from towers to methods, "*" for all together.
-            name: of the adapter; letters, digits, `-` and `_`.
-            num_classes: make a new linear head for so many classes.
-            head: or this one: a `Head`, a module (B, D) -> anything, a function of (description, width) that makes one,
-                or a mapping from names of tasks to these.
-            task: or the head that this task wants; the adapter remembers the task.
-            train: names of further modules of the model that train as they are (a decoder, a detector's own head);
-                they are saved with the adapter.
-            statistics: "adapt" lets the running statistics of the backbone's BatchNorm layers move in training; they
-                belong to this adapter then. "frozen" leaves them as they were pre-trained.
+            methods: at least one; several act together, in order. For a host with several towers, mappings from tower
+                names to methods; "*" means all towers together.
+            name: the name of the adapter: letters, digits, `-` and `_`.
+            num_classes: classes of a new linear head.
+            head: a head of your own: a `Head`, a module (B, D) -> anything, a function (description, width) -> head,
+                or a mapping from task names to these.
+            task: the task, which makes the head; the adapter keeps the task.
+            train: names of further modules of the model that train (a decoder, a detector's own head); they are saved
+                with the adapter.
+            statistics: "adapt" updates the running statistics of the backbone's BatchNorm layers in training; they
+                then belong to this adapter. "frozen" keeps the pre-trained statistics.
 
         Raises:
-            AdapterError: the name is taken or unusable, nothing would change, or the model is compiled already.
-            MissingPlace: a method asks for what this backbone does not have.
+            AdapterError: the name is in use or not valid, the methods change nothing, the model is compiled, or a
+                forward pass of the same thread is running.
+            MissingPlace: a method needs a place that this backbone does not have.
         """
         if self._compiled:
             raise AdapterError("This model is compiled, and hooks added afterwards would be ignored. Attach first.")
@@ -178,14 +177,14 @@ class TunedModel(nn.Module):
         return self
 
     def _watch(self, name: str) -> None:
-        """Say so, instead of training nothing, where a block's own parameters run in a reentrant checkpoint."""
+        """Watch blocks with unfrozen parameters: a reentrant checkpoint would not train them, so it raises an error."""
         owners = {id(module) for module, *_ in self.adapter(name).unfrozen.targets}
         for block in self.description.blocks:
             if block.exit is not None and any(id(module) in owners for module in block.exit.module.modules()):
                 self._wiring.watch(block.exit.module, name)
 
     def _remember_origin(self) -> None:
-        """Training in place destroys the weights that an adapter file must name, so their digest is taken first."""
+        """Store the digest of the weights, which adapter files need, before training in place changes them."""
         from .adapter_file import weights_digest
 
         if not _anchor(self.backbone).is_meta:
@@ -193,10 +192,13 @@ class TunedModel(nn.Module):
 
     @beside_no_pass
     def detach(self, name: str | None = None) -> nn.Module:
-        """Take an adapter off. The backbone is bit by bit what it was, with no hook left when none remains.
+        """Remove an adapter and return the backbone, which is then bit-equal to before; the last one removes all hooks.
+
+        Args:
+            name: the adapter; the active one by default.
 
         Raises:
-            AdapterError: the method wrote into the backbone's weights and kept no originals (full fine-tuning).
+            AdapterError: the adapter trained the backbone's weights in place without a copy (full fine-tuning).
         """
         name = self._known(name)
         adapter = self.adapter(name)
@@ -228,7 +230,7 @@ class TunedModel(nn.Module):
 
     @property
     def active(self) -> str | None:
-        """The adapter that is on, in the present thread or task."""
+        """The name of the enabled adapter in the present thread or task; None if none is enabled."""
         return self._active
 
     @property
@@ -240,12 +242,15 @@ class TunedModel(nn.Module):
         return self._wiring.switch.choice.route
 
     def enable(self, *names: str) -> Enabled:
-        """Switch adapters: one name for whole batches, or one for each sample of the next batches.
+        """Enable an adapter: one name for whole batches, or one name for each sample of the next batches.
 
-        As a statement it switches for everybody. In a `with` it switches for the present thread or asyncio task alone,
-        and back at the end. With several names the batch must have as many samples, and all heads must agree in their
-        outputs (`each` asks for neither). Adapters whose edits act on each image by itself share one pass through the
-        backbone; the samples of any other run by themselves.
+        As a statement it switches for all threads. In a `with` it switches for the present thread or asyncio task
+        only, and switches back at the end. With several names, the batch must have as many samples, and all heads must
+        have the same outputs (`each` requires neither). Adapters whose edits act on each image separately share one
+        pass through the backbone; the samples of other adapters run in passes of their own.
+
+        Raises:
+            AdapterError: no name is given, or an adapter does not exist.
         """
         if not names:
             raise AdapterError(f"Which adapter? There are: {', '.join(self.adapters)}.")
@@ -257,18 +262,18 @@ class TunedModel(nn.Module):
         return enabled
 
     def disable(self) -> Enabled:
-        """Run the frozen backbone: for everybody, or in a `with` for the present thread or task until its end."""
+        """Disable all adapters: as a statement for all threads, in a `with` for the present thread or task only."""
         enabled = Enabled(self, Choice())
         self._stand_in()
         return enabled
 
     def _activate(self, name: str | None) -> None:
-        """Switch for everybody, or inside of a `with enable` until its end."""
+        """Enable an adapter for all threads, or until its end inside a `with enable`."""
         self._wiring.switch.set_default(Choice(name))
         self._stand_in()
 
     def _note_stand_ins(self) -> None:
-        """Tell the switch which adapters put tensors of their own into the backbone, and which act through weights."""
+        """Tell the switch which adapters put their own tensors into the backbone, and which are merged."""
         switch = self._wiring.switch
         switch.merged = set(self._merged)
         found = {name for name in self.adapters if self.adapter(name).unfrozen.targets or self.adapter(name).moving}
@@ -276,14 +281,14 @@ class TunedModel(nn.Module):
         switch.follow()
 
     def _stand_in(self) -> None:
-        """Put the tensors of the adapter that is on into the backbone, once no pass needs others there."""
+        """Put the enabled adapter's own tensors into the backbone, once no running pass needs other tensors there."""
         guard, wanted = self._wiring.switch.guard, self._wiring.switch.needs(self._active)
-        if guard.standing != wanted and not guard.runs_here:  # what is under way here goes on with what it began with
+        if guard.standing != wanted and not guard.runs_here:  # a running pass keeps the tensors that it began with
             guard.begin(wanted, self._install)
             guard.end()
 
     def _install(self, name: str | None) -> None:
-        """Put the tensors of one adapter into the backbone, or the frozen ones."""
+        """Put one adapter's own tensors into the backbone, or the frozen tensors for None."""
         before = self._wiring.switch.guard.standing
         if before is not None and before in self.adapters:
             self.adapter(before).switch(False)
@@ -303,27 +308,27 @@ class TunedModel(nn.Module):
         return name
 
     def adapter(self, name: str | None = None) -> Adapter:
-        """The module of one adapter (the active one by default)."""
+        """Return the module of one adapter (the active one by default)."""
         found = self.adapters[self._known(name)]
         assert isinstance(found, Adapter)
         return found
 
     def methods(self, name: str | None = None) -> tuple[Method, ...]:
-        """The methods of one adapter (the active one by default)."""
+        """Return the methods of one adapter (the active one by default)."""
         return tuple(one.method for one in self.placed(name))
 
     def placed(self, name: str | None = None) -> tuple[Placed, ...]:
-        """The methods of one adapter, each with the name of the tower that it is on (empty where there is one)."""
+        """Return the methods of one adapter, each with the name of its tower (empty if the model has one tower)."""
         return self._methods[self._known(name)]
 
     @property
     def head(self) -> nn.Module | None:
-        """The active adapter's own head."""
+        """The head of the active adapter; None if it has none."""
         return None if self._active is None else self.adapter().head
 
     @property
     def task(self) -> Any:
-        """The task of the active adapter, None where it was attached without one."""
+        """The task of the active adapter; None if it was attached without one."""
         return None if self._active is None else self.adapter().task
 
     @task.setter
@@ -332,7 +337,7 @@ class TunedModel(nn.Module):
 
     @property
     def rows_per_sample(self) -> int:
-        """How many images make one sample of the active adapter's task."""
+        """The number of images in one sample of the active adapter's task."""
         return int(getattr(self.task, "images_per_sample", 1))
 
     # -- forward ----------------------------------------------------------------------------------------------------
@@ -340,10 +345,11 @@ class TunedModel(nn.Module):
     takes_batch = True
 
     def forward(self, *inputs: Any, batch: Batch | None = None, **named: Any) -> Any:
-        """Inputs, for images (B, C, H, W) -> what the active adapter's head gives, for a classifier (B, classes).
+        """Return the output of the active adapter's head, for a classifier (B, classes); see the class.
 
-        Without a head of the adapter's own it is what the model itself gives for these inputs. `batch` is what a head
-        may look into: which of several tasks it is, targets that it needs.
+        Args:
+            inputs, named: the model's inputs, such as images (B, C, H, W).
+            batch: for heads that need more than features: the task of the batch, its targets.
         """
         if self._route is not None:
             self._require_no_host()
@@ -354,15 +360,15 @@ class TunedModel(nn.Module):
             return self._run(batch, inputs, named)
 
     def _run(self, batch: Batch | None, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """What `forward` does within a pass."""
+        """Compute the output inside an open pass."""
         if self.head is None and self.description.host is not None:
             return self._hosted(*inputs, **named)
         return self.outputs(self._pooled(*inputs, **named), batch)
 
     def each(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
-        """Images (B, C, H, W), the i-th through adapter `names[i]` -> the logits (classes,) of each.
+        """Run the i-th of the images (B, C, H, W) with adapter `names[i]`; return the output (classes,) of each.
 
-        As with `enable` of several names, but heads may have different numbers of classes.
+        It works as `enable` with several names, but the heads may have different numbers of classes.
         """
         for name in names:
             self._known(name)
@@ -377,9 +383,10 @@ class TunedModel(nn.Module):
             )
 
     def features(self, images: Any) -> Tensor:
-        """Images (B, C, H, W) -> pooled features (B, D), with the active adapter's edits.
+        """Return the pooled features (B, D) of images (B, C, H, W), with the active adapter's edits.
 
-        Of a host it is the tower's feature; for several towers give {tower: inputs} and get theirs side by side.
+        For a host these are the features of its tower. For a host with several towers, pass {tower: inputs}; the
+        features of the towers are concatenated.
         """
         if torch.compiler.is_compiling():
             return self._pooled(images)
@@ -400,12 +407,12 @@ class TunedModel(nn.Module):
         within: Within | None = None,
         lingers: bool = False,
     ) -> Iterator[ForwardPass]:
-        """One forward pass: everything that belongs to it is in what this gives. Several may run at the same time.
+        """Open a forward pass and yield its state. Several passes may be open at the same time.
 
         Args:
-            inputs, named: of the model.
+            inputs, named: the model's inputs.
             shares, within: see `ForwardPass`.
-            lingers: whether what was read is kept for a later call of `outputs` in this thread.
+            lingers: keep the values that were read for a later call of `outputs` in this thread.
         """
         switch, query = self._wiring.switch, None
         if switch.asks_query:
@@ -422,14 +429,14 @@ class TunedModel(nn.Module):
 
     @torch.no_grad()
     def _query(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-        """The frozen model's own pooled feature of the inputs, in a pass of its own with no adapter on."""
+        """Return the frozen model's pooled feature of the inputs, in a separate pass without adapters."""
         with self.disable(), self._pass(inputs, named):
             return self._pooled(*inputs, **named)
 
     def outputs(self, features: Tensor, batch: Batch | None = None) -> Any:
-        """Pooled features (B, D) -> what the active head gives, or the model's own classifier.
+        """Return the output of the active head, or of the model's own classifier, for pooled features (B, D).
 
-        A head that reads other places finds what they gave in the present pass.
+        A head that reads other places gets their values from the present pass.
         """
         head = self.head
         if head is None:
@@ -441,19 +448,19 @@ class TunedModel(nn.Module):
         return self.description.logits_anchor(out)
 
     def _read(self, features: Tensor) -> Features:
-        """What the head may read in this pass."""
+        """Return the features that the head reads in this pass, by place."""
         now = self._wiring.switch.present
         return Features({**now.features, "outlet": Feature(features)}, now.size)
 
     def _hosted(self, *inputs: Any, **named: Any) -> Any:
-        """The whole model that the described tower lives in, with the edits."""
+        """Run the host of the tower, with the edits."""
         host, name = self.description.host, self._active
         assert host is not None
         if name not in self._unproved or name in self._merged or torch.compiler.is_compiling():
             return host(*inputs, **named)
         from .verify import require_all_ran
 
-        # `verify` runs the tower alone; whether the host comes by every edit shows here, the first time
+        # `verify` runs only the tower, so the host's first pass checks that the host executes every edit
         switch, before, ran = self._wiring.switch, self._wiring.switch.watched, list[object]()
         switch.watched = ran
         try:
@@ -465,7 +472,7 @@ class TunedModel(nn.Module):
         return out
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; the backbone's BatchNorm layers stay in eval unless the adapter adapts their statistics."""
+        """Set training mode. The backbone's BatchNorm layers stay in eval mode unless the adapter adapts them."""
         super().train(mode)
         self._hold_statistics(self._wiring.switch.guard.standing)
         return self
@@ -475,7 +482,7 @@ class TunedModel(nn.Module):
         hold_still(self.backbone, self.training and adapts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Moving a module makes new buffers, so the adapter's statistics are put into the backbone again."""
+        """Move or cast the module. This makes new buffers, so the adapter's statistics are put in again."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._install(self._wiring.switch.guard.standing)
         return self
@@ -483,11 +490,11 @@ class TunedModel(nn.Module):
     # -- what trains ------------------------------------------------------------------------------------------------
 
     def trainable(self, name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters that the optimiser should see, each once; the head's start with `head.`."""
+        """Yield name and parameter of everything that trains, each once; the head's names start with `head.`."""
         yield from self.adapter(name).trained()
 
     def adapter_state(self, name: str | None = None) -> dict[str, Tensor]:
-        """Every tensor that makes an adapter (trained parameters, buffers, head), by place. The live tensors."""
+        """Return the live tensors of an adapter (trained parameters, buffers, head), by place."""
         return self.adapter(name).tensors()
 
     @torch.no_grad()
@@ -495,7 +502,7 @@ class TunedModel(nn.Module):
         """Copy tensors into an adapter.
 
         Raises:
-            AdapterError: names or shapes differ; both sides are named.
+            AdapterError: names or shapes differ; the message lists both sides.
         """
         own = self.adapter_state(name)
         require_equal_shapes(state, own)
@@ -503,7 +510,7 @@ class TunedModel(nn.Module):
             tensor.copy_(state[key])
 
     def prepare(self, batches: Iterable[Any]) -> None:
-        """Let the active methods look at real batches before training."""
+        """Call `prepare` of the active methods with batches of training data."""
         kept = [method for method in self.methods() if type(method).prepare is not Method.prepare]
         if kept:
             batches = list(batches)
@@ -511,12 +518,12 @@ class TunedModel(nn.Module):
                 method.prepare(self, batches)
 
     def penalty(self) -> Tensor | None:
-        """The sum of the active methods' penalties, or None when no method has one."""
+        """Return the sum of the active methods' penalties; None if no method has one."""
         found = [value for method in self.methods() if (value := method.penalty(self)) is not None]
         return torch.stack(found).sum() if found else None
 
     def advance(self, progress: float) -> None:
-        """Tell the active methods how much of training is done, 0 to 1."""
+        """Tell the active methods the progress of training, from 0 to 1."""
         for method in self.methods():
             method.advance(self, progress)
 
@@ -524,12 +531,12 @@ class TunedModel(nn.Module):
 
     @beside_no_pass
     def merge(self, name: str | None = None) -> Self:
-        """Fold an adapter into the backbone's weights, so that it costs nothing; `unmerge` restores them bit by bit.
+        """Fold an adapter into the backbone's weights, so that it costs nothing at run time; `unmerge` undoes it exactly.
 
-        While another adapter is on, or none, the weights are the frozen ones.
+        While another adapter or none is enabled, the backbone has its frozen weights.
 
         Raises:
-            CannotMerge: with the edits that have no exact weight form.
+            CannotMerge: edits cannot be folded into a weight exactly; the message lists them.
         """
         name = self._known(name)
         if self._merged and name not in self._merged:
@@ -551,8 +558,9 @@ class TunedModel(nn.Module):
             self._stand_in()
         return self
 
-    def compile(self, *, fullgraph: bool = False, mode: str | None = None, dynamic: bool | None = None) -> Self:  # type: ignore[override]
-        """torch.compile, block by block: one graph serves equal blocks. Attaching afterwards raises."""
+    def compile(self, *, fullgraph: bool = False, mode: str | None = None, dynamic: bool | None = None) -> Self:  #
+    type: ignore[override]
+        """Compile every block with torch.compile; equal blocks share a graph. `attach` raises an error afterwards."""
         options: dict[str, Any] = {"fullgraph": fullgraph, "mode": mode, "dynamic": dynamic}
         for block in self.description.blocks:
             assert block.exit is not None
@@ -569,13 +577,13 @@ class TunedModel(nn.Module):
         self._compiled = False
 
     def plan(self, name: str | None = None) -> Plan:
-        """The table of all edits of one adapter, with totals."""
+        """Return the table of all edits of one adapter, with totals."""
         from .plan import make_plan
 
         return make_plan(self, self._known(name))
 
     def verify(self, batch: Tensor | None = None, name: str | None = None) -> Report:
-        """Prove that the adapter is alive; see `verify.verify`."""
+        """Check that every edit of the adapter has an effect and gets a gradient; see `verify.verify`."""
         from .verify import verify
 
         return verify(self, self._known(name), batch)
@@ -601,5 +609,5 @@ class TunedModel(nn.Module):
 
 
 def _anchor(model: nn.Module) -> nn.Parameter:
-    """A floating-point parameter that tells device and precision."""
+    """Return a floating-point parameter of the model, for its device and dtype."""
     return next(p for p in model.parameters() if p.is_floating_point())
