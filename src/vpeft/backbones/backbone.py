@@ -71,9 +71,9 @@ class Blocks(list[Block]):
 def no_blocks(architecture: str) -> str:
     """Return the reason why a method that needs blocks cannot act on this backbone."""
     return (
-        f"The description of {architecture} has no residual blocks that keep their shape, and this method acts on such"
-        " blocks. What acts on single layers works: targets=('all',), scales, biases, norms, all weights, or a head."
-        " With describe(model, anatomy=Anatomy(blocks=...)) you can say where the blocks are."
+        f"The description of {architecture} has no residual blocks that keep their shape, and this method needs such"
+        " blocks. Methods that act on single layers work: LoRA with targets=('all',), scales, biases, norms, all"
+        " weights, or a head. To name the blocks yourself, use describe(model, anatomy=Anatomy(blocks=...))."
     )
 
 

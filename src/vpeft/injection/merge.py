@@ -1,12 +1,12 @@
-"""Fold an adapter into the backbone's weights, where every edit has an exact weight form.
+"""Fold an adapter into the backbone's weights, if every edit can be expressed exactly as a change of weights.
 
-A layer states its form by a method of its own:
+A layer states its change by one of these methods:
     weight_delta() -> (dW, db or None)     `parallel` on a projection: W + dW, b + db
     affine() -> (scale, shift)             `after` on a projection or norm, or on a branch that a projection
                                            writes: scale * y + shift
     linear_map() -> (M, m)                 `before` a projection, or between a norm and its only readers: x -> M x + m;
                                            `after` a projection: y -> M y + m
-`reparametrize` merges by construction, and `unfreeze` is in the weights already.
+`reparametrize` returns the merged weight itself; `unfreeze` needs no merge.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ..errors import VpeftError
 
 
 class CannotMerge(VpeftError):
-    """An edit has no exact form as a weight."""
+    """An edit cannot be folded into the weights exactly."""
 
 
 class Merged:
-    """The tensors that an adapter was folded into, as they are without it; `switch` lets the two change places."""
+    """The original values of the tensors that an adapter was folded into; `switch` exchanges both values."""
 
     def __init__(self) -> None:
         self.on = True
@@ -36,9 +36,9 @@ class Merged:
         self._saved: list[tuple[nn.Module, str]] = []  # buffers that the state dict holds while merged
 
     def change(self, module: nn.Module, attribute: str, value: Tensor) -> None:
-        """Give a parameter or buffer a new value; one that was None (a missing bias) is made.
+        """Set a parameter or buffer to a new value. A missing bias (None) is created.
 
-        A buffer that no state dict holds (the zeros that stand for a key's bias) is held by it while merged.
+        A non-persistent buffer (the zeros in place of a key's bias) is in the state dict while merged.
         """
         current = module._buffers[attribute] if attribute in module._buffers else module._parameters[attribute]
         if attribute in module._non_persistent_buffers_set:
@@ -57,17 +57,17 @@ class Merged:
 
     @torch.no_grad()
     def switch(self, on: bool) -> None:
-        """Put the merged tensors into the backbone, or the frozen ones; each time bit by bit the same."""
+        """Put the merged tensors (`on`) or the original ones into the backbone; both keep their exact bits."""
         if on == self.on:
             return
         self.on = on
         for module, attribute in self._saved:
-            held_back = module._non_persistent_buffers_set
-            (held_back.discard if on else held_back.add)(attribute)
+            not_saved = module._non_persistent_buffers_set
+            (not_saved.discard if on else not_saved.add)(attribute)
         for key, (module, attribute, other) in self._other.items():
             current = getattr(module, attribute)
             self._other[key] = (module, attribute, current)
-            if other is None or current is None:  # a bias that the merged model alone has
+            if other is None or current is None:  # a bias that only the merged model has
                 module._parameters[attribute] = other  # type: ignore[assignment]
                 if other is not None:
                     other.data = other.data.to(module._parameters["weight"])
@@ -76,32 +76,32 @@ class Merged:
                 current.copy_(other)
 
     def restore(self) -> None:
-        """Put every tensor back, bit by bit, for good."""
+        """Restore every original tensor exactly and forget the merged ones."""
         self.switch(False)
         self._other.clear()
         self._saved.clear()
 
 
 def why_not(edit: Edit) -> str | None:
-    """Why an edit cannot merge, or None where it can."""
+    """Return the reason why an edit cannot be merged; None if it can."""
     reason = _without_form(edit)
     if reason is None and edit.reads:
-        return f"{type(edit.layer).__name__} reads what depends on the images"
+        return f"{type(edit.layer).__name__} reads values that depend on the images"
     return reason
 
 
 def _without_form(edit: Edit) -> str | None:
-    """Why an edit has no form as a weight, whatever it reads."""
+    """Return the reason why an edit cannot be expressed as a weight, apart from what it reads; None if it can."""
     place, layer = edit.place, edit.layer
     kind = type(layer).__name__
     if edit.verb in ("unfreeze", "reparametrize"):
         return None
     if isinstance(place, Projection) and place.standardised:
-        return f"{place.name} standardises its weight, so that nothing but a change of the weight itself folds in"
+        return f"{place.name} standardises its weight, so only a change of the weight itself can be folded in"
     if isinstance(place, Projection) and place.bias_ignored and _shifts(edit):
-        return f"the model leaves out rows of the bias of {place.name}, so that a shift cannot fold into it"
+        return f"the model ignores rows of the bias of {place.name}, so a shift cannot be folded into it"
     if edit.verb == "parallel" and isinstance(place, Projection):
-        return None if hasattr(layer, "weight_delta") else f"{kind} is no linear map"
+        return None if hasattr(layer, "weight_delta") else f"{kind} is not a linear map"
     if edit.verb == "after" and isinstance(place, (Projection, Norm)):
         if hasattr(layer, "affine"):
             if isinstance(place, Projection) or "weight" in place.own:
@@ -109,22 +109,22 @@ def _without_form(edit: Edit) -> str | None:
             return f"{place.name} has no weight to fold a scale into"
         if hasattr(layer, "linear_map"):
             absorbed = isinstance(place, Projection) or place.consumers
-            return None if absorbed else f"what reads {place.name} cannot absorb a linear map"
-        return f"{kind} is no affine map"
+            return None if absorbed else f"the layers that read {place.name} cannot absorb a linear map"
+        return f"{kind} is not an affine map"
     if edit.verb == "after" and isinstance(place, Span) and hasattr(layer, "affine"):
         if place.writer is None:
-            return f"no projection alone writes {place.name}"
+            return f"the output of {place.name} is not computed by a single projection"
         return None if bool((_gain(place) != 0).all()) else f"{place.name} is scaled by zero"
     if edit.verb == "before" and hasattr(layer, "linear_map"):
         if isinstance(place, Projection):
             return None if not place.is_conv else f"{place.name} is a convolution, whose padding a linear map changes"
-        return None if place.consumers else f"what reads {place.name} cannot absorb a linear map"
-    return f"{edit.verb} with {kind} has no weight form"
+        return None if place.consumers else f"the layers that read {place.name} cannot absorb a linear map"
+    return f"{edit.verb} with {kind} cannot be expressed as a weight"
 
 
 @torch.no_grad()
 def _shifts(edit: Edit) -> bool:
-    """Whether an edit of a projection's output or input needs its bias."""
+    """Whether merging this edit of a projection changes its bias."""
     layer: Any = edit.layer
     if edit.verb == "parallel" and hasattr(layer, "weight_delta"):
         return layer.weight_delta()[1] is not None
@@ -133,24 +133,25 @@ def _shifts(edit: Edit) -> bool:
 
 @torch.no_grad()
 def merge_edits(edits: Iterable[Edit], quantised: str | None = None) -> Merged:
-    """Write the edits into the weights; returns what undoes it.
+    """Fold edits into the weights; return the original tensors, which can undo it.
 
     Raises:
-        CannotMerge: naming every edit that has no exact form; nothing is changed then. Or the weights are quantised.
+        CannotMerge: an edit cannot be folded in exactly, or the weights are quantised. Nothing is changed then.
     """
     if quantised is not None:
         raise CannotMerge(
-            f"The frozen weights are {quantised}, and a change folded into them would be rounded away. Load the adapter"
-            " on the backbone in full precision (check=False) and merge there; its outputs then differ slightly."
+            f"The frozen weights are {quantised}, and a small change of them would be lost in the rounding. Load the"
+            " adapter on the backbone in full precision (check=False) and merge there; its outputs then differ"
+            " slightly."
         )
     edits = list(edits)
     refusals = [f"{edit.place.name}: {reason}" for edit in edits if (reason := why_not(edit)) is not None]
     if refusals:
         more = f" and {len(refusals) - 4} more" if len(refusals) > 4 else ""
-        raise CannotMerge(f"This adapter has no exact form in the weights: {'; '.join(refusals[:4])}{more}.")
+        raise CannotMerge(f"This adapter cannot be folded into the weights: {'; '.join(refusals[:4])}{more}.")
     merged = Merged()
     upstream: list[tuple[int, Projection, nn.Module]] = []
-    behind: list[tuple[Span, nn.Module]] = []  # what acts on a branch follows what acts inside it
+    behind: list[tuple[Span, nn.Module]] = []  # edits of a branch follow the edits inside it
     for edit in edits:
         place, layer = edit.place, edit.layer
         if layer is None:
@@ -171,7 +172,7 @@ def merge_edits(edits: Iterable[Edit], quantised: str | None = None) -> Merged:
             _compose(merged, place, layer)
         else:
             targets = (place,) if isinstance(place, Projection) else place.consumers
-            # what acts nearest to the projection folds in first
+            # the edit nearest to the projection is folded in first
             order = 0 if edit.verb == "before" else 1
             upstream += [(order, target, layer) for target in targets]
     upstream.reverse()
@@ -189,7 +190,7 @@ def merge_edits(edits: Iterable[Edit], quantised: str | None = None) -> Merged:
 
 
 def _gain(span: Span) -> Tensor:
-    """What stands between the projection that writes a branch and the branch's output: a factor for each channel."""
+    """Return the factor of each channel between the last projection of a branch and the branch's output."""
     if span.gain is None:
         return torch.ones(())
     gain: Tensor = getattr(*span.gain)
@@ -208,19 +209,19 @@ def _add(merged: Merged, place: Projection, delta: Tensor, shift: Tensor | None)
 
 
 def _pad(change: Tensor, rows: Rows | None, total: int) -> Tensor:
-    """A change of some output rows as a change of all: (rows, ...) -> (total, ...)."""
+    """Pad a change of some output rows with zeros for the others: (rows, ...) -> (total, ...)."""
     return change if rows is None else rows.pad(change, total)
 
 
 def _bias(place: Projection) -> Tensor | None:
-    """The bias of all rows of the place's module, in one piece."""
+    """Return the bias of all rows of the place's module as one tensor."""
     if place.biases:
         return torch.cat([getattr(module, attribute) for module, attribute in place.biases])
     return place.module._parameters.get("bias")
 
 
 def _set_bias(merged: Merged, place: Projection, value: Tensor) -> None:
-    """Write the bias of all rows, in the pieces in which the model keeps it."""
+    """Set the bias of all rows, in the parts in which the model stores it."""
     if not place.biases:
         merged.change(place.module, "bias", value)
         return
@@ -235,7 +236,7 @@ def _add_bias(merged: Merged, place: Projection, shift: Tensor) -> None:
 
 
 def _compose(merged: Merged, place: Projection, layer: nn.Module) -> None:
-    """y -> M y + m behind a projection: M W and M b + m, on its rows."""
+    """Fold y -> M y + m into the projection before it: weight M W and bias M b + m, on its rows."""
     matrix, shift = layer.linear_map()  # type: ignore[operator]
     rows = place.rows or Rows(0, len(_weight(place)))
     whole, bias = _weight(place), _bias(place)
@@ -248,7 +249,7 @@ def _compose(merged: Merged, place: Projection, layer: nn.Module) -> None:
 
 
 def _scale(merged: Merged, own: dict[str, tuple[nn.Module, str]], place: object, layer: nn.Module) -> None:
-    """scale * y + shift, folded into the weight and bias of a projection or norm."""
+    """Fold scale * y + shift into the weight and bias of a projection or norm."""
     _rescale(merged, place if isinstance(place, Projection) else own["weight"][0], *layer.affine())  # type: ignore[operator]
 
 

@@ -1,8 +1,9 @@
-"""Frozen linear maps in eight or four bits: less memory for the weights, rounded numbers, adapters in full precision.
+"""Frozen linear layers in eight or four bits: less memory for rounded weights; adapters keep full precision.
 
-int8: each row of a weight in steps of a 127th of its largest entry. nf4: blocks of 64 entries, each entry the nearest
-of sixteen quantiles of the normal distribution, scaled by the block's largest (QLoRA, Dettmers et al. 2023). A weight
-is made again for each product, forward and backward, and never kept, so that the backward pass keeps what it kept.
+int8 rounds each row of a weight to multiples of 1/127 of its largest entry. nf4 rounds each entry to the nearest of
+sixteen quantiles of the normal distribution, scaled by the largest entry of its block of 64 (QLoRA, Dettmers et al.
+2023). A weight is dequantised for each product, forward and backward, and then discarded, so the backward pass saves no
+more tensors than without quantisation.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ _OFFSET = 0.9677083
 
 
 class CannotQuantise(VpeftError):
-    """The frozen weights cannot be quantised, or are already."""
+    """The frozen weights cannot be quantised, or are quantised already."""
 
 
 def levels() -> Tensor:
-    """The sixteen values of nf4: eight quantiles above zero, zero, and seven below, scaled to [-1, 1]."""
+    """Return the sixteen values of nf4: eight quantiles above zero, zero, and seven below, scaled to [-1, 1]."""
     above = torch.special.ndtri(torch.linspace(_OFFSET, 0.5, 9, dtype=torch.float64)[:-1])
     below = -torch.special.ndtri(torch.linspace(_OFFSET, 0.5, 8, dtype=torch.float64)[:-1])
     values = torch.cat([below, torch.zeros(1, dtype=torch.float64), above]).sort().values
@@ -38,7 +39,7 @@ def levels() -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b with a W that is made from its codes, in the forward pass and again in the backward pass."""
+    """x W^T + b, where W is dequantised in the forward pass and again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, module: Quantised) -> Tensor:
@@ -54,7 +55,7 @@ class _Product(torch.autograd.Function):
 
 
 class Quantised(nn.Linear):
-    """What a linear map becomes: `codes` and `scales` in place of its weight; `weight` is made at each reading."""
+    """A quantised linear layer: buffers `codes` and `scales` replace its weight; reading `weight` dequantises it."""
 
     codes: Tensor
     scales: Tensor
@@ -66,7 +67,7 @@ class Quantised(nn.Linear):
         return self.made(self.scales.dtype)
 
     def made(self, dtype: torch.dtype) -> Tensor:
-        """The weight (out, in)."""
+        """Return the dequantised weight (out, in)."""
         if self.kind == "int8":
             return (self.codes.to(self.scales.dtype) * self.scales).to(dtype)
         indices = torch.stack([self.codes >> 4, self.codes & 15], dim=-1).view(-1, BLOCK)
@@ -102,30 +103,33 @@ def _become(module: nn.Linear, kind: Kind) -> None:
         pairs = nearest_one.to(torch.uint8).view(-1, 2)
         codes = (pairs[:, 0] << 4) | pairs[:, 1]
         made.register_buffer("table", table, persistent=False)
-    # Not in a state dict: an adapter's file does not hold the base.
+    # Not in the state dict: an adapter file does not hold the backbone.
     made.register_buffer("codes", codes, persistent=False)
     made.register_buffer("scales", scales, persistent=False)
 
 
 def quantise(tuned: TunedModel, kind: str) -> str:
-    """Quantise the frozen linear maps in the blocks of `tuned`; says what was done.
+    """Quantise the frozen linear layers in the blocks of `tuned`.
 
-    Adapters stay as they are and train on the rounded weights; an adapter file then says so, and loading it rounds the
-    same weights in the same way. Nothing brings the weights back: `detach` gives the rounded backbone, and `merge`
-    is refused.
+    Adapters do not change and train on the rounded weights. An adapter file then records `kind`, and loading it rounds
+    the same weights in the same way. The exact weights are lost: `detach` returns the rounded backbone, and `merge` is
+    refused.
 
     Args:
-        tuned: with all its adapters attached. Norms, embeddings, convolutions and whatever is trained keep their
-            precision.
-        kind: int8 or nf4.
+        tuned: a model with all its adapters attached. Norms, embeddings, convolutions and trained parameters keep
+            their precision.
+        kind: "int8" or "nf4".
+
+    Returns:
+        A sentence with the number of layers and the bytes before and after.
 
     Raises:
-        CannotQuantise: unknown kind, nothing to quantise, or done already.
+        CannotQuantise: the kind does not exist, there is nothing to quantise, or the weights are quantised already.
     """
     from .adapter_file import weights_digest
 
     if kind not in get_args(Kind):
-        raise CannotQuantise(f"There is no way of quantising {kind!r}. {nearest(kind, get_args(Kind))}")
+        raise CannotQuantise(f"There is no kind of quantisation {kind!r}. {nearest(kind, get_args(Kind))}")
     if tuned.quantised is not None:
         raise CannotQuantise(f"The frozen weights are {tuned.quantised} already.")
     if tuned._merged:
@@ -144,18 +148,18 @@ def quantise(tuned: TunedModel, kind: str) -> str:
         and not module.weight.is_meta
     ]
     if not found:
-        raise CannotQuantise(f"{tuned.description.facts.architecture} has no frozen linear map in a block.")
+        raise CannotQuantise(f"{tuned.description.facts.architecture} has no frozen linear layer in its blocks.")
     tuned.origin = weights_digest(tuned.description, tuned)
     before = sum(module.weight.numel() * module.weight.element_size() for module in found)
     for module in found:
         _become(module, kind)  # type: ignore[arg-type]
     after = sum(b.numel() * b.element_size() for module in found for b in module.buffers(recurse=False))
     tuned.quantised = kind
-    return f"{len(found)} frozen linear maps in {kind}: {before / 2**20:.1f} MiB are now {after / 2**20:.1f} MiB"
+    return f"{len(found)} frozen linear layers in {kind}: {before / 2**20:.1f} MiB are now {after / 2**20:.1f} MiB"
 
 
 def _uses(model: nn.Module) -> dict[int, int]:
-    """How many modules have each parameter as their own."""
+    """Return the number of modules that have each parameter, by its id."""
     count: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():

@@ -1,4 +1,4 @@
-"""`tune`: describe a model, put methods on it, print the plan, prove that it is alive."""
+"""`tune`: describe a model, attach methods to it and verify every edit."""
 
 from __future__ import annotations
 
@@ -31,30 +31,34 @@ def tune(
     verify: bool = True,
     show: bool = False,
 ) -> TunedModel:
-    """Make a backbone trainable by a few parameters.
+    """Attach methods to a model, so that few parameters train and all others stay frozen.
 
     Args:
-        model: the pre-trained model, or its description; or a host, a larger model such as a detector or a CLIP, whose
-            tower is then edited and whose own forward pass runs.
-        methods: one, or several that act together in this order. For a host with several towers, mappings from their
-            names to methods: {"image": VPTDeep(), "text": LoRA()}; "*" stands for all of them together.
-        num_classes: classes of a new linear head; without it, a head or a task, the model's own is kept, frozen.
-        head: a head of your own instead: a `Head`, a module (B, D) -> anything, a function of (description, width) that
-            makes one, or a mapping from names of tasks to these.
-        task: what is learnt; it makes the head, and the adapter remembers it for training, scoring and saving.
-        train: names of further modules of the model that train as they are, such as a detector's own head. What
-            `create_backbone` had to make anew for other channels trains too.
-        name: of the adapter.
-        statistics: "adapt" lets the running statistics of the backbone's BatchNorm layers move in training, and saves
-            them with the adapter; "frozen" leaves them as they were pre-trained.
+        model: the pre-trained model, or its description. A host, such as a detector or a CLIP, is accepted too: `tune`
+            edits the tower inside, and the host's own forward pass runs.
+        methods: one method, or several that act together in this order. For a host with several towers, mappings from
+            tower names to methods: {"image": VPTDeep(), "text": LoRA()}; "*" means all towers together.
+        num_classes: classes of a new linear head. Without num_classes, head and task, the model's own head stays,
+            frozen.
+        head: a head of your own: a `Head`, a module (B, D) -> anything, a function (description, width) -> head, or a
+            mapping from task names to these.
+        task: the task; it makes the head, and the adapter keeps it for training, evaluation and saving.
+        train: names of further modules of the model that train, such as a detector's own head. Layers that
+            `create_backbone` initialised for another number of channels train too.
+        name: the name of the adapter.
+        statistics: "adapt" updates the running statistics of the backbone's BatchNorm layers in training and saves
+            them with the adapter; "frozen" keeps the pre-trained statistics.
         anatomy: for a model that no family knows; see `describe`.
-        verify: prove on two random inputs of the tower that every edit is alive. Skipped for a model on the meta
-            device.
-        show: print the plan; `tuned.plan()` gives it.
+        verify: check with two random inputs of the tower that every edit has an effect and gets a gradient. Skipped
+            for a model on the meta device.
+        show: print the plan, which `tuned.plan()` returns.
+
+    Returns:
+        The model with the adapter attached and enabled.
 
     Raises:
-        MissingPlace: the method asks for a place that this backbone does not have.
-        DeadPlace: an edit would do nothing, or breaks a promise; the message lists which.
+        MissingPlace: the method needs a place that this backbone does not have.
+        DeadPlace: an edit has no effect, or does not start as the method states; the message names it.
     """
     tuned = TunedModel(model if isinstance(model, Backbone) else describe(model, anatomy))
     origin = origin_of(tuned.backbone)

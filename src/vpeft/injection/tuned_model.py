@@ -40,8 +40,13 @@ class TunedModel(nn.Module):
 
     It has two children: `backbone` (the host, if the tower is inside one), whose state-dict keys do not change, and
     `adapters.<name>.<place>.<verb>`. Calling it returns the output of the active adapter's head, for a classifier
-    (B, classes); without a head, the output of the model's own classifier or host. `repr` shows the plan. Several
-    threads and asyncio tasks may use one TunedModel at the same time.
+    (B, classes); without a head, the output of the host or of the model's own classifier. `repr` shows the plan.
+
+    Several threads and asyncio tasks may call it at the same time. A context variable holds the state of each forward
+    pass. `with enable` switches for the present thread or task only, `enable` as a statement for all. A pass that
+    needs other tensors in the backbone (of an adapter with unfrozen parameters, adapted statistics or merged weights)
+    waits for the running passes; attach, detach, merge, unmerge and verify wait for the passes of other threads. With
+    compiled blocks, one pass runs at a time. Calling the backbone itself does not use these locks.
     """
 
     backbone: nn.Module
@@ -531,7 +536,7 @@ class TunedModel(nn.Module):
 
     @beside_no_pass
     def merge(self, name: str | None = None) -> Self:
-        """Fold an adapter into the backbone's weights, so that it costs nothing at run time; `unmerge` undoes it exactly.
+        """Fold an adapter into the backbone's weights, so that it costs nothing; `unmerge` undoes it exactly.
 
         While another adapter or none is enabled, the backbone has its frozen weights.
 
@@ -550,7 +555,7 @@ class TunedModel(nn.Module):
 
     @beside_no_pass
     def unmerge(self, name: str | None = None) -> Self:
-        """Undo `merge`, bit by bit."""
+        """Undo `merge` exactly, bit by bit."""
         name = self._known(name)
         if name in self._merged:
             self._merged.pop(name).restore()
@@ -558,8 +563,7 @@ class TunedModel(nn.Module):
             self._stand_in()
         return self
 
-    def compile(self, *, fullgraph: bool = False, mode: str | None = None, dynamic: bool | None = None) -> Self:  #
-    type: ignore[override]
+    def compile(self, *, fullgraph: bool = False, mode: str | None = None, dynamic: bool | None = None) -> Self:  # type: ignore[override]
         """Compile every block with torch.compile; equal blocks share a graph. `attach` raises an error afterwards."""
         options: dict[str, Any] = {"fullgraph": fullgraph, "mode": mode, "dynamic": dynamic}
         for block in self.description.blocks:

@@ -1,4 +1,4 @@
-"""Proof that an adapter is alive: one tiny batch, two backward passes, everything put back as it was."""
+"""Check with one tiny batch and two backward passes that every edit has an effect; the model is the same afterwards."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class DeadPlace(VpeftError):
-    """An edit is never executed, a new tensor never receives a gradient, or a promise about step 0 does not hold."""
+    """An edit is never executed, a new tensor gets no gradient, or the model at step 0 differs from the frozen one."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` saw.
+    """The result of `verify`; true if there are no problems.
 
     Attributes:
         executed: number of operations that ran.
         live: names of trained tensors that received a gradient within two steps.
-        dormant: names of tensors that are declared to receive none, with the reason.
-        identity: whether the features at this point equal the frozen backbone's.
-        problems: sentences; empty when all is well.
+        dormant: tensors that a layer declares to receive none: name -> reason.
+        identity: whether the features before the first step equal those of the frozen backbone.
+        problems: sentences that each describe a problem.
     """
 
     executed: int
@@ -52,17 +52,17 @@ IDENTITY = 1e-5
 def verify(
     tuned: TunedModel, name: str, batch: Tensor | dict[str, Tensor] | None = None, *, first: bool = False
 ) -> Report:
-    """Run two forward and backward passes in eval mode and report what is dead.
+    """Run two forward and backward passes in eval mode and report edits without effect and tensors without gradient.
+
+    The adapter's tensors, gradients, buffers, modes and the random state are the same afterwards.
 
     Args:
         tuned: the model.
         name: the adapter.
-        batch: inputs (B, ...) of the tower, by tower where there are several; two made-up ones of its own size by
-            default. Of a host the tower alone is run; the host's first forward pass then shows whether it comes by
-            every edit.
-        first: whether this is step 0, so that the methods' promise to start as the frozen model is checked.
-
-    The adapter's tensors, gradients, buffers, modes and the random state are the same afterwards.
+        batch: inputs (B, ...) of the tower, or {tower: inputs} if there are several; by default two random inputs of
+            the backbone's own size. For a host, `verify` runs only the tower; the host's first forward pass then
+            checks that the host executes every edit.
+        first: whether this is step 0; then methods with `starts_as_identity` must equal the frozen model.
     """
     with tuned._wiring.switch.guard.alone():
         return _verified(tuned, name, batch, first)
@@ -83,7 +83,7 @@ def _verified(tuned: TunedModel, name: str, batch: Tensor | dict[str, Tensor] | 
             images = _images(tuned, batch)
             with tuned.disable(), torch.no_grad():
                 plain = tuned.features(images)
-            tuned._wiring.switch.forget()  # a graph of another adapter may wait, which is not looked at here
+            tuned._wiring.switch.forget()  # graphs of other adapters that wait for their backward pass do not matter
             with tuned.enable(name):
                 report = _look(tuned, name, images, plain, parameters, first)
         finally:
@@ -149,7 +149,7 @@ def _look(
                     scale = p.grad.abs().max()
                     p.add_(p.grad / scale, alpha=-STEP * float(p.abs().mean().clamp(min=1.0)))
     dormant = _dormant(tuned, name)
-    if live:  # something trains; what the head does not read has nothing to learn
+    if live:  # tensors that the head cannot see get no gradient, and that is no error
         dormant |= _behind_the_head(tuned, name, [key for key in parameters if key not in live])
     operations = tuned._wiring.operations(name)
     asleep = sorted(
@@ -164,13 +164,13 @@ def _look(
     promised = first and all(method.starts_as_identity for method in tuned.methods(name))
     if promised and not identity:
         problems.append(
-            "The features at step 0 differ from the frozen backbone's, although the method promises equality."
+            "The features at step 0 differ from the frozen backbone's, although the method states that they are equal."
         )
     return Report(len(ran_once), sorted(live), dormant, identity, problems)
 
 
 def _blocked_by_zeros(tuned: TunedModel) -> list[str]:
-    """Why trained tensors may be dead: frozen scales that are all zero, as some nets have at a random start."""
+    """Return a likely cause of missing gradients: frozen scales that are zero, as in some random initialisations."""
     zero = [
         name
         for name, parameter in tuned.backbone.named_parameters()
@@ -179,14 +179,15 @@ def _blocked_by_zeros(tuned: TunedModel) -> list[str]:
     if not zero:
         return []
     return [
-        f"The frozen scales of {', '.join(zero[:3])}{' ...' if len(zero) > 3 else ''} are all zero, as at a random"
-        " start, so what lies before them has no effect. Load pre-trained weights; or, to go on with these, make the"
-        " model without zero initialisation (zero_init_last=False, where it has that) or pass verify=False."
+        f"The frozen scales of {', '.join(zero[:3])}{' ...' if len(zero) > 3 else ''} are all zero, as in a randomly"
+        " initialised model, so the layers before them have no effect. Load pre-trained weights. To train on these"
+        " weights, create the model without zero initialisation (zero_init_last=False, if it has that option) or pass"
+        " verify=False."
     ]
 
 
 def _behind_the_head(tuned: TunedModel, name: str, keys: list[str]) -> dict[str, str]:
-    """Of these trained tensors, those of edits that act behind everything that the head reads, with the reason."""
+    """Return those of the tensors whose edits act after all places that the head reads: name -> reason."""
     adapter, description = tuned.adapter(name), tuned.description
     reads = reads_of(adapter.head)
     if not reads or "outlet" in reads:
@@ -198,7 +199,7 @@ def _behind_the_head(tuned: TunedModel, name: str, keys: list[str]) -> dict[str,
         if place.name != WHOLE
         for module, attribute in place.own.values()
     }
-    reason = f"the head reads {' and '.join(reads)}, which comes before"
+    reason = f"the head reads {' and '.join(reads)}, which is computed earlier"
     found = {}
     for edit, prefix in zip(adapter.edits, adapter.keys, strict=True):
         for key in keys:
@@ -214,13 +215,13 @@ def _behind_the_head(tuned: TunedModel, name: str, keys: list[str]) -> dict[str,
 
 
 def _dormant(tuned: TunedModel, name: str) -> dict[str, str]:
-    """Tensors that a layer declares as asleep: its attribute `dormant` maps its own tensor names to reasons."""
+    """Return the tensors that get no gradient by declaration: a layer's attribute `dormant` maps names to reasons."""
     found: dict[str, str] = {}
     adapter = tuned.adapter(name)
     if tuned.description.host is not None:
         for key, _ in adapter.trained():
             if any(key.startswith(f"{part}.unfreeze") for part in adapter.train_too):
-                found[key] = "it trains in the host, of which the tower alone is run here"
+                found[key] = "it belongs to the host, and `verify` runs only the tower"
     for prefix, module in adapter.named_modules():
         for key, reason in getattr(module, "dormant", {}).items():
             found[f"{prefix}.{key}" if prefix else key] = reason
@@ -228,7 +229,7 @@ def _dormant(tuned: TunedModel, name: str) -> dict[str, str]:
 
 
 def require_all_ran(tuned: TunedModel, name: str, ran: list[object]) -> None:
-    """Raise `DeadPlace` unless a host's forward pass came by every edit, of the towers that it ran at all."""
+    """Raise `DeadPlace` unless a host's forward pass executed every edit of the towers that it ran."""
     noted = {id(operation) for operation in ran}
     adapter = tuned.adapter(name)
     places = {id(edit.layer): edit.place.name for edit in adapter.edits}
@@ -245,8 +246,8 @@ def require_all_ran(tuned: TunedModel, name: str, ran: list[object]) -> None:
         if asleep:
             host = type(tuned.backbone).__name__
             raise DeadPlace(
-                f"{host} never comes by these edits in its own forward pass, so they do nothing:"
-                f" {', '.join(asleep[:6])}. Take a method that acts where {host} reads its tower."
+                f"The forward pass of {host} does not execute these edits, so they have no effect:"
+                f" {', '.join(asleep[:6])}. Use a method that acts at places that {host} executes."
             )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class BentLowRank(nn.Module):
-    """x -> B f(A x), A (R, D_in), B (D_out, R); with f it is no linear map."""
+    """x -> B f(A x), A (R, D_in), B (D_out, R); with f it is not a linear map."""
 
     def __init__(self, width_in: int, width: int, rank: int, activation: str) -> None:
         super().__init__()

@@ -108,7 +108,7 @@ def test_a_weight_that_reads_the_images_does_not_merge() -> None:
     layer = Maps(48)
     method = Plain(make=lambda b: [b.blocks[1].mlp.fc1.reparametrize(layer, reads=(b.blocks[0],))])
     tuned = vpeft.tune(tiny_vit(), method, show=False, verify=False)
-    with pytest.raises(CannotMerge, match=r"blocks\.1\.mlp\.fc1: Maps reads what depends on the images"):
+    with pytest.raises(CannotMerge, match=r"blocks\.1\.mlp\.fc1: Maps reads values that depend on the images"):
         tuned.merge()
 
 

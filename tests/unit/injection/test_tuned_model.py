@@ -327,7 +327,9 @@ def test_switching_before_a_checkpointed_backward_is_refused() -> None:
 def test_merge_refuses_with_reasons_and_changes_nothing() -> None:
     tuned = vpeft.tune(tiny_convnext(), LoRA(targets=("fc1",)), AdaptFormer(bottleneck=2), show=False)
     before = {key: value.clone() for key, value in tuned.state_dict().items()}
-    with pytest.raises(CannotMerge, match=r"blocks\.0\.mlp_branch: parallel with Bottleneck has no weight form"):
+    with pytest.raises(
+        CannotMerge, match=r"blocks\.0\.mlp_branch: parallel with Bottleneck cannot be expressed as a weight"
+    ):
         tuned.merge()
     assert all(value.equal(before[key]) for key, value in tuned.state_dict().items())
 
