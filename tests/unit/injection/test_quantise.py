@@ -48,7 +48,7 @@ def test_the_levels_are_those_of_the_paper() -> None:
 def test_each_weight_is_the_nearest_that_there_is(kind: str, bits: int, step: float) -> None:
     plain, tuned = tuned_with(), tuned_with()
     said = quantise(tuned, kind)
-    assert said.startswith(f"12 frozen linear maps in {kind}: 0.3 MiB are now 0.")
+    assert said.startswith(f"12 frozen linear layers in {kind}: 0.3 MiB are now 0.")
     pairs = [
         (module, plain.get_submodule(key)) for key, module in tuned.named_modules() if isinstance(module, Quantised)
     ]
