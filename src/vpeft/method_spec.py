@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from vpeft.errors import VpeftError
+from vpeft.guarded import DEPTH, short
 
 _FORM = re.compile(r"\s*(?P<name>[A-Za-z_][\w-]*)\s*(?:\((?P<fields>.*)\))?\s*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_][\w.-]*")
@@ -56,14 +57,16 @@ def parse_one(text: str, what: str = "method") -> MethodSpec:
     match = _FORM.fullmatch(text)
     if match is None:
         article = "an" if what[:1] in "aeiou" else "a"
-        raise BadMethodSpec(f"{text.strip()!r} is not {article} {what}. Write name or name(field=value, ...).")
+        raise BadMethodSpec(f"{short(text.strip(), 99)} is not {article} {what}. Write name or name(field=value, ...).")
     fields: dict[str, object] = {}
     for item in _split(match["fields"] or "", ",", text):
         name, equals, value = item.partition("=")
         if not equals or not name.strip().isidentifier() or not value.strip():
-            raise BadMethodSpec(f"{item.strip()!r} in {text.strip()!r} is not a field. Write field=value.")
+            raise BadMethodSpec(
+                f"{short(item.strip())} in {short(text.strip(), 99)} is not a field. Write field=value."
+            )
         if name.strip() in fields:
-            raise BadMethodSpec(f"The field {name.strip()!r} is given twice in {text.strip()!r}.")
+            raise BadMethodSpec(f"The field {short(name.strip())} is given twice in {short(text.strip(), 99)}.")
         fields[name.strip()] = _value(value.strip(), text)
     return MethodSpec(name=match["name"].replace("-", "_").lower(), fields=fields)
 
@@ -99,9 +102,11 @@ def text_of(methods: MethodSpec | Iterable[MethodSpec]) -> str:
 def _value(text: str, whole: str) -> object:
     if text in _PYTHON:
         return _PYTHON[text]
+    if text.count("[") > DEPTH:
+        raise BadMethodSpec(f"{short(text)} has lists more than {DEPTH} deep inside each other.")
     try:
         found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # also of numbers with thousands of digits
         if text.startswith("[") and text.endswith("]"):
             return [_value(item.strip(), whole) for item in _split(text[1:-1], ",", whole)]
         if _WORD.fullmatch(text) or (_FORM.fullmatch(text) and text.endswith(")")):
@@ -111,7 +116,7 @@ def _value(text: str, whole: str) -> object:
         if set(found) == {"value"} and _is_plain(found["value"]):
             return found["value"]
     raise BadMethodSpec(
-        f'{text!r} in {whole.strip()!r} is not a value. Write it as in TOML, for instance 4, 0.1 or "q".'
+        f'{short(text)} in {short(whole.strip(), 99)} is not a value. Write it as in TOML, for instance 4, 0.1 or "q".'
     )
 
 
@@ -177,5 +182,5 @@ def _split(text: str, mark: str, whole: str) -> list[str]:
             pieces.append(text[start:position])
             start = position + 1
     if depth or quote:
-        raise BadMethodSpec(f"A bracket or quote is not closed in {whole.strip()!r}.")
+        raise BadMethodSpec(f"A bracket or quote is not closed in {short(whole.strip(), 99)}.")
     return [piece for piece in (*pieces, text[start:]) if piece.strip()]

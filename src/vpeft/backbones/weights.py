@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
 import zipfile
@@ -91,8 +92,8 @@ def _flat(values: Mapping[str, Any], before: str = "", depth: int = 0) -> dict[s
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise BadWeights(f"There is no file of weights {str(path)!r}{', but a folder' if path.is_dir() else ''}.")
+    if not os.path.isfile(path):  # which is False for impossible names too
+        raise BadWeights(f"There is no file of weights {str(path)!r}{', but a folder' if os.path.isdir(path) else ''}.")
     kind = path.suffix.lower()
     try:
         with opened(path) as file:

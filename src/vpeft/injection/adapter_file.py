@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -182,7 +183,8 @@ def save(
     extra: dict[str, Any] | None,
 ) -> Path:
     """Write one adapter atomically: a reader sees the old file or the new one, never half of one."""
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tuned.adapter_state(name).items()}
+    state = tuned.adapter_state(name)
+    tensors = {key: digest.gathered(value.detach()).cpu().contiguous().clone() for key, value in state.items()}
     head = tuned.adapter(name).head
     description = tuned.description
     config: dict[str, Any] = getattr(description.module, "pretrained_cfg", None) or {}
@@ -344,7 +346,7 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def _bytes_of(path: str | Path) -> bytes:
     """The file, read once into memory: a file that is mapped can change after it was checked."""
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise BadAdapterFile(f"There is no adapter file {str(path)!r}.")
     return read_bytes(path, str(path), BadAdapterFile, TENSOR_BYTES)
 
