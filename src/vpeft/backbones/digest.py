@@ -80,13 +80,20 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def gathered(value: Tensor) -> Tensor:
+    """The whole tensor, where a process holds a shard of it (FSDP2); every process must ask. Any other is itself."""
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole
+
+
 def _bytes(value: Tensor) -> Any:
-    return value.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return gathered(value).cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _sample(value: Tensor) -> bytes:
-    """A few values, spread over the first axis and the last one."""
+    """A few values, spread over the first axis and the last one; of a shard, those that this process has."""
     value = value.detach()
+    value = value.to_local() if hasattr(value, "to_local") else value
     if not value.numel():
         return b""
     while value.dim() > 1:
