@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 import vpeft
 from tests.models import images_for, tiny_vit
+from tests.unit.backbones.store_place_names import stored_names
 from vpeft.injection.carry_out import carry_out
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.method import get_method
@@ -207,8 +207,7 @@ def test_models_of_a_known_structure_are_described_as_well(name: str) -> None:
     apart = {id(p) for p in (*backbone.unused, *backbone.classifier.parameters())}
     assert len(owned) == len(set(owned))
     assert set(owned) | apart == {id(p) for p in model.parameters()}
-    stored = Path(__file__).parent / "place_names" / f"{name}.txt"
-    assert [place.name for place in backbone.places()] == stored.read_text().splitlines()
+    assert [place.name for place in backbone.places()] == stored_names()[name]
     vpeft.tune(model, LoRA(rank=2, targets=("fc1", "fc2")), get_method("ssf")(), num_classes=3, show=False)
 
 

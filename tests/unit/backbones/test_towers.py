@@ -351,6 +351,35 @@ def test_hosts_of_transformers_have_one_tower_and_run_with_it(name: str) -> None
     assert all(p.grad is not None for _, p in tuned.trainable())
 
 
+def test_a_host_that_does_not_use_the_last_block_says_so_in_training() -> None:
+    library: Any = pytest.importorskip("transformers")
+    vision = library.CLIPVisionConfig(**SMALL, image_size=32, patch_size=8)
+    words = library.LlamaConfig(**SMALL, vocab_size=64, bos_token_id=0, eos_token_id=1)
+    config = library.LlavaConfig(vision_config=vision, text_config=words, image_token_id=63, vision_feature_layer=-2)
+    torch.manual_seed(0)
+    model: Any = library.LlavaForConditionalGeneration(config)
+    named = {"pixel_values": torch.randn(1, 3, 32, 32), "input_ids": torch.tensor([[1, *[63] * 16, 5]])}
+    tuned = vpeft.tune(model, vpeft.methods.LoRA(rank=2))
+    tuned.eval()(**named)
+    with pytest.raises(vpeft.DeadPlace, match=r"does not depend on the output of blocks\.1, so edits there"):
+        tuned.train()(**named)
+    tuned.detach()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_host_that_runs_its_tower_without_gradients_says_so() -> None:
+    class Frozen(Wrapped):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                features = self.inner["net"](images)
+            out: torch.Tensor = self.last(features)
+            return out
+
+    tuned = vpeft.tune(Frozen(), vpeft.methods.LoRA(rank=2), train=("last",)).train()
+    with pytest.raises(vpeft.DeadPlace, match="runs its tower without gradients"):
+        tuned(torch.randn(2, *tuned.description.inputs.shape))
+
+
 class Wrapped(nn.Module):
     """Anybody's module around a timm model."""
 
