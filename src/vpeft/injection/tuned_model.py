@@ -65,7 +65,7 @@ class TunedModel(nn.Module):
         self._rewritten = 0  # number of `accelerate` calls whose patches are on the active adapter
         self._compiled = False
         self.origin: str | None = None  # digest of the weights, kept once an adapter trains them in place
-        self._unproved: set[str] = set()  # adapters that a host has not run yet
+        self._unproved: set[str] = set()  # adapters that a host has not run in training yet
         self.quantised: str | None = None  # how the frozen linear maps were rounded, by `quantise`
         self._flags = [parameter.requires_grad for parameter in self.backbone.parameters()]
         self.backbone.requires_grad_(False)
@@ -463,17 +463,12 @@ class TunedModel(nn.Module):
         assert host is not None
         if name not in self._unproved or name in self._merged or torch.compiler.is_compiling():
             return host(*inputs, **named)
-        from .verify import require_all_ran
+        from .host_pass import checked_pass
 
-        # `verify` runs only the tower, so the host's first pass checks that the host executes every edit
-        switch, before, ran = self._wiring.switch, self._wiring.switch.watched, list[object]()
-        switch.watched = ran
-        try:
-            out = host(*inputs, **named)
-        finally:
-            switch.watched = before
-        require_all_ran(self, name, ran)
-        self._unproved.discard(name)
+        # `verify` runs only the tower, so the first passes check that the host executes and uses every edit
+        out, done = checked_pass(self, name, lambda: host(*inputs, **named))
+        if done:
+            self._unproved.discard(name)
         return out
 
     def train(self, mode: bool = True) -> Self:

@@ -242,7 +242,8 @@ def require_all_ran(tuned: TunedModel, name: str, ran: list[object]) -> None:
     for seen in towers.values():
         if several and not any(did for did, _ in seen):
             continue
-        asleep = sorted({where for did, where in seen if not did})
+        idle = {where for did, where in seen if not did}
+        asleep = sorted(idle & set(adapter.keys)) or sorted(idle)
         if asleep:
             host = type(tuned.backbone).__name__
             raise DeadPlace(

@@ -348,7 +348,7 @@ def test_what_a_host_never_comes_by_is_refused() -> None:
             return self.net.forward_intermediates(images, indices=[0], stop_early=True, intermediates_only=True)
 
     tuned = vpeft.tune(Cut(), LoRA(rank=2))
-    with pytest.raises(vpeft.DeadPlace, match=r"Cut never comes by these edits.*blocks\.1"):
+    with pytest.raises(vpeft.DeadPlace, match=r"The forward pass of Cut does not execute these edits.*: blocks\.1"):
         tuned(torch.randn(1, 3, *tuned.description.inputs.size))
 
 
