@@ -1,5 +1,5 @@
-"""Less work for the same numbers: rewrites of a tuned model that are chosen from its plan, proved, and taken off again.
+"""Accelerations: temporary rewrites of a tuned model that compute the same numbers with less work.
 
-One file is one idea. None knows a method or a backbone by name: an idea looks at places, verbs and layers, is tried on
-two images against the plain model, and is kept only where logits and gradients agree.
+Each file holds one acceleration. It looks at places, verbs and layers, and knows no method and no backbone by name. It
+is tested on two images and used only if outputs and gradients equal those of the plain model.
 """

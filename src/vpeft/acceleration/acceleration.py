@@ -1,4 +1,4 @@
-"""What an acceleration is: a name, what it promises, and how it is put on a tuned model."""
+"""`Acceleration`, the interface of a rewrite of a tuned model."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ from vpeft.injection.tuned_model import TunedModel
 
 
 class NotApplicable(VpeftError):
-    """An acceleration has nothing to do here, or would not be exact; the message is the reason."""
+    """An acceleration has no effect here, or would not be exact; the message is the reason."""
 
 
 class Acceleration(ABC):
-    """One way of doing less work.
+    """One rewrite that saves time or memory.
 
     Class attributes:
-        name: as it is typed; `names.NAMES` says what it does.
-        for_memory: whether it saves memory and nothing else.
+        name: the name in `--acceleration`; `names.NAMES` says what it does.
+        for_memory: whether it saves memory only.
     """
 
     name: ClassVar[str]
     for_memory: ClassVar[bool] = False
 
     @abstractmethod
-    def install(self, tuned: TunedModel, changes: Patches) -> str:
-        """Change the model; says what was done, as the end of a sentence.
+    def install(self, tuned: TunedModel, patches: Patches) -> str:
+        """Change the model through `patches`; return what was done, as the end of a sentence.
 
         Raises:
-            NotApplicable: with the reason; what was changed until then is undone by the caller.
+            NotApplicable: with the reason; the caller then undoes the patches.
         """
 
     def warm(self, step: Callable[[int], object]) -> str:
-        """What must run before the proof: `step(count)` is one with so many images. Goes on where `install` ended.
+        """Run steps before the test, such as compilation; return text to append to that of `install`.
+
+        Args:
+            step: step(n) runs a forward and backward pass with n images.
 
         Raises:
-            NotApplicable: as above.
+            NotApplicable: with the reason.
         """
         return ""

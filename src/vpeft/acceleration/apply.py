@@ -1,4 +1,4 @@
-"""Which accelerations a run gets: tried in order, proved, and listed with what they save or why they are not used."""
+"""`accelerate`: try accelerations in order, test each against the plain model, and list what they save."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vpeft.acceleration.compile_blocks import CompileBlocks
 from vpeft.acceleration.equivalence import (
     TOLERANCE,
     TOLERANCE_16,
-    OffZero,
+    PerturbedParameters,
     behaviour,
     difference,
     tried,
@@ -37,7 +37,7 @@ from vpeft.acceleration.shared_trunk import StreamedPrefix
 from vpeft.data.image_set import ImageSet
 from vpeft.injection.tuned_model import TunedModel
 
-# In the order in which they are tried: what shortens the work before what makes the rest of it cheaper.
+# In the order in which they are tried: those that skip work come before those that make the rest cheaper.
 ACCELERATIONS: tuple[Acceleration, ...] = (
     ClassTokenOnly(),
     KeyValuePrompts(),
@@ -48,15 +48,22 @@ ACCELERATIONS: tuple[Acceleration, ...] = (
     Recompute(),
     RecomputeBlocks(),
 )
-# Tried when everything else is in place, records included.
-BEHIND: tuple[Acceleration, ...] = (CompileBlocks(),)
-# What only saves memory is not used for a smaller share than this.
+# Tried after all others, the cache included.
+LAST: tuple[Acceleration, ...] = (CompileBlocks(),)
+# An acceleration that only saves memory must save at least this share of the bytes saved for the backward pass.
 LEAST = 0.01
 
 
 @dataclass(frozen=True)
 class AccelerationOutcome:
-    """What became of one acceleration: `text` says what it saves, or why it is not used."""
+    """The result for one acceleration.
+
+    Attributes:
+        name: its name.
+        applied: whether it is in use.
+        text: what it saves, or why it is not used.
+        bit_equal: whether the numbers are the same bits.
+    """
 
     name: str
     applied: bool
@@ -65,30 +72,30 @@ class AccelerationOutcome:
 
 
 class Accelerated:
-    """A tuned model with accelerations on it, until `close`.
+    """A tuned model with accelerations, until `close` or the end of the `with`.
 
     Attributes:
-        outcomes: one for each acceleration that was asked for.
-        prefix: the model on records, or on batches whose frozen part is computed once for several runs, if either is.
-        train, val: image sets that stand for those of the situation, where pixels of them are kept.
-        asked: names that were asked for one by one, and not by `auto`.
+        outcomes: the result for each acceleration of the choice.
+        prefix: the model on cached outputs, or on batches whose frozen part is computed once for several runs; or None.
+        train, val: image sets that read decoded pixels, in place of those of the situation; or None.
+        asked: names that the choice gives one by one, without those of `auto`.
     """
 
     def __init__(
-        self, changes: Patches, outcomes: list[AccelerationOutcome], prefix: CachedPrefix | StreamedPrefix | None
+        self, patches: Patches, outcomes: list[AccelerationOutcome], prefix: CachedPrefix | StreamedPrefix | None
     ) -> None:
-        self._changes, self.outcomes, self.prefix = changes, outcomes, prefix
+        self._patches, self.outcomes, self.prefix = patches, outcomes, prefix
         self.train: ImageSet | None = None
         self.val: ImageSet | None = None
         self.asked: frozenset[str] = frozenset()
 
     @property
     def rounding(self) -> list[str]:
-        """Names of those in use that change the last bits of the numbers."""
+        """Names of the accelerations in use that change the last bits of the numbers."""
         return [outcome.name for outcome in self.outcomes if outcome.applied and not outcome.bit_equal]
 
     def lines(self) -> list[str]:
-        """One line for each that is in use and one for all that are not; the reason for those that were asked for."""
+        """Return one line for each acceleration in use or asked for by name, and one line for all others."""
         asked = self.asked
         lines = [f"+ {one.name}: {one.text}" for one in self.outcomes if one.applied]
         lines += [f"- {one.name}: {one.text}" for one in self.outcomes if not one.applied and one.name in asked]
@@ -104,8 +111,8 @@ class Accelerated:
         self.close()
 
     def close(self) -> None:
-        """Take everything off again."""
-        self._changes.undo()
+        """Remove all accelerations from the model."""
+        self._patches.undo()
         self.prefix = None
 
 
@@ -117,17 +124,20 @@ def accelerate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     precision: str = "fp32",
 ) -> Accelerated:
-    """Put on `tuned` what `choice` names and what is exact for its active adapter, for anybody's training loop.
+    """Apply the accelerations of `choice` that are exact for the active adapter, in any training loop.
 
         with vpeft.accelerate(tuned.train()) as used:
             print("\\n".join(used.lines()))
-            ...  # steps with any optimiser; afterwards everything is taken off again
+            ...  # steps with any optimiser; the end of the `with` removes all accelerations
 
     Args:
-        tuned: in the mode in which it will be trained; weights, statistics and modes are as before afterwards.
-        choice: `auto`, `off`, or names.
-        situation: the run; without it nothing is recorded.
+        tuned: the model, in the mode in which it will be trained. Weights, statistics and modes do not change.
+        choice: `auto`, `off`, or names separated by commas.
+        situation: the run, which caches need; without it, `frozen_prefix` and `decoded_images` are not used.
         autocast, precision: of the forward pass.
+
+    Returns:
+        A context manager that lists what is in use and removes it at the end.
 
     Raises:
         UnknownAcceleration: a name does not exist.
@@ -152,38 +162,43 @@ def _on_the_model(
     autocast: Callable[[], AbstractContextManager[Any]],
     precision: str,
 ) -> Accelerated:
-    changes, outcomes = Patches(tuned), list[AccelerationOutcome]()
+    patches, outcomes = Patches(tuned), list[AccelerationOutcome]()
     names = [name for name in names if name != decoded_images.NAME]
     if not names:
-        return Accelerated(changes, outcomes, None)
+        return Accelerated(patches, outcomes, None)
     unfit = _unfit(tuned)
     if unfit is not None:
-        return Accelerated(changes, [AccelerationOutcome(name, False, unfit, True) for name in names], None)
+        return Accelerated(patches, [AccelerationOutcome(name, False, unfit, True) for name in names], None)
     prefix = None
     try:
         if prefix_cache.NAME in names and situation is not None:
-            prefix = _record(tuned, changes, situation, outcomes, whole=True)
+            prefix = _record(tuned, patches, situation, outcomes, whole=True)
         if prefix is None:
             _rewrite(
-                tuned, changes, [idea for idea in ACCELERATIONS if idea.name in names], autocast, precision, outcomes
+                tuned,
+                patches,
+                [acceleration for acceleration in ACCELERATIONS if acceleration.name in names],
+                autocast,
+                precision,
+                outcomes,
             )
             tried = any(outcome.name == prefix_cache.NAME for outcome in outcomes)
             if prefix_cache.NAME in names and situation is not None and not tried:
-                prefix = _record(tuned, changes, situation, outcomes, whole=False)
-        last = [idea for idea in BEHIND if idea.name in names]
+                prefix = _record(tuned, patches, situation, outcomes, whole=False)
+        last = [acceleration for acceleration in LAST if acceleration.name in names]
         if last:
-            _behind(tuned, changes, last, prefix, autocast, precision, outcomes)
+            _behind(tuned, patches, last, prefix, autocast, precision, outcomes)
     except BaseException:
-        changes.undo()
+        patches.undo()
         raise
-    return Accelerated(changes, outcomes, prefix)
+    return Accelerated(patches, outcomes, prefix)
 
 
 def _decode(made: Accelerated, situation: Situation) -> None:
-    """Keep pixels, where the images are read more than once."""
+    """Cache decoded pixels, if the images are read more than once."""
     try:
         if made.prefix is not None:
-            raise NotApplicable("the records of the frozen part stand for the images")
+            raise NotApplicable("the images are not read, because the frozen part is cached")
         made.train, made.val, text = decoded_images.keep(situation)
     except NotApplicable as reason:
         made.outcomes.append(AccelerationOutcome(decoded_images.NAME, False, str(reason), True))
@@ -193,38 +208,38 @@ def _decode(made: Accelerated, situation: Situation) -> None:
 
 def _unfit(tuned: TunedModel) -> str | None:
     if tuned._compiled:
-        return "the model is compiled, and would not see the change"
+        return "the model is compiled, and the compiled code would not see the change"
     if tuned.active is None or tuned.active in tuned._merged:
-        return "the adapter is off or merged"
+        return "the adapter is disabled or merged"
     if any(p.is_meta for p in tuned.parameters()):
         return "the model has no weights"
     if tuned.description.host is not None and tuned.head is None:
-        return "the tower runs inside of a larger model, whose forward pass is not proved equal"
+        return "the tower runs inside a host, whose forward pass cannot be tested here"
     return None
 
 
 def _record(
-    tuned: TunedModel, changes: Patches, situation: Situation, outcomes: list[AccelerationOutcome], whole: bool
+    tuned: TunedModel, patches: Patches, situation: Situation, outcomes: list[AccelerationOutcome], whole: bool
 ) -> CachedPrefix | StreamedPrefix | None:
-    """Records, if the cut is of the kind asked for: of the whole trunk first, as nothing else is then needed."""
-    before = len(changes)
+    """Cache the frozen part if the cut is of the requested kind. A cache of the whole trunk needs no other rewrite."""
+    before = len(patches)
     prefix: CachedPrefix | StreamedPrefix
     try:
         try:
-            cut = prefix_cache.worth_it(tuned, situation)
+            cut = prefix_cache.useful_cut(tuned, situation)
             if cut.trunk != whole:
                 return None
-            prefix, text = prefix_cache.build(tuned, changes, situation, cut)
+            prefix, text = prefix_cache.build(tuned, patches, situation, cut)
         except NotApplicable:
             if situation.stream is None:
                 raise
-            changes.undo(before)
+            patches.undo(before)
             cut = prefix_cache.frozen_part(tuned)
             if cut.trunk != whole:
                 return None
-            prefix, text = shared_trunk.join(tuned, changes, situation, cut)
+            prefix, text = shared_trunk.join(tuned, patches, situation, cut)
     except NotApplicable as reason:
-        changes.undo(before)
+        patches.undo(before)
         outcomes.append(AccelerationOutcome(prefix_cache.NAME, False, str(reason), True))
         return None
     outcomes.append(AccelerationOutcome(prefix_cache.NAME, True, text, text.endswith("the same bits on a sample")))
@@ -233,31 +248,31 @@ def _record(
 
 def _behind(
     tuned: TunedModel,
-    changes: Patches,
-    ideas: list[Acceleration],
+    patches: Patches,
+    accelerations: list[Acceleration],
     prefix: CachedPrefix | StreamedPrefix | None,
     autocast: Callable[[], AbstractContextManager[Any]],
     precision: str,
     outcomes: list[AccelerationOutcome],
 ) -> None:
-    """`_rewrite`, proved on records where the model trains on records."""
+    """Apply the last accelerations, tested on cached outputs if the model trains on them."""
     reason, given = None, None
     if isinstance(prefix, StreamedPrefix):
         reason = "the frozen part is computed for several runs at once"
     elif prefix is not None and prefix.prefix.cut.trunk:
-        reason = "the whole trunk is recorded, and no block is run"
+        reason = "the whole trunk is cached, and no block runs"
     elif prefix is not None:
         given = prefix
     if reason is None:
-        _rewrite(tuned, changes, ideas, autocast, precision, outcomes, given)
+        _rewrite(tuned, patches, accelerations, autocast, precision, outcomes, given)
     else:
-        outcomes.extend(AccelerationOutcome(idea.name, False, reason, True) for idea in ideas)
+        outcomes.extend(AccelerationOutcome(acceleration.name, False, reason, True) for acceleration in accelerations)
 
 
 def _rewrite(
     tuned: TunedModel,
-    changes: Patches,
-    ideas: list[Acceleration],
+    patches: Patches,
+    accelerations: list[Acceleration],
     autocast: Callable[[], AbstractContextManager[Any]],
     precision: str,
     outcomes: list[AccelerationOutcome],
@@ -265,41 +280,43 @@ def _rewrite(
 ) -> None:
     images, plain, now = None, None, None
     tolerance = TOLERANCE if precision == "fp32" else TOLERANCE_16
-    for idea in ideas:
-        before = len(changes)
+    for acceleration in accelerations:
+        before = len(patches)
         try:
             with autocast():
-                idea.install(tuned, changes)
-            changes.undo(before)
+                acceleration.install(tuned, patches)
+            patches.undo(before)
             images = _given(tuned, records, 2) if images is None else images
-            with OffZero(tuned), autocast():
+            with PerturbedParameters(tuned), autocast():
                 if plain is None:
                     now = plain = behaviour(tuned, images, records)
-                said = idea.install(tuned, changes)
-                said += idea.warm(lambda count: tried(tuned, _given(tuned, records, count), records))
+                said = acceleration.install(tuned, patches)
+                said += acceleration.warm(lambda count: tried(tuned, _given(tuned, records, count), records))
                 after = tried(tuned, images, records)
             assert plain is not None and now is not None
             if after.drawn != plain.drawn:
-                raise NotApplicable("it would draw other random numbers: dropout acts on what it leaves out")
+                raise NotApplicable("it would draw other random numbers: dropout acts on what it skips")
             worst, where = difference(plain, after)
             step, _ = difference(now, after)
             if not worst <= tolerance:
                 raise NotApplicable(
-                    f"it would change {where} by {worst:.0e} of its size: something here needs what it leaves out"
+                    f"it would change {where} by {worst:.0e} of its size: something here needs what it skips"
                 )
             saved = 1 - after.kept / max(1, now.kept)
-            if idea.for_memory and saved < LEAST:
-                raise NotApplicable("nothing that is kept for the backward pass would become less")
+            if acceleration.for_memory and saved < LEAST:
+                raise NotApplicable("it would not reduce the bytes that are saved for the backward pass")
         except NotApplicable as reason:
-            changes.undo(before)
-            outcomes.append(AccelerationOutcome(idea.name, False, str(reason), True))
+            patches.undo(before)
+            outcomes.append(AccelerationOutcome(acceleration.name, False, str(reason), True))
             continue
         now = after
         share = f"{abs(saved):.0%} {'less' if saved >= 0 else 'more'} kept for the backward pass"
         equal = "the same bits" if step == 0 else f"equal to {step:.0e}"
-        outcomes.append(AccelerationOutcome(idea.name, True, f"{said}; {share}; {equal} on two images", step == 0))
+        outcomes.append(
+            AccelerationOutcome(acceleration.name, True, f"{said}; {share}; {equal} on two images", step == 0)
+        )
 
 
 def _given(tuned: TunedModel, records: CachedPrefix | None, count: int) -> Tensor:
-    """Images to try the model on, or the numbers of records."""
+    """Return images for the test, or row numbers of the cache."""
     return two_images(tuned, count) if records is None else torch.arange(count) % len(records.train)

@@ -1,7 +1,7 @@
-"""The faster of two attention kernels, chosen by measuring both once on tensors of the model's own shape.
+"""Use the faster of two attention kernels; both are measured once on tensors of the model's own shape.
 
-On a processor in 16 bits the fused kernel can take several times as long as the plain products, which torch computes
-in fp32 inside: they are then the more accurate of the two, and keep the attention map for the backward pass.
+In 16 bits on a CPU, the fused kernel can take several times as long as plain matrix products. torch computes these in
+fp32 internally, so they are also more accurate; they save the attention map for the backward pass.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from vpeft.acceleration.patches import Patches
 from vpeft.injection.tuned_model import TunedModel
 
 ROUNDS = 3
-# Far from one, so that the choice is the same the next time on a busy machine: a resumed run needs the same kernel.
+# Far below one, so that a busy machine makes the same choice again: a resumed run needs the same kernel.
 CLEARLY = 0.7
 IMAGES = 4
 
 
 @lru_cache(maxsize=16)
 def plain_against_fused(heads: int, tokens: int, width: int, dtype: torch.dtype) -> float:
-    """Processor time of forward and backward by plain products over that by the kernel torch takes by itself."""
+    """Return the processor time of plain products divided by that of torch's own choice, for forward and backward."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(IMAGES, heads, tokens, width, generator=generator).to(dtype).requires_grad_() for _ in range(3)
@@ -46,7 +46,7 @@ def plain_against_fused(heads: int, tokens: int, width: int, dtype: torch.dtype)
 
 
 class PlainProducts:
-    """Stands before the class of a block: in training its attention is computed by plain products."""
+    """Mixin of a block: in training, its attention uses plain matrix products."""
 
     training: bool
 
@@ -58,11 +58,11 @@ class PlainProducts:
 
 
 class AttentionKernel(Acceleration):
-    """The attention kernel that measures as the faster one."""
+    """Use the attention kernel that measures as the faster one."""
 
     name = "attention_kernel"
 
-    def install(self, tuned: TunedModel, changes: Patches) -> str:
+    def install(self, tuned: TunedModel, patches: Patches) -> str:
         like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
         if like.device.type != "cpu":
             raise NotApplicable("torch's own choice is kept on an accelerator")
@@ -79,5 +79,5 @@ class AttentionKernel(Acceleration):
             raise NotApplicable(f"plain products take {ratio:.2f} times as long as the fused kernel here")
         for block in blocks:
             assert block.exit is not None
-            changes.stand_in(block.exit.module, PlainProducts)
+            patches.stand_in(block.exit.module, PlainProducts)
         return f"plain products with fp32 inside, measured at {ratio:.2f} of the fused kernel's time"

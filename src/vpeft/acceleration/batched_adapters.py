@@ -1,8 +1,8 @@
-"""Several runs whose adapters stand on equal backbones: the steps of all are one pass through one backbone.
+"""Compute the steps of several runs with equal backbones in one pass through one backbone.
 
-A small batch leaves a processor or an accelerator waiting for the next small product. Here the batches of several runs
-lie one behind the other, the frozen layers work on all of them at once, and each adapter acts on its own run's rows.
-What trains stays the very tensors of each run's own model: only the forward and the backward pass are common.
+The matrix products of small batches are too small to use a processor fully. Here the batches of several runs are
+concatenated: the frozen layers process all of them at once, and each adapter acts on the rows of its own run. The
+trained tensors stay those of each run's own model; only the forward and backward passes are shared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from vpeft.acceleration.acceleration import NotApplicable
 from vpeft.acceleration.class_token_only import ClassTokenOnly
-from vpeft.acceleration.equivalence import TOLERANCE, TOLERANCE_16, OffZero, behaviour, difference, tried, two_images
+from vpeft.acceleration.equivalence import (
+    TOLERANCE,
+    TOLERANCE_16,
+    PerturbedParameters,
+    behaviour,
+    difference,
+    tried,
+    two_images,
+)
 from vpeft.acceleration.fused_low_rank import FusedLowRank
 from vpeft.acceleration.patches import Patches
 from vpeft.errors import VpeftError
@@ -31,18 +39,18 @@ from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import Method
 
 NAME = "batched_adapters"
-# What serves several adapters at once; the first is left off first where a pass with all is not exact.
+# They support several adapters at once. If a pass with all is not exact, they are dropped in this order.
 ACCELERATIONS = (ClassTokenOnly(), FusedLowRank())
 
 
 @dataclass(frozen=True, eq=False)
-class Joining:
-    """A run that wants to share passes.
+class BatchedRun:
+    """A run that can share passes with others.
 
     Attributes:
         tuned: its model.
-        model: what it trains: the model, with whatever accelerations it has.
-        name: how the run is called.
+        model: the function that it trains: the model, with its accelerations.
+        name: the name of the run, for messages.
     """
 
     tuned: TunedModel
@@ -51,13 +59,13 @@ class Joining:
 
 
 def why_not(tuned: TunedModel) -> str | None:
-    """Why a model's adapter cannot stand on a backbone beside others, as far as that can be told without trying."""
+    """Return why a model's adapter cannot share a backbone with others, as far as is known before trying; or None."""
     if tuned.active is None:
-        return "no adapter is on"
+        return "no adapter is enabled"
     if tuned.quantised is not None:
         return f"the frozen weights are {tuned.quantised}"
     if tuned.adapter().unfrozen.targets or tuned.adapter().moving:
-        return "tensors of the backbone itself are trained, of which each run has its own"
+        return "it trains tensors of the backbone itself, which differ between the runs"
     for method in tuned.methods():
         if type(method).advance is not Method.advance:
             return f"{type(method).__name__} changes with the progress of its own model's training"
@@ -66,25 +74,28 @@ def why_not(tuned: TunedModel) -> str | None:
     return None
 
 
-def common_ground(tuned: TunedModel) -> TunedModel:
-    """A copy to stand on, before any acceleration is on the model. Its frozen parameters are the model's own."""
+def shared_backbone(tuned: TunedModel) -> TunedModel:
+    """Return a copy of the model, with the same frozen parameters, on which the adapters of several runs are attached.
+
+    Call it before any acceleration is applied to the model.
+    """
     return copy.deepcopy(tuned, {id(parameter): parameter for parameter in tuned.backbone.parameters()})
 
 
-class Draws:
-    """torch's random numbers of one run: each block goes on where the block before ended, and leaves no trace."""
+class RandomStream:
+    """torch's random numbers of one run: each use as a context continues where the last one ended."""
 
     def __init__(self, device: torch.device) -> None:
         self._devices = [device] if device.type == "cuda" else []
         self.take()
 
     def take(self) -> None:
-        """Go on from where the process's generators are."""
+        """Take over the state of the process's generators."""
         self._state = torch.get_rng_state()
         self._more = [torch.cuda.get_rng_state(device) for device in self._devices]
 
     def put(self) -> None:
-        """Let the process's generators go on from here."""
+        """Set the process's generators to this state."""
         torch.set_rng_state(self._state)
         for device, state in zip(self._devices, self._more, strict=True):
             torch.cuda.set_rng_state(state, device)
@@ -100,29 +111,29 @@ class Draws:
 
 
 class Batched:
-    """Runs in one pass: called with images (B_k, 3, H, W) of some of the runs, it gives their logits.
+    """Several runs in one pass: {run: images (B_k, C, H, W)} -> {run: outputs}.
 
     Attributes:
         joined: the runs.
-        draws: of those that draw random numbers in a step, which are as alone: where they stand.
-        accelerations: names of those that are on the pass.
-        worst: the largest relative difference from the runs alone, on two images each.
+        draws: for runs that draw random numbers in a step, their random state, which is as if they ran alone.
+        accelerations: names of the accelerations of the pass.
+        worst: the largest relative difference from the single runs, on two images each.
     """
 
-    def __init__(self, ground: TunedModel, names: Mapping[Joining, str]) -> None:
+    def __init__(self, ground: TunedModel, names: Mapping[BatchedRun, str]) -> None:
         self._ground, self._names = ground, names
         self.joined, self.worst = list(names), 0.0
         self.accelerations: list[str] = []
-        self.draws: dict[Joining, Draws] = {}
+        self.draws: dict[BatchedRun, RandomStream] = {}
 
-    def __call__(self, images: Mapping[Joining, Tensor]) -> dict[Joining, Tensor]:
+    def __call__(self, images: Mapping[BatchedRun, Tensor]) -> dict[BatchedRun, Tensor]:
         shares = Shares(tuple((self._names[one], len(some)) for one, some in images.items()))
         within: Within = {self._names[one]: draws for one, draws in self.draws.items()}
         outputs = outputs_of(self._ground, torch.cat(list(images.values())), shares, within)
         return dict(zip(images, outputs, strict=True))
 
     def prove(self, autocast: Callable[[], AbstractContextManager[Any]], precision: str) -> None:
-        """Compare logits and gradients of every run, beside the others, with those of the run alone.
+        """Compare the outputs and gradients of every run in the shared pass with those of the run alone.
 
         Raises:
             NotApplicable: they differ, or the backbone itself draws random numbers.
@@ -132,14 +143,14 @@ class Batched:
         pictures = two_images(self._ground)
         with ExitStack() as stack:
             for one in self.joined:
-                stack.enter_context(OffZero(one.tuned))
+                stack.enter_context(PerturbedParameters(one.tuned))
             stack.enter_context(autocast())
             untouched = behaviour(self.joined[0].tuned, pictures, lambda images: images.flatten(1)).drawn
             alone = {one: behaviour(one.tuned, pictures, one.model) for one in self.joined}
-            self.draws = {one: Draws(pictures.device) for one in self.joined if alone[one].drawn != untouched}
+            self.draws = {one: RandomStream(pictures.device) for one in self.joined if alone[one].drawn != untouched}
             for one in self.joined:
 
-                def beside(images: Tensor, one: Joining = one) -> Tensor:
+                def beside(images: Tensor, one: BatchedRun = one) -> Tensor:
                     for draws in self.draws.values():
                         draws.take()
                     return self(dict.fromkeys(self.joined, images))[one]
@@ -155,20 +166,23 @@ class Batched:
 
 def batched(
     ground: TunedModel,
-    runs: Sequence[Joining],
+    runs: Sequence[BatchedRun],
     choice: Container[str],
     autocast: Callable[[], AbstractContextManager[Any]],
     precision: str,
-) -> tuple[list[Batched], dict[Joining, str]]:
-    """The runs in as few passes as is exact; and for each run that goes by itself, why.
+) -> tuple[list[Batched], dict[BatchedRun, str]]:
+    """Combine runs into as few exact passes as possible.
 
     Args:
-        ground: the copy that stands for all backbones; it has the adapter of the model it was copied from.
-        runs: in training mode, with whatever accelerations they have.
-        choice: the names of the accelerations that may be on the common pass.
+        ground: the result of `shared_backbone`; it has the adapter of the model that it was copied from.
+        runs: the runs, in training mode, with their accelerations.
+        choice: names of the accelerations that the shared pass may use.
         autocast, precision: of the forward pass.
+
+    Returns:
+        The shared passes; and for each run that is not in one, the reason.
     """
-    alone, names = dict[Joining, str](), dict[Joining, str]()
+    alone, names = dict[BatchedRun, str](), dict[BatchedRun, str]()
     device = next(ground.backbone.parameters()).device
     ground.to(device)
     for one in runs:
@@ -182,7 +196,7 @@ def batched(
     for together in ground._routing.passes(ground, two_images(ground), list(by_name)):
         joined = [by_name[name] for name in together]
         if len(joined) < 2:
-            alone[joined[0]] = "there is no other run whose edits can act beside its own in a common batch"
+            alone[joined[0]] = "no other run has edits that can act in a common batch with its own"
             continue
         one_pass = Batched(ground, {one: names[one] for one in joined})
         try:
@@ -197,25 +211,25 @@ def batched(
 def _accelerated(
     ground: TunedModel, one_pass: Batched, adapters: Sequence[str], choice: Container[str], prove: Callable[[], None]
 ) -> None:
-    """Put on the common ground what can serve several adapters at once and is exact for all of them.
+    """Apply accelerations that support several adapters and are exact for all of them to the shared backbone.
 
     Raises:
-        NotApplicable: not even the plain pass is exact.
+        NotApplicable: even the pass without accelerations is not exact.
     """
-    wanted = [idea for idea in ACCELERATIONS if idea.name in choice]
+    wanted = [acceleration for acceleration in ACCELERATIONS if acceleration.name in choice]
     for first in range(len(wanted) + 1):
-        changes = Patches(ground)
-        for idea in wanted[first:]:
-            before = len(changes)
+        patches = Patches(ground)
+        for acceleration in wanted[first:]:
+            before = len(patches)
             try:
-                idea.install_for(ground, changes, adapters)
-                one_pass.accelerations.append(idea.name)
+                acceleration.install_for(ground, patches, adapters)
+                one_pass.accelerations.append(acceleration.name)
             except NotApplicable:
-                changes.undo(before)
+                patches.undo(before)
         try:
             prove()
         except NotApplicable:
-            changes.undo()
+            patches.undo()
             one_pass.accelerations.clear()
             if first == len(wanted):
                 raise
@@ -223,8 +237,8 @@ def _accelerated(
             return
 
 
-def _stand(ground: TunedModel, run: Joining) -> str:
-    """Put a run's adapter on the common ground; returns its name there."""
+def _stand(ground: TunedModel, run: BatchedRun) -> str:
+    """Attach a run's adapter to the shared backbone; return its name there."""
     name = f"run-{len(ground.adapters)}"
     tuned = run.tuned
     with torch.random.fork_rng(devices=[]):
@@ -238,7 +252,7 @@ def _stand(ground: TunedModel, run: Joining) -> str:
 
 
 def _same_tensors(there: Adapter, here: Adapter) -> None:
-    """Let the adapter on the common ground hold the very parameters and buffers of the run's own."""
+    """Replace the tensors of the adapter on the shared backbone with the run's own parameters and buffers."""
     require_equal_shapes(here.tensors(), there.tensors())
     modules = dict(here.named_modules())
     copies: list[tuple[str, nn.Module]] = list(there.named_modules())

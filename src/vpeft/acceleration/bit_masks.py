@@ -1,7 +1,7 @@
-"""Masks of ReLU and dropout as bits: one bit an element where autograd keeps two or four bytes.
+"""Save the masks of ReLU and dropout as bits: one bit per element instead of two or four bytes.
 
-A ReLU keeps its whole output to know where it was positive, and dropout on a processor keeps a factor for each element.
-Gradients are the same bits, and dropout draws the numbers that it would have drawn.
+Without this, a ReLU saves its whole output to know where it was positive, and dropout on a CPU saves a factor for each
+element. Gradients are bit-equal, and dropout draws the same numbers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vpeft.injection.tuned_model import TunedModel
 
 
 def packed(mask: Tensor) -> Tensor:
-    """A bool tensor of any shape as uint8 (elements / 8, rounded up)."""
+    """Pack a bool tensor of any shape into uint8 (elements / 8, rounded up)."""
     flat = mask.reshape(-1)
     flat = F.pad(flat, (0, -len(flat) % 8)).view(-1, 8).to(torch.uint8)
     return (flat << _places(mask.device)).sum(1, dtype=torch.uint8)
 
 
 def unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
-    """What `packed` was given."""
+    """Unpack the result of `packed` into a bool tensor of `shape`."""
     mask = (bits[:, None] >> _places(bits.device)) & 1
     return mask.view(-1)[: shape.numel()].view(shape).to(torch.bool)
 
@@ -35,7 +35,7 @@ def _places(device: torch.device) -> Tensor:
 
 
 class _Positive(torch.autograd.Function):
-    """ReLU that keeps where it was positive."""
+    """ReLU that saves a bit mask of its positive elements."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -51,13 +51,13 @@ class _Positive(torch.autograd.Function):
 
 
 class _Dropped(torch.autograd.Function):
-    """Dropout that keeps which elements were kept."""
+    """Dropout that saves a bit mask of its remaining elements."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         ctx.p = p
         if x.device.type == "cpu":
-            # As torch has it on a processor: drawn in the precision of x, scaled, multiplied.
+            # As torch does it on a CPU: drawn in the precision of x, scaled, multiplied.
             factor = torch.empty_like(x).bernoulli_(1 - p)
             mask = factor != 0
             out = x * factor.div_(1 - p)
@@ -77,7 +77,7 @@ class _Dropped(torch.autograd.Function):
 
 
 class PositiveBits:
-    """Stands before the class of a ReLU. It never works in place, so that its input is free at once."""
+    """Mixin of a ReLU. It never works in place, so its input can be freed at once."""
 
     training: bool
 
@@ -89,7 +89,7 @@ class PositiveBits:
 
 
 class DroppedBits:
-    """Stands before the class of a dropout."""
+    """Mixin of a dropout."""
 
     training: bool
     p: float
@@ -101,14 +101,14 @@ class DroppedBits:
         return out
 
 
-def install(tuned: TunedModel, changes: Patches) -> int:
-    """Let every ReLU and every dropout that acts keep bits; says how many they are."""
+def install(tuned: TunedModel, patches: Patches) -> int:
+    """Let every ReLU and every dropout with 0 < p < 1 save bits; return their number."""
     count = 0
     for module in tuned.modules():
         if type(module) is nn.ReLU:
-            changes.stand_in(module, PositiveBits)
+            patches.stand_in(module, PositiveBits)
             count += 1
         elif type(module) is nn.Dropout and 0 < module.p < 1:
-            changes.stand_in(module, DroppedBits)
+            patches.stand_in(module, DroppedBits)
             count += 1
     return count

@@ -1,7 +1,7 @@
-"""Where the feature is the first token of the last block, that block computes its other tokens as keys and values only.
+"""If the pooled feature is the class token, the last block computes its other tokens as keys and values only.
 
-Their queries, the projection behind the attention, the second norm and the MLP lead nowhere. Exact up to the rounding
-of smaller matrix products.
+Nothing reads their queries, their attention projection, their second norm and their MLP. Exact up to the rounding of
+smaller matrix products.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from vpeft.injection.tuned_model import TunedModel
 
 
 class FirstQuery:
-    """q, k, v -> the first query alone, k, v; runs like any edit of an attention, while `block` is in training mode."""
+    """An edit of the attention that keeps the first query only, while `block` is in training mode."""
 
     def __init__(self, adapter: str, block: nn.Module) -> None:
         self.adapter, self.block = adapter, block
 
     @property
     def asking(self) -> int | None:
-        """How many tokens' queries are wanted; where nothing else acts here, no others are computed."""
+        """The number of queries that are needed; None for all."""
         return 1 if self.block.training else None
 
     def edits(self, step: str) -> bool:
-        """The attention map is left alone."""
+        """Whether it changes the attention map: no."""
         return False
 
     def act(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,30 +38,30 @@ class FirstQuery:
 
 
 class ClassTokenOnly(Acceleration):
-    """The last block works for its first token alone."""
+    """Compute the outputs of the last block for its first token only."""
 
     name = "class_token_only"
 
-    def install(self, tuned: TunedModel, changes: Patches) -> str:
+    def install(self, tuned: TunedModel, patches: Patches) -> str:
         assert tuned.active is not None
-        return self.install_for(tuned, changes, [tuned.active])
+        return self.install_for(tuned, patches, [tuned.active])
 
-    def install_for(self, tuned: TunedModel, changes: Patches, adapters: Sequence[str]) -> str:
-        """`install`, for several adapters that are on at once, each for its own images."""
+    def install_for(self, tuned: TunedModel, patches: Patches, adapters: Sequence[str]) -> str:
+        """Install it for several adapters that are enabled at once, each for its own images."""
         facts = tuned.description.facts
         if facts.pooling != "token":
-            raise NotApplicable(f"the feature is pooled by {facts.pooling!r} and not read from the class token")
+            raise NotApplicable(f"the feature is pooled by {facts.pooling!r}, not read from the class token")
         block = tuned.description.blocks[-1]
         if not block.leading or not block.has("attn.core") or block.has("attn.gate"):
-            raise NotApplicable(f"{block.name} has no form that computes its first token alone")
+            raise NotApplicable(f"{block.name} cannot compute its first token only")
         for module, kind in block.leading:
             if not issubclass(kind, type(module)):
-                raise NotApplicable(f"{block.name} is already expressed in another way")
-            changes.become(module, kind)
+                raise NotApplicable(f"{block.name} is already rewritten in another way")
+            patches.become(module, kind)
         for module, kind in block.attn.core.rewrites["extend"]:
             if not issubclass(kind, type(module)):
-                raise NotApplicable(f"the attention of {block.name} is already expressed in another way")
+                raise NotApplicable(f"the attention of {block.name} is already rewritten in another way")
             assert block.exit is not None
             for adapter in adapters:
-                changes.extend_core(module, kind, FirstQuery(adapter, block.exit.module))
+                patches.extend_core(module, kind, FirstQuery(adapter, block.exit.module))
         return f"{block.name} works for one token"

@@ -1,7 +1,7 @@
-"""The decoded-image cache: every image is decoded and resized once, and kept as eight-bit pixels.
+"""The cache of decoded images: every image is decoded and resized once, and its eight-bit pixels are kept.
 
-Decoding a photograph and resizing it takes many times as long as reading 150 KiB. What draws at random, and the
-normalisation, follow on the kept pixels, so that every tensor is the same to the bit.
+Decoding and resizing a photograph takes many times as long as reading 150 KiB. Random transforms and normalisation act
+on the cached pixels, so every tensor is bit-equal to that without a cache.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from vpeft.version import __version__
 
 NAME = "decoded_images"
 SAMPLE = 4
-# As many as look at files when a data set is opened; decoding releases the interpreter lock.
+# As many as check files when a data set is opened; decoding releases the interpreter lock.
 _THREADS = 8
 _PORTION = 256
 
 
 def keep(situation: Situation) -> tuple[ImageSet, ImageSet | None, str]:
-    """The training and validation images from kept pixels, and what is to be said; None: validation as before.
+    """Cache the pixels of the images; return training and validation images that read them, and a line of text.
+
+    The validation images are None if they are not cached.
 
     Raises:
         NotApplicable: with the reason.
@@ -42,7 +44,7 @@ def keep(situation: Situation) -> tuple[ImageSet, ImageSet | None, str]:
         raise NotApplicable("in a single epoch no image is read twice")
     train = situation.train.images if isinstance(situation.train, Views) else situation.train
     if not isinstance(train, ImageSet):
-        raise NotApplicable("only vpeft's own image sets say which part of their transform is the same each time")
+        raise NotApplicable("only vpeft's own image sets state which part of their transform is not random")
     _why_not(train)
     sets = [train]
     if isinstance(situation.val, ImageSet) and situation.val is not train:
@@ -75,7 +77,7 @@ def keep(situation: Situation) -> tuple[ImageSet, ImageSet | None, str]:
 
 
 def _why_not(images: ImageSet) -> None:
-    """Raise `NotApplicable` where kept pixels would not stand for the images, or save nothing."""
+    """Raise `NotApplicable` if cached pixels would not equal the images or would save nothing."""
     if isinstance(images, FittedImages) or all(isinstance(item.picture, ArrayPicture) for item in images.items):
         raise NotApplicable("the images are in memory already")
     if images.cache is not None:
@@ -98,12 +100,12 @@ def _spec(images: ImageSet) -> Spec:
 
 
 def _known(sets: Sequence[ImageSet], situation: Situation) -> bool:
-    """Whether it is known which images these are: by their files, or by the digest of their content."""
+    """Whether the images can be identified: by their files, or by the digest of their content."""
     return "data" in situation.identity or all(item.picture.file is not None for one in sets for item in one.items)
 
 
 def _facts(images: ImageSet, steps: Sequence[nn.Module], situation: Situation) -> dict[str, Any]:
-    """What the pixels depend on. A file that was written anew is another one, whatever it holds."""
+    """Return everything that the pixels depend on. A file with a new modification time counts as another file."""
     listed = hashlib.sha256()
     for item in images.items:
         file = item.picture.file
@@ -124,7 +126,7 @@ def _words(step: nn.Module) -> str:
 
 
 def _filled(images: ImageSet, situation: Situation) -> tuple[Store, bool]:
-    """The pixels of all images, proved on a sample, and whether they were there."""
+    """Return the pixels of all images, tested on a sample, and whether a cache on disk had them."""
     steps, _, _ = parted(images.transform)
     spec, store, found = _spec(images), None, False
     folder = situation.folder if _known([images], situation) else None
@@ -142,7 +144,7 @@ def _filled(images: ImageSet, situation: Situation) -> tuple[Store, bool]:
                 store.put(index, [pixels[None]])
         for index in sorted({round(i * (len(images) - 1) / (SAMPLE - 1)) for i in range(SAMPLE)}):
             if not torch.equal(store.arrays[0][index], _pixels(images, steps, index)):
-                raise NotApplicable(f"the kept pixels of {images.path(index)} are not those that decoding it gives")
+                raise NotApplicable(f"the cached pixels of {images.path(index)} differ from those of decoding it again")
         store.finish()
     except BaseException:
         store.discard()
@@ -151,19 +153,19 @@ def _filled(images: ImageSet, situation: Situation) -> tuple[Store, bool]:
 
 
 def _all(images: ImageSet, steps: Sequence[nn.Module]) -> Iterator[Tensor]:
-    """The pixels of all images in order; files in threads, other people's data sets not, since few allow it."""
+    """Yield the pixels of all images in order. Files are decoded in threads; few other data sets allow that."""
     if any(item.picture.file is None for item in images.items):
         yield from (_pixels(images, steps, index) for index in range(len(images)))
         return
     _pixels(images, steps, 0)  # loads Pillow's plugins once, before the threads would
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(images), _PORTION):  # so that pixels do not pile up ahead of the store
+        for start in range(0, len(images), _PORTION):  # limits the pixels that wait to be stored
             portion = range(start, min(start + _PORTION, len(images)))
             yield from pool.map(lambda index: _pixels(images, steps, index), portion)
 
 
 def _pixels(images: ImageSet, steps: Sequence[nn.Module], index: int) -> Tensor:
-    """uint8 (H, W, 3)."""
+    """Return the pixels of one image, uint8 (H, W, 3)."""
     picture: Any = images.image(index)
     for step in steps:
         picture = step(picture)

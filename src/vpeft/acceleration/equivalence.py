@@ -1,4 +1,4 @@
-"""Proof on two images: logits, penalties and gradients with an acceleration are those without it."""
+"""Test on two images whether outputs, penalties and gradients are equal with and without an acceleration."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from vpeft.injection.outputs import one_tensor
 from vpeft.injection.routed import noise_for
 from vpeft.injection.tuned_model import TunedModel
 
-# Largest accepted difference, relative to the largest value of a tensor. In fp32 what is exact differs by 1e-6, more in
-# deep models; what is wrong differs by far more than 1e-4, as the trained tensors are moved off zero first. In 16 bits
-# one rounding is 4e-3, and the ways to a gradient are long.
+# Largest accepted difference, relative to the largest value of a tensor. In fp32, exact accelerations differ by about
+# 1e-6, more in deep models; wrong ones differ by far more than 1e-4, because trained tensors are moved away from zero
+# first. In 16 bits one rounding is 4e-3, and a gradient is the result of many.
 TOLERANCE = 1e-4
 TOLERANCE_16 = 0.1
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a model did with two images: its numbers by name, and the bytes that it kept for the backward pass.
+    """The results of one forward and backward pass.
 
-    `drawn` is where the random generators then stood: a layer that draws for fewer tokens gives other masks at the next
-    step, which two images may not show.
+    Attributes:
+        numbers: outputs, penalty and gradients by name.
+        kept: bytes saved for the backward pass.
+        drawn: state of the random generators afterwards. A layer that draws numbers for fewer tokens would draw other
+            masks at the next step, which two images may not show.
     """
 
     numbers: dict[str, Tensor]
@@ -38,9 +41,12 @@ class Behaviour:
 
 
 def behaviour(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Any] | None = None) -> Behaviour:
-    """One forward and backward pass in the model's present mode, always with the same random numbers.
+    """Run one forward and backward pass in the model's present mode, always with the same random numbers.
 
-    `model` is `tuned` in another form, and `images` is what that takes.
+    Args:
+        tuned: whose trained tensors are looked at.
+        images: the inputs of `model`.
+        model: another form of `tuned`, such as the model on cached outputs; `tuned` by default.
     """
     parameters = dict(tuned.trainable())
     before = {name: p.grad for name, p in parameters.items()}
@@ -75,10 +81,10 @@ def behaviour(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Any] 
 
 
 def tried(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Any] | None = None) -> Behaviour:
-    """`behaviour` of a model that may not run at all.
+    """Run `behaviour` on a model that may fail.
 
     Raises:
-        NotApplicable: it does not; the message holds the first line of why.
+        NotApplicable: the model raises an error; the message holds the first line of it.
     """
     try:
         return behaviour(tuned, images, model)
@@ -97,7 +103,7 @@ def _devices(images: Tensor) -> list[torch.device]:
 
 
 def difference(one: Behaviour, other: Behaviour) -> tuple[float, str]:
-    """The largest relative difference, and of what. Tiny gradients are measured by a thousandth of the largest."""
+    """Return the largest relative difference and its name. A gradient's scale is at least 1e-3 of the largest one."""
     if one.numbers.keys() != other.numbers.keys():
         lacking = sorted(one.numbers.keys() ^ other.numbers.keys())
         return float("inf"), lacking[0]
@@ -117,9 +123,9 @@ def difference(one: Behaviour, other: Behaviour) -> tuple[float, str]:
     return worst, where
 
 
-class OffZero:
-    """Inside: trained tensors are moved off zero, where equal and different layers would look the same, and norms that
-    gather statistics may do so; afterwards everything is bit by bit as it was."""
+class PerturbedParameters:
+    """A context in which trained tensors are moved away from zero, so that a layer that starts at zero cannot hide a
+    difference. Parameters and buffers are restored exactly at its end."""
 
     def __init__(self, tuned: TunedModel) -> None:
         self.tuned = tuned
@@ -139,6 +145,6 @@ class OffZero:
 
 
 def two_images(tuned: TunedModel, count: int = 2) -> Tensor:
-    """Fixed made-up inputs for two (or `count`) samples, images of the backbone's size or what it takes, on its device."""
+    """Return fixed example inputs for two (or `count`) samples, on the backbone's device."""
     generator = torch.Generator().manual_seed(3)
     return fitted_to(tuned.description.inputs.example(count * tuned.rows_per_sample, generator), tuned.backbone)

@@ -1,8 +1,8 @@
-"""Frozen weights in the precision of the forward pass, made once.
+"""Cast frozen weights to the precision of the forward pass once.
 
-Under autocast every frozen weight is cast anew at each step, and the copy is held until the backward pass. The copies
-made here have the same values, and are there for every step, for every part of a batch and for validation. The weights
-themselves stay as they are, since adapter files name their digest.
+Under autocast, every step casts every frozen weight and keeps the copy until the backward pass. The copies made here
+have the same values and serve every step, every part of a batch and validation. The weights themselves do not change,
+because adapter files hold their digest.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from vpeft.acceleration.patches import Patches
 from vpeft.injection.tuned_model import TunedModel
 
 
-class InPrecision:
-    """Stands before the class of a linear map whose weight is frozen; its bias may be trained."""
+class CastLinear:
+    """Mixin of a linear layer with a frozen weight; its bias may train."""
 
     bias: Tensor | None
     vpeft_cast: tuple[Tensor, ...]
@@ -32,11 +32,11 @@ class InPrecision:
 
 
 class FrozenPrecision(Acceleration):
-    """Frozen weights are cast to the precision of the forward pass once."""
+    """Cast frozen weights to the precision of the forward pass once."""
 
     name = "frozen_precision"
 
-    def install(self, tuned: TunedModel, changes: Patches) -> str:
+    def install(self, tuned: TunedModel, patches: Patches) -> str:
         like = next(p for p in tuned.backbone.parameters() if p.is_floating_point())
         kind = like.device.type
         if not torch.is_autocast_enabled(kind):
@@ -48,10 +48,10 @@ class FrozenPrecision(Acceleration):
                 continue
             cast = tuple(p.detach().to(dtype) for p in module.parameters(recurse=False) if not p.requires_grad)
             if fused:
-                changes.note(module, vpeft_cast=cast)
+                patches.note(module, vpeft_cast=cast)
             else:
-                changes.stand_in(module, InPrecision, vpeft_cast=cast)
+                patches.stand_in(module, CastLinear, vpeft_cast=cast)
             count += sum(p.numel() for p in cast)
         if not count:
-            raise NotApplicable("no linear map is frozen")
+            raise NotApplicable("no linear layer is frozen")
         return f"{count * dtype.itemsize / 2**20:.1f} MiB of frozen weights are cast once"

@@ -1,8 +1,8 @@
-"""What comes before the first trained place, recorded once per image and replayed.
+"""Compute everything before the first trained place once per image, and run the rest of the model on the results.
 
-Two forms. Where no gradient enters the trunk at all, the pooled features are recorded, with every tensor that a trained
-layer reads from the trunk, and the trunk is not run again. Where gradients reach back to block k, what enters block k
-is recorded; the blocks before it then pass on what they are given, and block k receives the record.
+There are two forms. If no gradient enters the trunk, the pooled features are stored, with every tensor that a trained
+layer reads from the trunk, and the trunk does not run again. If gradients reach back to block k, the input of block k
+is stored; the blocks before it then return their input, and block k receives the stored tensor.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from vpeft.injection.tuned_model import TunedModel
 
 
 class _Reached(Exception):
-    """The recorded point was reached; nothing behind it is needed."""
+    """Ends a forward pass at the cut, because nothing after it is needed."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden
 
 
-class Quiet:
-    """Takes the place of an operation before the cut: runs it, records what it sees, or lets everything pass."""
+class ReplayableOperation:
+    """Replaces an operation before the cut: it runs the operation, logs its input, or does nothing in a replay."""
 
     def __init__(self, operation: Operation, prefix: Prefix) -> None:
         self.operation, self.prefix = operation, prefix
@@ -46,8 +46,8 @@ class Quiet:
         return self.operation.act(hidden)
 
 
-class PassOn:
-    """Stands before the class of a block: while records are replayed it gives back what it is given."""
+class SkippedBlock:
+    """Mixin of a block before the cut: in a replay it returns its input."""
 
     vpeft_prefix: Prefix
     vpeft_shape: tuple[int | str, int, tuple[Any, ...] | None]
@@ -62,8 +62,8 @@ class PassOn:
         return tuple(hidden if i == at else other for i, other in enumerate(others))
 
 
-class Blank:
-    """Stands before the class of the stem: while records are replayed it gives zeros of the right shape."""
+class SkippedStem:
+    """Mixin of the stem: in a replay it returns zeros of the right shape."""
 
     vpeft_prefix: Prefix
     vpeft_like: Tensor
@@ -75,33 +75,33 @@ class Blank:
 
 
 class Prefix:
-    """Records the outputs before a cut, and runs the rest of the model on them."""
+    """Records the outputs at a cut, and replays the rest of the model on them."""
 
-    def __init__(self, tuned: TunedModel, cut: Cut, changes: Patches) -> None:
+    def __init__(self, tuned: TunedModel, cut: Cut, patches: Patches) -> None:
         self.tuned, self.cut = tuned, cut
         self.replaying = False
-        # height and width of the images that were recorded
+        # height and width of the recorded images
         self.size: tuple[int, ...] = tuned.description.facts.image_size
         self.log: list[tuple[Operation, Tensor]] | None = None
         self._given: Tensor | None = None
         before = {id(op) for op in cut.before}
         for _, hook in hooked(tuned):
             for op in [op for op in hook.operations if id(op) in before]:
-                changes.exchange(hook.listed(op.adapter), op, Quiet(op, self))
+                patches.exchange(hook.listed(op.adapter), op, ReplayableOperation(op, self))
         description = tuned.description
         if cut.trunk:
             anchor = description.outlet_anchor
             handle = anchor.register_forward_pre_hook(lambda _, args: self._arrive(args[0]), prepend=True)
-            changes.on_undo(handle.remove)
+            patches.on_undo(handle.remove)
             return
         for block, others in zip(description.blocks[: cut.blocks], cut.outputs, strict=False):
             assert block.enter is not None and block.exit is not None
             at = block.exit.item if isinstance(block.exit.item, int) else 0
             shape = (block.enter.item, at, others)
-            changes.stand_in(block.exit.module, PassOn, vpeft_prefix=self, vpeft_shape=shape)
+            patches.stand_in(block.exit.module, SkippedBlock, vpeft_prefix=self, vpeft_shape=shape)
         stem = stem_of(tuned)
         if stem is not None and cut.stem is not None:
-            changes.stand_in(stem, Blank, vpeft_prefix=self, vpeft_like=cut.stem.detach())
+            patches.stand_in(stem, SkippedStem, vpeft_prefix=self, vpeft_like=cut.stem.detach())
         if cut.blocks < len(description.blocks):
             block = description.blocks[cut.blocks]
             assert block.enter is not None
@@ -110,7 +110,7 @@ class Prefix:
             block = description.blocks[-1]
             assert block.exit is not None
             handle = block.exit.module.register_forward_hook(self._leave(block))
-        changes.on_undo(handle.remove)
+        patches.on_undo(handle.remove)
 
     # -- recording --------------------------------------------------------------------------------------------------
 
@@ -120,9 +120,9 @@ class Prefix:
 
     @torch.no_grad()
     def record(self, images: Tensor) -> list[Tensor]:
-        """What there is to keep of `images` (B, C, H, W): the tensors that are read, then the one at the cut.
+        """Return the tensors to store for `images` (B, C, H, W): those that later layers read, then the one at the cut.
 
-        Equal tensors that several places read are given once; `groups` says which is whose.
+        A tensor that several places read is returned once; `groups` maps places to tensors.
         """
         log: list[tuple[Operation, Tensor]] = []
         self.log, self.size = log, tuple(images.shape[-2:])
@@ -147,7 +147,7 @@ class Prefix:
         known: dict[tuple[Any, ...], int] = {}
         for value in (*values, reached):
             if len(value) != len(images):
-                raise NotApplicable("a tensor that is read has no row for each image")
+                raise NotApplicable("a tensor that a trained layer reads does not have one row for each image")
             key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
             if key not in known:
                 known[key] = len(kept)
@@ -158,7 +158,7 @@ class Prefix:
     # -- replaying --------------------------------------------------------------------------------------------------
 
     def replay(self, rows: Sequence[Tensor], batch: Batch | None = None) -> Any:
-        """The model's outputs from what `record` gave, on the model's device; `batch` is for the head to look into."""
+        """Return the model's outputs for the tensors of `record`; the head gets `batch`."""
         values = [rows[group] for group in self.groups]
         channels = self.tuned.description.pixels.width
         blank = values[-1].new_zeros(1).expand(len(values[-1]), channels, *self.size)
@@ -207,7 +207,7 @@ class Prefix:
 
 @contextmanager
 def all_modes(tuned: TunedModel) -> Iterator[None]:
-    """Afterwards each module is in the mode it was in."""
+    """A context that restores the mode of each module at its end."""
     before = [(module, module.training) for module in tuned.modules()]
     try:
         yield

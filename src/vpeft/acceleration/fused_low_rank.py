@@ -1,8 +1,8 @@
-"""Low-rank changes beside a frozen linear map, added into its output without a copy of it.
+"""Add low-rank updates to the output of a frozen linear layer in place.
 
-Hooks add each change to the output and so write it anew; for a fused projection they also copy it whole. Here the
-products go into the output where it lies (one GEMM that accumulates), and the backward pass keeps x and the R-wide
-products only. Exact up to the rounding of one sum; often it is the same bits.
+Hooks add each update in a separate operation that writes the whole output again; for a fused projection they also copy
+it. Here one accumulating GEMM adds an update to the output in place, and only x and the products of width R are saved
+for the backward pass. Exact up to the rounding of one sum, and often bit-equal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vpeft.acceleration.acceleration import Acceleration, NotApplicable
 from vpeft.acceleration.patches import Patches, hooked
-from vpeft.acceleration.recompute import again_of
+from vpeft.acceleration.recompute import recomputation_of
 from vpeft.injection.operations import Add, Hold, Operation
 from vpeft.injection.switch import Switch
 from vpeft.injection.tuned_model import TunedModel
@@ -27,7 +27,7 @@ from vpeft.layers.low_rank import LowRank
 
 @dataclass(frozen=True)
 class Part:
-    """One change: the layer and the output rows that it acts on (None for all)."""
+    """One low-rank update: its layer and the output rows that it acts on (None for all)."""
 
     layer: LowRank
     rows: tuple[int, int] | None
@@ -35,13 +35,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Fused:
-    """What a linear map adds while an adapter is on, by adapter."""
+    """The updates of a linear layer, by adapter."""
 
     switch: Switch
     parts: Mapping[str | None, tuple[Part, ...]]
 
     def here(self, x: Tensor) -> list[tuple[slice, Part]]:
-        """What is added now, each with the rows of x (..., D_in) that it is added for, all axes but the last in one."""
+        """Return the updates of the enabled adapters, each with its rows of x (..., D_in) flattened to (rows, D_in)."""
         shares = self.switch.shares
         if shares is None:
             return [(slice(None), part) for part in self.parts.get(self.switch.on, ())]
@@ -54,7 +54,7 @@ class Fused:
         return found
 
 
-# One part: the rows that it is added for, the outputs that it is added to, and s.
+# For each part: its rows of x, its columns of the output, and the scale s.
 Spec = tuple[tuple[slice, slice, float], ...]
 
 
@@ -72,7 +72,7 @@ class _Sum(torch.autograd.Function):
         count: int,
         *more: Tensor,
     ) -> Tensor:
-        """`more` are the `count` tensors that `again` makes x from, then A and B of each part."""
+        """`more` holds the `count` tensors from which `again` recomputes x, then A and B of each part."""
         sources, factors = more[:count], more[count:]
         out = F.linear(x, weight, bias)
         flat, rows = out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1])
@@ -97,22 +97,22 @@ class _Sum(torch.autograd.Function):
         x = x.reshape(-1, x.shape[-1])
         flat = grad.reshape(-1, grad.shape[-1])
         into = flat @ weight if ctx.needs_input_grad[0] else None
-        changes: list[Tensor | None] = []
+        gradients: list[Tensor | None] = []
         for i, (own, outputs, scale) in enumerate(ctx.spec):
             a, b = factors[2 * i], factors[2 * i + 1]
             piece = flat[own, outputs]
             if scale != 1.0:
                 piece = piece * scale
             inner = piece @ b
-            changes += [inner.t() @ x[own], piece.t() @ products[i]]
+            gradients += [inner.t() @ x[own], piece.t() @ products[i]]
             if into is not None:
                 into[own].addmm_(inner, a)
         shaped = None if into is None else into.view(*grad.shape[:-1], weight.shape[1])
-        return (shaped, None, None, None, None, None, *([None] * ctx.count), *changes)
+        return (shaped, None, None, None, None, None, *([None] * ctx.count), *gradients)
 
 
 class LowRankBeside:
-    """Stands before the class of a linear map."""
+    """Mixin of a linear layer with low-rank updates."""
 
     vpeft_fused: Fused
 
@@ -125,7 +125,7 @@ class LowRankBeside:
         if not self.training and fused.switch.shares is None:  # type: ignore[attr-defined]
             return self._plain(x)
         factors: list[Tensor] = [factor for _, part in parts for factor in (part.layer.A, part.layer.B)]
-        again = again_of(x)
+        again = recomputation_of(x)
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
@@ -144,7 +144,7 @@ class LowRankBeside:
         return out
 
     def _plain(self, x: Tensor) -> Tensor:
-        """As the hooks do it, to the bit: what is evaluated is what an adapter file gives later."""
+        """Compute it as the hooks do, bit by bit, so that an evaluation equals that of the saved adapter."""
         out, fused = F.linear(x, self.weight, self.bias), self.vpeft_fused  # type: ignore[attr-defined]
         for part in fused.parts.get(fused.switch.on, ()):
             change = part.layer(x)
@@ -157,18 +157,18 @@ class LowRankBeside:
 
 
 class FusedLowRank(Acceleration):
-    """Low-rank changes go into a frozen linear map's output in place."""
+    """Add low-rank updates to the output of a frozen linear layer in place."""
 
     name = "fused_low_rank"
 
-    def install(self, tuned: TunedModel, changes: Patches) -> str:
+    def install(self, tuned: TunedModel, patches: Patches) -> str:
         assert tuned.active is not None
-        return self.install_for(tuned, changes, [tuned.active])
+        return self.install_for(tuned, patches, [tuned.active])
 
-    def install_for(self, tuned: TunedModel, changes: Patches, adapters: Sequence[str]) -> str:
-        """`install`, for several adapters that are on at once, each for its own images."""
+    def install_for(self, tuned: TunedModel, patches: Patches, adapters: Sequence[str]) -> str:
+        """Install it for several adapters that are enabled at once, each for its own images."""
         fused = 0
-        reasons = {"no low-rank change stands beside a frozen linear map": None}
+        reasons = {"no low-rank update acts in parallel to a frozen linear layer": None}
         points = hooked(tuned)
         for module, hook in points:
             if hook.side != "output" or hook.turn is not None or type(module) is not nn.Linear:
@@ -194,26 +194,26 @@ class FusedLowRank(Acceleration):
                     parts.append(Part(op.layer, None if op.rows is None else (op.rows.start, op.rows.stop)))
                     used += [(hook.listed(adapter), op), held[id(op.inputs[0])]]
                 for listed, op in used:
-                    changes.exchange(listed, op, None)
+                    patches.exchange(listed, op, None)
                 if parts:
                     by_adapter[adapter] = tuple(parts)
                     fused += len(parts)
             if by_adapter:
-                changes.stand_in(module, LowRankBeside, vpeft_fused=Fused(tuned._wiring.switch, by_adapter))
+                patches.stand_in(module, LowRankBeside, vpeft_fused=Fused(tuned._wiring.switch, by_adapter))
         if not fused:
             raise NotApplicable(list(reasons)[-1])
-        return f"{fused} low-rank changes are added in place"
+        return f"{fused} low-rank updates are added in place"
 
 
 def _why_not(op: Operation, held: Mapping[int, object]) -> str | None:
-    """Why an operation at a linear map's output cannot go into it: None, a reason worth saying, or an empty one."""
+    """Return why an operation at a linear layer's output cannot be fused: a reason, perhaps empty; None if it can."""
     if not (isinstance(op, Add) and type(op.layer) is LowRank):
         return ""
     slot = op.inputs[0]
     if len(op.inputs) != 1 or id(slot) not in held or slot.turn or slot.rows is not None:
         return ""
     if op.rows is not None and op.rows.groups > 1:
-        return "the rows of a low-rank change do not lie side by side"
+        return "the output rows of a low-rank update are not adjacent"
     if op.layer.dropout.p > 0:
-        return "dropout acts on the input of each low-rank change"
+        return "dropout acts on the input of each low-rank update"
     return None

@@ -1,8 +1,8 @@
-"""A scale and a shift of each channel behind a frozen linear map or norm, folded into its weights at every step.
+"""Fold a scale and a shift per channel into the preceding frozen linear layer or norm at every step.
 
-y = g (W x + b) + t is computed as (g W) x + (g b + t), so that nothing is written twice. The gradient of g needs the
-sum over tokens of dy z with z = (y - t) / g; it is taken from y, which whoever reads y keeps anyway, instead of from z.
-Where a g is nearly zero that quotient is not exact, and the step is computed in the plain way.
+y = g (W x + b) + t is computed as (g W) x + (g b + t), so the output is written once. The gradient of g is the sum over
+tokens of dy z with z = (y - t) / g. It is computed from y, which the next layer saves anyway. If an entry of g is close
+to zero, the quotient is not exact, and the step uses the plain computation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALLEST_SCALE = 1e-2
 
 @dataclass(frozen=True)
 class Folded:
-    """What is folded while the adapter is on."""
+    """The scale and shift that are folded in while the adapter is enabled."""
 
     switch: Switch
     adapter: str
@@ -61,12 +61,12 @@ class _Scaled(torch.autograd.Function):
 
 
 def _vanishes(g: Tensor) -> bool:
-    """Whether a scale is too small to be divided by; where memory is planned there are no numbers, and none is."""
+    """Whether a scale is too small to divide by. Fake tensors, which memory plans use, have no values: never."""
     return not isinstance(g, FakeTensor) and float(g.detach().abs().min()) < SMALLEST_SCALE
 
 
 class ScaledLinear:
-    """Stands before the class of a linear map."""
+    """Mixin of a linear layer that a scale and shift follows."""
 
     vpeft_folded: Folded
 
@@ -77,7 +77,7 @@ class ScaledLinear:
             return F.linear(x, weight, bias)
         g, t = folded.layer.scale, folded.layer.shift
         kind = x.device.type
-        # A compiler joins the plain form with what is around it, and cannot look at the numbers.
+        # A compiler fuses the plain form with its neighbours, and cannot look at values.
         if not self.training or torch.compiler.is_compiling() or _vanishes(g):  # type: ignore[attr-defined]
             return F.linear(x, weight, bias) * g + t
         if torch.is_autocast_enabled(kind):
@@ -88,7 +88,7 @@ class ScaledLinear:
 
 
 class ScaledNorm:
-    """Stands before the class of a LayerNorm: the affine map joins the norm's own, and autograd does the rest."""
+    """Mixin of a LayerNorm that a scale and shift follows: both affine maps become one; autograd does the rest."""
 
     vpeft_folded: Folded
 
@@ -109,11 +109,11 @@ class ScaledNorm:
 
 
 class FusedScaleShift(Acceleration):
-    """Scales and shifts join the frozen weights that they follow."""
+    """Fold scales and shifts into the frozen weights before them."""
 
     name = "fused_scale_shift"
 
-    def install(self, tuned: TunedModel, changes: Patches) -> str:
+    def install(self, tuned: TunedModel, patches: Patches) -> str:
         adapter = tuned.active
         assert adapter is not None
         linears = norms = 0
@@ -130,13 +130,13 @@ class FusedScaleShift(Acceleration):
             assert isinstance(first.layer, ScaleShift)
             folded = Folded(tuned._wiring.switch, adapter, first.layer)
             if type(module) is nn.Linear:
-                changes.exchange(listed, first, None)
-                changes.stand_in(module, ScaledLinear, vpeft_folded=folded)
+                patches.exchange(listed, first, None)
+                patches.stand_in(module, ScaledLinear, vpeft_folded=folded)
                 linears += 1
             elif isinstance(module, nn.LayerNorm):
-                changes.exchange(listed, first, None)
-                changes.stand_in(module, ScaledNorm, vpeft_folded=folded)
+                patches.exchange(listed, first, None)
+                patches.stand_in(module, ScaledNorm, vpeft_folded=folded)
                 norms += 1
         if not linears and not norms:
-            raise NotApplicable("no scale and shift follows a frozen linear map or LayerNorm")
-        return f"folded into {linears} linear maps and {norms} norms"
+            raise NotApplicable("no scale and shift follows a frozen linear layer or LayerNorm")
+        return f"folded into {linears} linear layers and {norms} norms"

@@ -1,8 +1,8 @@
-"""Tokens that are put in before a block and dropped behind it take part as keys and values alone.
+"""Compute tokens that are inserted before a block and removed after it as keys and values only.
 
-What the block computes for such tokens themselves is thrown away, so their queries, projection and MLP are not
-computed; and as they are the same for every image, their keys and values are computed once for a batch. Exact up to
-the rounding of sums in another order.
+The block's outputs for such tokens are dropped, so their queries, projection and MLP are not computed. The tokens are
+the same for every image, so their keys and values are computed once for a batch. Exact up to the rounding of sums in
+another order.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from vpeft.injection.operations import Operation, Slot, TokensIn, TokensOut
 from vpeft.injection.tuned_model import TunedModel
 
 
-class Aside(Operation):
-    """In training the tokens for one image are kept for the attention, and what passes is left alone."""
+class TokensForKeys(Operation):
+    """Replaces the insertion: in training it stores the tokens of one image for the attention instead."""
 
     def __init__(self, entering: TokensIn, slot: Slot, block: nn.Module) -> None:
         super().__init__(entering.adapter, entering.rank)
@@ -33,8 +33,8 @@ class Aside(Operation):
         return hidden
 
 
-class NoneLeave(Operation):
-    """In training no tokens came in."""
+class SkipRemoval(Operation):
+    """Replaces the removal: in training there are no tokens to remove."""
 
     leaving = True
 
@@ -46,8 +46,8 @@ class NoneLeave(Operation):
         return hidden if self.block.training else self.plain.act(hidden)
 
 
-class FurtherKeys:
-    """q, k, v -> q, [tokens' keys; k], [tokens' values; v], through the block's own norm and projections."""
+class PrependedKeys:
+    """Edit of the attention: q, k, v -> q, [keys of the tokens; k], [values of the tokens; v]."""
 
     asking: int | None = None  # all queries are kept
 
@@ -59,7 +59,7 @@ class FurtherKeys:
         self.k_norm = None if end is None else end.module
 
     def edits(self, step: str) -> bool:
-        """The attention map is left alone."""
+        """Whether it changes the attention map: no."""
         return False
 
     def act(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +74,7 @@ class FurtherKeys:
         if self.k_norm is not None:
             keys = self.k_norm(keys)
         count = q.shape[0]
-        # The copy of q lets go of the projection's output, whose keys and values are now part of longer ones.
+        # q is copied, so that the projection's output, whose keys and values are now in longer tensors, can be freed.
         return (
             q.contiguous() if not q.is_contiguous() else q.clone(),
             torch.cat([keys.to(k.dtype).expand(count, -1, -1, -1), k], dim=2),
@@ -87,11 +87,11 @@ class FurtherKeys:
 
 
 class KeyValuePrompts(Acceleration):
-    """Inserted tokens whose outputs are dropped are keys and values only."""
+    """Compute inserted tokens whose outputs are dropped as keys and values only."""
 
     name = "key_value_prompts"
 
-    def install(self, tuned: TunedModel, changes: Patches) -> str:
+    def install(self, tuned: TunedModel, patches: Patches) -> str:
         adapter = tuned.active
         assert adapter is not None
         points = hooked(tuned)
@@ -102,7 +102,7 @@ class KeyValuePrompts(Acceleration):
             if isinstance(op, TokensOut)
         }
         blocks = {id(block.exit.module): block for block in tuned.description.blocks if block.exit is not None}
-        done, reason = 0, "no tokens are put in before a block and dropped behind it"
+        done, reason = 0, "no tokens are inserted before a block and removed after it"
         for module, hook in points:
             block = blocks.get(id(module))
             entering = [op for op in hook.listed(adapter) if isinstance(op, TokensIn)]
@@ -110,22 +110,22 @@ class KeyValuePrompts(Acceleration):
                 continue
             listed, out, end = leaving[id(entering[0])]
             if end is not module or out.pooled or out.results:
-                reason = "what leaves the block as a token is read there, or by the pooling"
+                reason = "the block's outputs for the tokens are read by an edit or by the pooling"
                 continue
             if any(isinstance(part, nn.Dropout) and part.p > 0 for part in entering[0].layer.modules()):
-                reason = "dropout gives every image other tokens"
+                reason = "with dropout, the tokens differ between images"
                 continue
             if not _plain(block):
-                reason = f"the attention of {block.name} has no plain keys and values of the whole sequence"
+                reason = f"the attention of {block.name} does not use the keys and values of the whole sequence"
                 continue
             steps, attn = block.attn_branch.steps, block.attn
             assert attn.exit is not None
             slot = Slot(switch=tuned._wiring.switch)
             before = steps[: steps.index(attn.exit.module)]
-            changes.exchange(hook.listed(adapter), entering[0], Aside(entering[0], slot, module))
-            changes.exchange(listed, out, NoneLeave(out, module))
+            patches.exchange(hook.listed(adapter), entering[0], TokensForKeys(entering[0], slot, module))
+            patches.exchange(listed, out, SkipRemoval(out, module))
             for inner, kind in attn.core.rewrites["extend"]:
-                changes.extend_core(inner, kind, FurtherKeys(adapter, block, slot, before))
+                patches.extend_core(inner, kind, PrependedKeys(adapter, block, slot, before))
             done += 1
         if not done:
             raise NotApplicable(reason)

@@ -1,4 +1,4 @@
-"""The names of all accelerations, as they are typed; loads nothing else."""
+"""The names of all accelerations. This module imports nothing heavy, so the command line can list them quickly."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ from vpeft.errors import VpeftError, nearest
 
 # Name -> what it does; in the order in which they are listed.
 NAMES: dict[str, str] = {
-    "frozen_prefix": "outputs of everything before the first trained place are computed once per image",
-    "decoded_images": "images are decoded and resized once, and kept as eight-bit pixels",
-    "class_token_only": "the last block computes queries, projection and MLP for the class token only, as only that is"
-    " read",
-    "key_value_prompts": "inserted tokens whose outputs are dropped are computed as keys and values, once for a batch",
-    "fused_low_rank": "low-rank changes are added into the frozen projection's output without copying it",
-    "fused_scale_shift": "scales and shifts are folded into the frozen linear map or norm before them at every step",
-    "attention_kernel": "attention in 16 bits on a processor by whichever kernel measures as the faster one",
-    "frozen_precision": "in 16 bits, frozen weights are cast once and not at every step",
-    "low_memory": "outputs of norms and of the MLP's first layer are computed again in the backward pass, and masks are"
-    " kept as bits",
-    "recompute_blocks": "every block keeps its input alone and is computed again in the backward pass (gradient"
+    "frozen_prefix": "compute the outputs of everything before the first trained place once per image",
+    "decoded_images": "decode and resize images once and keep them as eight-bit pixels",
+    "class_token_only": "compute queries, projection and MLP of the last block for the class token only",
+    "key_value_prompts": "compute inserted tokens whose outputs are dropped as keys and values only, once per batch",
+    "fused_low_rank": "add low-rank updates to the frozen projection's output in place",
+    "fused_scale_shift": "fold scales and shifts into the preceding frozen linear layer or norm at every step",
+    "attention_kernel": "in 16 bits on a CPU, use the attention kernel that measures as the faster one",
+    "frozen_precision": "cast frozen weights to 16 bits once instead of at every step",
+    "low_memory": "recompute outputs of norms and of the MLP's first layer in the backward pass; save masks as bits",
+    "recompute_blocks": "save only the input of every block and recompute the block in the backward pass (gradient"
     " checkpointing)",
-    "batched_adapters": "adapters of several runs stand on one backbone, and the steps of all are one pass through it",
-    "compile_blocks": "every block is compiled by itself (torch.compile), with its edits inside",
+    "batched_adapters": "compute the steps of several runs, whose adapters share one backbone, in one pass",
+    "compile_blocks": "compile every block separately with torch.compile, including its edits",
 }
-# Cost time for memory, so `auto` leaves them out.
+# They trade time for memory, so `auto` does not include them.
 FOR_MEMORY = frozenset({"low_memory", "recompute_blocks"})
-# Compiling takes as long as some hundred steps; batching runs brings something where their batches are small.
+# Compiling takes as long as some hundred steps; batching runs pays off with small batches only.
 ON_REQUEST = FOR_MEMORY | {"batched_adapters", "compile_blocks"}
 
 
@@ -33,10 +31,10 @@ class UnknownAcceleration(VpeftError):
 
 
 def wanted(choice: str) -> list[str]:
-    """The names that `auto`, `off`, or names with commas between them stand for; `auto` may be one of the names.
+    """Return the accelerations of a choice: `auto`, `off`, or names separated by commas, of which `auto` may be one.
 
     Raises:
-        UnknownAcceleration: a word is none of them; the message lists what there is.
+        UnknownAcceleration: a name does not exist; the message lists the names.
     """
     words = [word.strip() for word in choice.split(",") if word.strip()]
     if words == ["off"]:

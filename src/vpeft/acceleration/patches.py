@@ -1,4 +1,4 @@
-"""Temporary changes to a live model, each with the way back."""
+"""Temporary changes of a live model that can be undone."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _MIXED: dict[tuple[type, type], type[nn.Module]] = {}
 
 
 def mixed(mixin: type, kind: type[nn.Module]) -> type[nn.Module]:
-    """A class that runs `mixin` before `kind`; the same one each time."""
+    """Return a subclass of `mixin` and `kind`; the same class for the same arguments."""
     if (mixin, kind) not in _MIXED:
         _MIXED[mixin, kind] = type(f"{mixin.__name__}{kind.__name__}", (mixin, kind), {})
     return _MIXED[mixin, kind]
 
 
 def hooked(tuned: TunedModel) -> list[tuple[nn.Module, PointHook]]:
-    """Every hook that carries operations, with the module that it sits on."""
+    """Return every hook that runs operations, with its module."""
     wiring = tuned._wiring
     modules = {id(module): module for module in wiring._modules}
     return [(modules[key[0]], hook) for key, (hook, _) in wiring._hooks.items()]
 
 
 class Patches:
-    """What was changed, so that it can be undone in reverse order."""
+    """A list of changes to a tuned model, which `undo` reverts in reverse order."""
 
     def __init__(self, tuned: TunedModel) -> None:
         self.tuned = tuned
@@ -38,18 +38,18 @@ class Patches:
         return len(self._back)
 
     def undo(self, down_to: int = 0) -> None:
-        """Take back everything after the first `down_to` changes."""
+        """Undo all changes after the first `down_to`."""
         while len(self._back) > down_to:
             self._back.pop()()
             self.tuned._rewritten -= not self._back
 
     def on_undo(self, back: Callable[[], None]) -> None:
-        """Remember one more step of the way back."""
+        """Add a function that `undo` calls."""
         self.tuned._rewritten += not self._back
         self._back.append(back)
 
     def stand_in(self, module: nn.Module, mixin: type, **state: Any) -> None:
-        """Let `mixin` stand before the module's class; `state` is put beside its attributes, where no key appears."""
+        """Put `mixin` before the module's class and `state` into its `__dict__`, which adds no state-dict keys."""
         plain = type(module)
         before = {name: module.__dict__[name] for name in state if name in module.__dict__}
         module.__class__ = mixed(mixin, plain)
@@ -64,7 +64,7 @@ class Patches:
         self.on_undo(back)
 
     def note(self, module: nn.Module, **state: Any) -> None:
-        """Put `state` beside the module's attributes, where no key appears, for the class that it has."""
+        """Put `state` into the module's `__dict__`, which adds no state-dict keys, and keep its class."""
         module.__dict__.update(state)
 
         def back() -> None:
@@ -74,7 +74,7 @@ class Patches:
         self.on_undo(back)
 
     def become(self, module: nn.Module, kind: type[nn.Module]) -> None:
-        """Let the module be of the class `kind`, a subclass of its own."""
+        """Change the module's class to `kind`, a subclass of its class."""
         plain = type(module)
         module.__class__ = kind
 
@@ -84,7 +84,7 @@ class Patches:
         self.on_undo(back)
 
     def exchange(self, listed: list[Any], old: Any, new: Any | None) -> None:
-        """Put `new` where the operation `old` is listed, or nothing."""
+        """Replace the operation `old` in a list with `new`, or remove it."""
         before = list(listed)
         at = listed.index(old)
         listed[at : at + 1] = [] if new is None else [new]
@@ -95,7 +95,7 @@ class Patches:
         self.on_undo(back)
 
     def extend_core(self, module: nn.Module, kind: type[nn.Module], operation: Any) -> None:
-        """Run `operation` between q, k and v and their use; the attention is re-expressed where it is not yet."""
+        """Run `operation` on q, k and v; the attention module gets the class `kind` if it does not have it yet."""
         if type(module) is not kind:
             self.become(module, kind)
         if "vpeft_core" not in module.__dict__:

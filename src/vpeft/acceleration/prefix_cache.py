@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vpeft.acceleration.acceleration import NotApplicable
-from vpeft.acceleration.equivalence import TOLERANCE, TOLERANCE_16, OffZero, two_images
+from vpeft.acceleration.equivalence import TOLERANCE, TOLERANCE_16, PerturbedParameters, two_images
 from vpeft.acceleration.frozen_prefix import Prefix, all_modes
 from vpeft.acceleration.patches import Patches
 from vpeft.acceleration.prefix_cut import Cut, drawing_layer, find_cut
@@ -70,7 +70,7 @@ class Situation:
     task: Task | None = None
 
 
-class Numbered:
+class RowNumbers:
     """A data set whose inputs are the row numbers of records: item i is (number, target)."""
 
     def __init__(self, images: ImageSource, first: int, targets: Sequence[Any]) -> None:
@@ -98,7 +98,9 @@ class CachedPrefix:
 
     takes_batch = True
 
-    def __init__(self, tuned: TunedModel, prefix: Prefix, store: Store, train: Numbered, val: Numbered | None) -> None:
+    def __init__(
+        self, tuned: TunedModel, prefix: Prefix, store: Store, train: RowNumbers, val: RowNumbers | None
+    ) -> None:
         self.tuned, self.prefix, self.store = tuned, prefix, store
         self.train, self.val = train, val
 
@@ -128,7 +130,7 @@ def frozen_part(tuned: TunedModel) -> Cut:
     Raises:
         NotApplicable: with the reason.
     """
-    with OffZero(tuned):  # in training mode the pass would move the statistics of norms behind the cut
+    with PerturbedParameters(tuned):  # in training mode the pass would move the statistics of norms behind the cut
         cut = find_cut(tuned, two_images(tuned))
     drawing = drawing_layer(tuned, cut)
     if drawing is not None:
@@ -136,7 +138,7 @@ def frozen_part(tuned: TunedModel) -> Cut:
     return cut
 
 
-def worth_it(tuned: TunedModel, situation: Situation) -> Cut:
+def useful_cut(tuned: TunedModel, situation: Situation) -> Cut:
     """Where the frozen part ends, if records of it are of use and stay true.
 
     Raises:
@@ -157,13 +159,13 @@ def worth_it(tuned: TunedModel, situation: Situation) -> Cut:
     return cut
 
 
-def build(tuned: TunedModel, changes: Patches, situation: Situation, cut: Cut) -> tuple[CachedPrefix, str]:
+def build(tuned: TunedModel, patches: Patches, situation: Situation, cut: Cut) -> tuple[CachedPrefix, str]:
     """Make or find the records and prove them on a sample; returns the model on records and what is to be said.
 
     Raises:
         NotApplicable: with the reason; the caller undoes the changes.
     """
-    return recorded(tuned, Prefix(tuned, cut, changes), situation, cut)
+    return recorded(tuned, Prefix(tuned, cut, patches), situation, cut)
 
 
 def recorded(tuned: TunedModel, prefix: Prefix, situation: Situation, cut: Cut) -> tuple[CachedPrefix, str]:
@@ -171,7 +173,7 @@ def recorded(tuned: TunedModel, prefix: Prefix, situation: Situation, cut: Cut) 
     sets = [situation.train]
     if situation.val is not None and why_not_the_same(situation.val) is None:
         sets.append(situation.val)
-    with OffZero(tuned):
+    with PerturbedParameters(tuned):
         specs, mark = _specs(tuned, prefix, situation)
     each = sum(spec.bytes for spec in specs)
     facts = (mark, situation.batch, situation.precision, next(tuned.parameters()).device.type)
@@ -198,10 +200,10 @@ def recorded(tuned: TunedModel, prefix: Prefix, situation: Situation, cut: Cut) 
         labels = [_target(images, i) for images in sets for i in range(len(images))] if found else []
     try:
         if not found:
-            with OffZero(tuned):
+            with PerturbedParameters(tuned):
                 labels = _fill(tuned, prefix, store, sets, situation)
-        train = Numbered(situation.train, 0, labels[:first])
-        val = Numbered(sets[1], first, labels[first:]) if len(sets) > 1 else None
+        train = RowNumbers(situation.train, 0, labels[:first])
+        val = RowNumbers(sets[1], first, labels[first:]) if len(sets) > 1 else None
         cached = CachedPrefix(tuned, prefix, store, train, val)
         worst = _prove(cached, situation)
         store.finish()
@@ -290,7 +292,7 @@ def prove(
         NotApplicable: it is too large.
     """
     worst, tolerance = 0.0, TOLERANCE if situation.precision == "fp32" else TOLERANCE_16
-    with OffZero(tuned), all_modes(tuned), torch.no_grad(), situation.autocast():
+    with PerturbedParameters(tuned), all_modes(tuned), torch.no_grad(), situation.autocast():
         for training in (True, False):
             if not training:
                 tuned.eval()

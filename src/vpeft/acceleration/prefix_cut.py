@@ -77,7 +77,7 @@ def find_cut(tuned: TunedModel, images: Tensor) -> Cut:
     Raises:
         NotApplicable: there is no frozen part worth keeping; the message says why.
     """
-    blocks, seen, changes = tuned.description.blocks, _Seen(), Patches(tuned)
+    blocks, seen, patches = tuned.description.blocks, _Seen(), Patches(tuned)
     if any(type(m).advance is not Method.advance for m in tuned.methods()):
         raise NotApplicable("the method changes the model while it trains")
     if tuned.active in tuned._wiring.switch.asks_query:
@@ -88,7 +88,7 @@ def find_cut(tuned: TunedModel, images: Tensor) -> Cut:
     handles: list[Any] = []
     for _, hook in hooked(tuned):
         for op in list(hook.operations):
-            changes.exchange(hook.listed(op.adapter), op, _Watch(op, seen))
+            patches.exchange(hook.listed(op.adapter), op, _Watch(op, seen))
     for k, block in enumerate(blocks):
         assert block.enter is not None
         watch = _entering(block, partial(_note, seen, k))
@@ -103,7 +103,7 @@ def find_cut(tuned: TunedModel, images: Tensor) -> Cut:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             tuned(images)
     finally:
-        changes.undo()
+        patches.undo()
         for handle in (*handles, outlet):
             handle.remove()
     good = [entry for entry in seen.at if entry[0] > 0 and not entry[1] and _harmless(seen.fired[: entry[2]])]

@@ -1,8 +1,8 @@
-"""Gradient checkpointing: a block keeps its input alone, and is run again in the backward pass.
+"""Gradient checkpointing: save only the input of a block, and run the block again in the backward pass.
 
-It saves several times as much memory as making single tensors again, and costs a second forward pass of all that is
-behind the first trained place. Gradients are the same bits: the same kernels see the same tensors, and dropout draws
-the same numbers. Where an edit hands a tensor from one block to another, a block cannot be run again by itself.
+It saves several times as much memory as `low_memory`, and costs a second forward pass of everything after the first
+trained place. Gradients are bit-equal: the same kernels receive the same tensors, and dropout draws the same numbers.
+If an edit passes a tensor from one block to another, a block cannot run again alone.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from vpeft.acceleration.acceleration import Acceleration, NotApplicable
 from vpeft.acceleration.patches import Patches
-from vpeft.acceleration.saved_tensors import held
+from vpeft.acceleration.saved_tensors import count_saved
 from vpeft.backbones.tokens import TokenCarrier
 from vpeft.injection.tuned_model import TunedModel
 
 
-class RunAgain:
-    """Stands before the class of a block."""
+class CheckpointedBlock:
+    """Mixin of a block that runs under torch's `checkpoint`."""
 
     training: bool
     vpeft_carrier: TokenCarrier | None
@@ -34,7 +34,7 @@ class RunAgain:
         before = _state(carrier)
 
         def run(state: dict[str, Tensor | None], *given: Any, **named: Any) -> tuple[Any, dict[str, Tensor | None]]:
-            # Tokens that travel beside the sequence are an input and an output of the block like the sequence itself.
+            # Tokens outside the sequence are inputs and outputs of the block, as the sequence is.
             found = _state(carrier)
             _put(carrier, state)
             try:
@@ -46,7 +46,7 @@ class RunAgain:
         _put(carrier, after)
         outputs = (*(out if isinstance(out, tuple) else (out,)), *after.values())
         if any(isinstance(one, Tensor) and one.requires_grad for one in outputs):
-            held((*args, *kwargs.values(), *before.values()))
+            count_saved((*args, *kwargs.values(), *before.values()))
         return out
 
 
@@ -60,23 +60,23 @@ def _put(carrier: TokenCarrier | None, state: dict[str, Tensor | None]) -> None:
 
 
 class RecomputeBlocks(Acceleration):
-    """Much less memory for a second forward pass: blocks are run again in the backward pass."""
+    """Run blocks again in the backward pass: much less memory for a second forward pass."""
 
     name = "recompute_blocks"
     for_memory = True
 
-    def install(self, tuned: TunedModel, changes: Patches) -> str:
+    def install(self, tuned: TunedModel, patches: Patches) -> str:
         modules: list[nn.Module] = []
         for block in tuned.description.blocks:
             if block.enter is None or block.exit is None or block.enter.module is not block.exit.module:
-                raise NotApplicable(f"{block.name} is not a module of its own that could be run again")
+                raise NotApplicable(f"{block.name} is not a single module, so it cannot run again")
             modules.append(block.exit.module)
         own = next((m for m in tuned.backbone.modules() if _switched_on(m)), None)
         if own is not None:
-            raise NotApplicable("the backbone's own checkpointing is on already")
+            raise NotApplicable("the backbone's own checkpointing is enabled already")
         for module in modules:
-            changes.stand_in(module, RunAgain, vpeft_carrier=tuned.description.trunk.carrier)
-        return f"{len(modules)} blocks are run again"
+            patches.stand_in(module, CheckpointedBlock, vpeft_carrier=tuned.description.trunk.carrier)
+        return f"{len(modules)} blocks run again in the backward pass"
 
 
 def _switched_on(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass, counted to the byte."""
+"""Count the bytes that a forward pass saves for the backward pass."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _COUNTING: list[SavedForBackward] = []
 
 
 class SavedForBackward:
-    """Counts, while entered, the bytes that autograd keeps for the backward pass.
+    """A context that counts the bytes that autograd saves for the backward pass.
 
-    Distinct storages are counted once and whole, since a view keeps all of its storage alive. Not counted: the
-    parameters and buffers of `module`, copies of them that stay from step to step, and `inputs`, which exist anyway.
+    Each storage is counted once and as a whole, because a view keeps its whole storage alive. Parameters and buffers of
+    `module`, copies of them that persist between steps, and `inputs` are not counted, because they exist anyway.
 
         with SavedForBackward(tuned, [images]) as saved:
             loss = tuned(images).sum()
@@ -29,7 +29,7 @@ class SavedForBackward:
         free = [*module.parameters(), *module.buffers(), *inputs, *casts]
         # A storage is known by its address inside torch: the data pointer is 0 for all tensors on the meta device.
         self._free = {tensor.untyped_storage()._cdata for tensor in free}
-        # Storages are held while counting, so that a freed one's address cannot come again for another.
+        # Storages are kept alive while counting, so that no address is used again for another storage.
         self._kept: dict[int, torch.UntypedStorage] = {}
         self._stack = ExitStack()
 
@@ -40,7 +40,7 @@ class SavedForBackward:
 
     @property
     def tensors(self) -> int:
-        """How many distinct storages these are."""
+        """The number of counted storages."""
         return len(self._kept)
 
     def __enter__(self) -> Self:
@@ -59,13 +59,13 @@ class SavedForBackward:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._free:
             self._kept[storage._cdata] = storage
-        # Without its history: what a function keeps of its own output would else keep the function, for ever where no
-        # backward pass follows. Autograd puts the history back when it unpacks.
+        # Detached: a function that saves its own output would otherwise keep itself alive if no backward pass follows.
+        # Autograd restores the history when it unpacks.
         return tensor.detach()
 
 
-def held(tensors: Iterable[Any]) -> None:
-    """Count tensors that are kept in another way than by autograd: the inputs of what is to be run again."""
+def count_saved(tensors: Iterable[Any]) -> None:
+    """Count tensors that are saved without autograd: the inputs of blocks that run again in the backward pass."""
     for counter in _COUNTING:
         for tensor in tensors:
             if isinstance(tensor, Tensor):

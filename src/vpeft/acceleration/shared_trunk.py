@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from vpeft.acceleration.acceleration import NotApplicable
-from vpeft.acceleration.equivalence import OffZero, two_images
+from vpeft.acceleration.equivalence import PerturbedParameters, two_images
 from vpeft.acceleration.frozen_prefix import Prefix, all_modes
 from vpeft.acceleration.patches import Patches
-from vpeft.acceleration.prefix_cache import CachedPrefix, Situation, build, prove, recorded, worth_it
+from vpeft.acceleration.prefix_cache import CachedPrefix, Situation, build, prove, recorded, useful_cut
 from vpeft.acceleration.prefix_cut import Cut
 from vpeft.acceleration.prefix_store import Store, digest_of
 from vpeft.acceleration.same_images import ImageSource, why_not_the_same
@@ -35,7 +35,7 @@ Rows = list[Tensor]
 
 
 @dataclass(frozen=True)
-class Shelved:
+class SharedEntry:
     """Records of some data sets, one after the other, with the labels. The sets are held, so that they stay who they
     are."""
 
@@ -54,14 +54,14 @@ class SharedRecords:
     """
 
     def __init__(self) -> None:
-        self._shelved: list[Shelved] = []
+        self._shelved: list[SharedEntry] = []
 
     @property
     def bytes(self) -> int:
         """Of all records."""
         return sum(one.store.bytes for one in self._shelved)
 
-    def find(self, sets: Sequence[ImageSource], facts: tuple[Any, ...]) -> Shelved | None:
+    def find(self, sets: Sequence[ImageSource], facts: tuple[Any, ...]) -> SharedEntry | None:
         """The records of these sets under these facts, or None."""
         for one in self._shelved:
             same = len(one.sets) == len(sets) and all(a is b for a, b in zip(one.sets, sets, strict=True))
@@ -82,7 +82,7 @@ class SharedRecords:
 
     def put(self, sets: Sequence[ImageSource], facts: tuple[Any, ...], store: Store, targets: list[Any]) -> None:
         """Keep records for other runs."""
-        self._shelved.append(Shelved(tuple(sets), facts, store, targets))
+        self._shelved.append(SharedEntry(tuple(sets), facts, store, targets))
 
 
 # -- the same batches, whose images change --------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class BatchStream:
         return self._rows[mark, first, count]
 
 
-class Fed:
+class StreamedBatches:
     """The batches of one run out of a stream: as they are, or with the positions in the batch as inputs."""
 
     def __init__(self, stream: BatchStream, positions: bool = False) -> None:
@@ -181,9 +181,9 @@ class StreamedPrefix:
         """The validation images as numbers of their records, where there are some."""
         return None if self.scoring is None else self.scoring.train
 
-    def batches(self) -> Fed:
+    def batches(self) -> StreamedBatches:
         """What to train on."""
-        return Fed(self.stream, positions=True)
+        return StreamedBatches(self.stream, positions=True)
 
     def __call__(self, numbers: Tensor, batch: Batch | None = None) -> Any:
         return self.prefix.replay(self.stream.rows(self.mark, self.prefix, numbers), batch)
@@ -194,7 +194,7 @@ class StreamedPrefix:
         return images
 
 
-def join(tuned: TunedModel, changes: Patches, situation: Situation, cut: Cut) -> tuple[StreamedPrefix, str]:
+def join(tuned: TunedModel, patches: Patches, situation: Situation, cut: Cut) -> tuple[StreamedPrefix, str]:
     """Let the model train on the stream of its situation; returns the model on it and what is to be said.
 
     Raises:
@@ -206,8 +206,8 @@ def join(tuned: TunedModel, changes: Patches, situation: Situation, cut: Cut) ->
         raise NotApplicable(situation.mixes)
     if situation.task is not None and not situation.task.stacks_inputs:
         raise NotApplicable("the task puts its samples together in a way of its own")
-    prefix, images = Prefix(tuned, cut, changes), two_images(tuned)
-    with OffZero(tuned), torch.random.fork_rng(devices=[]), situation.autocast():
+    prefix, images = Prefix(tuned, cut, patches), two_images(tuned)
+    with PerturbedParameters(tuned), torch.random.fork_rng(devices=[]), situation.autocast():
         mark = digest_of(prefix.record(images))
         if digest_of(prefix.record(images)) != mark:
             raise NotApplicable("what is frozen gives other numbers each time it is run")
@@ -224,20 +224,20 @@ def join(tuned: TunedModel, changes: Patches, situation: Situation, cut: Cut) ->
 
 
 @contextmanager
-def for_scoring(tuned: TunedModel, situation: Situation) -> Iterator[CachedPrefix | None]:
+def cached_for_evaluation(tuned: TunedModel, situation: Situation) -> Iterator[CachedPrefix | None]:
     """Inside: the model, in evaluation mode, on records of the situation's training images; None where there are none.
 
     For scoring several models with the same frozen part on the same images, at the same batch size. On the model there
     must be no other acceleration.
     """
-    changes, made = Patches(tuned), None
+    patches, made = Patches(tuned), None
     try:
         with all_modes(tuned):
             tuned.eval()
             try:
-                made, _ = build(tuned, changes, situation, worth_it(tuned, situation))
+                made, _ = build(tuned, patches, situation, useful_cut(tuned, situation))
             except NotApplicable:
-                changes.undo()
+                patches.undo()
             yield made
     finally:
-        changes.undo()
+        patches.undo()

@@ -1,7 +1,7 @@
-"""A fixed number of augmented views of each image, so that the frozen part of augmented images can be recorded too.
+"""A fixed number k of augmented views of each image, so that the frozen part can be cached with augmentation too.
 
-In epoch e the training images are those that augmentation draws for view e mod k. The result is a function of k whether
-records are made or not; with k as many as there are epochs it is that of ordinary augmentation.
+In epoch e, training uses view e mod k of each image. The result depends on k, and not on whether a cache is used. If k
+is the number of epochs, the result is that of ordinary augmentation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vpeft.acceleration.prefix_cache import Numbered
+from vpeft.acceleration.prefix_cache import RowNumbers
 from vpeft.acceleration.same_images import ImageSource, why_not_the_same
 from vpeft.batch import Batch, Sample
 from vpeft.data.image_set import ImageSet
@@ -17,15 +17,15 @@ from vpeft.errors import VpeftError
 
 
 class NoViews(VpeftError):
-    """Images of which views cannot be made."""
+    """A data set whose transform cannot be repeated, so that it has no fixed views."""
 
 
 class Views:
     """All views of all images, one view after the other: item v * len(images) + i is image i in view v.
 
     Args:
-        images: whose transforms draw for the epoch that they are told, and for nothing else.
-        told: the epoch that stands for each view.
+        images: an image set whose random transforms depend on the epoch and the image only.
+        told: for each view, the epoch whose random numbers it uses.
     """
 
     def __init__(self, images: ImageSet, told: Sequence[int]) -> None:
@@ -43,16 +43,16 @@ class Views:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What the views depend on besides the images and their transform."""
+        """Everything that the views depend on, besides the images and their transform."""
         return {"views": self.told, "seed": self.images.seed}
 
 
 class ViewByView:
-    """Records of `Views` as a data set of one view, which changes with the epoch."""
+    """The cache rows of `Views` as a data set of one view, which changes with the epoch."""
 
-    def __init__(self, records: Numbered, views: Views) -> None:
+    def __init__(self, records: RowNumbers, views: Views) -> None:
         self.records, self.count, self.labels = records, len(views.images), records.labels
-        self.targets = records.targets[: self.count]  # which are those of every view
+        self.targets = records.targets[: self.count]  # the same for every view
         self._first = {told: view * self.count for view, told in enumerate(views.told)}
         self._at = 0
 
@@ -60,22 +60,22 @@ class ViewByView:
         return self.count
 
     def set_epoch(self, told: int) -> None:
-        """Turn to the view that stands for the epoch that is told."""
+        """Select the view that uses the random numbers of epoch `told`."""
         self._at = self._first[told]
 
     def __getitem__(self, index: int, /) -> Sample:
         return self.records[self._at + range(self.count)[index]]
 
     def batch_of(self, indices: list[int]) -> Batch:
-        """Several at once: numbers (B,) and targets."""
+        """Return several samples as a batch: row numbers (B,) and targets."""
         return self.records.batch_of([self._at + index for index in indices])
 
 
 def views_of(images: ImageSource, told: Sequence[int]) -> ImageSource:
-    """The views of `images`, or `images` themselves where nothing is drawn at random.
+    """Return the views of `images`, or `images` themselves if their transform is not random.
 
     Raises:
-        NoViews: it is not known that another reading in the same epoch gives the same image.
+        NoViews: reading an image again in the same epoch may give another result.
     """
     if why_not_the_same(images) is None:
         return images

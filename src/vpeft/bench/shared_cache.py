@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vpeft.acceleration.prefix_cache import CachedPrefix, Situation
-from vpeft.acceleration.shared_trunk import SharedRecords, for_scoring
+from vpeft.acceleration.shared_trunk import SharedRecords, cached_for_evaluation
 from vpeft.bench.sealed import SplitArrays
 from vpeft.data.image_set import ArraySet, ImageSet
 from vpeft.data.preprocessing import Preprocessing
@@ -94,7 +94,7 @@ class SharedCache:
                 autocast = accelerator(precision, kind).autocast
                 situation = Situation(dataset, None, 1, batch, autocast, precision, shared=self._scoring)
                 with untouched_randomness():
-                    records = stack.enter_context(for_scoring(tuned, situation))
+                    records = stack.enter_context(cached_for_evaluation(tuned, situation))
             if records is None:
                 return evaluate(tuned, dataset, task=task, batch=batch, precision=precision)
             return evaluate(tuned, records.train, task=task, batch=batch, precision=precision, records=records)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vpeft.acceleration import batched_adapters
-from vpeft.acceleration.batched_adapters import Batched, Joining
+from vpeft.acceleration.batched_adapters import Batched, BatchedRun
 from vpeft.acceleration.names import FOR_MEMORY, wanted
 from vpeft.injection.adapter_file import weights_digest
 from vpeft.training.concurrent_run import ConcurrentRun
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class JointStep:
     """Runs whose steps are one pass through one backbone."""
 
-    def __init__(self, one_pass: Batched, members: Mapping[Joining, ConcurrentRun]) -> None:
+    def __init__(self, one_pass: Batched, members: Mapping[BatchedRun, ConcurrentRun]) -> None:
         self._pass, self._members = one_pass, members
 
     def step(self, stop: StopRequest) -> None:
@@ -40,7 +40,7 @@ class JointStep:
         if len(asking) < 2:
             return
         start, first = time.perf_counter(), self._members[next(iter(asking))].training
-        losses = dict[Joining, Tensor | None]()
+        losses = dict[BatchedRun, Tensor | None]()
         try:
             with repeatable_kernels(first.settings.deterministic):
                 with self._own_draws(asking), first.machine.autocast():
@@ -63,7 +63,7 @@ class JointStep:
                 self._members[one].resume(stop, loss, share=share)
 
     @contextmanager
-    def _own_draws(self, runs: Iterable[Joining]) -> Iterator[None]:
+    def _own_draws(self, runs: Iterable[BatchedRun]) -> Iterator[None]:
         """Inside: who draws random numbers draws its own."""
         drawing = [(self._members[one], self._pass.draws[one]) for one in runs if one in self._pass.draws]
         for member, draws in drawing:
@@ -93,19 +93,19 @@ class JointSteps:
             return
         key = (weights_digest(tuned.description, tuned), its.precision, its.device, its.deterministic)
         if key not in self._grounds:
-            self._grounds[key] = batched_adapters.common_ground(tuned)
+            self._grounds[key] = batched_adapters.shared_backbone(tuned)
         self._wanting.setdefault(key, []).append(member)
 
     def rounds(self) -> dict[ConcurrentRun, JointStep]:
         """The runs that go together, once all have begun; says so, and why others do not."""
         found = dict[ConcurrentRun, JointStep]()
         for key, ground in self._grounds.items():
-            members, joining = list[ConcurrentRun](), dict[Joining, ConcurrentRun]()
+            members, joining = list[ConcurrentRun](), dict[BatchedRun, ConcurrentRun]()
             for member in self._wanting[key]:
                 reason = _goes_by_itself(member.training)
                 if reason is None:
                     members.append(member)
-                    joining[Joining(member.run.tuned, member.training.take.model, member.name)] = member
+                    joining[BatchedRun(member.run.tuned, member.training.take.model, member.name)] = member
                 else:
                     member.shown.say(f"- {batched_adapters.NAME}: {reason}")
             if not members:

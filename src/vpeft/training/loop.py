@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vpeft.acceleration.apply import Accelerated, accelerate
 from vpeft.acceleration.prefix_cache import Situation
-from vpeft.acceleration.shared_trunk import BatchStream, Fed, SharedRecords, StreamedPrefix
+from vpeft.acceleration.shared_trunk import BatchStream, SharedRecords, StreamedBatches, StreamedPrefix
 from vpeft.acceleration.views import ViewByView, Views, views_of
 from vpeft.batch import Batch
 from vpeft.data.image_set import matched
@@ -87,7 +87,9 @@ class Training:
         begin_training(tuned)
         tuned.to(self.device)
         reset_peak(self.device)
-        self.batches: Batches | Fed = Fed(stream) if stream else self._batches(train, workers, self.device)
+        self.batches: Batches | StreamedBatches = (
+            StreamedBatches(stream) if stream else self._batches(train, workers, self.device)
+        )
         self.total = self.batches.per_epoch * settings.epochs
         seed_everything(derived_seed(settings.seed, "training"))
         with untouched_randomness():
@@ -188,7 +190,7 @@ class Training:
     @property
     def in_step(self) -> bool:
         """Whether its batches are shared with other runs, so that it is best stepped side by side with them."""
-        return isinstance(self.batches, Fed)
+        return isinstance(self.batches, StreamedBatches)
 
     def run(self, stop: StopRequest) -> Result:
         """Train to the end, or to a stop that was asked for; a failure is raised after what is good is saved."""
@@ -420,7 +422,7 @@ def batches_of(
 class _OnDevice:
     """The training batches of epoch 0 on the device, as often as they are asked for."""
 
-    def __init__(self, batches: Batches | Fed, device: torch.device) -> None:
+    def __init__(self, batches: Batches | StreamedBatches, device: torch.device) -> None:
         self.batches, self.device = batches, device
 
     def __iter__(self) -> Iterator[Batch]:

@@ -104,7 +104,7 @@ def test_prompts_go_beside_equally_many(capsys: pytest.CaptureFixture[str]) -> N
     trained((VPT, VPT, LORA), [settings(epochs=1)] * 3, together=True)
     said = capsys.readouterr().err
     assert said.count(f"+ {BATCHED}: 2 runs") == 2
-    assert f"run 3/3  - {BATCHED}: there is no other run" in said
+    assert f"run 3/3  - {BATCHED}: no other run has edits" in said
 
 
 def test_what_cannot_go_together_says_why_and_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +118,7 @@ def test_what_cannot_go_together_says_why_and_is_trained(capsys: pytest.CaptureF
         [method for method, _ in unlike], [settings(epochs=1, **its) for _, its in unlike], together=True
     )
     said = capsys.readouterr().err
-    assert f"run 1/4  - {BATCHED}: tensors of the backbone itself are trained" in said
+    assert f"run 1/4  - {BATCHED}: it trains tensors of the backbone itself" in said
     assert f"run 2/4  - {BATCHED}: its batches are taken in parts" in said
     assert f"run 3/4  - {BATCHED}: SNF adds a penalty" in said
     assert f"run 4/4  - {BATCHED}: low_memory is to save memory" in said
@@ -132,7 +132,7 @@ def test_backbones_with_other_weights_do_not_go_together(capsys: pytest.CaptureF
     with torch.no_grad():
         models[1].backbone.blocks[0].mlp.fc1.weight.mul_(1.01)  # type: ignore[union-attr, index]
     fit_together([Run(tuned, settings(epochs=1)) for tuned in models], Patches(6))
-    assert capsys.readouterr().err.count(f"- {BATCHED}: there is no other run") == 2
+    assert capsys.readouterr().err.count(f"- {BATCHED}: no other run has edits") == 2
 
 
 def test_the_models_are_their_own_afterwards() -> None:

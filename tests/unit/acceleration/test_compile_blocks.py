@@ -109,8 +109,8 @@ def test_names_copies_and_classes_do_not_show_it(seen: Seen) -> None:
 @pytest.mark.parametrize(
     ("first", "reason"),
     [
-        ("recompute_blocks", "recompute_blocks runs every block again by itself"),
-        ("low_memory", "low_memory says what is computed again"),
+        ("recompute_blocks", "recompute_blocks runs every block again"),
+        ("low_memory", "low_memory decides what is recomputed"),
     ],
 )
 def test_ways_to_save_memory_come_first(first: str, reason: str, seen: Seen) -> None:

@@ -105,7 +105,7 @@ def test_it_is_refused_with_the_reason(photos: Path) -> None:
     arrays = ArraySet(np.zeros((4, 9, 9, 3), np.uint8), [0, 1, 0, 1], transform=SIZE.transform())
     for changes, reason in (
         ({"epochs": 1}, "in a single epoch no image is read twice"),
-        ({"train": Patches(12)}, "only vpeft's own image sets say"),
+        ({"train": Patches(12)}, "only vpeft's own image sets state"),
         ({"train": arrays}, "the images are in memory already"),
         ({"train": opened(photos, cache="ram").train}, "kept in memory already (data.cache)"),
         ({"train": opened(photos, augmentation="crop").train}, "RandomCropResized acts on images of different sizes"),

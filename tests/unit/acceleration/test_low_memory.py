@@ -68,7 +68,7 @@ def test_a_run_with_relu_and_dropout_keeps_less_and_ends_with_the_same_bits() ->
         tuned = tuned_with("adaptformer", bottleneck=48, dropout=0.1)
         made = accelerate(tuned, choice)
         kept.append(saved_bytes(tuned, images))
-        assert choice == "off" or "6 masks are kept as bits" in made.lines()[0], made.lines()
+        assert choice == "off" or "6 masks are saved as bits" in made.lines()[0], made.lines()
         made.close()
         settings = Optimisation(epochs=1, batch=6, acceleration=choice)
         fit(tuned, Patches(12), None, optimisation=settings, progress=False)

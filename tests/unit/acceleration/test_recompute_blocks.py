@@ -88,7 +88,7 @@ def test_the_backbones_own_switch_is_left_alone() -> None:
     model.set_grad_checkpointing()  # type: ignore[operator]
     tuned = vpeft.tune(model, get("lora")(), num_classes=3, show=False, verify=False).train()
     made = accelerate(tuned, "recompute_blocks")
-    assert made.lines() == ["- recompute_blocks: the backbone's own checkpointing is on already"]
+    assert made.lines() == ["- recompute_blocks: the backbone's own checkpointing is enabled already"]
 
 
 def test_a_block_that_needs_what_another_read_is_refused_by_name() -> None:

@@ -103,17 +103,17 @@ def test_low_memory_gives_the_same_bits() -> None:
 @pytest.mark.parametrize("choice", ["fused_low_rank", "class_token_only", "fused_low_rank,low_memory"])
 def test_in_bfloat16_gradients_agree_to_its_rounding(choice: str) -> None:
     from vpeft.acceleration.apply import accelerate
-    from vpeft.acceleration.equivalence import OffZero, behaviour, difference, two_images
+    from vpeft.acceleration.equivalence import PerturbedParameters, behaviour, difference, two_images
 
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
     tuned = tuned_with("lora", {"rank": 2}).train()
-    with OffZero(tuned), autocast():
+    with PerturbedParameters(tuned), autocast():
         plain = behaviour(tuned, two_images(tuned))
     made = accelerate(tuned, choice, autocast=autocast, precision="bf16")
     assert all(outcome.applied for outcome in made.outcomes), made.lines()
-    with OffZero(tuned), autocast():
+    with PerturbedParameters(tuned), autocast():
         fast = behaviour(tuned, two_images(tuned))
     made.close()
     assert difference(plain, fast)[0] < 0.05
