@@ -191,9 +191,9 @@ def count(files: int, seed: int = 0) -> Counts:
                 continue
             changed.write_bytes(made)
             counts.files += 1
-            memory, began = _peak(), time.process_time()
+            memory, began = peak_mebibytes(), time.process_time()
             said = _tried(target, changed)
-            seconds, mebibytes = time.process_time() - began, _peak() - memory
+            seconds, mebibytes = time.process_time() - began, peak_mebibytes() - memory
             counts.slowest_seconds = max(counts.slowest_seconds, seconds)
             counts.most_mebibytes = max(counts.most_mebibytes, mebibytes)
             wrong = None
@@ -202,7 +202,7 @@ def count(files: int, seed: int = 0) -> Counts:
                 wrong = f"{seconds:.1f} s, {mebibytes:.0f} MiB"
             if said == "refused":
                 counts.refused += 1
-                if _differs(target, before):
+                if differs(target, before):
                     counts.left_behind += 1
                     wrong, target = "left something behind", base()
             elif said == "accepted":
@@ -227,14 +227,16 @@ def _tried(target: nn.Module, path: Path) -> str:
     return "accepted"
 
 
-def _differs(model: nn.Module, before: dict[str, Tensor]) -> bool:
+def differs(model: nn.Module, before: dict[str, Tensor]) -> bool:
+    """Whether a model has other tensors, hooks or frozen parameters than before."""
     now = model.state_dict()
     hooks = any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
     frozen = not all(parameter.requires_grad for parameter in model.parameters())
     return hooks or frozen or now.keys() != before.keys() or any(not now[key].equal(before[key]) for key in now)
 
 
-def _peak() -> float:
+def peak_mebibytes() -> float:
+    """The most memory that this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from vpeft.cli import show
 from vpeft.cli.data_flags import data_flags
+from vpeft.cli.failure import say_warning
 from vpeft.cli.flags import Switch, nested, with_flags
 from vpeft.cli.loaded import Device, open_adapter
 from vpeft.cli.validated import validated
@@ -73,6 +74,8 @@ def _evaluate(
         raise NoData("No data were given. Say --data FOLDER: one sub-folder of images for each label.")
     config = validated(DataConfig, values, _FLAGS)
     loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download)
+    if loaded.unsealed is not None:
+        say_warning(loaded.unsealed)
     task = loaded.task
     config = config.model_copy(update={"target": task.target_kind})
     images = open_for_evaluation(config, task.data_labels).prepared(loaded.preprocessing)

@@ -49,6 +49,17 @@ class Loaded:
     preprocessing: Preprocessing
     task: Task
     device: torch.device
+    path: Path
+
+    @property
+    def unsealed(self) -> str | None:
+        """A sentence where the file has no seal, so that labels or preprocessing may have been edited unseen."""
+        if self.manifest.seal is not None:
+            return None
+        return (
+            f"{self.path} is of format {self.manifest.format}, which has no seal, so that an edited label would not be"
+            " noticed"
+        )
 
     @property
     def labels(self) -> list[str]:
@@ -106,7 +117,7 @@ def open_adapter(
     except ValidationError as error:
         where = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise VpeftError(f"{path}: its preprocessing is not usable: {printable(where, 300)}.") from None
-    return Loaded(model, manifest, preprocessing, task, chosen)
+    return Loaded(model, manifest, preprocessing, task, chosen, path)
 
 
 def _unknown_task(manifest: Manifest) -> str:

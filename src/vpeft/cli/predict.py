@@ -74,6 +74,8 @@ def predict(
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
     files = find_images(images)
     loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download)
+    if loaded.unsealed is not None:
+        say_warning(loaded.unsealed)
     predictions = list(predictions_for(loaded, files, batch=batch, strict=strict))
     if not predictions:
         raise NothingToPredict(f"None of the {len(files)} files could be read as an image.")

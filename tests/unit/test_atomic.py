@@ -1,0 +1,152 @@
+"""Files are the old one or the new one; leftovers go, links are not followed, and a full disk is named."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from vpeft.acceleration.prefix_store import Spec, Store
+from vpeft.atomic import DiskFull, replace_file, write_json, write_text
+from vpeft.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+
+
+def test_the_new_file_takes_the_place_of_the_old_one_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.json"
+    write_text(path, "old")
+    write_json(path, {"a": 1})
+    assert path.read_text() == '{\n "a": 1\n}\n' and list(path.parent.iterdir()) == [path]
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((_plain(tmp_path)).stat().st_mode)
+
+
+def _plain(folder: Path) -> Path:
+    (folder / "plain").write_text("")
+    return folder / "plain"
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_text(path, "old")
+
+    def fails(fresh: Path) -> None:
+        fresh.write_text("half")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        replace_file(path, fails)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_half_written_file_has_a_name_that_nobody_can_guess_and_follows_no_link(tmp_path: Path) -> None:
+    path, elsewhere, names = tmp_path / "a", tmp_path / "elsewhere", set[str]()
+    elsewhere.write_text("mine")
+    path.symlink_to(elsewhere)
+
+    def noted(fresh: Path) -> None:
+        names.add(fresh.name)
+        assert fresh.parent == path.parent and not fresh.is_symlink()
+        fresh.write_text("new")
+
+    for _ in range(3):
+        replace_file(path, noted)
+    assert len(names) == 3 and str(os.getpid()) not in {name.split(".")[2] for name in names}
+    assert elsewhere.read_text() == "mine" and not path.is_symlink() and path.read_text() == "new"
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from vpeft.atomic import replace_file
+def write(fresh):
+    fresh.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+replace_file(Path(sys.argv[1]), write)
+"""
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        write_text(path, "mine")
+        assert len(list(tmp_path.glob(".a.*.partial"))) == 1, "it is being written"
+        writer.kill()
+    (tmp_path / ".a.older.partial").write_text("half")
+    (tmp_path / ".b.other.partial").write_text("of another file")
+    write_text(path, "again")
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".b.other.partial", "a"]
+
+
+def test_many_writers_leave_one_whole_file(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from vpeft.atomic import write_text\n"
+        "for n in range(60): write_text(Path(sys.argv[1]), sys.argv[2] * 20_000)"
+    )
+    path = tmp_path / "a"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), letter]) for letter in "xyz"]
+    assert [one.wait(60) for one in writers] == [0, 0, 0]
+    assert path.read_text() in {letter * 20_000 for letter in "xyz"} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_said_with_what_is_still_good(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    write_checkpoint(path, Checkpoint({"model": {"w": torch.ones(3)}}, {"epoch": 1}))
+
+    def full(fresh: Path) -> None:
+        fresh.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DiskFull, match=rf"The disk of {tmp_path} is full: .* The checkpoint before it is whole"):
+        replace_file(path, full, kept="The checkpoint before it is whole: go on.")
+    assert read_checkpoint(path).facts == {"epoch": 1} and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or os.name != "posix":
+        pytest.skip("there is no mount")
+    done = subprocess.run([mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip("this user may not mount a disk")
+    yield folder
+    for _ in range(20):
+        if subprocess.run(["umount", str(folder)], capture_output=True).returncode == 0:
+            break
+        time.sleep(0.1)
+
+
+def test_a_disk_that_is_really_full(small_disk: Path) -> None:
+    path = small_disk / "checkpoint.safetensors"
+    write_checkpoint(path, Checkpoint({"model": {"w": torch.ones(1000)}}, {"epoch": 1}))
+    with pytest.raises(DiskFull, match="The checkpoint before it is whole"):
+        write_checkpoint(path, Checkpoint({"model": {"w": torch.ones(2_000_000)}}, {"epoch": 2}))
+    assert read_checkpoint(path).facts == {"epoch": 1} and list(small_disk.iterdir()) == [path]
+    with pytest.raises(DiskFull, match=r"records of the frozen part need .* MiB there"):
+        Store.on_disk(small_disk, 1000, [Spec((2000,), torch.float32)], {"weights": "a"})
+    assert list(small_disk.iterdir()) == [path]
+    store = Store.on_disk(small_disk, 100, [Spec((2000,), torch.float32)], {"weights": "a"})
+    try:  # something else fills the disk: the room of the rows is theirs
+        with (small_disk / "other").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+    except OSError:
+        pass
+    store.put(0, [torch.ones(100, 2000)])
+    assert float(store.arrays[0].sum()) == 200_000
+    store.discard()
