@@ -1,8 +1,8 @@
-"""The frozen-prefix cache: records of all images, checked against the plain model before they are used.
+"""`frozen_prefix`: cache the outputs of the frozen part for all images, and test them against the plain model.
 
-It is refused, with the reason, where a record would not stay true: images that change from epoch to epoch, layers
-before the cut that draw at random or gather statistics, a method that changes the model as it trains, no room, or a
-sample for which the model gives other numbers from records than from images.
+It is not used, with the reason, if cached outputs would become wrong: images change from epoch to epoch, layers before
+the cut are random or gather statistics, the method changes the model during training, there is no room, or the outputs
+for a sample differ.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class Situation:
     """The run that a model is accelerated for.
 
     Attributes:
-        train, val: the images.
-        epochs: how often the training images are seen.
-        batch: images at a time while records are made.
-        autocast: the precision of the forward pass.
-        precision: its name.
-        mixes: why images are combined before the model sees them, or None.
-        gib: memory, or room in `folder`, that records may take.
-        folder: where records are kept for other runs; None keeps them in memory for this one.
-        identity: what the images and the preprocessing are; without it nothing is kept in a folder.
-        shared: records that other runs of this process made, and to which this one adds its own.
-        stream: batches that other runs see at the same time.
-        task: what is learnt, which puts samples together; None: inputs and targets of one shape are stacked.
+        train, val: the data sets.
+        epochs: number of epochs.
+        batch: batch size while the cache is filled.
+        autocast: the context of the forward pass, for its precision.
+        precision: the name of the precision.
+        mixes: the reason if images are combined before the model receives them (mixup); or None.
+        gib: largest size of the cache in memory or in `folder`, in GiB.
+        folder: a folder for caches that later runs use; None keeps the cache in memory for this run.
+        identity: the facts that identify the images and the preprocessing; without it, no folder is used.
+        shared: caches of other runs in this process, to which this run adds its own.
+        stream: batches that several runs use at the same time.
+        task: the task, which collates samples; None stacks inputs and targets of one shape.
     """
 
     train: ImageSource
@@ -71,7 +71,7 @@ class Situation:
 
 
 class RowNumbers:
-    """A data set whose inputs are the row numbers of records: item i is (number, target)."""
+    """A data set whose inputs are row numbers of the cache: item i is (number, target)."""
 
     def __init__(self, images: ImageSource, first: int, targets: Sequence[Any]) -> None:
         self.images, self.targets = images, list(targets)
@@ -86,7 +86,7 @@ class RowNumbers:
         return Sample(self._numbers[index], self.targets[index])
 
     def batch_of(self, indices: list[int]) -> Batch:
-        """Several at once: numbers (B,) and targets."""
+        """Return several samples as a batch: row numbers (B,) and targets."""
         at = torch.tensor(indices)
         if isinstance(self._stacked, Tensor):
             return Batch(self._numbers[at], self._stacked[at])
@@ -94,7 +94,7 @@ class RowNumbers:
 
 
 class CachedPrefix:
-    """The model on records: calling it with row numbers (B,) gives the model's outputs."""
+    """The model on cached outputs: row numbers (B,) -> the model's outputs."""
 
     takes_batch = True
 
@@ -106,7 +106,7 @@ class CachedPrefix:
 
     @property
     def scoring(self) -> CachedPrefix:
-        """The model on records of the validation images."""
+        """The model on cached outputs of the validation images."""
         return self
 
     def __call__(self, numbers: Tensor, batch: Batch | None = None) -> Any:
@@ -115,7 +115,7 @@ class CachedPrefix:
         return self.prefix.replay(rows, batch)
 
     def images(self, numbers: Tensor) -> Tensor:
-        """The images (B, 3, H, W) of these rows, read again."""
+        """Read the images (B, C, H, W) of these rows again."""
         first = len(self.train)
         found = [
             self.train.images[n][0] if n < first or self.val is None else self.val.images[n - first][0]
@@ -125,21 +125,21 @@ class CachedPrefix:
 
 
 def frozen_part(tuned: TunedModel) -> Cut:
-    """Where the frozen part ends, if it gives the same numbers for the same images.
+    """Return where the frozen part ends.
 
     Raises:
-        NotApplicable: with the reason.
+        NotApplicable: it gives different numbers for the same images.
     """
     with PerturbedParameters(tuned):  # in training mode the pass would move the statistics of norms behind the cut
         cut = find_cut(tuned, two_images(tuned))
     drawing = drawing_layer(tuned, cut)
     if drawing is not None:
-        raise NotApplicable(f"{drawing} draws at random or gathers statistics, before what is trained")
+        raise NotApplicable(f"{drawing} is random or gathers statistics, and it is before the trained places")
     return cut
 
 
 def useful_cut(tuned: TunedModel, situation: Situation) -> Cut:
-    """Where the frozen part ends, if records of it are of use and stay true.
+    """Return where the frozen part ends, if a cache of its outputs is useful and stays valid.
 
     Raises:
         NotApplicable: with the reason.
@@ -149,9 +149,9 @@ def useful_cut(tuned: TunedModel, situation: Situation) -> Cut:
     if situation.mixes is not None:
         raise NotApplicable(situation.mixes)
     if len(situation.train) < 2:
-        raise NotApplicable("one image is not worth it")
+        raise NotApplicable("there is only one image")
     if situation.task is not None and not situation.task.stacks_inputs:
-        raise NotApplicable("the task puts its samples together in a way of its own")
+        raise NotApplicable("the task collates its samples in its own way")
     cut = frozen_part(tuned)
     changing = why_not_the_same(situation.train)
     if changing is not None:
@@ -160,16 +160,16 @@ def useful_cut(tuned: TunedModel, situation: Situation) -> Cut:
 
 
 def build(tuned: TunedModel, patches: Patches, situation: Situation, cut: Cut) -> tuple[CachedPrefix, str]:
-    """Make or find the records and prove them on a sample; returns the model on records and what is to be said.
+    """Fill or find the cache and test it on a sample; return the model on cached outputs and a line of text.
 
     Raises:
-        NotApplicable: with the reason; the caller undoes the changes.
+        NotApplicable: with the reason; the caller undoes the patches.
     """
     return recorded(tuned, Prefix(tuned, cut, patches), situation, cut)
 
 
 def recorded(tuned: TunedModel, prefix: Prefix, situation: Situation, cut: Cut) -> tuple[CachedPrefix, str]:
-    """`build`, with the frozen part already taken hold of."""
+    """Do the work of `build` with a given prefix."""
     sets = [situation.train]
     if situation.val is not None and why_not_the_same(situation.val) is None:
         sets.append(situation.val)
@@ -189,7 +189,7 @@ def recorded(tuned: TunedModel, prefix: Prefix, situation: Situation, cut: Cut) 
         count = sum(map(len, sets))
         if shelved is None and each * count > allowed:
             raise NotApplicable(
-                f"records of {cut.words} take {mebibytes(each * count)} ({each / 2**20:.2f} MiB an image), and"
+                f"cached outputs of {cut.words} take {mebibytes(each * count)} ({each / 2**20:.2f} MiB an image), and"
                 f" {mebibytes(allowed)} {where}; raise prefix_gib, or give prefix_folder"
             )
     count, first = sum(map(len, sets)), len(situation.train)
@@ -224,7 +224,7 @@ def _target(images: ImageSource, index: int) -> Any:
 
 
 def _specs(tuned: TunedModel, prefix: Prefix, situation: Situation) -> tuple[list[Spec], str]:
-    """The rows of an image, and a digest of what the frozen part gives for the first image and the last."""
+    """Return the specs of an image's rows, and a digest of the frozen part's outputs for the first and last image."""
     device = next(tuned.parameters()).device
     images = torch.stack([situation.train[i][0] for i in (0, len(situation.train) - 1)]).to(device)
     found = []
@@ -233,12 +233,12 @@ def _specs(tuned: TunedModel, prefix: Prefix, situation: Situation) -> tuple[lis
             torch.manual_seed(seed)
             found.append(prefix.record(images))
     if not all(torch.equal(one, other) for one, other in zip(*found, strict=True)):
-        raise NotApplicable("what is frozen gives other numbers each time it is run")
+        raise NotApplicable("the frozen part gives different numbers each time it runs")
     return [Spec(tuple(value.shape[1:]), value.dtype) for value in found[0]], digest_of(found[0])
 
 
 def _keeps(situation: Situation) -> bool:
-    """Whether records may be kept for other runs: only where it is known of which images they are."""
+    """Whether the cache may be stored for other runs, which needs the identity of the images."""
     return bool(situation.identity)
 
 
@@ -276,7 +276,7 @@ def _fill(
 
 
 def _prove(cached: CachedPrefix, situation: Situation) -> float:
-    """`prove` on some of the images that were recorded."""
+    """Compare the model on cached outputs with the plain model on some of the images."""
     count = len(cached.train) + (0 if cached.val is None else len(cached.val))
     numbers = torch.tensor(sorted({round(i * (count - 1) / (SAMPLE - 1)) for i in range(SAMPLE)}))
     images = cached.images(numbers).to(next(cached.tuned.parameters()).device)
@@ -286,10 +286,10 @@ def _prove(cached: CachedPrefix, situation: Situation) -> float:
 def prove(
     tuned: TunedModel, situation: Situation, images: Tensor, other: Callable[[Tensor], Any], given: Tensor
 ) -> float:
-    """The largest relative difference of tuned(images) and other(given), in training and evaluation mode.
+    """Return the largest relative difference of tuned(images) and other(given), in training and evaluation mode.
 
     Raises:
-        NotApplicable: it is too large.
+        NotApplicable: the difference is too large.
     """
     worst, tolerance = 0.0, TOLERANCE if situation.precision == "fp32" else TOLERANCE_16
     with PerturbedParameters(tuned), all_modes(tuned), torch.no_grad(), situation.autocast():
@@ -303,6 +303,6 @@ def prove(
                     out.append(one_tensor(model(batch)).float())
             found = float((out[0] - out[1]).abs().max() / out[0].abs().max().clamp(min=1e-12))
             if not found <= tolerance:
-                raise NotApplicable(f"from records the outputs for a sample differ by {found:.0e} of their size")
+                raise NotApplicable(f"from the cache, the outputs for a sample differ by {found:.0e} of their size")
             worst = max(worst, found)
     return worst

@@ -1,7 +1,7 @@
-"""Where the frozen part of a tuned model ends: found by one forward pass, in which autograd says what depends on what.
+"""Find where the frozen part of a tuned model ends, with one forward pass and autograd.
 
-The cut is the last of the blocks' inputs, or the pooled feature, that needs no gradient and before which nothing is
-trained but layers that only read. What those layers read, and what later places hold from before the cut, is noted.
+The cut is the last block input, or the pooled feature, that needs no gradient and has no trained layers before it,
+except for layers that only read. The tensors that those layers and later places read before the cut are listed too.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from vpeft.method import Method
 
 @dataclass
 class Cut:
-    """Where the frozen part ends.
+    """The end of the frozen part.
 
     Attributes:
-        blocks: how many blocks are before it.
-        trunk: whether all up to the pooled features is.
+        blocks: number of blocks before it.
+        trunk: whether the whole trunk, up to the pooled features, is before it.
         before: operations that act before it.
-        needed: those of them whose input must be recorded, in order: they hold something for later, or train.
-        outputs: for each block before it, the tuple that it returns, with None for each tensor (a size stays as it
-            is), or None where it returns a tensor.
+        needed: those of them whose input must be stored, in order: later places read it, or their layer trains.
+        outputs: for each block before it, the tuple that it returns, with None for each tensor; or None if the block
+            returns a tensor.
         stem: the stem's output.
     """
 
@@ -51,7 +51,7 @@ class Cut:
 
 @dataclass
 class _Seen:
-    """What one forward pass told."""
+    """The observations of one forward pass."""
 
     fired: list[Operation] = field(default_factory=list)
     at: list[tuple[int, bool, int, list[Operation]]] = field(default_factory=list)  # k, needs gradient, fired, waiting
@@ -60,7 +60,7 @@ class _Seen:
 
 
 class _Watch:
-    """An operation that says when it runs."""
+    """An operation that notes when it runs."""
 
     def __init__(self, operation: Operation, seen: _Seen) -> None:
         self.operation, self.seen = operation, seen
@@ -72,19 +72,19 @@ class _Watch:
 
 
 def find_cut(tuned: TunedModel, images: Tensor) -> Cut:
-    """Run `images` (2, C, H, W) forward in the present mode and see how far nothing is trained.
+    """Run `images` (2, C, H, W) forward in the present mode and find the end of the frozen part.
 
     Raises:
-        NotApplicable: there is no frozen part worth keeping; the message says why.
+        NotApplicable: there is no frozen part to cache; the message gives the reason.
     """
     blocks, seen, patches = tuned.description.blocks, _Seen(), Patches(tuned)
     if any(type(m).advance is not Method.advance for m in tuned.methods()):
-        raise NotApplicable("the method changes the model while it trains")
+        raise NotApplicable("the method changes the model during training")
     if tuned.active in tuned._wiring.switch.asks_query:
         raise NotApplicable("the method reads the frozen model's own feature of each image")
     for block in blocks:
         if block.enter is None or block.exit is None or block.enter.module is not block.exit.module:
-            raise NotApplicable(f"{block.name} cannot be left out of the forward pass")
+            raise NotApplicable(f"{block.name} cannot be skipped in the forward pass")
     handles: list[Any] = []
     for _, hook in hooked(tuned):
         for op in list(hook.operations):
@@ -108,7 +108,7 @@ def find_cut(tuned: TunedModel, images: Tensor) -> Cut:
             handle.remove()
     good = [entry for entry in seen.at if entry[0] > 0 and not entry[1] and _harmless(seen.fired[: entry[2]])]
     if not good:
-        raise NotApplicable("what is trained reaches back to the first block")
+        raise NotApplicable("trained places begin before or in the first block")
     k, _, count, needed = max(good, key=lambda entry: entry[0])
     trunk = k == len(blocks) + 1
     still = seen.stem if isinstance(seen.stem, Tensor) and len(seen.stem) == len(images) else None
@@ -116,7 +116,7 @@ def find_cut(tuned: TunedModel, images: Tensor) -> Cut:
 
 
 def stem_of(tuned: TunedModel) -> nn.Module | None:
-    """The module that images enter, if no block is inside it."""
+    """Return the module that receives the images, if it contains no block; otherwise None."""
     entry = tuned.description.pixels.enter
     module = None if entry is None else entry.module
     inside = {id(m) for m in module.modules()} if module is not None else set()
@@ -153,7 +153,7 @@ def _note(seen: _Seen, k: int, hidden: Tensor) -> None:
 
 
 def _is_needed(operation: Operation) -> bool:
-    """Whether what this operation has read is still wanted, or must be read again as its layer trains."""
+    """Whether a later layer reads the value of this operation, or its own layer trains."""
     if isinstance(operation, ReadForHead):
         return True
     if isinstance(operation, Hold):
@@ -165,7 +165,7 @@ def _is_needed(operation: Operation) -> bool:
 
 
 def _harmless(operations: Sequence[Operation]) -> bool:
-    """Whether none of them trains, but for those that only read."""
+    """Whether none of the operations trains, except for those that only read."""
     return all(
         isinstance(op, (Hold, ReadForHead, Tap))
         or not (
@@ -177,7 +177,7 @@ def _harmless(operations: Sequence[Operation]) -> bool:
 
 
 def drawing_layer(tuned: TunedModel, cut: Cut) -> str | None:
-    """The name of a layer before the cut that draws at random or gathers statistics in the present mode."""
+    """Return the name of a layer before the cut that is random or gathers statistics in the present mode; or None."""
     blocks = [b.exit.module for b in tuned.description.blocks[cut.blocks :] if b.exit is not None]
     behind = {id(m) for block in blocks for m in block.modules()}
     if not cut.trunk:

@@ -1,8 +1,7 @@
-"""Rows of frozen outputs, one for each image: in memory, or memory-mapped in a folder that other runs find again.
+"""Stored rows of tensors, one for each image: in memory, or memory-mapped in a folder that later runs can use.
 
-A folder is named by the digest of all facts that its numbers depend on, and is complete once it has that name: it is
-written under another one and renamed at the end. A folder whose facts, sizes or digests of rows are not those expected
-is not used, and is made anew.
+The name of a folder is the digest of all facts that the numbers depend on. The folder gets this name when it is
+complete. If its facts, sizes or digests of rows differ from the expected ones, it is not used and is written again.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ DIGESTS = "digests"
 
 
 class BadStore(VpeftError):
-    """Stored records that cannot be read; they are made anew."""
+    """A stored cache cannot be read; it is written again."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Spec:
 
 
 class Store:
-    """`arrays[j]` is (images, *shape) of the j-th tensor."""
+    """Rows of several tensors: `arrays[j]` has the shape (images, *shape of the j-th tensor)."""
 
     def __init__(self, arrays: list[Tensor], specs: tuple[Spec, ...]) -> None:
         self.arrays, self.specs = arrays, specs
@@ -59,15 +58,15 @@ class Store:
 
     @classmethod
     def in_memory(cls, count: int, specs: Sequence[Spec]) -> Self:
-        """Rows in memory, to be filled."""
+        """Return an empty store in memory."""
         return cls([torch.empty((count, *spec.shape), dtype=spec.dtype) for spec in specs], tuple(specs))
 
     @classmethod
     def on_disk(cls, folder: Path, count: int, specs: Sequence[Spec], facts: Mapping[str, Any]) -> Self:
-        """Rows in a folder of its own below `folder`, to be filled and then kept by `finish`."""
+        """Return an empty store in a new folder inside `folder`; `finish` completes it."""
         complete = _facts(count, specs, facts)
         final = folder / _key(complete)
-        for left in folder.glob(".*.partial"):  # of any records: they are large, and their run may never come again
+        for left in folder.glob(".*.partial"):  # remains of any killed run, because they are large
             sweep(folder / left.name[1:].partition(".")[0])
         partial, lock = new_folder(final)
         try:
@@ -83,9 +82,9 @@ class Store:
 
     @classmethod
     def find(cls, folder: Path, count: int, specs: Sequence[Spec], facts: Mapping[str, Any]) -> Self | None:
-        """The complete folder of these facts, or None where there is none or it is not what it should be.
+        """Return the complete store with these facts; None if there is none or it is damaged.
 
-        Every byte of the rows is compared with the digests that were written with them.
+        Every byte of the rows is compared with the stored digests.
         """
         complete = _facts(count, specs, facts)
         final = folder / _key(complete)
@@ -107,20 +106,20 @@ class Store:
 
     @property
     def bytes(self) -> int:
-        """Of all rows."""
+        """Size of all rows in bytes."""
         return sum(array.numel() * array.element_size() for array in self.arrays)
 
     def put(self, start: int, rows: Sequence[Tensor]) -> None:
-        """Write the rows of the images from `start` on."""
+        """Write rows, beginning at the image `start`."""
         for array, value in zip(self.arrays, rows, strict=True):
             array[start : start + len(value)] = value
 
     def rows(self, indices: Tensor) -> list[Tensor]:
-        """The rows of these images, each (B, *shape)."""
+        """Return the rows of these images, one tensor (B, *shape) for each spec."""
         return [array.index_select(0, indices) for array in self.arrays]
 
     def finish(self) -> None:
-        """Make a folder complete: its files are on the disk before it gets its name."""
+        """Complete a folder: write its files to the disk, then give it its name."""
         if self._partial is None or self._final is None:
             return
         paths = [self._partial / f"{j}.bin" for j in range(len(self.specs))]
@@ -140,7 +139,7 @@ class Store:
         self._unlock()
 
     def discard(self) -> None:
-        """Remove what is not complete."""
+        """Remove an incomplete folder."""
         if self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial = None
@@ -152,7 +151,7 @@ class Store:
 
 
 def digest_of(rows: Sequence[Tensor]) -> str:
-    """A digest of rows bit by bit, as of what a frozen part gives for fixed images: it tells whose rows are whose."""
+    """Return a digest of the bits of the rows. It identifies a frozen part by its outputs for fixed images."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{tuple(row.shape)} {row.dtype}".encode())
@@ -161,12 +160,12 @@ def digest_of(rows: Sequence[Tensor]) -> str:
 
 
 def room(gib: float, folder: Path | None) -> tuple[float, str]:
-    """The bytes that rows may take in `folder`, or in memory, and the words for it."""
+    """Return how many bytes the rows may take in `folder` or in memory, and the reason as text."""
     allowed = gib * 2**30
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
-        # A full disk breaks more than this run: a tenth of what is free stays free.
+        # A full disk breaks more than this run, so a tenth of the free space stays free.
         return (0.9 * free, f"are free in {folder}") if 0.9 * free < allowed else (allowed, "are allowed")
     try:
         available = 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -176,15 +175,15 @@ def room(gib: float, folder: Path | None) -> tuple[float, str]:
 
 
 def mebibytes(count: float) -> str:
-    """Bytes in MiB, or GiB where it is half of one."""
+    """Format bytes in MiB, or in GiB from half a GiB on."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
 
 
 def _allocate(path: Path, size: int, folder: Path) -> None:
-    """A file of zeros that has its room on the disk: to run out of it while writing to a mapping ends the process.
+    """Create a file of zeros with reserved disk space: writing to a mapping without space would kill the process.
 
     Raises:
-        DiskFull: the folder has no room.
+        DiskFull: there is not enough space.
     """
     try:
         with path.open("xb") as file:
@@ -208,14 +207,14 @@ def _allocate(path: Path, size: int, folder: Path) -> None:
 
 
 def _no_room(folder: Path, size: int = 0) -> VpeftError:
-    what = f"records of the frozen part need {mebibytes(size)} there" if size else "records could not be written"
+    what = f"cached outputs of the frozen part need {mebibytes(size)}" if size else "a cache could not be written"
     return disk_full(
-        folder, what, "Nothing of them is left. Give another prefix_folder, or none to keep them in memory."
+        folder, what, "The incomplete files were removed. Give another prefix_folder, or none to use memory."
     )
 
 
 def _digests(path: Path) -> list[str]:
-    """sha256 of each block of a file."""
+    """Return the sha256 of each block of a file."""
     found: list[str] = []
     with path.open("rb") as file:
         while block := file.read(BLOCK):

@@ -1,4 +1,4 @@
-"""Whether a data set gives the same tensors every time it is asked."""
+"""Find out whether a data set returns the same tensors every time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOOKED_AT = 8
 
 
 class ImageSource(Protocol):
-    """`len(set)` and `set[i]` -> (image float (3, H, W), label)."""
+    """A data set with a length: item i is (image float (C, H, W), target)."""
 
     def __len__(self) -> int: ...
 
@@ -25,10 +25,11 @@ class ImageSource(Protocol):
 
 
 def why_not_the_same(images: ImageSource) -> str | None:
-    """The reason why `images[i]` may differ from one time to the next, or None where it does not.
+    """Return why `images[i]` may differ from one reading to the next, or None if it does not.
 
-    Transforms of vpeft's own image sets are known by class. Of any other set a few images are read twice under
-    different seeds and epochs: they must agree, and no generator may have moved. The generators are left as they were.
+    For vpeft's own image sets, the classes of the transforms decide. Of other data sets, a few images are read twice
+    with different seeds and epochs: they must be equal, and no random generator may have changed. The state of the
+    generators is restored.
     """
     if getattr(images, "told", None) is not None:
         return None  # views, each of which has its own random numbers
@@ -70,7 +71,7 @@ def _generators() -> tuple[bytes, int, bytes]:
 
 
 def _not_known(transform: Any) -> Iterator[str]:
-    """Names of steps that are not known to be the same every time."""
+    """Yield the names of transforms that may be random."""
     from torchvision.transforms import v2
 
     known = (v2.Compose, AsPicture, ResizeTo, CropTo, v2.PILToTensor, v2.ToDtype, v2.Normalize)

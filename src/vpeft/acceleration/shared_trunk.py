@@ -1,10 +1,10 @@
-"""Several runs over one trunk: what is frozen in all of them is computed once for all.
+"""Several runs over one trunk: compute the frozen part that they share once.
 
-Two forms. Where images are the same in every epoch, the records that one run made serve the others, whatever their
-order, seed and length: `SharedRecords`. Where they are not, runs of the same seed and batch still see the same batches:
-they are stepped side by side, and the one that comes to a batch first computes its frozen part for all: `Stream`.
+There are two forms. If images are the same in every epoch, the cache of one run serves the others, whatever their
+order, seed and length: `SharedRecords`. If images change, runs with the same seed and batch size use the same batches:
+they step side by side, and the first one at a batch computes the frozen part for all: `BatchStream`.
 
-Which runs have the same frozen part is read off no name: it is the digest of what that part gives for fixed images.
+Runs have the same frozen part if its outputs for fixed images have the same digest.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ Rows = list[Tensor]
 
 @dataclass(frozen=True)
 class SharedEntry:
-    """Records of some data sets, one after the other, with the labels. The sets are held, so that they stay who they
-    are."""
+    """The cache of some data sets, one after the other, with the targets.
+
+    It keeps references to the data sets, so that their identity stays valid.
+    """
 
     sets: tuple[ImageSource, ...]
     facts: tuple[Any, ...]
@@ -46,11 +48,11 @@ class SharedEntry:
 
 
 class SharedRecords:
-    """Records in memory for several runs of one process; give it to each call of `fit`.
+    """Caches in memory for several runs of one process; pass it to each call of `fit`.
 
-    Runs share what was recorded of the very same data set objects by the same frozen part, at the same batch size and
-    in the same precision: then the records are the bits that each run would have made for itself. Anything else is
-    recorded anew. What was not used for the longest time makes room.
+    Runs share a cache if the data set objects, the outputs of the frozen part, the batch size and the precision are the
+    same; then it holds the bits that each run would compute itself. Otherwise a run makes its own. If memory is short,
+    the least recently used cache is dropped.
     """
 
     def __init__(self) -> None:
@@ -58,11 +60,11 @@ class SharedRecords:
 
     @property
     def bytes(self) -> int:
-        """Of all records."""
+        """Size of all caches in bytes."""
         return sum(one.store.bytes for one in self._shelved)
 
     def find(self, sets: Sequence[ImageSource], facts: tuple[Any, ...]) -> SharedEntry | None:
-        """The records of these sets under these facts, or None."""
+        """Return the cache of these data sets with these facts, or None."""
         for one in self._shelved:
             same = len(one.sets) == len(sets) and all(a is b for a, b in zip(one.sets, sets, strict=True))
             if same and one.facts == facts:
@@ -72,16 +74,16 @@ class SharedRecords:
         return None
 
     def make_room(self, needed: float, room: float) -> None:
-        """Forget the longest unused until `needed` more bytes stay within `room`."""
+        """Drop the least recently used caches until `needed` more bytes fit into `room`."""
         while self._shelved and self.bytes + needed > room:
             self._shelved.pop(0)
 
     def forget(self, images: ImageSource) -> None:
-        """Drop all records of this data set."""
+        """Drop all caches of this data set."""
         self._shelved = [one for one in self._shelved if all(other is not images for other in one.sets)]
 
     def put(self, sets: Sequence[ImageSource], facts: tuple[Any, ...], store: Store, targets: list[Any]) -> None:
-        """Keep records for other runs."""
+        """Add a cache for other runs."""
         self._shelved.append(SharedEntry(tuple(sets), facts, store, targets))
 
 
@@ -101,9 +103,9 @@ class Source(Protocol):
 
 
 class BatchStream:
-    """Batches for runs that go side by side: each is loaded once, and what is frozen is computed once for it.
+    """Batches for runs that step side by side: each batch is loaded once and goes through the frozen part once.
 
-    Any order of asking gives the same batches; it is cheap where all runs are at the same one.
+    Batches can be requested in any order; it is cheap if all runs use the same one.
     """
 
     def __init__(self, source: Source) -> None:
@@ -115,7 +117,7 @@ class BatchStream:
         self._rows: dict[tuple[str, int, int], Rows] = {}
 
     def go_to(self, epoch: int, number: int) -> None:
-        """Make this batch the present one."""
+        """Load this batch and make it the present one."""
         if self._at == (epoch, number):
             return
         if self._next != (epoch, number):
@@ -124,15 +126,15 @@ class BatchStream:
         self.batch = next(self._open)
         self._at, self._next = (epoch, number), (epoch, number + 1)
         if number + 1 == self.source.per_epoch:
-            next(self._open, None)  # so that loading processes know that the epoch is over
+            next(self._open, None)  # tells the loader's processes that the epoch has ended
 
     def read_from(self, source: Source) -> None:
-        """Take the batches from another source from now on, which gives the same."""
+        """Use another source with the same batches from now on."""
         self.source, self._open = source, iter(())
         self._at = self._next = None
 
     def rows(self, mark: str, prefix: Prefix, numbers: Tensor) -> Rows:
-        """What the frozen part of this mark gives for a stretch of the present batch."""
+        """Return the outputs of the frozen part with the digest `mark` for a range of the present batch."""
         first, count = int(numbers[0]), len(numbers)
         if (mark, first, count) not in self._rows:
             images = self.batch[first : first + count].inputs
@@ -141,23 +143,23 @@ class BatchStream:
 
 
 class StreamedBatches:
-    """The batches of one run out of a stream: as they are, or with the positions in the batch as inputs."""
+    """The batches of a stream for one run, unchanged or with positions in the batch as inputs."""
 
     def __init__(self, stream: BatchStream, positions: bool = False) -> None:
         self.stream, self.positions = stream, positions
 
     @property
     def per_epoch(self) -> int:
-        """Batches in a whole epoch."""
+        """Number of batches in an epoch."""
         return self.stream.source.per_epoch
 
     @property
     def images_per_epoch(self) -> int:
-        """Images in a whole epoch."""
+        """Number of images in an epoch."""
         return self.stream.source.images_per_epoch
 
     def epoch(self, number: int = 0, first: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number` from batch `first` on."""
+        """Yield the batches of epoch `number`, beginning at batch `first`."""
         for at in range(first, self.per_epoch):
             self.stream.go_to(number, at)
             batch = self.stream.batch
@@ -165,10 +167,10 @@ class StreamedBatches:
 
 
 class StreamedPrefix:
-    """The model on a stream: calling it with positions in the present batch (B,) gives the model's outputs.
+    """The model on a stream: positions (B,) in the present batch -> the model's outputs.
 
     Attributes:
-        scoring: the model on records of the validation images, where there are some.
+        scoring: the model on cached outputs of the validation images, or None.
     """
 
     takes_batch = True
@@ -178,39 +180,39 @@ class StreamedPrefix:
 
     @property
     def val(self) -> ImageSource | None:
-        """The validation images as numbers of their records, where there are some."""
+        """The validation images as row numbers of their cache, or None."""
         return None if self.scoring is None else self.scoring.train
 
     def batches(self) -> StreamedBatches:
-        """What to train on."""
+        """Return the training batches."""
         return StreamedBatches(self.stream, positions=True)
 
     def __call__(self, numbers: Tensor, batch: Batch | None = None) -> Any:
         return self.prefix.replay(self.stream.rows(self.mark, self.prefix, numbers), batch)
 
     def images(self, numbers: Tensor) -> Tensor:
-        """The images (B, 3, H, W) at these positions of the present batch."""
+        """Return the images (B, C, H, W) at these positions of the present batch."""
         images: Tensor = self.stream.batch.inputs[numbers.cpu()].to(numbers.device)
         return images
 
 
 def join(tuned: TunedModel, patches: Patches, situation: Situation, cut: Cut) -> tuple[StreamedPrefix, str]:
-    """Let the model train on the stream of its situation; returns the model on it and what is to be said.
+    """Let the model train on the stream of its situation; return the model on the stream and a line of text.
 
     Raises:
-        NotApplicable: with the reason; the caller undoes the changes.
+        NotApplicable: with the reason; the caller undoes the patches.
     """
     stream = situation.stream
     assert stream is not None
     if situation.mixes is not None:
         raise NotApplicable(situation.mixes)
     if situation.task is not None and not situation.task.stacks_inputs:
-        raise NotApplicable("the task puts its samples together in a way of its own")
+        raise NotApplicable("the task collates its samples in its own way")
     prefix, images = Prefix(tuned, cut, patches), two_images(tuned)
     with PerturbedParameters(tuned), torch.random.fork_rng(devices=[]), situation.autocast():
         mark = digest_of(prefix.record(images))
         if digest_of(prefix.record(images)) != mark:
-            raise NotApplicable("what is frozen gives other numbers each time it is run")
+            raise NotApplicable("the frozen part gives different numbers each time it runs")
     worst = prove(tuned, situation, images, lambda given: prefix.replay(prefix.record(given)), images)
     scoring = None
     if situation.val is not None and why_not_the_same(situation.val) is None:
@@ -225,10 +227,10 @@ def join(tuned: TunedModel, patches: Patches, situation: Situation, cut: Cut) ->
 
 @contextmanager
 def cached_for_evaluation(tuned: TunedModel, situation: Situation) -> Iterator[CachedPrefix | None]:
-    """Inside: the model, in evaluation mode, on records of the situation's training images; None where there are none.
+    """A context with the model, in evaluation mode, on cached outputs of the situation's training images; or None.
 
-    For scoring several models with the same frozen part on the same images, at the same batch size. On the model there
-    must be no other acceleration.
+    It is for evaluating several models with the same frozen part on the same images at the same batch size. The model
+    must have no other acceleration.
     """
     patches, made = Patches(tuned), None
     try:
