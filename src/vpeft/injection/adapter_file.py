@@ -42,7 +42,7 @@ from .adapter import require_equal_shapes
 from .as_it_was import AsItWas
 from .heads import Heads, new_head
 from .implied import budget, implied_tensors
-from .manifest_limits import check_entries, check_manifest
+from .manifest_limits import check_entries, check_labels, check_manifest
 from .other_layout import relaid
 from .outputs import one_tensor
 from .placed import MethodLike
@@ -185,6 +185,7 @@ def save(
     """Write one adapter atomically: a reader sees the old file or the new one, never half of one."""
     state = tuned.adapter_state(name)
     tensors = {key: digest.gathered(value.detach()).cpu().contiguous().clone() for key, value in state.items()}
+    _require_finite(tensors, path)
     head = tuned.adapter(name).head
     description = tuned.description
     config: dict[str, Any] = getattr(description.module, "pretrained_cfg", None) or {}
@@ -276,6 +277,18 @@ def _place_of(seal: str, data: bytes) -> int | None:
     return first + len(mark) - len(seal) - 2
 
 
+def require_labels(labels: Sequence[str]) -> None:
+    """Look at the names of classes before training, so that no adapter is trained that cannot be saved.
+
+    Raises:
+        BadAdapterFile: a name holds control characters, is there twice, or is too long.
+    """
+    try:
+        check_labels(labels)
+    except ValueError as error:
+        raise BadAdapterFile(f"These labels cannot be kept in an adapter file: {error}.") from None
+
+
 def task_entry(task: Any) -> TaskEntry:
     """A task, or the name of one, as the file keeps it."""
     if task is None or isinstance(task, str):
@@ -333,10 +346,14 @@ def _checked(data: bytes, path: str | Path) -> tuple[Manifest, dict[str, Tensor]
         raise BadAdapterFile(
             f"{path}: the tensors are not those that were saved (their checksum differs). Get the file again."
         )
+    _require_finite(tensors, path)
+    return manifest, tensors
+
+
+def _require_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise BadAdapterFile(f"{path}: the tensor {short(name)} holds NaN or infinity. Train it again.")
-    return manifest, tensors
 
 
 def read_manifest(path: str | Path) -> Manifest:

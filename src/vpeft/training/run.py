@@ -22,7 +22,7 @@ from vpeft.backbones.trust import Trust
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
-from vpeft.injection.adapter_file import read_manifest, start_from, weights_digest
+from vpeft.injection.adapter_file import read_manifest, require_labels, start_from, weights_digest
 from vpeft.injection.quantise import quantise
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
@@ -237,6 +237,7 @@ def ready_run(
     train = unbound.dataset(data.train, True)
     val = None if data.val is None else unbound.dataset(data.val, False)
     task = unbound.bind(train)
+    require_labels(task.labels)
     with untouched_randomness():
         seed_everything(derived_seed(recipe.seed, "tune"))
         statistics = recipe.optimisation.batch_norm

@@ -13,6 +13,7 @@ from torch import nn
 
 import vpeft
 from tests.models import images_for, tiny_swin, tiny_vit
+from vpeft.backbones.digest import tensors_digest
 from vpeft.injection.adapter_file import KEY, BadAdapterFile, read, read_manifest, sealed_bytes, weights_digest
 from vpeft.methods import AdaptFormer, LoRA, get
 
@@ -169,6 +170,96 @@ def test_a_changed_scale_is_found_by_the_probe(saved: Path) -> None:
     with pytest.raises(BadAdapterFile, match="outputs for the probe input differ"):
         vpeft.load(tiny_vit_again(), changed)
     vpeft.load(tiny_vit_again(), changed, check=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": ["cat", "cat", "owl"]}, "the label 'cat' is there twice"),
+        ({"labels": ["cat", "dog\x07", "owl"]}, r"'dog\\x07', holds the control character U\+0007"),
+        ({"preprocessing": {"size": [32, 32], "std": [0.0]}}, "preprocessing.std = .* is impossible"),
+        ({"preprocessing": {"size": [0, 32]}}, "preprocessing.size = .* is impossible"),
+        ({"scores": {"a": "nan"}}, "the score 'a' is 'nan', which is no finite number"),
+        ({"methods": [{"name": "lora", "fields": {}}] * 2000}, "it names 2000 methods"),
+        ({"parameters": 7}, "says that it has 7 numbers and holds"),
+        ({"seal": None, "format": 1}, "the format|no seal"),
+    ],
+)
+def test_values_out_of_range_are_refused(saved: Path, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(BadAdapterFile, match=said):
+        read(_rewrite(saved, **changes))
+
+
+def test_what_cannot_be_loaded_is_not_saved(saved: Path, tmp_path: Path) -> None:
+    tuned = vpeft.load(tiny_vit_again(), saved)
+    before = saved.read_bytes()
+    with pytest.raises(BadAdapterFile, match="the label 'a' is there twice"):
+        tuned.save(saved, labels=["a", "a", "b"])
+    with pytest.raises(BadAdapterFile, match="cannot be written as JSON"):
+        tuned.save(saved, scores={"loss": float("nan")})
+    with torch.no_grad():
+        next(tuned.trainable())[1].fill_(float("inf"))
+    with pytest.raises(BadAdapterFile, match="holds NaN or infinity"):
+        tuned.save(saved, labels=["a", "b", "c"])
+    assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
+
+
+def test_the_manifest_that_asks_for_more_than_the_file_holds_is_refused(saved: Path) -> None:
+    for rank in (200_000, 2**40):
+        with pytest.raises(BadAdapterFile, match="it implies far more numbers than it holds|too large a number"):
+            vpeft.load(tiny_vit_again(), _rewrite(saved, methods=[{"name": "lora", "fields": {"rank": rank}}]))
+    with pytest.raises(BadAdapterFile, match="it implies far more numbers than it holds"):
+        vpeft.load(tiny_vit_again(), _rewrite(saved, head={"kind": "linear", "width": 48, "classes": 100_000_000}))
+    deep = {"kind": "mlp", "settings": {"width": 48, "outputs": 3, "layers": 10**9}}
+    with pytest.raises(BadAdapterFile, match="it implies far more (layers|numbers) than it holds"):
+        vpeft.load(tiny_vit_again(), _rewrite(saved, head=deep))
+
+
+@pytest.mark.parametrize("name", ["lora", "ssf", "vpt_deep", "full_finetuning", "partial_k", "ln_tune"])
+@pytest.mark.parametrize("quantised", [None, "int8"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_what_fails_to_load_leaves_nothing(name: str, quantised: str | None, fresh: bool, tmp_path: Path) -> None:
+    if quantised is not None and name == "full_finetuning":
+        pytest.skip("nothing of it is frozen")
+    tuned = vpeft.tune(tiny_vit_again(), get(name)(), num_classes=3, show=False, verify=False)
+    with torch.no_grad():
+        for _, parameter in tuned.trainable():
+            parameter.add_(0.1)
+    path = tuned.save(tmp_path / "a.safetensors")
+    changed = _rewrite(path, probe=[9.0, 9.0, 9.0], quantised=quantised)
+    model = tiny_vit_again()
+    target = model if fresh else vpeft.tune(model, AdaptFormer(), name="b", num_classes=2, show=False)
+    images, flags = images_for(model), [parameter.requires_grad for parameter in model.parameters()]
+    outputs = target.eval()(images)
+    state = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(BadAdapterFile, match="outputs for the probe input differ"):
+        vpeft.load(target, changed)
+    assert list(target.state_dict()) == list(state)
+    assert all(torch.equal(value, state[key]) for key, value in target.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert torch.equal(target(images), outputs)
+    if isinstance(target, vpeft.TunedModel):
+        assert list(target.adapters) == ["b"] and target.active == "b"
+        assert (target.origin, target.quantised, target.manifest) == (None, None, None)
+    else:
+        assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+    assert torch.equal(vpeft.load(tiny_vit_again(), path).eval()(images), tuned.eval()(images))
+
+
+def test_whole_numbers_and_complex_ones_are_refused_where_floats_are(saved: Path) -> None:
+    manifest, tensors = read(saved)
+    first = next(iter(tensors))
+    for kind in (torch.int64, torch.complex64, torch.bool):
+        held = {**tensors, first: tensors[first].to(kind)}
+        said = {**manifest.model_dump(mode="json"), "tensors_digest": tensors_digest(held)}
+        saved.write_bytes(sealed_bytes(said, held))
+        with pytest.raises(BadAdapterFile, match="is of the type"):
+            vpeft.load(tiny_vit_again(), saved)
+
+
+def test_a_file_without_a_seal_says_so() -> None:
+    kept = Path(__file__).parents[2] / "fixtures" / "adapter_of_2026.safetensors"
+    assert read_manifest(kept).seal is None and read_manifest(kept).format == 1
 
 
 def test_a_failed_write_keeps_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
