@@ -45,4 +45,4 @@ def test_hostile_adapters_cost_neither_time_nor_memory() -> None:
 @pytest.mark.slow
 def test_no_number_of_any_method_is_a_bomb() -> None:
     found = json.loads(lines_of("extreme_fields")[-1])
-    assert found["tried"] > 1000 and not found["wrong"], found
+    assert found["tried"] > 500 and not found["wrong"], found

@@ -31,6 +31,8 @@ def _search(
     supernet_lr: float | None = None,
     resume: bool = True,
     json: Switch = False,
+    trust_code: Switch = False,
+    allow_download: Switch = False,
     given: dict[str, Any],
 ) -> int:
     """Train a method's supernet, search it under a parameter budget, and train what was found anew.
@@ -56,6 +58,10 @@ def _search(
         Go on with what an interrupted search left in the folder; otherwise start afresh.
     json:
         Print the figures as JSON instead of sentences.
+    trust_code:
+        Run the code of a backbone py:FILE.py:NAME that a recipe file names; without it only one that you type is run.
+    allow_download:
+        Fetch a backbone hf:ID that a recipe file names; without it only one that you type is fetched.
     """
     get(method)  # so that a mistyped name is said first
     stated = {"backbone": "pocket_vit"} if recipe is None else {}
@@ -70,6 +76,8 @@ def _search(
         supernet_epochs=supernet_epochs,
         supernet_lr=supernet_lr,
         resume=resume,
+        trust_code=trust_code,
+        allow_download=allow_download,
         show=False,
     )
     if outcome.stopped:

@@ -1,11 +1,11 @@
-"""A method's search as three runs in one folder: the supernet, the candidates, and the best of them trained anew.
+"""A method's search as three runs in one folder: the supernet, the candidates, and the training of the best one.
 
-    supernet/     a run of the method as it is asked for, whose weights the candidates share
+    supernet/     a run of the method, whose weights the candidates share
     search.json   every candidate that was scored on the validation images, best first
     found/        a run of the best candidate within the budget, from the pre-trained weights
 
-Each part goes on where it was interrupted: the runs from their checkpoints, the search by being repeated with the
-scores that are on the disk, which takes no time and gives the same candidates.
+Each part continues after an interruption: the runs from their checkpoints, the search by repeating it with the scores
+on disk, which takes no time and gives the same candidates.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vpeft.atomic import write_json
 from vpeft.errors import VpeftError
+from vpeft.guarded import read_json
 from vpeft.method import Evolution, Found, Method, NoSearch
 from vpeft.training.batches import Samples
 from vpeft.training.evaluate import evaluate
@@ -38,12 +39,12 @@ _SAID_EVERY = 25  # candidates between two lines of progress
 
 
 class CannotSearch(VpeftError):
-    """The run does not have what a search needs."""
+    """The run lacks something that a search needs."""
 
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What a search has led to; `found` and `retrained` are empty or None if it was interrupted before.
+    """The outcome of a search; `found` is empty and `retrained` None if it was interrupted before.
 
     Attributes:
         supernet: the first run.
@@ -59,7 +60,7 @@ class SearchOutcome:
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal ended it early: the same call goes on."""
+        """Whether a signal ended it early; the same call continues it."""
         return self.retrained is None or self.retrained.state == "stopped"
 
 
@@ -73,31 +74,33 @@ def run_search(
     resume: bool = True,
     progress: bool = True,
     show: bool = True,
+    trust_code: bool = False,
+    allow_download: bool = False,
 ) -> SearchOutcome:
-    """Train the supernet of `recipe.method`, search it on the validation images, train the winner anew.
+    """Train the supernet of `recipe.method`, search it on the validation images, and train the best candidate.
 
     Args:
-        recipe: data, backbone, method and output folder; its optimisation is that of the winner.
-        budget: most trained parameters of a candidate, without the head.
+        recipe: data, backbone, method and output folder; its optimisation is that of the best candidate.
+        budget: largest number of trained parameters of a candidate, without the head.
         evolution: sizes of the search.
         supernet_epochs, supernet_lr: of the supernet; by default five times the epochs at half the learning rate.
-        resume: go on with what an interrupted call left in the folder.
-        progress: show how far it is, on standard error.
+        resume: continue an interrupted call from its files in the folder.
+        progress: show progress on standard error.
         show: print the plans.
 
     Raises:
-        NoSearch: the method offers none.
+        NoSearch: the method offers no search.
         CannotSearch: no output folder, further methods, or no validation images.
-        VpeftError: what the runs raise.
+        VpeftError: an error of the runs.
     """
     evolution = evolution or Evolution()
     method, out = recipe.method.build(), recipe.out
     if type(method).search is Method.search:
         raise NoSearch(f"{method.name} offers no search; these do: {', '.join(searchable())}.")
     if out is None:
-        raise CannotSearch("A search leaves two runs and a record behind. Name a folder for them (`out`).")
+        raise CannotSearch("A search writes two runs and a record. Name a folder for them (`out`).")
     if recipe.also:
-        raise CannotSearch("A search is about one method alone. Leave out the further ones.")
+        raise CannotSearch("A search takes one method. Leave out the further ones.")
     stated = recipe.optimisation
     longer = {
         "epochs": supernet_epochs if supernet_epochs is not None else LONGER * stated.epochs,
@@ -105,11 +108,19 @@ def run_search(
     }
     slow = Optimisation.model_validate({**stated.model_dump(), **longer})
     first = recipe.model_copy(update={"out": out / "supernet", "optimisation": slow})
-    supernet = run_recipe(first, resume=resume, progress=progress, show=show, test=False)
+    supernet = run_recipe(
+        first,
+        resume=resume,
+        progress=progress,
+        show=show,
+        test=False,
+        trust_code=trust_code,
+        allow_download=allow_download,
+    )
     if supernet.state == "stopped":
         return SearchOutcome(supernet, (), None, out / RECORD)
     if supernet.data.val is None:
-        raise CannotSearch("Candidates are compared on validation images, and there are none. Hold some out.")
+        raise CannotSearch("A search compares candidates on validation images, and there are none. Set data.val.")
     tuned, task = supernet.tuned, supernet.task
     validation = _held(task.dataset(supernet.data.val, False))
     direction = 1.0 if task.leading.higher_is_better else -1.0
@@ -123,32 +134,42 @@ def run_search(
     notes.write(found, budget, evolution)
     best = MethodChoice(name=method.name, fields=found[0].method.model_dump(mode="json"))
     second = recipe.model_copy(update={"out": out / "found", "method": best})
-    retrained = run_recipe(second, resume=resume, progress=progress, show=show)
+    retrained = run_recipe(
+        second, resume=resume, progress=progress, show=show, trust_code=trust_code, allow_download=allow_download
+    )
     return SearchOutcome(supernet, tuple(found), retrained, out / RECORD)
 
 
 def searchable() -> list[str]:
-    """The names of the methods that offer a search."""
+    """Return the names of the methods that offer a search."""
     from vpeft.methods import all_methods
 
     return [name for name, kind in all_methods().items() if kind.search is not Method.search]
 
 
+class BadNotes(VpeftError):
+    """What a search has written down cannot be read."""
+
+
 class _Notes:
-    """The scores that are known, on the disk after each new one."""
+    """The known scores, which are written to disk after each new one."""
 
     def __init__(self, path: Path, identity: str, resume: bool, say: Callable[[str], None]) -> None:
         self.path, self.identity, self.say = path, identity, say
         self.known: dict[str, float] = {}
         self.best = float("-inf")
         if resume and path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["supernet"] == identity:  # scores of other weights or images say nothing
-                self.known = {_key(one["method"]): one["score"] for one in stored["candidates"]}
+            stored = read_json(path, f"The search's notes {path}", BadNotes)
+            try:
+                if stored["supernet"] == identity:  # scores of other weights or images say nothing
+                    self.known = {_key(one["method"]): float(one["score"]) for one in stored["candidates"]}
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise BadNotes(f"The search's notes {path} are damaged. Delete the file to score anew.") from None
+            if self.known:
                 say(f"search: {len(self.known)} candidates are scored already")
 
     def remembering(self, score: Callable[[Method], float]) -> Callable[[Method], float]:
-        """`score`, but for what is known."""
+        """Return `score` with a cache of known scores."""
 
         def scored(candidate: Method) -> float:
             key = _key(candidate.model_dump(mode="json"))
@@ -164,7 +185,7 @@ class _Notes:
         return scored
 
     def write(self, found: list[Found], budget: int, evolution: Evolution) -> None:
-        """The record of the whole search."""
+        """Write the record of the whole search."""
         listed = [
             {"method": one.method.model_dump(mode="json"), "parameters": one.parameters, "score": one.score}
             for one in found
@@ -180,7 +201,7 @@ def _key(fields: dict[str, Any]) -> str:
 
 
 def _identity(supernet: RunOutcome) -> str:
-    """What the scores depend on: the supernet's weights, and the images."""
+    """Return the facts that the scores depend on: the supernet's weights and the images."""
     digest = hashlib.sha256(supernet.data.manifest.digest.encode())
     for name, tensor in sorted(supernet.tuned.adapter_state().items()):
         digest.update(name.encode())
@@ -189,7 +210,7 @@ def _identity(supernet: RunOutcome) -> str:
 
 
 def _held(images: Samples) -> Samples:
-    """The images decoded once for all candidates, if they are not too many."""
+    """Return the images decoded once for all candidates, if they fit into memory."""
     first, _ = images[0]
     size = first.numel() * first.element_size() * len(images)
     return images if size > _HELD else _InMemory([images[index] for index in range(len(images))])
