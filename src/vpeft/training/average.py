@@ -1,4 +1,4 @@
-"""An exponential moving average of what is trained, which stands in for it where a model is judged."""
+"""An exponential moving average of the trained tensors, used for validation and for the final weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """a <- d a + (1 - d) w after each step, for every trained tensor w, beginning at its first value.
+    """a <- d a + (1 - d) w after each step, for every trained tensor w; a starts at the first w.
 
-    In the first steps the decay is (1 + n) / (10 + n) where that is less, so that the start is soon forgotten (as
-    TensorFlow's and timm's averages do).
+    In the first steps the decay is min(d, (1 + n) / (10 + n)), so that the start is soon forgotten (as in TensorFlow
+    and timm).
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
@@ -23,7 +23,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the present values."""
+        """Update the averages with the present values."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, parameter in self.parameters.items():
@@ -31,7 +31,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside: the model has the averages; afterwards the trained values again, to the bit."""
+        """A context in which the model has the averages; the trained values are restored exactly at its end."""
         trained = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.put(self.values)
         try:
@@ -41,12 +41,12 @@ class MovingAverage:
 
     @torch.no_grad()
     def put(self, values: Mapping[str, Tensor]) -> None:
-        """Write values into the model."""
+        """Copy values into the model."""
         for name, parameter in self.parameters.items():
             parameter.copy_(values[name])
 
     def restore(self, values: Mapping[str, Tensor], steps: int) -> None:
-        """Go on with averages that were saved after `steps` updates."""
+        """Continue with averages that were saved after `steps` updates."""
         self.steps = steps
         for name, value in values.items():
             self.values[name].copy_(value)

@@ -1,4 +1,4 @@
-"""Batches whose content is a function of (seed, epoch, position), whatever the number of loading processes."""
+"""Batches that depend on (seed, epoch, position) only, and not on the number of loading processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Address = tuple[int, int, int]  # (epoch, number of the batch, index of the ima
 
 @runtime_checkable
 class Samples(Protocol):
-    """What training and evaluation read: `len(set)` and `set[i]` -> (input, target), or a `Sample`."""
+    """A data set for training and evaluation: `len(set)`, and `set[i]` -> (input, target) or a `Sample`."""
 
     def __len__(self) -> int: ...
 
@@ -27,7 +27,7 @@ class Samples(Protocol):
 
 
 class Reading(Protocol):
-    """The part of a `Task` that decides what a batch is and which samples an epoch sees."""
+    """The part of a `Task` that collates batches and chooses the samples of an epoch."""
 
     def collate(self, samples: Sequence[Any], /) -> Batch: ...
 
@@ -36,22 +36,22 @@ class Reading(Protocol):
 
 @runtime_checkable
 class InBatches(Protocol):
-    """A data set in memory that gives whole batches, and draws nothing at random."""
+    """A data set in memory that returns whole batches and uses no random numbers."""
 
     def batch_of(self, indices: list[int], /) -> Batch:
-        """The items at `indices`."""
+        """Return the items at `indices` as a batch."""
         ...
 
 
 class _Seeded(Dataset[Any]):
-    """Items addressed by `_Address`, each batch drawn under a seed of its own."""
+    """Items addressed by `_Address`; each batch is read under its own seed."""
 
     def __init__(self, images: Samples, seed: int) -> None:
         self.images = images
         self.seed = seed
 
     def __getitems__(self, addresses: list[_Address]) -> list[Any]:
-        """One batch; the loader prefers this to item by item."""
+        """Return one batch; torch's loader calls this instead of `__getitem__`."""
         epoch, number, _ = addresses[0]
         # Per batch and not per image: seeding the three generators takes longer than reading a small image.
         with batch_randomness(derived_seed(self.seed, "batch", epoch, number)):
@@ -59,7 +59,7 @@ class _Seeded(Dataset[Any]):
 
 
 class _Order(Sampler[list[_Address]]):
-    """The batches of one epoch from a position on; the loader asks anew at the start of each epoch."""
+    """The batches of one epoch from a position on; the loader iterates over it once per epoch."""
 
     def __init__(
         self,
@@ -101,21 +101,21 @@ def _signals_of_a_worker(_: int) -> None:
 
 
 def told_epoch(seed: int, number: int, views: int | None) -> int:
-    """The number by which a data set draws its transforms for epoch `number` of a run with this seed."""
+    """Return the number that a data set gets for its random transforms in epoch `number` of a run with this seed."""
     return derived_seed(seed, "epoch", number if views is None else number % views)
 
 
 class Batches:
-    """Batches of samples, on the processor.
+    """Batches of samples on the CPU.
 
     Args:
         images: the data set.
-        batch: samples per batch; the last may be smaller unless `drop_last`.
-        seed: decides the order and every random transform; None: in the set's own order, for evaluation.
-        workers: loading processes; 0 loads in this one. The content is the same for any number.
-        views: how many augmented versions of an image there are, taken in turn; None: a new one in each epoch.
-        reading: the task, which puts samples together and says which an epoch sees; None: inputs and targets of one
-            shape are stacked, and an epoch sees each sample once.
+        batch: samples per batch; the last batch may be smaller, unless `drop_last`.
+        seed: decides the order and every random transform; None keeps the set's order, for evaluation.
+        workers: number of loading processes; 0 loads in this process. The batches do not depend on it.
+        views: number of augmented versions of an image, used in turn; None makes a new one in each epoch.
+        reading: the task, which collates samples and chooses those of an epoch; None stacks inputs and targets of one
+            shape, and an epoch has each sample once.
     """
 
     def __init__(
@@ -152,16 +152,16 @@ class Batches:
 
     @property
     def per_epoch(self) -> int:
-        """Batches in a whole epoch."""
+        """Number of batches in an epoch."""
         return self._order.per_epoch
 
     @property
     def images_per_epoch(self) -> int:
-        """Samples in a whole epoch."""
+        """Number of samples in an epoch."""
         return min(len(self.images), self.per_epoch * self._order.batch)
 
     def epoch(self, number: int = 0, first: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number` from batch `first` on; the same ones that an uninterrupted epoch has there."""
+        """Yield the batches of epoch `number` from batch `first` on, the same as in an uninterrupted epoch."""
         self._order.epoch, self._order.first = number, first
         # Data sets that seed their own transforms are told a number in which this run's seed is mixed.
         tell = getattr(self.images, "set_epoch", None)

@@ -1,4 +1,4 @@
-"""A training run on disk: one safetensors file with tensors and a JSON header, replaced in one step. No pickle."""
+"""A training run on disk: one safetensors file with tensors and a JSON header, replaced atomically. No pickle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DIGEST = "vpeft_digest"
 
 
 class BadCheckpoint(VpeftError):
-    """A checkpoint that cannot be read, or that belongs to another run."""
+    """A checkpoint cannot be read, or belongs to another run."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically: a reader, and a run that is killed here, find the old file or the new one."""
+    """Write a checkpoint atomically: a reader, also after a kill, finds the old file or the new one."""
     flat = {
         f"{group}/{name}": tensor.detach().to("cpu").contiguous()
         for group, named in checkpoint.tensors.items()
@@ -55,10 +55,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read what `write_checkpoint` wrote.
+    """Read a checkpoint of `write_checkpoint`.
 
     Raises:
-        BadCheckpoint: not such a file, of another format version, or damaged, be it by one byte.
+        BadCheckpoint: the file is no checkpoint, has another format version, or is damaged in any byte.
     """
     afresh = "Delete it to start afresh."
     try:
@@ -79,26 +79,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise BadCheckpoint(f"{path} has another checkpoint format than {known}. {afresh}")
     version = facts.pop("format")
     if (version > 1 or _DIGEST in metadata) and metadata.get(_DIGEST) != _digest(flat, said):
-        raise BadCheckpoint(f"{path} is not what was saved: the digest of its content differs. {afresh}")
+        raise BadCheckpoint(f"{path} was changed after it was saved: the digest of its content differs. {afresh}")
     tensors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
         group, between, name = key.partition("/")
         if not between:
-            raise BadCheckpoint(f"{path} holds {short(key)}, which belongs to no group of a checkpoint. {afresh}")
+            raise BadCheckpoint(f"{path} holds {short(key)}, which is in none of a checkpoint's groups. {afresh}")
         tensors.setdefault(group, {})[name] = tensor
     return Checkpoint(tensors, facts)
 
 
 def _digest(flat: Mapping[str, Tensor], facts: str) -> str:
-    """sha256 over the facts and over names, types, shapes and bytes of the tensors."""
+    """Return the sha256 of the facts and of names, types, shapes and bytes of the tensors."""
     return hashlib.sha256(f"{tensors_digest(flat)} {facts}".encode()).hexdigest()
 
 
 def must_agree(there: dict[str, Any], here: dict[str, Any], folder: Path | None) -> None:
-    """Compare what a checkpoint in `folder` says of its run with what is to be run.
+    """Compare the identity in the checkpoint of `folder` with that of the present run.
 
     Raises:
-        BadCheckpoint: it belongs to another run; the differences are named.
+        BadCheckpoint: it belongs to another run; the message lists the differences.
     """
     differences = _differences(there, here)
     if differences:
@@ -109,7 +109,7 @@ def must_agree(there: dict[str, Any], here: dict[str, Any], folder: Path | None)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as `<key>/<parameter's name>`; its groups must state `names`."""
+    """Return the optimiser's state as `<key>/<parameter's name>`; its groups must have `names`."""
     return {
         f"{key}/{name}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
         for group in optimiser.param_groups
@@ -119,7 +119,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimiser_tensors` took out; rates are not part of it, the schedule states them anew."""
+    """Load the tensors of `optimiser_tensors`. They do not include rates, which the schedule sets."""
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for address, tensor in tensors.items():
         key, _, name = address.partition("/")
@@ -131,7 +131,7 @@ def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The format refuses tensors that share memory (tied weights, expanded buffers): each gets its own."""
+    """Copy tensors that share memory (tied weights, expanded buffers), because the format refuses these."""
     seen: set[int] = set()
     apart: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

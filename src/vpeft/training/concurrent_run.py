@@ -1,4 +1,4 @@
-"""One run among others: set up as `fit` does it, and stepped by whoever leads them."""
+"""One of several concurrent runs: it is set up as in `fit`, and its caller decides when it takes a step."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """One of several runs: what a call of `fit` would be given, but for the images.
+    """One of several runs: the arguments of `fit`, without the data sets.
 
     Attributes:
-        tuned: a model of its own; what is trained in it belongs to no other run.
-        optimisation: all settings; None takes the defaults.
-        out: folder for its checkpoint and its result: all runs have one, or none.
+        tuned: the run's own model; no other run trains its tensors.
+        optimisation: all settings; None uses the defaults.
+        out: folder for its checkpoint and its result; either all runs have one, or none.
         after_epoch, identity, task: as for `fit`.
-        name: how its lines of progress begin.
+        name: the prefix of its lines of progress.
     """
 
     tuned: TunedModel
@@ -51,7 +51,7 @@ class Run:
 
 
 class ConcurrentRun:
-    """One run among others."""
+    """One of several concurrent runs."""
 
     def __init__(self, run: Run, name: str, settings: Optimisation, folder: Path | None, shown: Display) -> None:
         self.run, self.name, self.settings, self.folder, self.shown = run, name, settings, folder, shown
@@ -63,7 +63,7 @@ class ConcurrentRun:
 
     @contextmanager
     def as_if_alone(self) -> Iterator[None]:
-        """Inside: its own random numbers, and the kernels that it asks for."""
+        """A context with the run's own random numbers and its choice of kernels."""
         with self._randomness(), repeatable_kernels(self.settings.deterministic):
             yield
 
@@ -75,7 +75,7 @@ class ConcurrentRun:
         shared: SharedRecords | None,
         stream: BatchStream | None,
     ) -> None:
-        """Set everything up."""
+        """Set up the run."""
         with self.as_if_alone():
             self._training = Training(
                 self.run.tuned,
@@ -93,25 +93,25 @@ class ConcurrentRun:
             )
 
     def join(self, bit_equal: bool) -> None:
-        """Let others run the model in its steps, from the first one on."""
+        """Let other runs share the forward passes of its steps, from the first one on."""
         self.training.joins = True
         if not bit_equal:
             self.training.identity.setdefault("acceleration", []).append(batched_adapters.NAME)
 
     def take_up(self) -> None:
-        """Go on from what an interrupted call left."""
+        """Continue from the checkpoint of an interrupted call."""
         with self.as_if_alone():
             take_up(self.training)
 
     @property
     def training(self) -> Training:
-        """What `begin` set up."""
+        """The training that `begin` set up."""
         assert self._training is not None
         return self._training
 
     @property
     def in_step(self) -> bool:
-        """Whether others see the same batches."""
+        """Whether other runs use the same batches."""
         return self.training.in_step
 
     @property
@@ -120,15 +120,15 @@ class ConcurrentRun:
         return self.training.at.epoch, self.training.at.batch
 
     def reads_val_from(self, images: Samples) -> bool:
-        """Whether its validation reads these very images, and no records or kept pixels of them."""
+        """Whether its validation reads these images, without a cache."""
         return self.training.val is images
 
     def read_val_from(self, images: Samples) -> None:
-        """Validate on other images, which are the same."""
+        """Validate on another data set with the same images."""
         self.training.val = images
 
     def go_on(self, stop: StopRequest, to_the_end: bool = False) -> None:
-        """Take a step, or all that are left."""
+        """Take one step, or all remaining steps."""
         self.resume(stop)
         while to_the_end and self.result is None:
             self.resume(stop)
@@ -136,9 +136,12 @@ class ConcurrentRun:
     def resume(
         self, stop: StopRequest, answer: Tensor | None = None, *, error: Exception | None = None, share: float = 0.0
     ) -> Tensor | None:
-        """Go on to the end of the step, or to what a run that joins others asks for, which is returned.
+        """Continue to the end of the step, or to the next request of a run that joins others; return the request.
 
-        `answer` is what it asked for, `error` what happened instead, `share` its part of the seconds that this took.
+        Args:
+            answer: the answer to the last request.
+            error: the error that occurred instead.
+            share: this run's share of the seconds that the answer took.
         """
         training = self.training
         if self._steps is None:
@@ -162,7 +165,7 @@ class ConcurrentRun:
         return None
 
     def close(self) -> None:
-        """Leave the model as `fit` leaves it."""
+        """Remove accelerations from the model, as `fit` does."""
         if self._training is not None:
             self._training.close()
             self.run.tuned.eval()

@@ -1,4 +1,4 @@
-"""Scores of a model on a data set: the same numbers every time, and no trace left in model or generators."""
+"""Evaluate a model on a data set. The result is the same every time; the model and random generators do not change."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class UnsuitableData(VpeftError):
-    """A data set that does not fit the model, or is empty."""
+    """A data set does not fit the model, or is empty."""
 
 
 def task_of(tuned: nn.Module, dataset: Any, task: Task | None = None) -> Task:
-    """The task that was given, else the one that the model's adapter was made for, else the usual one.
+    """Return the given task, or the task of the model's adapter, or classification.
 
-    It is bound to what `dataset` tells (label names) where it was not bound yet.
+    The task is bound to the data set (label names), unless it is bound already.
     """
     if task is not None and not isinstance(task, Task):
         raise UnknownTask(
-            f"A task with its options is wanted, and {task!r} is none. Give one of vpeft.tasks, for instance"
-            f" vpeft.get_task({DEFAULT!r})(); vpeft tasks lists them."
+            f"{task!r} is not a task. Give a task with its options, for instance vpeft.get_task({DEFAULT!r})();"
+            " `vpeft tasks` lists them."
         )
     found = task if task is not None else getattr(tuned, "task", None)
     return (found if isinstance(found, Task) else get_task(DEFAULT)()).bind(dataset)
@@ -50,21 +50,21 @@ def evaluate(
     precision: Precision = "fp32",
     records: Callable[..., Any] | None = None,
 ) -> Scores:
-    """Score `tuned` on `dataset`.
+    """Return the scores of `tuned` on `dataset`.
 
     Args:
-        tuned: the model; used where it is, in evaluation mode, and left as it was found.
-        dataset: `len(dataset)` and `dataset[i]` -> (input, target), for images (C, H, W) and a class number.
-        task: how it is judged; None: the task of the model's adapter, or else classification.
-        batch: samples at a time; no influence on the scores but for rounding, and for transforms that draw at random.
-        workers: processes that load samples; no influence on the scores.
+        tuned: the model. It stays on its device, runs in evaluation mode, and does not change.
+        dataset: `len(dataset)`, and `dataset[i]` -> (input, target), for instance (image (C, H, W), class number).
+        task: the task, which defines the metric; None uses the task of the model's adapter, or classification.
+        batch: batch size. It does not change the scores, except by rounding or with random transforms.
+        workers: number of loading processes; it does not change the scores.
         precision: arithmetic of the forward pass.
-        records: runs the model on records of its frozen part, whose numbers `dataset` then has as inputs.
+        records: the model on cached outputs of its frozen part; `dataset` then has row numbers of the cache as inputs.
 
     Raises:
-        UnsuitableData: no samples.
-        UnsuitableTargets: a target that does not fit the task or the model.
-        NonFinite: the outputs hold NaN or infinity, so that there is no score.
+        UnsuitableData: the data set is empty.
+        UnsuitableTargets: a target does not fit the task or the model.
+        NonFinite: the outputs contain NaN or infinity.
     """
     if len(dataset) == 0:
         raise UnsuitableData("There are no images to evaluate on: the data set is empty.")
@@ -85,12 +85,12 @@ def outputs_of(
     precision: Precision = "fp32",
     records: Callable[..., Any] | None = None,
 ) -> Iterator[tuple[Any, Batch]]:
-    """The model's outputs for the batches of a data set, in its order, with the batches; all on the processor.
+    """Return (outputs, batch) for all batches of a data set, in its order, on the CPU.
 
-    The model is in evaluation mode while it runs, and draws the same random numbers each time.
+    The model runs in evaluation mode, with the same random numbers each time.
 
     Raises:
-        NonFinite: the outputs hold NaN or infinity.
+        NonFinite: the outputs contain NaN or infinity.
     """
     device = next((tensor.device for tensor in (*tuned.parameters(), *tuned.buffers())), torch.device("cpu"))
     model = tuned if records is None else records
@@ -105,12 +105,12 @@ def outputs_of(
             outputs = on_processor(outputs)
             if not finite(outputs):
                 where = (first_not_finite(tuned, there) if records is None else None) or "the outputs"
-                raise NonFinite(f"Evaluation met numbers that are not finite. The first such tensor is {where}.")
+                raise NonFinite(f"Evaluation found numbers that are not finite. The first such tensor is {where}.")
             yield outputs, some
 
 
 def on_processor(outputs: Any) -> Any:
-    """Outputs of any structure on the processor, floating-point tensors in single precision."""
+    """Move outputs of any structure to the CPU, floating-point tensors in single precision."""
     if isinstance(outputs, Tensor):
         outputs = outputs.detach()
         return (outputs.float() if outputs.is_floating_point() else outputs).cpu()
@@ -122,7 +122,7 @@ def on_processor(outputs: Any) -> Any:
 
 
 def finite(outputs: Any) -> bool:
-    """Whether no tensor among the outputs holds NaN or infinity."""
+    """Whether no tensor among the outputs contains NaN or infinity."""
     if isinstance(outputs, Tensor):
         return not outputs.is_floating_point() or bool(torch.isfinite(outputs).all())
     parts = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, (list, tuple)) else ()
@@ -130,7 +130,7 @@ def finite(outputs: Any) -> bool:
 
 
 def scores_of(metric: Metric, task: Task, count: int) -> Scores:
-    """What a metric has gathered, as scores: numbers by name, and what is more than a number as details."""
+    """Return the result of a metric as scores: numbers as values, everything else as details."""
     values, details = dict[str, float](), dict[str, Any]()
     for name, value in metric.compute().items():
         if isinstance(value, Tensor):

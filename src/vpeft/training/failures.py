@@ -1,4 +1,4 @@
-"""Why a run cannot go on, found out and said: a number that is not finite, or memory that does not suffice."""
+"""Find and explain why a run failed: a number that is not finite, or too little memory."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 
 class TrainingFailed(VpeftError):
-    """Training ended before its time through no wish of the user; `result` says how far it came."""
+    """Training ended early because of an error; `result` holds what was reached."""
 
     result: Result | None = None
 
 
 class NonFinite(TrainingFailed):
-    """A tensor holds NaN or infinity."""
+    """A tensor contains NaN or infinity."""
 
 
 class OutOfMemory(TrainingFailed):
-    """A step needs more memory than there is."""
+    """A step needs more memory than is available."""
 
 
 def first_not_finite(tuned: nn.Module, batch: Batch) -> str | None:
-    """Name the first tensor on the way from the inputs to the outputs that is not finite; None if all are.
+    """Return the name of the first tensor from the inputs to the outputs that is not finite, or None.
 
-    Parameters are looked at before the forward pass, which is run once more, in evaluation mode and without gradients.
+    It checks the parameters, then runs the forward pass again, in evaluation mode and without gradients.
     """
     images = batch.inputs
     if isinstance(images, Tensor) and not _finite(images):
@@ -65,12 +65,12 @@ def first_not_finite(tuned: nn.Module, batch: Batch) -> str | None:
 
 
 def not_finite_gradients(named: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
-    """Names of the parameters whose gradient holds NaN or infinity."""
+    """Return the names of the parameters whose gradient contains NaN or infinity."""
     return [name for name, parameter in named if parameter.grad is not None and not _finite(parameter.grad)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is torch's, or the system's, way to say that memory is used up."""
+    """Whether `error` is an out-of-memory error of torch or the system."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
@@ -78,11 +78,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, said: str) -> str:
-    """What a step needs, measured with two and three images, and what to change.
+    """Say what memory a step needs, measured with two and three images, and what to change.
 
     Args:
-        tuned: in training mode, its gradients already given back.
-        sample: at least one image, (B, 3, H, W), on the model's device.
+        tuned: in training mode, without gradients.
+        sample: at least one image, (B, C, H, W), on the model's device.
         said: torch's own message.
     """
     part = -(-settings.batch // settings.accumulate)
@@ -112,7 +112,7 @@ def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, sai
         need = two + each * (part - 2)
         trained = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
         measured = (
-            f"Measured: {readable(each)} per image are kept for the backward pass in fp32, hence {readable(need)} for "
+            f"Measured: {readable(each)} per image are saved for the backward pass in fp32, hence {readable(need)} for "
             f"{part} images, besides {readable(_bytes(tuned))} of weights and {readable(3 * trained)} of gradients and "
             f"AdamW's state; {_available(sample.device)}. "
         )
@@ -124,13 +124,13 @@ def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, sai
 
 
 def _of_two_and_three(tuned: nn.Module, sample: Tensor) -> tuple[int, int]:
-    """Bytes that two and three images keep."""
+    """Return the bytes saved for the backward pass with two and with three images."""
     two, three = (saved_bytes(tuned, sample[:1].expand(n, *sample.shape[1:]).contiguous()) for n in (2, 3))
     return two, three
 
 
 def _profiles(tuned: nn.Module, sample: Tensor, part: int, acceleration: str) -> list[str]:
-    """What each way of computing again would need for `part` images, where it needs less."""
+    """Return the need of each memory-saving acceleration for `part` images, where it is smaller."""
     found: list[str] = []
     asked = [] if acceleration == "off" else acceleration.split(",")
     for name in sorted(FOR_MEMORY - set(asked)):
@@ -147,7 +147,7 @@ def _profiles(tuned: nn.Module, sample: Tensor, part: int, acceleration: str) ->
 
 @contextmanager
 def buffers_as_they_were(module: nn.Module) -> Iterator[None]:
-    """Afterwards every buffer holds what it held before."""
+    """A context that restores every buffer at its end."""
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield

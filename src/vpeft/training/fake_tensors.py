@@ -1,4 +1,4 @@
-"""A model whose tensors have shapes and a device but no numbers, so that a pass over any batch costs nothing."""
+"""Fake tensors, which have shapes and a device but no values, so that a forward pass costs almost nothing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 @contextmanager
 def without_numbers(module: nn.Module, device: str = "cpu") -> Iterator[FakeTensorMode]:
-    """Inside, parameters and buffers of `module`, which may be on the meta device, pretend to be on `device`.
+    """A context in which parameters and buffers of `module` are fake tensors on `device`.
 
-    Autocast and the choice of attention kernels are those of that device, which the meta device does not have. Enter
-    the mode that is given for a pass. Afterwards every tensor is the one it was.
+    `module` may be on the meta device. Autocast and the choice of attention kernels are those of `device`. Enter the
+    returned mode for a forward pass. The original tensors are restored at the end.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     twins: dict[int, Tensor] = {}

@@ -31,7 +31,7 @@ RESULT = "result.json"
 
 
 class UnsuitableSettings(VpeftError):
-    """Settings that contradict the data that was given."""
+    """Settings contradict the data."""
 
 
 def fit(
@@ -51,36 +51,38 @@ def fit(
     acceleration: str | None = None,
     shared: SharedRecords | None = None,
 ) -> Result:
-    """Train what `tuned` declares trainable; the model then holds the weights of the last epoch, or those asked for.
+    """Train the trainable parameters of `tuned`; it then has the weights of the last or the best epoch.
 
-    The random numbers of the process are afterwards as they were before: the run depends on `optimisation.seed` alone.
-    Data order is a function of (seed, epoch), random transforms one of (seed, epoch, number of the batch).
+    The result depends on `optimisation.seed` only: the order of the data is a function of (seed, epoch), random
+    transforms of (seed, epoch, number of the batch). The random state of the process is restored at the end.
 
     Args:
         tuned: the model; it is moved to the device and stays there.
-        train: samples as `dataset[i]` -> (input, target), for instance (image float (3, H, W), class number).
-        val: the same, for validation; never trained on. Needed for early stopping and for keeping the best epoch.
-        optimisation: all settings; None takes the defaults, which `Optimisation` explains.
-        epochs: in place of `optimisation.epochs`.
-        out: folder for `checkpoint.safetensors` and `result.json`. With it, SIGTERM and Ctrl-C let the step in progress
-            end, write the checkpoint and return a result whose state is "stopped"; without it they do what they
-            always do.
-        resume: go on from a checkpoint in `out`, bit by bit as if it had not been interrupted; a finished run is not
-            done again, its weights are loaded. False starts afresh and overwrites it.
-        progress: show progress on standard error, live in a terminal, plain lines elsewhere.
-        workers: processes that load images; no influence on the result.
-        after_epoch: called with the model and the epoch's record; what it draws at random does not reach the training.
-        identity: facts (JSON) about data and model by which a checkpoint must agree, besides those that are seen here.
-        task: what is learnt; None: the task of the model's adapter, or else classification.
-        acceleration: in place of `optimisation.acceleration`: "auto", "off", or names with commas between them.
-        shared: where calls for other models on the same data sets find and leave the outputs of the frozen part.
+        train: samples as `dataset[i]` -> (input, target), for instance (image float (C, H, W), class number).
+        val: validation samples, which are never trained on; required for early stopping and for keeping the best epoch.
+        optimisation: all settings; None uses the defaults of `Optimisation`.
+        epochs: replaces `optimisation.epochs`.
+        out: folder for `checkpoint.safetensors` and `result.json`. With it, SIGTERM and Ctrl-C finish the present step,
+            write the checkpoint and return a result with the state "stopped"; without it, they act as usual.
+        resume: continue from a checkpoint in `out`, bit-equal to an uninterrupted run. If the run is finished, its
+            weights are loaded. False starts again and overwrites the checkpoint.
+        progress: show progress on standard error: a live bar in a terminal, plain lines elsewhere.
+        workers: number of loading processes; it does not change the result.
+        after_epoch: called with the model and the epoch's record. Random numbers that it draws do not affect training.
+        identity: further facts (JSON) about data and model that a checkpoint must agree in.
+        task: the task; None uses the task of the model's adapter, or classification.
+        acceleration: replaces `optimisation.acceleration`: "auto", "off", or names separated by commas.
+        shared: caches of the frozen part that several calls on the same data sets share.
+
+    Returns:
+        The history of the epochs, the validation scores, the time and the memory.
 
     Raises:
         NonFinite: NaN or infinity; the message names the tensor, and the weights before that step are saved.
         OutOfMemory: with the measured need and what to change.
-        BadCheckpoint: the checkpoint in `out` is damaged or of another run.
-        UnsuitableData: no samples.
-        UnsuitableTargets: targets of another kind than the task learns.
+        BadCheckpoint: the checkpoint in `out` is damaged or belongs to another run.
+        UnsuitableData: a data set is empty.
+        UnsuitableTargets: the targets are of another kind than the task learns.
         UnsuitableSettings: early stopping or keep = "best" without validation images.
     """
     settings = checked_settings(optimisation, train, val, epochs=epochs, acceleration=acceleration)
@@ -131,10 +133,10 @@ def checked_settings(
     epochs: int | None = None,
     acceleration: str | None = None,
 ) -> Optimisation:
-    """All settings of a run on these images, with what was stated besides in the place of what they say.
+    """Return the settings of a run on these data sets; arguments that are not None replace their values.
 
     Raises:
-        UnsuitableData: no images.
+        UnsuitableData: a data set is empty.
         UnsuitableSettings: early stopping or keep = "best" without validation images.
     """
     settings = optimisation if optimisation is not None else Optimisation()
@@ -153,7 +155,7 @@ def checked_settings(
 
 
 def checkpoint_facts(tuned: TunedModel, folder: Path | None, identity: dict[str, Any] | None) -> dict[str, Any]:
-    """The facts by which a checkpoint must agree with a run."""
+    """Return the facts in which a checkpoint must agree with a run."""
     facts = dict(identity or {})
     if folder is not None:
         # A checkpoint holds what is trained; on another frozen backbone it would go on without a word, and wrongly.
@@ -166,10 +168,10 @@ def checkpoint_facts(tuned: TunedModel, folder: Path | None, identity: dict[str,
 def refuse_foreign_checkpoint(
     tuned: TunedModel, folder: Path, identity: dict[str, Any] | None, settings: Optimisation
 ) -> None:
-    """Say before anything is set up what `take_up` would say of the checkpoint in `folder`, as far as it is known.
+    """Check the checkpoint in `folder` before the run is set up, as far as its facts are known.
 
     Raises:
-        BadCheckpoint: it is damaged or of another run.
+        BadCheckpoint: it is damaged or belongs to another run.
     """
     if not (folder / CHECKPOINT).exists():
         return
@@ -183,10 +185,10 @@ def refuse_foreign_checkpoint(
 def extended(
     tuned: TunedModel, folder: Path, facts: dict[str, Any], settings: Optimisation, shown: Display
 ) -> Optimisation:
-    """Settings of a run that goes on where a finished run of fewer epochs ended; in any other case `settings`.
+    """Return the settings of a run that continues a finished run of fewer epochs; otherwise return `settings`.
 
-    More epochs than a finished run had are a new run: its own schedule and a fresh optimiser, on the weights that the
-    finished run ended with. The finished run's checkpoint is kept beside the new one, under the number of its epochs.
+    More epochs make a new run: it has its own schedule and a fresh optimiser, and starts from the weights of the
+    finished run. The finished run's checkpoint is renamed; its name states the number of epochs.
     """
     path = folder / CHECKPOINT
     if not path.exists():
@@ -212,12 +214,12 @@ def extended(
 
 
 def take_up(run: Training) -> None:
-    """Go on from the checkpoint in the run's folder, if there is one."""
+    """Continue from the checkpoint in the run's folder, if there is one."""
     if run.out is not None and (run.out / CHECKPOINT).exists():
         run.restore(read_checkpoint(run.out / CHECKPOINT))
 
 
 def write_result(folder: Path | None, result: Result) -> None:
-    """Leave the result in the run's folder."""
+    """Write the result into the run's folder."""
     if folder is not None:
         write_json(folder / RESULT, result.model_dump(mode="json"))

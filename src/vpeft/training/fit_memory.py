@@ -1,7 +1,7 @@
-"""How to stay within a memory limit: as asked, or the first of a few changes that leave the result as it is.
+"""Keep a training step within a memory limit: choose the cheapest change that fits.
 
-First what costs least: norms and activations made again, parts of a batch, blocks run again. The batch of an optimiser
-step stays as it was asked for, so that the recipe stays the same.
+The order is: as asked; recompute norms and activations; a batch in parts; run blocks again. The batch of an optimiser
+step does not change, so the recipe and its result stay the same.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ Planning = Callable[[str], MemoryPlan]
 
 
 class CannotFit(VpeftError):
-    """No way of training stays within the memory that was allowed."""
+    """No way of training stays within the memory limit."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of training, and what it needs.
+    """One way of training and the memory that it needs.
 
     Attributes:
-        acceleration: as the setting is written.
-        parts: in how many parts a batch is computed.
-        plan: of one part.
+        acceleration: the value of the setting.
+        parts: number of parts in which a batch is computed.
+        plan: the need of one part.
     """
 
     acceleration: str
@@ -53,7 +53,7 @@ class Way:
     plan: MemoryPlan
 
     def words(self, asked: Way) -> str:
-        """What is changed."""
+        """Say what is changed."""
         more = [f"acceleration {self.acceleration}"] if self.acceleration != asked.acceleration else []
         more += [f"accumulate {self.parts}"] if self.parts != asked.parts else []
         return f"{' and '.join(more) or 'as asked'}: {readable(self.plan.total)}"
@@ -61,14 +61,14 @@ class Way:
 
 @dataclass(frozen=True)
 class Choice:
-    """The way that was chosen, what was asked for, and all that was looked at."""
+    """The chosen way, the way that was asked for, and all ways that were tried."""
 
     way: Way
     asked: Way
     looked_at: tuple[Way, ...]
 
     def lines(self, limit: int) -> list[str]:
-        """What is said before training."""
+        """Return the lines to print before training."""
         images = self.way.plan.batch
         by = "" if self.way == self.asked else "by "
         first = f"memory: within {readable(limit)} {by}{self.way.words(self.asked)} for {images} images at a time"
@@ -79,12 +79,12 @@ class Choice:
 def within(
     tuned: TunedModel, images: Samples, settings: Optimisation, machine: Accelerator
 ) -> tuple[Optimisation, list[str]]:
-    """`settings` changed so that a step stays within `fit_memory`, and what is to be said; measured on three images.
+    """Return `settings` changed so that a step stays within `fit_memory`, and lines to print; measured on three images.
 
-    Records of a frozen part are not counted: they have a limit of their own.
+    The cache of a frozen part is not counted: it has its own limit.
 
     Raises:
-        CannotFit: with what each way needs.
+        CannotFit: with the need of each way.
     """
     if settings.fit_memory is None:
         return settings, []
@@ -118,7 +118,7 @@ def within(
 
 
 def divisible(tuned: TunedModel) -> bool:
-    """Whether a batch may be computed in parts: no norm gathers the batch's statistics, no layer compares its images.
+    """Whether a batch can be computed in parts: no norm uses batch statistics, and no layer compares images.
 
     `tuned` is in training mode.
     """
@@ -136,18 +136,18 @@ def fitting(
     least: int | None = 1,
     patient: bool = True,
 ) -> Choice:
-    """The first way within `limit` bytes.
+    """Return the first way that fits into `limit` bytes.
 
     Args:
-        limit: bytes for weights, gradients, optimiser and what the backward pass keeps.
+        limit: bytes for weights, gradients, optimiser and the tensors saved for the backward pass.
         batch: images of an optimiser step.
         acceleration, parts: as asked.
-        plan: what a setting of the accelerations needs, for any number of images at a time.
-        least: fewest images of a part; None: the batch must not be divided further.
-        patient: whether parts of `SMALL_PART` images cost less time than running blocks again, as on a processor.
+        plan: (value of the acceleration setting) -> its need, for any number of images at a time.
+        least: smallest number of images in a part; None if the batch must not be divided further.
+        patient: whether parts of `SMALL_PART` images cost less time than running blocks again, as on a CPU.
 
     Raises:
-        CannotFit: none does; the message says what each needs.
+        CannotFit: nothing fits; the message lists the need of each way.
     """
     ways: list[Way] = []
     asked: Way | None = None
@@ -173,7 +173,7 @@ def fitting(
 
 
 def _settings(acceleration: str, least: int | None, patient: bool) -> Iterator[tuple[str, int | None]]:
-    """Settings of the accelerations with the fewest images of a part; None leaves the parts alone."""
+    """Return the settings of the accelerations, each with the smallest part; None does not change the parts."""
     low, again = _and(acceleration, LOW_MEMORY), _and(_and(acceleration, LOW_MEMORY), AGAIN)
     yield acceleration, None
     yield low, None
@@ -192,7 +192,7 @@ def _and(acceleration: str, name: str) -> str:
 
 
 def _parted(whole: MemoryPlan, limit: int, batch: int, parts: int, least: int) -> tuple[int, MemoryPlan]:
-    """The fewest parts, at least `parts`, that stay within the limit; those of `least` images where none do."""
+    """Return the smallest number of parts, at least `parts`, that fits; parts of `least` images if none does."""
     most = max(min(least, batch), whole.largest_batch(limit))
     needed = max(parts, -(-batch // max(1, most)))
     # Parts differ by one image at most, and none may be smaller than the least.

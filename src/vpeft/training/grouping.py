@@ -1,4 +1,4 @@
-"""Which runs read the same images in the same way, so that one pass over the images serves them all."""
+"""Find the runs that read the same images in the same way, so that one pass over the images serves them all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = 3  # differences in a sentence
 
 @dataclass(frozen=True)
 class DataReading:
-    """What a run reads: `run` is how it is called."""
+    """The data that a run reads; `run` is the run's name."""
 
     run: str
     config: DataConfig
@@ -27,12 +27,12 @@ class DataReading:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for runs that read the same samples in the same way. Loading processes do not change what is read."""
+        """A key that is equal for runs that read the same samples in the same way. Loading processes do not matter."""
         return _alike(self.config), self.preprocessing, type(self.task), self.task.images_per_sample
 
 
 class Opened:
-    """Opens data sets for several runs: those that read the same images get the very same sets."""
+    """Opens data sets for several runs; runs that read the same images get the same objects."""
 
     def __init__(self) -> None:
         self._plain: dict[DataConfig, Datasets] = {}
@@ -48,7 +48,7 @@ class Opened:
 
 
 def passes(readings: Sequence[DataReading]) -> list[list[int]]:
-    """The positions of the runs, by pass; passes and the runs in them are in the order of `readings`."""
+    """Return the positions of the runs by pass, in the order of `readings`."""
     found: dict[tuple[Any, ...], list[int]] = {}
     for number, reading in enumerate(readings):
         found.setdefault(reading.key, []).append(number)
@@ -56,7 +56,7 @@ def passes(readings: Sequence[DataReading]) -> list[list[int]]:
 
 
 def said(readings: Sequence[DataReading], grouped: Sequence[Sequence[int]]) -> list[str]:
-    """Lines that say which runs go together, and why a pass is not one with the earlier pass that is closest to it."""
+    """Return lines that say which runs share a pass, and how a pass differs from the closest earlier one."""
     if len(grouped) == 1:
         return [f"{len(readings)} runs in one pass: {_names(readings, grouped[0])}"]
     lines = [f"{len(readings)} runs in {len(grouped)} passes, one after the other"]
@@ -81,7 +81,7 @@ def _names(readings: Sequence[DataReading], group: Sequence[int]) -> str:
 
 
 def _differences(there: DataReading, here: DataReading) -> Iterator[str]:
-    """In words, what `here` reads otherwise."""
+    """Say how the reading `here` differs."""
     pairs: tuple[tuple[str, BaseModel, BaseModel], ...] = (
         ("data", _alike(there.config), _alike(here.config)),
         ("preprocessing", there.preprocessing, here.preprocessing),

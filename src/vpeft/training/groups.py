@@ -1,4 +1,4 @@
-"""Which parameter is trained at which rate, and which is decayed."""
+"""Parameter groups of the optimiser: learning rate and weight decay of each parameter."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from vpeft.training.optimisation import Optimisation, UnknownOptimiser, optimise
 
 
 class NothingToTrain(VpeftError):
-    """No parameter asks for a gradient."""
+    """No parameter requires a gradient."""
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Weights of two or more dimensions are decayed; biases, norms, scales and gates are not."""
+    """Whether weight decay applies: to weights of two or more dimensions, not to biases, norms, scales and gates."""
     return parameter.ndim >= 2 and name.rpartition(".")[2] != "bias"
 
 
 def make_optimiser(named: Iterable[tuple[str, nn.Parameter]], settings: Optimisation) -> torch.optim.Optimizer:
-    """The optimiser of the settings, over at most four groups: head or adapter, decayed or not.
+    """Return the optimiser with up to four groups: head or adapter, decayed or not.
 
-    Each group states its `peak_lr` and its `names`.
+    Each group has its `peak_lr` and its `names`.
 
     Raises:
-        NothingToTrain: when `named` is empty.
+        NothingToTrain: `named` is empty.
     """
     members: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request: the step in progress is finished, the checkpoint written, and only then it stops."""
+"""Treat SIGTERM and Ctrl-C as a request: finish the present step, write the checkpoint, then stop."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Self
 
 
 class StopRequest:
-    """While entered, `requested` names the signal that asked to stop. A second signal does what it always did.
+    """A context in which `requested` names the signal that asked to stop. A second signal acts as usual.
 
-    Without effect when not `active` (there is nowhere to save) and outside the main thread, where Python allows no
-    signal handlers.
+    It has no effect if not `active` (there is no folder to save in) and outside the main thread, where Python does not
+    allow signal handlers.
     """
 
     def __init__(self, active: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Which of several runs take their steps in one pass through one backbone, and how such a step goes."""
+"""Choose the runs that take their steps in one pass through one backbone, and take such steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class JointStep:
         self._pass, self._members = one_pass, members
 
     def step(self, stop: StopRequest) -> None:
-        """A step of every run that has one left."""
+        """Take one step of every run that has steps left."""
         asked = {one: member.resume(stop) for one, member in self._members.items() if member.result is None}
         asking = {one: images for one, images in asked.items() if images is not None}
         if len(asking) == 1:
@@ -64,7 +64,7 @@ class JointStep:
 
     @contextmanager
     def _own_draws(self, runs: Iterable[BatchedRun]) -> Iterator[None]:
-        """Inside: who draws random numbers draws its own."""
+        """A context in which each run draws its own random numbers."""
         drawing = [(self._members[one], self._pass.draws[one]) for one in runs if one in self._pass.draws]
         for member, draws in drawing:
             with member.as_if_alone():
@@ -76,14 +76,14 @@ class JointStep:
 
 
 class JointSteps:
-    """Finds which runs can take their steps in one pass, and what they stand on."""
+    """Finds the runs that can share passes, and makes the backbones that they share."""
 
     def __init__(self) -> None:
         self._grounds: dict[tuple[Any, ...], TunedModel] = {}
         self._wanting: dict[tuple[Any, ...], list[ConcurrentRun]] = {}
 
     def prepare(self, member: ConcurrentRun) -> None:
-        """Before anything is done to its model: copy that, if it is the first on its frozen weights."""
+        """Copy the run's model before it changes, if it is the first with its frozen weights."""
         tuned, its = member.run.tuned, member.settings
         if batched_adapters.NAME not in wanted(its.acceleration):
             return
@@ -97,7 +97,7 @@ class JointSteps:
         self._wanting.setdefault(key, []).append(member)
 
     def rounds(self) -> dict[ConcurrentRun, JointStep]:
-        """The runs that go together, once all have begun; says so, and why others do not."""
+        """Return the runs that share passes, once all have begun; print them, and the reasons of the others."""
         found = dict[ConcurrentRun, JointStep]()
         for key, ground in self._grounds.items():
             members, joining = list[ConcurrentRun](), dict[BatchedRun, ConcurrentRun]()
@@ -133,7 +133,7 @@ class JointSteps:
 
 
 def _goes_by_itself(training: Training) -> str | None:
-    """Why a run's steps are better taken by themselves, or must be; None where they can be taken with others'."""
+    """Return why a run should or must take its steps alone; None if it can share passes."""
     if training.accelerated.prefix is not None:
         return "the frozen part is not computed at each step"
     if training.settings.accumulate > 1:
@@ -141,7 +141,7 @@ def _goes_by_itself(training: Training) -> str | None:
     saving = sorted(FOR_MEMORY & set(wanted(training.settings.acceleration)))
     if saving or training.settings.fit_memory is not None:
         asked = ", ".join(saving) or "fit_memory"
-        return f"{asked} is to save memory, and a common pass keeps what all runs keep"
+        return f"{asked} saves memory, and a common pass would save the tensors of all runs"
     if training.machine.scaler is not None:
         return "fp16 scales the loss of each run by a number of its own"
     return None

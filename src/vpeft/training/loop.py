@@ -1,4 +1,4 @@
-"""The training loop: one optimiser step after another, each of which can be the last before a kill."""
+"""The training loop. It can be killed after any optimiser step and resumed from its checkpoint."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ LAST_GOOD = "last_good.safetensors"
 
 
 class Training:
-    """One run of `fit`: what it works with, where it stands, and how it is written down."""
+    """One run of `fit`: its settings, its state, and its checkpoints."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Training:
     def _accelerate(
         self, identity: dict[str, Any], shared: SharedRecords | None, stream: BatchStream | None
     ) -> Accelerated:
-        """Put on the model what saves work without changing its numbers, and say what."""
+        """Apply accelerations to the model and print them."""
         settings, tuned = self.settings, self.tuned
         train, views = self.train, settings.views
         if views is not None:
@@ -182,26 +182,28 @@ class Training:
         return made
 
     def close(self) -> None:
-        """Leave the model as it was found, but for what it learnt."""
+        """Remove accelerations from the model."""
         self.accelerated.close()
 
     # -- running ----------------------------------------------------------------------------------------------------
 
     @property
     def in_step(self) -> bool:
-        """Whether its batches are shared with other runs, so that it is best stepped side by side with them."""
+        """Whether it shares its batches with other runs, so that the runs should step side by side."""
         return isinstance(self.batches, StreamedBatches)
 
     def run(self, stop: StopRequest) -> Result:
-        """Train to the end, or to a stop that was asked for; a failure is raised after what is good is saved."""
+        """Train to the end or to a requested stop. An error is raised after the last good weights are saved."""
         for _ in self.steps(stop):
             pass
         assert self.ended is not None
         return self.ended
 
     def steps(self, stop: StopRequest) -> Steps:
-        """`run`, which can be left alone for a while after each step, where it gives None; at the end the result is in
-        `ended`. A run that `joins` others gives what `Stepper.asking` asks for as well."""
+        """Run as a generator that yields None after each step; afterwards `ended` holds the result.
+
+        A run that `joins` others also yields the requests of `Stepper.asking`.
+        """
         self.stop = stop
         if not self.at.finished:
             self.shown.start(self.settings.epochs, self.batches.per_epoch, self.at.step)
@@ -214,7 +216,7 @@ class Training:
         self.ended = self.result("done")
 
     def epoch_steps(self) -> Steps:
-        """The rest of the present epoch, as far as a stop is not asked for in its middle."""
+        """Take the remaining steps of the present epoch, or stop on request."""
         assert self.stop is not None
         self.at.mark = time.perf_counter()
         to_training_mode(self.tuned)
@@ -233,7 +235,7 @@ class Training:
         self.end_epoch()
 
     def step(self, batch: Batch) -> Steps:
-        """One optimiser step; if it meets numbers that are not finite, the weights from before it are saved."""
+        """Take one optimiser step; if numbers are not finite, save the weights from before it."""
         try:
             yield from self.take.asking(batch, self.at, alone=not self.joins)
         except NonFinite as error:
@@ -246,7 +248,7 @@ class Training:
     # -- ends of epochs ---------------------------------------------------------------------------------------------
 
     def end_epoch(self) -> None:
-        """Validate if it is due, write the record, decide about stopping early, checkpoint."""
+        """End an epoch: validate if due, write the record, check early stopping, write a checkpoint."""
         at, settings = self.at, self.settings
         number = at.epoch + 1
         scores: Scores | None = None
@@ -277,7 +279,7 @@ class Training:
             self.save()
 
     def finish(self) -> None:
-        """Put the kept weights into the model and write the last checkpoint, without the optimiser."""
+        """Load the weights to keep into the model and write the last checkpoint, without the optimiser."""
         at = self.at
         at.kept_epoch = at.epoch
         if self.take.average is not None:
@@ -292,7 +294,7 @@ class Training:
         self.save()
 
     def score_kept(self) -> Scores:
-        """Validation scores of the weights that the model has now."""
+        """Return the validation scores of the model's present weights."""
         assert self.val is not None
         records = self.accelerated.prefix
         recorded = records is not None and self.val is records.val
@@ -307,7 +309,7 @@ class Training:
         )
 
     def calibrated(self) -> Task:
-        """The task with what it chooses on validation samples for the weights that the model has now."""
+        """Return the task with the values that it chooses on validation samples for the present weights."""
         if self.val is None or type(self.task).calibrated is Task.calibrated:
             return self.task
         val = self.val
@@ -318,7 +320,7 @@ class Training:
         )
 
     def stopped(self) -> Result:
-        """Save, and say how to go on."""
+        """Save, and say how to continue."""
         assert self.stop is not None
         self.save()
         self.shown.say(
@@ -329,7 +331,7 @@ class Training:
     # -- writing down -----------------------------------------------------------------------------------------------
 
     def save(self, name: str = CHECKPOINT) -> None:
-        """Write everything that the next step depends on. Without `out` there is nowhere to, and nothing happens."""
+        """Write everything that the next step depends on. Without `out`, nothing is written."""
         if self.out is None:
             return
         random_tensors, random_plain = random_state()
@@ -352,10 +354,10 @@ class Training:
         disk.write_checkpoint(self.out / name, disk.Checkpoint(tensors, facts))
 
     def restore(self, saved: disk.Checkpoint) -> None:
-        """Go on where `saved` was written.
+        """Continue from the checkpoint `saved`.
 
         Raises:
-            BadCheckpoint: it belongs to another run; the differences are named.
+            BadCheckpoint: it belongs to another run; the message lists the differences.
         """
         disk.must_agree(saved.facts["identity"], self.identity, self.out)
         self.tuned.load_adapter_state(saved.tensors["model"])
@@ -375,14 +377,14 @@ class Training:
         self.shown.say(f"Going on from step {self.at.step} of {self.total}.")
 
     def show(self) -> None:
-        """Tell the display."""
+        """Update the display."""
         at = self.at
         rate = at.images_per_second
         left = (self.total - at.step) * at.train_seconds / max(1, at.step)
         self.shown.step(at.step, at.mean_loss, at.means, rate, left)
 
     def result(self, state: str, reason: str | None = None) -> Result:
-        """What there is to say by now."""
+        """Return the result so far."""
         at = self.at
         return Result.model_validate(
             {
@@ -406,7 +408,7 @@ class Training:
 def batches_of(
     train: Samples, settings: Optimisation, workers: int, device: torch.device, task: Task | None = None
 ) -> Batches:
-    """The batches of samples that a run with these settings sees."""
+    """Return the batches of a run with these settings."""
     return Batches(
         train,
         settings.batch,
@@ -420,7 +422,7 @@ def batches_of(
 
 
 class _OnDevice:
-    """The training batches of epoch 0 on the device, as often as they are asked for."""
+    """An iterable over the training batches of epoch 0 on the device."""
 
     def __init__(self, batches: Batches | StreamedBatches, device: torch.device) -> None:
         self.batches, self.device = batches, device

@@ -1,4 +1,4 @@
-"""Device, precision and the few things that accelerate does for the loop."""
+"""Device, precision, and what `accelerate` does for the loop."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _NAMES: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class UnsuitableMachine(VpeftError):
-    """What was asked for does not exist on this machine."""
+    """This machine does not offer what the settings ask for."""
 
 
 def accelerator(precision: Precision, device: str = "auto") -> Accelerator:
-    """An `Accelerator` for one run. Several in one process may differ in precision and device.
+    """Return an `Accelerator` for one run. Runs of one process may differ in precision and device.
 
     Raises:
         UnsuitableMachine: fp16 without an accelerator, or more than one process.
@@ -33,7 +33,7 @@ def accelerator(precision: Precision, device: str = "auto") -> Accelerator:
         raise UnsuitableMachine(f"precision = {precision!r} does not work on this machine: {error}") from error
     if precision == "fp16" and made.device.type == "cpu":
         # accelerate would say nothing and compute in fp32.
-        raise UnsuitableMachine('precision = "fp16" needs an accelerator; on the processor take "bf16" or "fp32".')
+        raise UnsuitableMachine('precision = "fp16" needs an accelerator; on the CPU use "bf16" or "fp32".')
     if made.num_processes > 1:
         raise UnsuitableMachine(
             f"vpeft trains in one process so far, and {made.num_processes} were launched. Start it without a launcher."
@@ -42,12 +42,12 @@ def accelerator(precision: Precision, device: str = "auto") -> Accelerator:
 
 
 def bf16_is_emulated(device: torch.device) -> bool:
-    """Whether products in bf16 are computed without instructions for them, many times slower than in fp32."""
+    """Whether the CPU has no bf16 instructions, so that products are many times slower than in fp32."""
     return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def remarks(precision: Precision, device: torch.device) -> list[str]:
-    """What a user should know of this machine before training starts."""
+    """Return remarks on this machine to print before training."""
     if precision == "bf16" and bf16_is_emulated(device):
         return ["this processor has no instructions for bf16, which is then slower than fp32: take --precision fp32"]
     return []
@@ -55,7 +55,7 @@ def remarks(precision: Precision, device: torch.device) -> list[str]:
 
 @contextmanager
 def repeatable_kernels(wanted: bool) -> Iterator[None]:
-    """Let torch use only kernels that repeat bit by bit, if `wanted`; it raises where it has none."""
+    """A context in which torch uses only deterministic kernels, if `wanted`; torch raises if it has none."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if wanted:
         torch.use_deterministic_algorithms(True)

@@ -1,4 +1,4 @@
-"""Memory, measured: what a forward pass keeps for the backward pass, and the peak of a run."""
+"""Measured memory: the tensors that a forward pass saves for the backward pass, and the peak of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vpeft.training.sizes import readable as readable
 
 
 def saved_bytes(module: nn.Module, images: Tensor) -> int:
-    """Bytes kept for the backward pass by one forward of `module` on `images` (B, 3, H, W), in its present mode."""
+    """Return the bytes that one forward pass of `module` on `images` (B, C, H, W) saves, in its present mode."""
     with torch.enable_grad(), SavedForBackward(module, [images]) as saved:
         output = module(images)
         del output
@@ -21,7 +21,7 @@ def saved_bytes(module: nn.Module, images: Tensor) -> int:
 
 
 def process_peak() -> int | None:
-    """The most resident memory this process has had, in bytes; None where the system does not say."""
+    """Return the largest resident memory of this process in bytes; None if the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows
@@ -31,12 +31,12 @@ def process_peak() -> int | None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start the accelerator's peak anew."""
+    """Reset the accelerator's peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> PeakMemory:
-    """The peaks so far, of the process and of the accelerator if `device` is one that counts."""
+    """Return the peaks of the process and of the accelerator, if `device` is one that counts."""
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return PeakMemory(process=process_peak(), accelerator=on_device)

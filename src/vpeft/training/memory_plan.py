@@ -1,4 +1,4 @@
-"""Memory that training needs, predicted without weights: one forward pass of tensors without numbers, to the byte."""
+"""Predict the memory of training from one forward pass of fake tensors, without weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 class MemoryPlan(BaseModel):
-    """Bytes of one step. The activations are what the backward pass keeps of the images that are computed at a time."""
+    """The bytes of one step. Activations are the tensors saved for the backward pass of the images in one part."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,21 +42,21 @@ class MemoryPlan(BaseModel):
 
     @property
     def total(self) -> int:
-        """All of it. The peak of a process is higher by what a layer needs for a moment, and by torch itself."""
+        """The sum. The peak of a process is higher by the temporary memory of a layer and of torch itself."""
         return self.weights + self.gradients + self.optimiser + self.activations
 
     def largest_batch(self, limit: int) -> int:
-        """The most images at a time whose total stays within `limit` bytes; 0 if not even one does."""
+        """Return the largest number of images at a time whose total stays within `limit` bytes; 0 if none does."""
         fixed = self.total - self.per_image * self.batch
         return max(0, (limit - fixed) // max(1, self.per_image))
 
     def with_batch(self, batch: int) -> MemoryPlan:
-        """The same for another number of images at a time."""
+        """Return the plan for another number of images at a time."""
         more = self.per_image * (batch - self.batch)
         return self.model_copy(update={"batch": batch, "activations": self.activations + more})
 
     def sentence(self) -> str:
-        """The figures in one line."""
+        """Return the numbers in one line."""
         with_them = f", with {', '.join(self.accelerations)}" if self.accelerations else ""
         return (
             f"memory for a batch of {self.batch} in {self.precision}{with_them}: {readable(self.weights)} weights,"
@@ -69,11 +69,10 @@ class MemoryPlan(BaseModel):
 def plan_memory(
     tuned: TunedModel, batch: int, *, precision: Precision = "fp32", acceleration: str = "off", device: str = "cpu"
 ) -> MemoryPlan:
-    """Predict what one step on `batch` images needs. `tuned` may be on the meta device; it is as before afterwards.
+    """Predict the memory of one step on `batch` images. `tuned` may be on the meta device and does not change.
 
-    The activations are those of this many images, and not a multiple of one: what does not grow with the batch (a
-    weight that is made anew) is counted once. Of the accelerations, those that change the model are put on it without
-    the proof that precedes a run, which may leave one out.
+    The pass uses this number of images, so tensors that do not grow with the batch (a weight that is computed in each
+    step) are counted once. Accelerations are applied without the test that precedes a run, which could reject one.
 
     Raises:
         UnknownAcceleration: a name does not exist.
@@ -100,9 +99,9 @@ def plan_memory(
 def measure_memory(
     tuned: TunedModel, images: Tensor, batch: int, *, precision: Precision, accelerations: list[str]
 ) -> MemoryPlan:
-    """The same, measured on two and three of `images` and extended to `batch`: exact where it grows evenly.
+    """Measure with two and three of `images` and extrapolate to `batch`; exact if memory grows linearly.
 
-    `tuned` is as it is to be trained: in training mode, with its accelerations on it and under autocast.
+    `tuned` is in training mode, with its accelerations and under autocast.
     """
     two, three = (saved_bytes(tuned, images[:count]) for count in (2, 3))
     each = max(0, three - two)
@@ -110,7 +109,7 @@ def measure_memory(
 
 
 def _casts(tuned: TunedModel) -> int:
-    """Bytes of copies of weights in the precision of the forward pass."""
+    """Return the bytes of copies of weights in the precision of the forward pass."""
     return sum(t.numel() * t.element_size() for one in tuned.modules() for t in one.__dict__.get("vpeft_cast", ()))
 
 

@@ -1,4 +1,4 @@
-"""Which part of a model is in training mode, and how to look at it in evaluation mode without a trace."""
+"""Training mode of a tuned model, and a temporary evaluation mode."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import nn
 
 
 def to_training_mode(tuned: nn.Module) -> None:
-    """Training mode: dropout and drop path act.
+    """Set training mode, in which dropout and drop path are active.
 
-    BatchNorm layers of a TunedModel's backbone normalise with their pre-trained statistics, which do not move, unless
-    the adapter was attached with `statistics="adapt"`: then the statistics are the adapter's own, and move. Layers that
-    a method added are always in training mode. LayerNorm and GroupNorm have no statistics and no such choice.
+    BatchNorm layers of a TunedModel's backbone use their fixed pre-trained statistics, unless the adapter was attached
+    with `statistics="adapt"`; then training updates the statistics, which belong to the adapter. Layers of methods are
+    always in training mode. LayerNorm and GroupNorm have no statistics.
     """
     tuned.train()
 
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards each submodule is in the mode it was in, whichever that was."""
+    """A context in evaluation mode; it restores the mode of each submodule at its end."""
     before = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

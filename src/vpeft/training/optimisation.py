@@ -1,4 +1,4 @@
-"""How a model is trained: every number of the optimiser, the schedule, the checkpoints and the device, in one model."""
+"""`Optimisation`: the settings of the optimiser, the schedule, the checkpoints and the device."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ MOVED = ("label_smoothing", "mixup")
 
 
 class UnknownOptimiser(VpeftError):
-    """torch.optim has no such optimiser, or it has no such setting."""
+    """torch.optim has no such optimiser, or the optimiser has no such setting."""
 
 
 def optimiser_class(text: str) -> tuple[str, dict[str, Any]]:
-    """The name of a class of torch.optim and its settings, from `sgd(momentum=0.9)`; case does not matter.
+    """Parse text such as `sgd(momentum=0.9)`; return the class's name in torch.optim and its settings.
+
+    Upper and lower case do not matter.
 
     Raises:
         UnknownOptimiser: with the nearest names.
@@ -55,23 +57,25 @@ def optimiser_class(text: str) -> tuple[str, dict[str, Any]]:
 
 
 class Optimisation(BaseModel):
-    """The settings of one training run; also the flags of `vpeft train` and the `[optimisation]` table of a recipe.
+    """The settings of one training run; also the flags of `vpeft train` and the table `[optimisation]`.
 
-    Where the defaults come from. AdamW with lr 1e-3, weight decay 1e-4, batch 64, a linear warm-up over a tenth of the
-    run (10 of 100 epochs there), then a cosine to 1e-5, no augmentation, no label smoothing and no clipping: the recipe
-    of NOAH (Zhang et al. 2022, arXiv 2206.04673), FacT and Convpass for VTAB-1k. Two departures: 30 epochs where they
-    take 100, a choice of ours for the few hundred images that a user starts with (benchmark protocols state their own
-    number); and the warm-up rises once per optimiser step from lr / steps, where they hold 1e-6 for whole epochs.
-    The rate suits adapters. Full fine-tuning wants 1e-5 to 1e-4: at 1e-3 AdamW destroys a pre-trained backbone.
+    The defaults are those of NOAH (Zhang et al. 2022, arXiv 2206.04673), FacT and Convpass for VTAB-1k: AdamW with lr
+    1e-3, weight decay 1e-4, batch 64, a linear warm-up over a tenth of the run (10 of 100 epochs there), then a cosine
+    to 1e-5, no augmentation, no label smoothing and no clipping. There are two departures. vpeft trains 30 epochs
+    instead of 100, our choice for the few hundred images that a user starts with (benchmark protocols state their own
+    number). The warm-up rises at every optimiser step, starting at lr / steps, instead of holding 1e-6 for whole
+    epochs. The rate suits adapters. Full fine-tuning needs 1e-5 to 1e-4: at 1e-3, AdamW destroys a pre-trained
+    backbone.
 
-    AdamW's betas (0.9, 0.999) and eps (1e-8) are PyTorch's. Decayed are weights of two or more dimensions; biases and
-    all tensors of one dimension or none (norms, scales, gates) are not, as in VPT (Jia et al. 2022, arXiv 2203.12119).
+    AdamW's betas (0.9, 0.999) and eps (1e-8) are PyTorch's. Weight decay applies to weights of two or more dimensions,
+    and not to biases and other tensors of at most one dimension (norms, scales, gates), as in VPT (Jia et al. 2022,
+    arXiv 2203.12119).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=30, ge=1, description="Passes over the training images.")
-    batch: int = Field(default=64, ge=1, description="Images per optimiser step, whatever `accumulate` is.")
+    batch: int = Field(default=64, ge=1, description="Images per optimiser step, independent of `accumulate`.")
     accumulate: int = Field(
         default=1, ge=1, description="Parts in which a batch is computed: less memory, the same step up to rounding."
     )
@@ -84,12 +88,12 @@ class Optimisation(BaseModel):
         default=0.1, ge=0, description="Linear warm-up: below 1 a share of all steps, from 1 on a number of epochs."
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="How the rate goes on after the warm-up, per optimiser step."
+        default="cosine", description="Shape of the learning rate after the warm-up, per optimiser step."
     )
     min_lr: float = Field(
         default=1e-5,
         ge=0,
-        description="Rate at which the schedule ends; a group whose peak is lower stays at its peak.",
+        description="Learning rate at the end of the schedule; a group with a lower peak stays at its peak.",
     )
     optimiser: str = Field(
         default="adamw",
@@ -100,34 +104,32 @@ class Optimisation(BaseModel):
         default=None,
         gt=0,
         lt=1,
-        description="Decay of a moving average of what is trained, which is validated and kept; none: off.",
+        description="Decay of a moving average of the trained weights, which is validated and saved; none: off.",
     )
-    clip: float | None = Field(default=None, gt=0, description="Largest norm of the whole gradient; none: not clipped.")
+    clip: float | None = Field(default=None, gt=0, description="Clip the gradient to this norm; none: no clipping.")
     early_stopping: int | None = Field(
         default=None,
         ge=1,
         description="Stop after this many validations without a better leading metric; needs validation images.",
     )
     keep: Literal["last", "best"] = Field(
-        default="last", description="State to end with: of the last epoch, or of the best on validation."
+        default="last", description="Weights to end with: of the last epoch, or of the best on validation."
     )
     validate_every: int = Field(
-        default=1, ge=1, description="Epochs between validations; the last epoch always is one."
+        default=1, ge=1, description="Epochs between validations; the last epoch is always validated."
     )
-    drop_last: bool = Field(default=False, description="Leave out an epoch's last batch when it is not full.")
+    drop_last: bool = Field(default=False, description="Drop an epoch's last batch if it is not full.")
     batch_norm: Literal["frozen", "adapt"] = Field(
         default="frozen",
-        description="Backbone's BatchNorm statistics in a run: still, or moving and saved with the adapter.",
+        description="Backbone's BatchNorm statistics: keep them, or update them and save them with the adapter.",
     )
     precision: Precision = Field(default="fp32", description="Arithmetic of the forward pass; the weights stay fp32.")
-    device: Literal["auto", "cpu"] = Field(default="auto", description="Best device of this machine, or the processor.")
+    device: Literal["auto", "cpu"] = Field(default="auto", description="The best device of this machine, or the CPU.")
     deterministic: bool = Field(
         default=False,
-        description="Only kernels that repeat bit by bit; needed for an exact resume on some accelerators.",
+        description="Use deterministic kernels only; some accelerators need this for an exact resume.",
     )
-    seed: int = Field(
-        default=0, ge=0, description="Seed of the head, the adapter, the order of images and all dropout."
-    )
+    seed: int = Field(default=0, ge=0, description="Seed of the head, the adapter, the order of images and dropout.")
     checkpoint_every: int = Field(
         default=1, ge=0, description="Epochs between checkpoints; 0: only when interrupted, or by `checkpoint_steps`."
     )
@@ -135,34 +137,33 @@ class Optimisation(BaseModel):
 
     acceleration: str = Field(
         default="auto",
-        description="What saves work without changing results: auto, off, or names with commas between them.",
+        description="Accelerations that do not change results: auto, off, or names separated by commas.",
     )
     prefix_gib: float = Field(
         default=4.0,
         gt=0,
-        description="Memory or room on the disk for what is computed once (outputs of the frozen part, or decoded"
-        " images), in GiB.",
+        description="Largest size of caches (outputs of the frozen part, decoded images) in memory or on disk, in GiB.",
     )
     prefix_folder: Path | None = Field(
-        default=None, description="Folder that keeps what is computed once for other runs; none: in memory."
+        default=None, description="Folder of caches that later runs use; none: caches in memory."
     )
 
     views: int | None = Field(
         default=None,
         ge=1,
-        description="Augmented versions of each training image, taken in turn, so that outputs of the frozen part can"
-        " be kept; none: a new one in each epoch.",
+        description="Number of augmented versions of each training image, used in turn, so that outputs of the frozen"
+        " part can be cached; none: a new one in each epoch.",
     )
     fit_memory: str | None = Field(
         default=None,
-        description="Largest memory of a training step, such as 8GB: a profile and parts of a batch are chosen to"
-        " stay within it.",
+        description="Memory limit of a training step, such as 8GB: vpeft chooses accelerations and parts of a batch"
+        " that stay within it.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _options_of_the_task(cls, given: Any) -> Any:
-        """Settings that went to the task: recipes and records from before have them here, mostly switched off."""
+        """Handle settings that have moved to the task; older recipes and records have them here."""
         if not isinstance(given, dict):
             return given
         moved = {name: given[name] for name in MOVED if name in given}
@@ -213,7 +214,7 @@ class Optimisation(BaseModel):
         return self
 
     def numerics(self) -> dict[str, Any]:
-        """The fields that decide the result, for run keys and for recognising a checkpoint."""
+        """Return the fields that decide the result, for run keys and for comparing checkpoints."""
         stated = self.model_dump(mode="json")
         for name in ("views", "ema"):  # so that runs from before there were these are still known
             if stated[name] is None:

@@ -1,4 +1,4 @@
-"""Progress while training: a live bar in a terminal, one plain line per epoch elsewhere."""
+"""Progress of training: a live bar in a terminal, one plain line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINE_EVERY = 30.0  # seconds between plain lines within a long epoch
 
 
 class Display(Protocol):
-    """Who is told how training goes."""
+    """The interface of a progress display."""
 
     def start(self, epochs: int, steps_per_epoch: int, step: int) -> None:
         """Training begins at optimiser step `step`."""
@@ -38,7 +38,7 @@ class Display(Protocol):
 
 
 def display(shown: bool, stream: TextIO | None = None) -> Display:
-    """A display on `stream` (standard error): nothing, a live bar if it is a terminal, else plain lines."""
+    """Return a display on `stream` (standard error by default): silent, a live bar in a terminal, or plain lines."""
     if not shown:
         return Silent()
     console = Console(file=stream or sys.stderr)
@@ -46,7 +46,7 @@ def display(shown: bool, stream: TextIO | None = None) -> Display:
 
 
 class Silent:
-    """Says nothing."""
+    """A display that prints nothing."""
 
     def start(self, epochs: int, steps_per_epoch: int, step: int) -> None: ...
 
@@ -62,7 +62,7 @@ class Silent:
 
 
 class OneOf(Silent):
-    """One of several runs that go on at the same time: a line for each epoch, under the run's name."""
+    """The display of one of several concurrent runs: one line for each epoch, with the run's name."""
 
     def __init__(self, name: str, shown: Display) -> None:
         self._name, self._shown = name, shown
@@ -112,7 +112,7 @@ class Lines:
 
 
 class Bar:
-    """A live bar, with one line above it for each epoch that has ended."""
+    """A live bar, with one line above it for each finished epoch."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -166,7 +166,7 @@ class Bar:
 
 
 class _Left(ProgressColumn):
-    """Time left, as the training loop reckons it."""
+    """The remaining time, as the training loop estimates it."""
 
     def render(self, task: object) -> Text:
         fields: dict[str, str] = getattr(task, "fields", {})
@@ -174,7 +174,7 @@ class _Left(ProgressColumn):
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
-    """One epoch in one line."""
+    """Return one epoch as one line."""
     line = f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}"
     line += f"  loss {record.train_loss:.4f}{_named(record.train)}"
     if record.val is not None:
@@ -183,12 +183,12 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
 
 
 def _named(values: Mapping[str, float]) -> str:
-    """Values with their names, as the continuation of a line."""
+    """Return values with their names, to continue a line."""
     return "".join(f"  {name} {shown(value)}" for name, value in values.items())
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 0:07, 3:05 or 2:03:05."""
+    """Format seconds as 0:07, 3:05 or 2:03:05."""
     whole = max(0, round(seconds))
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,4 +1,4 @@
-"""Random numbers under control: seeds from counters, states that can be written down, blocks without a trace."""
+"""Controlled random numbers: seeds from counters, states that can be saved, and contexts that restore the state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A seed below 2^63 that depends on every part and on their order, the same on every machine."""
+    """Return a seed below 2^63 that depends on every part and their order; the same on every machine."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -46,7 +46,7 @@ def _set_torch_state(tensors: dict[str, Tensor]) -> None:
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of every generator: tensors for torch, plain JSON values for Python and NumPy."""
+    """Return the state of every generator: tensors for torch, plain JSON values for Python and NumPy."""
     tensors = _torch_state()
     version, words, gauss = random.getstate()
     numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
@@ -63,7 +63,7 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def set_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-    """Put back what `random_state` wrote down. States of devices that are not here are left out."""
+    """Restore the result of `random_state`. States of devices that do not exist here are ignored."""
     _set_torch_state(tensors)
     version, words, gauss = plain["python"]
     random.setstate((version, tuple(words), gauss))
@@ -79,7 +79,7 @@ def set_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
 
 
 class _Generators:
-    """Where every generator stands, as it is kept within one process: cheaper than what can be written down."""
+    """The state of every generator, for use within one process; cheaper than a state that can be saved."""
 
     def __init__(self) -> None:
         self._torch = _torch_state()
@@ -93,7 +93,7 @@ class _Generators:
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
-    """Whatever the block draws or seeds, every generator is afterwards as it was before."""
+    """A context that restores the state of every generator at its end."""
     before = _Generators()
     try:
         yield
@@ -102,7 +102,7 @@ def untouched_randomness() -> Iterator[None]:
 
 
 class OwnRandomness:
-    """Generators of one run beside others: each block goes on where the block before ended, and leaves no trace."""
+    """The generators of one of several runs: each use as a context continues where the last one ended."""
 
     def __init__(self) -> None:
         self._state: _Generators | None = None
@@ -120,9 +120,9 @@ class OwnRandomness:
 
 @contextmanager
 def batch_randomness(seed: int) -> Iterator[None]:
-    """Draws on the processor come from `seed` inside the block, and the generators are afterwards as before.
+    """A context in which random numbers on the CPU come from `seed`; it restores the state at its end.
 
-    For the transforms of one batch: the accelerator's generators, which no data set uses, are not touched.
+    It is for the transforms of one batch. Generators of accelerators, which no data set uses, are not changed.
     """
     generator = torch.default_generator
     torch_state, python_state, numpy_state = generator.get_state(), random.getstate(), np.random.get_state()

@@ -1,4 +1,4 @@
-"""A whole run as one model: data, backbone, method, optimisation; read from TOML, and written back as TOML."""
+"""`Recipe`: a whole run as one model, with data, backbone, method and optimisation. It reads and writes TOML."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from vpeft.training.toml_text import toml_text
 
 
 class BadRecipe(VpeftError):
-    """A recipe that cannot be read, or says something that does not exist."""
+    """A recipe cannot be read, or names something that does not exist."""
 
 
 class _Choice(BaseModel):
-    """A name and fields, written flat (`{name = "lora", rank = 8}`) or as text (`"lora(rank=8)"`)."""
+    """A name with fields, as a table (`{name = "lora", rank = 8}`) or as text (`"lora(rank=8)"`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,13 +67,11 @@ class _Choice(BaseModel):
 class MethodChoice(_Choice):
     """A method's name and hyper-parameters. All fields are filled in and checked.
 
-    Raises `UnknownMethod` and `BadField` for a wrong name, field or value.
+    A wrong name, field or value raises `UnknownMethod` or `BadField`.
     """
 
     name: str = Field(description="Name of the method; `vpeft methods` lists them.")
-    fields: dict[str, Any] = Field(
-        default_factory=dict, description="Its hyper-parameters; those left out are default."
-    )
+    fields: dict[str, Any] = Field(default_factory=dict, description="Its hyper-parameters; missing ones are default.")
     _method: Method = PrivateAttr()
 
     @model_validator(mode="after")
@@ -84,14 +82,14 @@ class MethodChoice(_Choice):
         return self
 
     def build(self) -> Method:
-        """The method itself."""
+        """Return the method."""
         return self._method
 
 
 class TaskChoice(_Choice):
-    """A task's name and options; those left out are default, and what the data tell is filled in later.
+    """A task's name and options. Missing options are default; `Task.bind` fills in what the data tell.
 
-    Raises `UnknownTask` and `BadOption` for a wrong name, option or value.
+    A wrong name, option or value raises `UnknownTask` or `BadOption`.
     """
 
     name: str = Field(default=DEFAULT, description="What is learnt; `vpeft tasks` lists the tasks.")
@@ -107,37 +105,38 @@ class TaskChoice(_Choice):
         return self
 
     def build(self) -> Task:
-        """The task itself, not bound to any data yet."""
+        """Return the task, not yet bound to data."""
         return self._task
 
 
 class Recipe(BaseModel):
-    """One run: what is learnt, on which backbone, how, and where the results go."""
+    """One run: task, backbone, method, optimisation, and the folder of the results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str = Field(
-        description="Name of the pre-trained model; `vpeft backbones` lists them, hf:ID or hf:FOLDER is transformers',"
-        " py:FILE.py:NAME a function or class of yours that makes one."
+        description="Name of the pre-trained model; `vpeft backbones` lists them. hf:ID or hf:FOLDER is a model of"
+        " transformers, py:FILE.py:NAME your own function or class that returns a model."
     )
-    pretrained: bool = Field(default=True, description="Load the backbone's weights; false starts at random.")
+    pretrained: bool = Field(default=True, description="Load the backbone's weights; false: random weights.")
     weights: Path | None = Field(
         default=None, description="File of weights to load instead: .safetensors, .npz or .pth (weights only)."
     )
-    weights_prefix: str = Field(default="", description="What the keys of that file start with, such as `module.`.")
+    weights_prefix: str = Field(default="", description="Prefix of the keys in that file, such as `module.`.")
     weights_allow: tuple[Difference, ...] = Field(
-        default=(), description="Differences of weights and backbone to accept: missing, unexpected, shape."
+        default=(), description="Accepted differences between weights and backbone: missing, unexpected, shape."
     )
     channels_rule: Literal["repeat", "mean", "new"] = Field(
         default="repeat",
-        description="Where data.channels is not the backbone's: filters repeated, their mean, or new and trained.",
+        description="If data.channels is not the backbone's: repeat its filters, use their mean, or train new ones.",
     )
     anatomy: Anatomy | None = Field(
         default=None,
-        description="For a model that no family knows: a TOML file of its nouns (docs/own_model.md), or `generic`.",
+        description="For a model that no family knows: a TOML file that names its parts (docs/own_model.md), or"
+        " `generic`.",
     )
     quantise: Literal["int8", "nf4"] | None = Field(
-        default=None, description="Keep the blocks' frozen linear maps in eight or four bits; adapters stay precise."
+        default=None, description="Store the blocks' frozen linear layers in eight or four bits; adapters stay precise."
     )
     out: Path | None = Field(default=None, description="Folder for the adapter, the checkpoint and the record.")
     data: DataConfig
@@ -145,11 +144,11 @@ class Recipe(BaseModel):
     method: MethodChoice
     also: tuple[MethodChoice, ...] = Field(default=(), description="Further methods that act together with the first.")
     train: tuple[str, ...] = Field(
-        default=(), description="Further modules of the model that train as they are and are saved with the adapter."
+        default=(), description="Further modules of the model that train and are saved with the adapter."
     )
     start: Path | None = Field(
         default=None,
-        description="Adapter file to start from; its head is taken too where the outputs are the same.",
+        description="Adapter file to start from; its head is used too if the outputs are the same.",
     )
     optimisation: Optimisation = Field(default_factory=Optimisation)
     _backbone_of_file: bool = PrivateAttr(default=False)
@@ -157,7 +156,7 @@ class Recipe(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _several_in_one(cls, given: Any) -> Any:
-        """`method = "lora(rank=4)+ssf"` is a method and further ones; options that went to the task are put there."""
+        """Split `method = "lora(rank=4)+ssf"` into a method and further ones; move options of the task."""
         if not isinstance(given, Mapping):
             return given
         given = dict(given)
@@ -171,12 +170,12 @@ class Recipe(BaseModel):
     @field_validator("anatomy", mode="before")
     @classmethod
     def _nouns(cls, given: Any) -> Any:
-        """A table of nouns, the name of a file of them, or "generic": the nouns themselves are kept in every case."""
+        """Read an anatomy: a table, the name of a TOML file, or "generic". The result is a table or "generic"."""
         return anatomy_from(given) if isinstance(given, (str, Path)) else given
 
     @property
     def seed(self) -> int:
-        """The seed of the run, `optimisation.seed`; the splits have their own, `data.seed`."""
+        """The seed of the run, `optimisation.seed`. The splits have their own, `data.seed`."""
         return self.optimisation.seed
 
     @property
@@ -186,14 +185,16 @@ class Recipe(BaseModel):
 
     @classmethod
     def from_toml(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a recipe file; `overrides` win over it, as nested mappings or with dots: `{"optimisation.epochs": 5}`.
+        """Read a recipe file.
 
-        Paths in it are relative to the present directory. An override of the method's name drops the file's
-        hyper-parameters of another method.
+        Args:
+            path: the file. Paths inside it are relative to the present directory.
+            overrides: values that replace those of the file, nested or with dots: {"optimisation.epochs": 5}. A new
+                name of the method drops the hyper-parameters of the file's method.
 
         Raises:
-            BadRecipe: the file cannot be read, a key is unknown (with the nearest name and its full path), or a value
-                is wrong.
+            BadRecipe: the file cannot be read, a key is unknown (the message has the nearest name and the full path),
+                or a value is wrong.
         """
         given, typed = read_toml(path, f"The recipe {path}", BadRecipe), _nested(overrides or {})
         recipe = cls.from_mapping(_merged(given, typed), where=f"The recipe {path}")
@@ -202,12 +203,15 @@ class Recipe(BaseModel):
         return recipe
 
     def trust(self, *, code: bool, download: bool) -> Trust:
-        """What the backbone's name may lead to: anything where the user has typed it, what was said for a file's."""
+        """Return which code and downloads the backbone's name may cause.
+
+        If the user typed the name, everything is allowed; if a file named it, only what the arguments allow.
+        """
         return Trust(code, download) if self._backbone_of_file else TYPED
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, where: str = "The recipe") -> Self:
-        """A recipe from nested mappings; raises `BadRecipe` like `from_toml`."""
+        """Return a recipe from nested mappings; raises `BadRecipe` as `from_toml` does."""
         mistakes = list(_unknown_keys(cls, values))
         if not mistakes:
             try:
@@ -223,10 +227,10 @@ class Recipe(BaseModel):
         raise BadRecipe(f"{where} does not fit:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
 
     def to_toml(self) -> str:
-        """This recipe as a TOML document, with every default written out, so that it means the same later.
+        """Return this recipe as a TOML document with all defaults, so that it means the same in later versions.
 
         Raises:
-            BadRecipe: a field that has a default was set to None, which TOML cannot say.
+            BadRecipe: a field that has a default was set to None, which TOML cannot express.
         """
         text = toml_text(self.model_dump(mode="json"))
         again = type(self).from_mapping(tomllib.loads(text))
@@ -237,7 +241,7 @@ class Recipe(BaseModel):
 
 
 def _with_moved_options(given: dict[str, Any]) -> dict[str, Any]:
-    """A recipe from before there were tasks states options of the task under the optimisation."""
+    """Move options of the task that older recipes have under the optimisation."""
     optimisation = given.get("optimisation")
     if not isinstance(optimisation, Mapping) or not any(optimisation.get(name) for name in MOVED):
         return given
@@ -249,7 +253,7 @@ def _with_moved_options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings."""
+    """Return dotted keys as nested mappings."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         first, _, rest = key.partition(".")
@@ -279,13 +283,13 @@ def _as_choice(value: Any) -> Any:
 
 
 def _fields(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The model of a nested field."""
+    """Return the model class of a nested field."""
     annotation = model.model_fields[name].annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def _unknown_keys(model: type[BaseModel], values: Any, path: str = "") -> Iterator[str]:
-    """A sentence for each key that does not exist, with its full path and where it may have been meant."""
+    """Return a sentence for each key that does not exist, with its full path and the nearest key."""
     if model is MethodChoice:
         yield from _unknown_of_method(values, path)
         return

@@ -1,4 +1,4 @@
-"""What training and evaluation leave behind, as plain data."""
+"""The results of training and evaluation, as plain data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vpeft.training.optimisation import Optimisation
 
 
 class Scores(BaseModel):
-    """How a model does on a data set: values by name, one of which leads.
+    """The scores of a model on a data set: values by name, one of which leads.
 
     `scores.top1` is `scores.values["top1"]`, and `scores.confusion` is `scores.details["confusion"]`.
     """
@@ -26,7 +26,7 @@ class Scores(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _before_there_were_tasks(cls, given: Any) -> Any:
-        """Read the form that knew nothing but classification."""
+        """Read results of versions that knew classification only."""
         if not isinstance(given, dict) or "values" in given or "top1" not in given:
             return given
         rest = dict(given)
@@ -36,7 +36,7 @@ class Scores(BaseModel):
 
     @property
     def value(self) -> float:
-        """The leading metric."""
+        """The value of the leading metric."""
         return self.values[self.leading]
 
     def __getattr__(self, name: str) -> Any:
@@ -47,17 +47,17 @@ class Scores(BaseModel):
         return super().__getattr__(name)  # type: ignore[misc]
 
     def sentence(self) -> str:
-        """The leading metric and the number of samples, in words."""
+        """Return the leading metric and the number of samples as text."""
         return f"{self.leading} {shown(self.value)} of {self.count} samples"
 
 
 def shown(value: float) -> str:
-    """A metric's value as people read it: four significant digits."""
+    """Format a metric's value with four significant digits."""
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
 class EpochRecord(BaseModel):
-    """One epoch of a run. Its training loss is what is minimised: all parts, augmentation and penalties included."""
+    """One epoch of a run. The training loss is the minimised sum, with augmentation and penalties."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -89,7 +89,7 @@ class EpochRecord(BaseModel):
 
 
 class PeakMemory(BaseModel):
-    """The most memory that was in use, in bytes."""
+    """The largest memory in use, in bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -98,7 +98,7 @@ class PeakMemory(BaseModel):
 
 
 class Result(BaseModel):
-    """One training run."""
+    """The result of one training run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -120,7 +120,7 @@ class Result(BaseModel):
     def of_nothing(
         cls, state: Literal["stopped", "failed"], reason: str, optimisation: Optimisation, device: str
     ) -> Self:
-        """Of a run that this sitting took no step of."""
+        """Return the result of a run that took no step in this call."""
         return cls(
             state=state,
             reason=reason,

@@ -1,4 +1,4 @@
-"""One recipe carried out: from images to an adapter file and a record of how it came about."""
+"""Run one recipe: from images to an adapter file and a record of the run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a recipe has led to. `adapter` and `record` are files, None without an output folder or before the end."""
+    """The outcome of a recipe. `adapter` and `record` are files; None without an output folder or before the end."""
 
     recipe: Recipe
     result: Result
@@ -59,27 +59,29 @@ class RunOutcome:
 
     @property
     def task(self) -> Task:
-        """What was learnt, with what training chose for it."""
+        """The task with the values that training chose for it."""
         task: Task = self.tuned.task
         return task
 
     @property
     def state(self) -> Literal["done", "stopped", "failed"]:
-        """Of a run that a signal has stopped, the same call goes on from the checkpoint. `run_recipe` never returns
-        "failed": it raises."""
+        """The state of the run. A run that a signal has stopped continues with the same call.
+
+        `run_recipe` never returns "failed"; it raises.
+        """
         return self.result.state
 
 
 @dataclass(frozen=True)
 class ReadyRun:
-    """A run whose model is tuned and whose images are open, not yet trained.
+    """A run with a tuned model and open data sets, before training.
 
     Attributes:
         recipe, tuned, data, preprocessing: as in `RunOutcome`.
-        task: what is learnt, bound to the training data.
-        train, val: the samples that are learnt and validated on.
-        identity: what a checkpoint must agree in with this run.
-        facts: what its record says before there is a result.
+        task: the task, bound to the training data.
+        train, val: the training and validation samples.
+        identity: the facts in which a checkpoint must agree with this run.
+        facts: the contents of its record that are known before training.
     """
 
     recipe: Recipe
@@ -93,12 +95,12 @@ class ReadyRun:
     facts: dict[str, Any]
 
     def write_recipe(self) -> None:
-        """Leave the recipe in the run's folder, every default written out."""
+        """Write the recipe with all defaults into the run's folder."""
         if self.recipe.out is not None:
             write_text(self.recipe.out / RECIPE, self.recipe.to_toml())
 
     def record(self, result: Result | None, test: Scores | None = None, error: str | None = None) -> Path | None:
-        """Write what is known of the run by now; returns the file, None without an output folder."""
+        """Write the record with everything known so far; return the file, or None without an output folder."""
         out = self.recipe.out
         if out is None:
             return None
@@ -114,7 +116,7 @@ class ReadyRun:
         return out / RECORD
 
     def outcome(self, result: Result, *, test: bool = True) -> RunOutcome:
-        """What the training has led to: if it is done, the test split is scored once and the adapter saved."""
+        """Return the outcome. If training is finished, evaluate the test split once and save the adapter."""
         if result.state != "done":
             record = self.record(result, error=result.reason if result.state == "failed" else None)
             return self.without_adapter(result, record)
@@ -137,7 +139,7 @@ class ReadyRun:
         return RunOutcome(self.recipe, result, scored, self.tuned, self.data, preprocessing, adapter, record)
 
     def without_adapter(self, result: Result, record: Path | None = None) -> RunOutcome:
-        """The outcome of a run that has not come to its end."""
+        """Return the outcome of an unfinished run."""
         return RunOutcome(self.recipe, result, None, self.tuned, self.data, self.preprocessing, None, record)
 
 
@@ -151,23 +153,23 @@ def run_recipe(
     trust_code: bool = False,
     allow_download: bool = False,
 ) -> RunOutcome:
-    """Carry `recipe` out: open the data, tune the backbone, train, score the test split once, save.
+    """Run a recipe: open the data, tune the backbone, train, evaluate the test split once, save.
 
-    With `recipe.out` that folder holds `adapter.safetensors` (with labels, preprocessing and scores), `run.json`
-    (recipe, plan, data manifest, history, scores, versions), `recipe.toml` (every default written out),
-    `checkpoint.safetensors` and `result.json`. Several recipes: `vpeft.training.runs.run_recipes`.
+    The folder `recipe.out` gets `adapter.safetensors` (with labels, preprocessing and scores), `run.json` (recipe,
+    plan, data manifest, history, scores, versions), `recipe.toml` (with all defaults), `checkpoint.safetensors` and
+    `result.json`. For several recipes use `vpeft.training.runs.run_recipes`.
 
     Args:
         recipe: the run.
-        resume: go on from what an interrupted run of the same recipe left in the folder.
+        resume: continue an interrupted run of the same recipe from its checkpoint.
         progress: show the training's progress.
-        show: print the plan of what is trained.
-        test: score the test split; not for a run that only prepares another.
-        trust_code: run the code of a backbone `py:...` that a recipe file names; one that was typed is run in any case.
-        allow_download: fetch a backbone `hf:ID` that a recipe file names, if it is not on this machine.
+        show: print the plan.
+        test: evaluate the test split; False for a run that only prepares another one.
+        trust_code: run the code of a backbone `py:...` that a recipe file names. Code that the user typed always runs.
+        allow_download: download a backbone `hf:ID` that a recipe file names, if it is not on this machine.
 
     Raises:
-        VpeftError: whatever a user can mend, in any of the steps; a failure of the training is in the record too.
+        VpeftError: an error that the user can correct, in any of the steps. The record holds failures of the training.
     """
     trust = recipe.trust(code=trust_code, download=allow_download)
     ready = ready_run(recipe, progress=progress, show=show, trust=trust)
@@ -195,22 +197,22 @@ Opener = Callable[[DataConfig, Preprocessing], Datasets]
 
 
 def opened(config: DataConfig, preprocessing: Preprocessing) -> Datasets:
-    """The data set of a run as its backbone wants it."""
+    """Return the data set of a run, prepared for its backbone."""
     return open_data(config).prepared(preprocessing)
 
 
 def ready_run(
     recipe: Recipe, *, progress: bool = True, show: bool = True, images: Opener = opened, trust: Trust | None = None
 ) -> ReadyRun:
-    """Make the backbone, open the data, tune; nothing is trained or written yet.
+    """Create the backbone, open the data and tune; it neither trains nor writes.
 
     Args:
         recipe, progress, show: as for `run_recipe`.
-        images: opens the data set of (config, preprocessing), in place of `opened`.
-        trust: what the backbone's name may lead to; by default nothing that a recipe file alone has named.
+        images: (config, preprocessing) -> open data set; `opened` by default.
+        trust: which code and downloads the backbone's name may cause; by default none that only a recipe file names.
 
     Raises:
-        VpeftError: whatever a user can mend.
+        VpeftError: an error that the user can correct.
     """
     started = datetime.now(UTC)
     # For a backbone without pre-trained weights; the same recipe must find the same one again.
@@ -289,7 +291,7 @@ def ready_run(
 
 
 def _stated(method: Method) -> dict[str, Any]:
-    """The settings of a method that are not its defaults."""
+    """Return the settings of a method that differ from its defaults."""
     return method.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -311,7 +313,7 @@ def _backbone(recipe: Recipe, seed: int, size: tuple[int, int] | None, trust: Tr
 
 
 def _test_once(recipe: Recipe, tuned: TunedModel, data: Datasets) -> Scores | None:
-    """Scores on the test split, of the final weights; nothing before this has read it."""
+    """Return the scores of the final weights on the test split, which nothing has read before."""
     if data.test is None:
         return None
     task: Task = tuned.task

@@ -1,4 +1,4 @@
-"""Several recipes carried out: those that read the same images in one pass, each as if it were alone."""
+"""Run several recipes: those that read the same images share passes, with the results of single runs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vpeft.training.together import fit_together
 
 
 class UnsuitableRuns(VpeftError):
-    """Recipes that cannot be carried out in one call."""
+    """These recipes cannot run in one call."""
 
 
 class CannotBegin(VpeftError):
-    """One of several recipes that cannot be carried out; the message begins with its name."""
+    """One of several recipes cannot start; the message begins with its name."""
 
 
 def run_recipes(
@@ -39,26 +39,26 @@ def run_recipes(
     trust_code: bool = False,
     allow_download: bool = False,
 ) -> list[RunOutcome]:
-    """Carry all `recipes` out, each as `run_recipe` does, with the same numbers and files; outcomes in their order.
+    """Run all `recipes` as `run_recipe` does, with the same numbers and files; return the outcomes in order.
 
-    Recipes that read the same images with the same preprocessing are trained in one pass over them, by `fit_together`:
-    what is frozen in several of them is computed once. Recipes that read something else form other passes, which
-    follow one after the other. Before the first step all models are made and all data sets opened, so that a mistake
-    in any recipe is said before anything is trained or written, and what goes together is printed.
+    Recipes that read the same images with the same preprocessing train in one pass over them, by `fit_together`: frozen
+    parts that they share are computed once. Other recipes form further passes, one after the other. Before the first
+    step all models are created and all data sets opened, so an error in any recipe is raised before anything is trained
+    or written; then the passes are printed.
 
-    A run that fails does not end the others: its outcome has the state "failed", and `result.reason` says why. Where a
-    whole pass cannot be trained (its checkpoints are of other runs, an image has become unreadable) this holds for all
-    runs in it. After SIGTERM or Ctrl-C all runs are "stopped", and passes that were not reached are not begun.
+    If a run fails, the others go on; its outcome has the state "failed", and `result.reason` holds the reason. If a
+    whole pass cannot be trained (its checkpoints belong to other runs, an image cannot be read any more), this holds
+    for all its runs. After SIGTERM or Ctrl-C all runs are "stopped", and passes that have not begun do not begin.
 
     Args:
-        recipes: at least one; each with a folder of its own in `out`, or none of them with one.
-        names: how the runs are called in what is said; by default by their folders.
+        recipes: at least one; either each has its own folder in `out`, or none has one.
+        names: names of the runs for messages; by default those of their folders.
         resume, progress, show, test: as for `run_recipe`, for all runs.
         trust_code, allow_download: as for `run_recipe`.
 
     Raises:
-        UnsuitableRuns: no recipes, two with one folder, or folders for some of them only.
-        CannotBegin: a recipe cannot be carried out; the message names it and says what `run_recipe` would say.
+        UnsuitableRuns: no recipes, two with the same folder, or folders for some of them only.
+        CannotBegin: a recipe cannot start; the message names it and holds the error of `run_recipe`.
     """
     called = list(names) if names is not None else [str(one.out or f"run {n + 1}") for n, one in enumerate(recipes)]
     _refuse(recipes, called)
@@ -99,7 +99,7 @@ class _Pass:
             run.facts["started"] = datetime.now(UTC).isoformat(timespec="seconds")
 
     def trained(self, *, resume: bool, progress: bool, test: bool) -> list[RunOutcome]:
-        """Train, score and save all."""
+        """Train, evaluate and save all."""
         first = self.runs[0]
         for run in self.runs:
             run.write_recipe()
@@ -127,7 +127,7 @@ class _Pass:
         return [_concluded(run, result, test) for run, result in zip(self.runs, results, strict=True)]
 
     def without_steps(self, state: Literal["stopped", "failed"], reason: str) -> list[RunOutcome]:
-        """Nothing was trained; what earlier calls left in the folders stays as it is."""
+        """Return the outcomes without training; files of earlier calls do not change."""
         made = []
         for run in self.runs:
             device = str(next(run.tuned.parameters()).device)
@@ -167,7 +167,7 @@ def _ready(
 
 def _refuse(recipes: Sequence[Recipe], names: Sequence[str]) -> None:
     if not recipes:
-        raise UnsuitableRuns("There are no recipes to carry out.")
+        raise UnsuitableRuns("There are no recipes to run.")
     if len(names) != len(recipes):
         raise UnsuitableRuns(f"There are {len(recipes)} recipes and {len(names)} names. Give one for each.")
     without = [name for recipe, name in zip(recipes, names, strict=True) if recipe.out is None]
@@ -180,7 +180,7 @@ def _refuse(recipes: Sequence[Recipe], names: Sequence[str]) -> None:
         folder = None if recipe.out is None else recipe.out.resolve()
         if folder in taken:
             raise UnsuitableRuns(
-                f"{taken[folder]} and {name} both write into {recipe.out}. Give each a folder of its own (`out`)."
+                f"{taken[folder]} and {name} both write into {recipe.out}. Give each its own folder (`out`)."
             )
         if folder is not None:
             taken[folder] = name

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step alone, so that a resumed run needs no scheduler state."""
+"""The learning rate as a function of the step only, so that a resumed run needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from vpeft.training.optimisation import Optimisation
 
 
 def warmup_steps(settings: Optimisation, steps_per_epoch: int) -> int:
-    """How many optimiser steps the warm-up lasts."""
+    """Return the number of optimiser steps of the warm-up."""
     share_of_run = settings.warmup * settings.epochs if settings.warmup < 1 else settings.warmup
     return round(share_of_run * steps_per_epoch)
 
 
 def rate_at(step: int, peak: float, settings: Optimisation, steps_per_epoch: int) -> float:
-    """The learning rate of optimiser step `step`, counted from 0.
+    """Return the learning rate of optimiser step `step`, counted from 0.
 
-    Warm-up of W steps: peak * (step + 1) / W, so that no step is taken at rate zero. After it, with t from 0 to 1 over
-    the remaining steps: floor + (peak - floor) * (1 + cos(pi t)) / 2, or a line, or the peak.
+    Warm-up of W steps: peak * (step + 1) / W, so no step has the rate zero. After it, with t from 0 to 1 over the
+    remaining
+    steps: floor + (peak - floor) * (1 + cos(pi t)) / 2, or a linear decay, or the constant peak.
     """
     warm = warmup_steps(settings, steps_per_epoch)
     if step < warm:

@@ -120,7 +120,9 @@ def run_search(
     if supernet.state == "stopped":
         return SearchOutcome(supernet, (), None, out / RECORD)
     if supernet.data.val is None:
-        raise CannotSearch("A search compares candidates on validation images, and there are none. Set data.val.")
+        raise CannotSearch(
+            "A search compares candidates on validation images, and there are none. Set data.val_fraction."
+        )
     tuned, task = supernet.tuned, supernet.task
     validation = _held(task.dataset(supernet.data.val, False))
     direction = 1.0 if task.leading.higher_is_better else -1.0

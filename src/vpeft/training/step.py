@@ -1,4 +1,4 @@
-"""One optimiser step: in parts, under a precision, checked to be finite before it moves a weight."""
+"""One optimiser step: forward and backward in parts, in a precision, with a check for finite numbers."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ Asking = Generator[Tensor, Any, None]
 
 
 class LoneImage(VpeftError):
-    """A batch, or a part of one, of a single image where BatchNorm needs two."""
+    """A batch, or a part of one, has a single image, but BatchNorm needs two."""
 
 
 class OnRecords(Protocol):
-    """A model that runs on numbers of records (B,), and finds the images (B, 3, H, W) that they are of."""
+    """A model on cached outputs: it takes row numbers (B,), and can read their images (B, C, H, W) again."""
 
     def __call__(self, numbers: Tensor, /, *, batch: Batch | None = None) -> Any: ...
 
@@ -52,7 +52,7 @@ class OnRecords(Protocol):
 
 
 def total(parts: Iterable[Tensor]) -> Tensor:
-    """The sum of a loss's parts; one part is itself, to the bit."""
+    """Return the sum of a loss's parts; a single part is returned unchanged."""
     first, *rest = parts
     for part in rest:
         first = first + part
@@ -63,12 +63,13 @@ class Stepper:
     """Takes optimiser steps on `tuned` and counts them in a `TrainState`.
 
     Args:
-        tuned: the model, on the accelerator's device; its trainable parameters are taken now.
-        settings: of the run.
+        tuned: the model, on the accelerator's device; its trainable parameters are collected now.
+        settings: the settings of the run.
         machine: device, autocast and, for fp16, the loss scale.
         steps_per_epoch: for the schedule.
-        task: states the loss.
-        records: runs the model on records of its frozen part; a batch's inputs are then the numbers of its records.
+        task: defines the loss.
+        records: the model on cached outputs of its frozen part; the inputs of a batch are then row numbers of the
+            cache.
     """
 
     def __init__(
@@ -92,16 +93,16 @@ class Stepper:
         self._skipped = 0
 
     def rate(self, step: int) -> float:
-        """The rate of the adapter's groups at `step`, or of the head's where there are no others."""
+        """Return the rate of the adapter's groups at `step`, or of the head's if there are no others."""
         groups = self.optimiser.param_groups
         peak = next((group["peak_lr"] for group in groups if group["part"] == "adapter"), groups[0]["peak_lr"])
         return rate_at(step, peak, self.settings, self.steps_per_epoch)
 
     def asking(self, batch: Batch, at: TrainState, *, alone: bool) -> Asking:
-        """One step on one batch, which is on the processor; others may run the model in it.
+        """Take one step on one batch (on the CPU) as a generator, so that a caller can run the model for several runs.
 
-        Gives the inputs and is sent the model's outputs, then gives the loss and goes on when its gradient is there.
-        Where outputs are answered by None, and with `alone`, the model is run here, and nothing more is asked for.
+        It yields the inputs and receives the model's outputs; then it yields the loss and continues when the gradients
+        exist. If it receives None for outputs, or with `alone`, it runs the model itself and yields nothing more.
 
         Raises:
             NonFinite: loss or gradient is not finite; the weights are those from before the step.
@@ -137,7 +138,7 @@ class Stepper:
     def _gradients(
         self, batch: Batch, at: TrainState, alone: bool
     ) -> Generator[Tensor, Any, tuple[float, dict[str, float]]]:
-        """Forward and backward in parts; the loss, and the sums of what is monitored and of the loss's parts."""
+        """Run forward and backward in parts; return the loss and the sums of monitored values and loss parts."""
         settings, device = self.settings, self.machine.device
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(at.step, group["peak_lr"], settings, self.steps_per_epoch)
@@ -172,7 +173,7 @@ class Stepper:
         return float(loss), {name: float(value) for name, value in sums.items()}
 
     def _apply(self, batch: Batch, loss: float, monitored: dict[str, float], at: TrainState) -> None:
-        """Move the weights if loss and gradient are finite; otherwise keep them, they are good, and raise."""
+        """Update the weights if loss and gradient are finite; otherwise leave them and raise."""
         parameters = [parameter for _, parameter in self.named]
         scaled = self._scaled is not None
         if self.settings.clip is not None or scaled:
@@ -199,7 +200,7 @@ class Stepper:
         at.count(loss, monitored, len(batch), norm if math.isfinite(norm) else 0.0)
 
     def _inputs(self, batch: Batch) -> Any:
-        """The inputs themselves, where a batch holds the numbers of their records."""
+        """Return the inputs; read them again if the batch holds row numbers of the cache."""
         return batch.inputs if self.records is None else self.records.images(batch.inputs)
 
     def _not_finite(self, batch: Batch, loss: float, at: TrainState) -> NonFinite:

@@ -1,4 +1,4 @@
-"""`fit_together`: train several tuned models on the same images, with what is frozen in all of them computed once."""
+"""`fit_together`: train several tuned models on the same images, and compute their shared frozen parts once."""
 
 from __future__ import annotations
 
@@ -39,34 +39,34 @@ def fit_together(
     acceleration: str | None = None,
     shared: SharedRecords | None = None,
 ) -> list[Result]:
-    """Train all `runs`, each with the numbers that `fit` alone would give it; results in their order.
+    """Train all `runs` with the numbers that `fit` alone would give; return the results in order.
 
-    Every run has its own trained part, optimiser, schedule, seed, random numbers and order of images. What is frozen
-    in several of them (the trunk of probes and side networks, the blocks before the first trained one) is computed
-    once for these: once an image where images are the same in every epoch, then everything may differ between runs but
-    the batch size and the precision; else once a batch, for runs that also agree in seed, `drop_last` and
-    `accumulate`, as only those see the same batches. Runs that share nothing are trained all the same.
+    Every run has its own trained parameters, optimiser, schedule, seed, random numbers and order of images. A frozen
+    part that several runs share (the trunk of probes and side networks, the blocks before the first trained one) is
+    computed once for them. If images are the same in every epoch, it is computed once per image, and the runs must
+    agree in batch size and precision only. Otherwise it is computed once per batch, for runs that also agree in seed,
+    `drop_last`, `accumulate` and the samples of an epoch. Runs that share nothing are still trained.
 
-    Runs that name the acceleration "batched_adapters" take their steps in one pass through one backbone, where their
-    edits act on each image by itself and their frozen weights are equal; everything else may differ between them. Their
-    numbers are then those of single runs up to rounding.
+    Runs with the acceleration "batched_adapters" take their steps in one pass through one backbone, if their edits act
+    on each image separately and their frozen weights are equal; everything else may differ. Their numbers then equal
+    those of single runs up to rounding.
 
-    A run that fails does not end the others: its result has the state "failed" and the reason, its model the weights
-    from before the step that failed.
+    If a run fails, the others go on; its result has the state "failed" and the reason, and its model has the weights
+    from before the failed step.
 
     Args:
         runs: at least one; their models are on the same backbone or on different ones.
         train, val: as for `fit`, for all runs.
-        epochs: in place of every run's own number.
-        resume: go on from the checkpoints in the runs' folders.
-        progress: one line for each epoch of each run, on standard error.
-        workers: processes that load images; no influence on the results.
-        acceleration: in place of every run's own.
-        shared: outputs of frozen parts that earlier calls left, and in which this call leaves its own.
+        epochs: replaces the number of epochs of every run.
+        resume: continue from the checkpoints in the runs' folders.
+        progress: print one line for each epoch of each run on standard error.
+        workers: number of loading processes; it does not change the results.
+        acceleration: replaces the acceleration of every run.
+        shared: caches of frozen parts that several calls share.
 
     Raises:
-        UnsuitableSettings: no runs, two runs with one model or one folder, or folders for some of them only.
-        VpeftError: what `fit` raises before the first step.
+        UnsuitableSettings: no runs, two runs with the same model or folder, or folders for some of them only.
+        VpeftError: an error of `fit` before the first step.
     """
     settings = [
         checked_settings(run.optimisation, train, val, epochs=epochs, acceleration=acceleration) for run in runs
@@ -110,7 +110,7 @@ def fit_together(
 
 
 def _batches(settings: Optimisation, task: Task) -> tuple[Any, ...]:
-    """What runs must agree in to see the same batches, in the same parts and precision on the same device."""
+    """Return the facts in which runs must agree to use the same batches, in the same parts, precision and device."""
     of_batches: tuple[Any, ...] = (settings.seed, settings.batch, settings.drop_last, settings.accumulate)
     if task.reorders or type(task).collate is not Task.collate:
         of_batches = (*of_batches, type(task), task.model_dump_json())
@@ -120,7 +120,7 @@ def _batches(settings: Optimisation, task: Task) -> tuple[Any, ...]:
 def _streams(
     settings: Sequence[Optimisation], tasks: Sequence[Task], train: Samples, workers: int, shown: Display
 ) -> dict[tuple[Any, ...], BatchStream]:
-    """One stream for each kind of batches that several runs see."""
+    """Return one stream for each kind of batches that several runs use."""
     kinds = [_batches(its, task) for its, task in zip(settings, tasks, strict=True)]
     made = dict[tuple[Any, ...], BatchStream]()
     for kind, its, task in zip(kinds, settings, tasks, strict=True):
@@ -131,7 +131,7 @@ def _streams(
 
 
 def _decoded(train: Samples, settings: Optimisation, shown: Display) -> Samples:
-    """Images that change are decoded once at least, where a run alone would do so."""
+    """Cache decoded images that change between epochs, if a single run would do so."""
     return train if why_not_the_same(train) is None else _kept(train, settings, shown)
 
 
@@ -144,7 +144,7 @@ def _keep_what_is_read(
     workers: int,
     shown: Display,
 ) -> None:
-    """What runs side by side read as images, since they have no records of it, is decoded once for all of them."""
+    """Cache decoded images for all runs that step side by side without cached outputs."""
     kept: dict[int, Samples] = {}
 
     def once(images: Samples, settings: Optimisation) -> Samples:
@@ -166,7 +166,7 @@ def _keep_what_is_read(
 
 
 def _kept(images: Samples, settings: Optimisation, shown: Display) -> Samples:
-    """The images from kept pixels, or as they are where a run alone would not keep them."""
+    """Return the images with cached pixels, or unchanged if a single run would not cache them."""
     if decoded_images.NAME not in wanted(settings.acceleration):
         return images
     situation = Situation(

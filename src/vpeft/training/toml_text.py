@@ -1,4 +1,4 @@
-"""A nested mapping as a TOML document."""
+"""Write a nested mapping as a TOML document."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import tomli_w
 
 
 def toml_text(values: Mapping[str, Any]) -> str:
-    """`values` as a TOML document; None is left out, since TOML has no such thing.
+    """Return `values` as a TOML document, without entries that are None, which TOML cannot express.
 
     Raises:
-        TypeError: a value that TOML has no form for.
+        TypeError: TOML cannot express a value.
     """
     return tomli_w.dumps(_without_none(values))
 

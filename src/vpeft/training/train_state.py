@@ -1,4 +1,4 @@
-"""The state of a training run: counters and sums that a resumed run goes on with. Plain numbers, exact through JSON."""
+"""The state of a training run: counters and sums from which a resumed run continues, exact through JSON."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TrainState:
     mark: float = field(default_factory=time.perf_counter)  # when the clock was last read; not stored
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values; floats come back bit by bit."""
+        """Return JSON values; floats keep their bits."""
         values = asdict(self)
         values.pop("mark")
         values["history"] = [record.model_dump(mode="json") for record in self.history]
@@ -47,7 +47,7 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """What `as_dict` gave."""
+        """Restore the result of `as_dict`."""
         known = {f.name for f in fields(cls)}
         standing = cls(**{name: value for name, value in values.items() if name in known})
         standing.history = [EpochRecord.model_validate(record) for record in values["history"]]
@@ -55,21 +55,21 @@ class TrainState:
 
     @property
     def mean_loss(self) -> float:
-        """Over the epoch so far."""
+        """Mean loss over the epoch so far."""
         return self.loss_sum / max(1, self.images)
 
     @property
     def means(self) -> dict[str, float]:
-        """What is monitored, over the epoch so far."""
+        """Means of the monitored values over the epoch so far."""
         return {name: value / max(1, self.images) for name, value in self.monitored.items()}
 
     @property
     def images_per_second(self) -> float:
-        """Over the run, training time only."""
+        """Images per second of training time, over the run."""
         return self.all_images / self.train_seconds if self.train_seconds else 0.0
 
     def count(self, loss: float, monitored: Mapping[str, float], images: int, norm: float) -> None:
-        """A step was taken; `monitored` are sums over its samples."""
+        """Count a step; `monitored` holds sums over its samples."""
         self.step += 1
         self.batch += 1
         self.loss_sum += loss * images
@@ -80,7 +80,7 @@ class TrainState:
         self.all_images += images
 
     def count_time(self, training: bool = True) -> None:
-        """Add the time since the clock was last read."""
+        """Add the time since the last call."""
         now = time.perf_counter()
         passed, self.mark = now - self.mark, now
         self.seconds += passed
@@ -90,7 +90,7 @@ class TrainState:
             self.epoch_train_seconds += passed
 
     def is_best(self, epoch: int, value: float, better: Callable[[float, float | None], bool]) -> bool:
-        """Note a validation; whether it is better than all before, as `better(value, than)` says."""
+        """Count a validation; return whether it is the best so far, by `better(value, than)`."""
         self.validated_epoch = epoch
         if better(value, self.best_value):
             self.best_epoch, self.best_value, self.without_gain = epoch, value, 0
@@ -99,7 +99,7 @@ class TrainState:
         return False
 
     def record(self, epoch: int, lr: float, scores: Scores | None) -> EpochRecord:
-        """The epoch that has ended."""
+        """Return the record of the finished epoch."""
         return EpochRecord(
             epoch=epoch,
             step=self.step,
@@ -113,7 +113,7 @@ class TrainState:
         )
 
     def next_epoch(self, record: EpochRecord) -> None:
-        """Enter the record and begin the next epoch's sums."""
+        """Store the record and reset the sums for the next epoch."""
         self.history.append(record)
         self.epoch += 1
         self.batch = self.images = 0

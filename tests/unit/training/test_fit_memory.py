@@ -19,7 +19,7 @@ def test_sizes() -> None:
     for wrong in ("", "GB", "8 elephants", "-1GB", "0GB", "8iB"):
         with pytest.raises(BadSize, match="Write a number and a unit"):
             bytes_of(wrong)
-    with pytest.raises(ValueError, match="is no size of memory"):
+    with pytest.raises(ValueError, match="is not a size of memory"):
         Optimisation(fit_memory="much")
 
 

@@ -119,4 +119,4 @@ def test_explain_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert totals[1:] == sorted(totals[1:], reverse=True) and len(totals) == 4 and totals[2] < totals[0]
     assert told["fits"]["total"] <= 30 * 10**6 < told["total"] and told["fits"]["accumulate"] >= 1
     assert main(["explain", "lora", "--fit-memory", "lots"]) == 1
-    assert "'lots' is no size of memory" in capsys.readouterr().err
+    assert "'lots' is not a size of memory" in capsys.readouterr().err

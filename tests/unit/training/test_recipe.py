@@ -112,7 +112,7 @@ def test_wrong_values_are_named_with_their_path() -> None:
     assert "method: LoRA.rank = 0: Input should be greater than 0." in told({"method": {"name": "lora", "rank": 0}})
     assert "warmup = 9 epochs does not fit in 4 epochs" in told({"optimisation": {"epochs": 4, "warmup": 9}})
     memory = told({"optimisation": {"fit_memory": "8XB"}})
-    assert "optimisation.fit_memory = '8XB': '8XB' is no size of memory." in memory and not memory.endswith("..")
+    assert "optimisation.fit_memory = '8XB': '8XB' is not a size of memory." in memory and not memory.endswith("..")
     with pytest.raises(BadRecipe, match=r"data is missing(.|\n)*method is missing"):
         Recipe.from_mapping({"backbone": "pocket_vit"})
 
