@@ -1,8 +1,8 @@
 """The command line: `vpeft COMMAND ...`.
 
-Each command lives in a file of its own that is imported only when the command is called, so that `vpeft --help` and a
-mistyped command answer at once, without importing torch. Exit codes: 0 done; 1 a mistake that the user can mend (one
-message, no traceback); 2 a bug of vpeft (a report file is written and named).
+Each command is a file that is imported only when the command is called, so `vpeft --help` and a mistyped command answer
+at once, without importing torch. Exit codes: 0 done; 1 an error that the user can correct (one message, no traceback);
+2 a bug of vpeft (a report file is written and named).
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ Start with `vpeft demo`, or with your own folder of images, one sub-folder per c
 # Command, where it lives, what it does in one line, and the panel of `vpeft --help` that shows it.
 _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("train", "vpeft.cli.train:train", "Adapt a backbone to your images; saves one small adapter file.", _WORK),
-    ("predict", "vpeft.cli.predict:predict", "Say what is on images, with a saved adapter.", _WORK),
-    ("evaluate", "vpeft.cli.evaluate:evaluate", "Score a saved adapter on images whose targets are known.", _WORK),
+    ("predict", "vpeft.cli.predict:predict", "Predict labels, numbers or maps with a saved adapter.", _WORK),
+    ("evaluate", "vpeft.cli.evaluate:evaluate", "Evaluate a saved adapter on samples with known targets.", _WORK),
     ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
-    ("bench", "vpeft.cli.bench:bench", "Run methods x data sets x seeds; one record per run, resumable.", _COMPARE),
-    ("search", "vpeft.cli.search:search", "Search a method's settings under a parameter budget; resumable.", _COMPARE),
+    ("bench", "vpeft.cli.bench:bench", "Run methods x data sets x seeds, with one record per run.", _COMPARE),
+    ("search", "vpeft.cli.search:search", "Search a method's settings under a parameter budget.", _COMPARE),
     ("report", "vpeft.cli.report:report", "Turn run records into a table, a picture and a page.", _COMPARE),
     ("methods", "vpeft.cli.methods:methods", "List the methods with their settings.", _LOOK),
-    ("tasks", "vpeft.cli.tasks:tasks", "List the tasks with their options, and the heads.", _LOOK),
+    ("tasks", "vpeft.cli.tasks:tasks", "List the tasks and the heads with their options.", _LOOK),
     ("backbones", "vpeft.cli.backbones:backbones", "List the backbones that can be adapted.", _LOOK),
     ("explain", "vpeft.cli.explain:explain", "Show what a method does to a backbone, without weights.", _LOOK),
-    ("data", "vpeft.cli.data:app", "Work with data sets: export one as a folder of images.", _LOOK),
-    ("doctor", "vpeft.cli.doctor:doctor", "Check this installation and say what is missing.", _LOOK),
+    ("data", "vpeft.cli.data:app", "List, check and export data sets.", _LOOK),
+    ("doctor", "vpeft.cli.doctor:doctor", "Check this installation and name what is missing.", _LOOK),
 )
 
 
 def build(called: str | None = None) -> App:
-    """The application with all its commands, none of them imported yet.
+    """Return the application with all its commands, none of them imported yet.
 
-    The command that is `called` shows its own docstring as its help; the others only need their line in the list.
+    The command that is `called` shows its docstring as its help; the others need only their line in the list.
     """
     app = App(
         name="vpeft",
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (those of the process by default) and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     names = [name for name, *_ in _COMMANDS]
-    # Said here because cyclopts would import every command, and torch with them, to word the same answer.
+    # Checked here because cyclopts would import every command, and torch with them, for the same answer.
     if given and not given[0].startswith("-") and given[0] not in names:
         say_error(f"There is no command {given[0]!r}. {nearest(given[0], names)}\nRun `vpeft --help` to see all.")
         return MISTAKE

@@ -1,4 +1,4 @@
-"""`python -m vpeft.cli`, for where the `vpeft` script is not on the path."""
+"""`python -m vpeft.cli`, if the `vpeft` script is not on the path."""
 
 import sys
 

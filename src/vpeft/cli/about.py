@@ -1,6 +1,6 @@
-"""What is told of a method beside its plan: its properties in words, and what its literature says with the source.
+"""Information on a method besides its plan: its properties in words, and published figures with their sources.
 
-`vpeft explain` prints it and `tools/method_pages.py` writes it, so that both say the same.
+`vpeft explain` prints it and `tools/method_pages.py` writes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vpeft.taxonomy.properties import BATCH, Properties
 
 
 def property_rows(one: Properties, plan: Plan, classes: int) -> list[tuple[str, str]]:
-    """Each property of a method on a backbone as (what, value)."""
+    """Return each property of a method on a backbone as (name, value)."""
     reasons = sorted({row.unmergeable for row in plan.rows if row.unmergeable})
     return [
         ("trained parameters, without the head", f"{plan.trainable:,} ({plan.share:.3%} of the backbone's)"),
@@ -31,9 +31,9 @@ def property_rows(one: Properties, plan: Plan, classes: int) -> list[tuple[str, 
 
 
 def published_figures(method: str) -> list[dict[str, Any]]:
-    """What was published of a method: figure, parameters, source, protocol and caveats, tables first.
+    """Return the published figures of a method: figure, parameters, source, protocol and caveats.
 
-    None of it was measured here.
+    Figures of tables come first. vpeft measured none of them.
     """
     tables = [
         {
@@ -53,5 +53,5 @@ def published_figures(method: str) -> list[dict[str, Any]]:
 
 
 def yes(answer: bool) -> str:
-    """An answer as a word."""
+    """Return "yes" or "no"."""
     return "yes" if answer else "no"

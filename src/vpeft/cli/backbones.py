@@ -1,4 +1,4 @@
-"""`vpeft backbones`: the families that vpeft describes and the models of each that timm can make."""
+"""`vpeft backbones`: the families that vpeft describes, and the models of each in timm."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def backbones(pattern: str | None = None, /, *, weights: Switch = False, json: S
 
 
 def model_names(entry: Family, pattern: str | None = None, weights: Switch = False) -> list[str]:
-    """The names under which timm makes models of a family: those that timm defines in the family's own modules."""
+    """Return the names under which timm makes models of a family: those that its own modules define."""
     wanted = "" if pattern is None else pattern if "*" in pattern else f"*{pattern}*"
     modules = sorted({dotted.split(".")[-2] for dotted in entry.classes})
     return [name for module in modules for name in timm.list_models(wanted, module=module, pretrained=weights)]
 
 
 def shipped_names() -> list[str]:
-    """The models whose weights come with vpeft."""
+    """Return the models whose weights ship with vpeft."""
     return list(timm.list_models(module=pocket_vit.__name__.rpartition(".")[2]))

@@ -1,4 +1,4 @@
-"""`vpeft bench`: methods x tasks x seeds, one record per run; what is recorded is never done again."""
+"""`vpeft bench`: methods x tasks x seeds, with one record per run; recorded runs are not repeated."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _FLAGS = [
 
 
 def _bench(*, json: Switch = False, given: dict[str, Any]) -> int:
-    """Run methods x tasks x seeds of a suite; one record per run, resumable, never done twice.
+    """Run methods x tasks x seeds of a suite, with one record per run. Recorded runs are not repeated.
 
-    Exits with 1 when a run failed; its error is in its record, and the other runs are done all the same.
+    If a run fails, its record holds the error, the other runs go on, and the exit code is 1.
 
     Parameters
     ----------

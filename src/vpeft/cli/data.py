@@ -1,4 +1,4 @@
-"""`vpeft data`: what can be a data set, a look at one, and one written out as a folder of images."""
+"""`vpeft data`: list data sources, check a data set, and export one as a folder of images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def list_sources(*, json: Switch = False) -> None:
 
 
 def _check(source: str, /, *, json: Switch = False, given: dict[str, Any]) -> None:
-    """Open a data set, look at every image, and say what is in it and what is wrong with it.
+    """Open a data set, check every image, and print its contents and its problems.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def _export(source: str, folder: Path, /, *, given: dict[str, Any]) -> None:
     source:
         A folder of images, a list, arrays, or a name such as `digits`; as `--data` of `vpeft train`.
     folder:
-        Where to write; made if absent, and refused unless empty.
+        The folder to write; it is created, and must be empty if it exists.
     """
     data = _open(source, given)
     out = export_folder(data, folder)

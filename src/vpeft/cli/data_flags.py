@@ -1,4 +1,4 @@
-"""The flags of a data set: `--data` for where it is, `--data.<field>` for how it is read."""
+"""The flags of a data set: `--data` for the source, `--data.<field>` for the rest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ DATA_PANEL = Group("The data", sort_key=20)
 
 
 def data_flags(path: tuple[str, ...] = ()) -> list[Flag]:
-    """One flag per field of `DataConfig`; the values go under `path`."""
+    """Return one flag per field of `DataConfig`; the values go under `path`."""
     names = {"source": ("--data", "--data.source"), "strict": ("--data.strict", "--strict")}
     return flags_of(DataConfig, group=DATA_PANEL, prefix="data.", path=path, renamed=names)

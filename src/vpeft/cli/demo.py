@@ -1,9 +1,9 @@
-"""`vpeft demo`: the whole way once, offline: train several methods, compare, save the best, load it, predict, report.
+"""`vpeft demo`: everything once, offline: train several methods, compare, save the best, load it, predict, report.
 
-Nothing here is made for show: the comparison is a `vpeft bench` on the digits of scikit-learn and on one task of the
-suite pocket, the page a `vpeft report`, and the predictions come from the adapter file as `vpeft predict` reads it.
-Which method is best is decided on validation images; the test images are read once per method, by the final evaluator,
-and once more for the reloaded adapter.
+The demo uses the ordinary commands: the comparison is a `vpeft bench` on the digits of scikit-learn and one task of the
+suite pocket, the page is a `vpeft report`, and the predictions use the adapter file as `vpeft predict` does. The best
+method is chosen on validation images. The final evaluator reads the test images once per method, and once more for the
+reloaded adapter.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ _BATCH = 128
 
 
 class DemoCannotGoOn(VpeftError):
-    """The demo found something in its folder that it cannot use, or no method could be trained."""
+    """The demo found a file in its folder that it cannot use, or no method could be trained."""
 
 
 @dataclass(frozen=True)
 class KeepingEngine(VpeftEngine):
-    """vpeft's engine, which besides keeps the adapter of every final run in `folder`."""
+    """vpeft's engine, which also saves the adapter of every final run in `folder`."""
 
     folder: Path = Path("adapters")
 
@@ -82,7 +82,7 @@ class KeepingEngine(VpeftEngine):
 
 
 def adapter_of(folder: Path, identity: Identity) -> Path:
-    """Where the adapter of a final run is kept."""
+    """Return the path of the adapter of a final run."""
     return folder / f"{'+'.join(method.name for method in identity.methods)}-{identity.key()[:12]}.safetensors"
 
 
@@ -92,18 +92,18 @@ def demo(
     epochs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     workers: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
 ) -> None:
-    """Adapt the shipped backbone to handwritten digits with several methods, compare them, use the best one.
+    """Adapt the shipped backbone to handwritten digits with several methods, compare them, and use the best one.
 
-    Works offline and takes a few minutes on two cores. Called again, it goes on where it was.
+    It works offline and takes a few minutes on two cores. Called again, it continues where it stopped.
 
     Parameters
     ----------
     out:
         Folder for the records, the adapters, the page and the pictures.
     epochs:
-        Passes over the training images in each run, where the protocol's number is not wanted.
+        Passes over the training images in each run, instead of the protocol's number.
     workers:
-        Processes that train side by side; by default one for each core, at most four.
+        Processes that train at the same time; by default one for each core, at most four.
     """
     start = time.perf_counter()
     screen = show.console()
@@ -160,10 +160,10 @@ def demo(
 
 
 class ReloadedAdapter:
-    """A loaded adapter as the final evaluator sees a trained model; it keeps what it said of each image.
+    """A loaded adapter in the role of a trained model for the final evaluator; it stores its predictions.
 
     Attributes:
-        said: pixels uint8 (H, W, 3), label and prediction of each image that it was scored on, in order.
+        said: pixels uint8 (H, W, 3), label and prediction of each image of the evaluation, in order.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -171,7 +171,7 @@ class ReloadedAdapter:
         self.said: list[tuple[NDArray[np.uint8], str, Prediction]] = []
 
     def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
-        """The leading score on one split: the share of images whose best label is right."""
+        """Return the leading score on one split: the share of images whose best label is right."""
         transform, task = self._loaded.preprocessing.transform(), self._loaded.task
         self.said = []
         for start in range(0, len(images.pixels), _BATCH):
@@ -185,14 +185,14 @@ class ReloadedAdapter:
 
 
 def epochs_of_the_protocol() -> int:
-    """The number of passes that the demo's protocol states."""
+    """Return the number of epochs of the demo's protocol."""
     stated = protocol(suite(TASK[0]).tiers[TIER].protocol).optimisation["epochs"]
     assert isinstance(stated, int)
     return stated
 
 
 def best_on_validation(ledger: Ledger, epochs: int) -> RunRecord:
-    """The final run whose settings scored best on validation; with a tie the one that trains fewer parameters."""
+    """Return the final run with the best validation score; of equal ones that with fewer parameters."""
     finals = [
         record
         for record in ledger
@@ -213,7 +213,7 @@ def best_on_validation(ledger: Ledger, epochs: int) -> RunRecord:
 
 
 def save_with_scores(record: RunRecord, out: Path) -> Path:
-    """The adapter of a final run with its scores in its manifest, as `adapter.safetensors` in `out`."""
+    """Copy the adapter of a final run to `adapter.safetensors` in `out`, with its scores in the manifest."""
     kept = adapter_of(out / "adapters", record.identity)
     if not kept.is_file():
         raise DemoCannotGoOn(
@@ -235,9 +235,9 @@ def save_with_scores(record: RunRecord, out: Path) -> Path:
 
 
 def predict_unseen(record: RunRecord, adapter: Path, folder: Path) -> tuple[list[Shown], int, int]:
-    """Score the reloaded adapter on the sealed test images; the first few as files in `folder` with their prediction.
+    """Evaluate the reloaded adapter on the sealed test images; write the first few with their predictions.
 
-    Raises RuntimeError when the reloaded adapter does not score what was recorded before it was saved.
+    Raises RuntimeError if the score differs from the recorded one.
     """
     scorer = ReloadedAdapter(open_adapter(adapter))
     scores = FinalEvaluator(record.identity, open_task(*TASK).test).score(scorer)

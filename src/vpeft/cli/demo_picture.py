@@ -1,4 +1,4 @@
-"""The demo's picture: images that were never seen, with what the adapter says of them."""
+"""The demo's picture: test images with the adapter's predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RIGHT, _WRONG = "#1b6e53", "#b3261e"
 
 
 class Shown(NamedTuple):
-    """One image: its file, its pixels (H, W, 3), its label, what was said of it, and how sure that was."""
+    """One image: its file, its pixels (H, W, 3), its label, the prediction, and its probability."""
 
     file: Path
     pixels: NDArray[np.uint8]
@@ -26,7 +26,7 @@ class Shown(NamedTuple):
 
 
 def write_picture(shown: Sequence[Shown], path: Path, title: str) -> Path:
-    """Draw the images in rows, each with the prediction under it, into a PNG file."""
+    """Draw the images in rows, each with its prediction below, into a PNG file."""
     rows = -(-len(shown) // _COLUMNS)
     figure = Figure(figsize=(1.2 * _COLUMNS, 1.5 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, _COLUMNS, squeeze=False)

@@ -1,4 +1,4 @@
-"""`vpeft doctor`: what is installed, what the machine offers, and whether the main job works here."""
+"""`vpeft doctor`: check what is installed, what the machine offers, and whether training works here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GIB = 2**30
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at: `ok` is None where it is only a remark."""
+    """The result of one check; `ok` is None for a mere remark."""
 
     what: str
     ok: bool | None
@@ -31,7 +31,9 @@ class Finding(NamedTuple):
 
 
 def doctor(*, json: Switch = False) -> int:
-    """Check this installation: versions, devices, extras, and the main job on a small model. Exits with 1 on a problem.
+    """Check this installation: versions, devices, extras, and the main job on a small model.
+
+    The exit code is 1 if there is a problem.
 
     Parameters
     ----------
@@ -90,7 +92,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def extras() -> Iterator[Finding]:
-    """Which extras of vpeft are installed, from the installed package's own metadata."""
+    """Return which extras of vpeft are installed, from the package's metadata."""
     try:
         metadata = importlib.metadata.metadata("vpeft")
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""`vpeft evaluate`: how well a saved adapter does on images whose targets are known."""
+"""`vpeft evaluate`: scores of a saved adapter on samples with known targets."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def _evaluate(
     picture: Path | None = None,
     given: dict[str, Any],
 ) -> None:
-    """Score a saved adapter on images whose targets are known.
+    """Evaluate a saved adapter on samples with known targets.
 
-    Of a source that states its splits the test split is used, else val, else all of it. A folder that `vpeft train`
-    split by itself states none: name images that were not trained on.
+    If the source states splits, the test split is used, otherwise val, otherwise all of it. A folder that `vpeft train`
+    split itself states none: name images that were not used for training.
 
     Parameters
     ----------
@@ -57,13 +57,13 @@ def _evaluate(
     batch:
         Images per pass.
     device:
-        Where to compute; auto takes the best that this machine has.
+        The device; auto uses the best one of this machine.
     weights:
-        The backbone's file of weights, if it is no longer where it was in training.
+        The backbone's file of weights, if it has moved since training.
     backbone:
-        The backbone, where the adapter cannot make it itself: py:FILE.py:NAME for code of yours.
+        The backbone, if the adapter file cannot create it: py:FILE.py:NAME for your own code.
     allow_download:
-        Fetch a backbone hf:ID that the adapter names, if it is not on this machine.
+        Download a backbone hf:ID that the adapter names, if it is not on this machine.
     json:
         Print JSON, with all details (a confusion matrix), instead of tables.
     picture:

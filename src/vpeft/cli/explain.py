@@ -1,6 +1,6 @@
-"""`vpeft explain METHOD --backbone B`: a method on a backbone, made without weights or memory for them.
+"""`vpeft explain METHOD --backbone B`: describe a method on a backbone, without weights.
 
-Formula, settings' plan, properties, recipe, traps and published figures: what the method's page has, for any backbone.
+It prints the contents of the method's page for any backbone: formula, plan, properties, recipe, traps, figures.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ def _explain(
 ) -> None:
     """Show what a method does to a backbone: formula, plan, properties, recipe, traps and published figures.
 
-    Nothing is loaded: the model is made without weights. What is kept for backward is measured for this backbone and
-    these settings.
+    The model is created without weights. The bytes saved for the backward pass are measured for this backbone and these
+    settings.
 
     Parameters
     ----------
     method:
         A name from `vpeft methods`.
     backbone:
-        A name from `vpeft backbones`, hf:ID, or py:FILE.py:NAME for code of yours.
+        A name from `vpeft backbones`, hf:ID, or py:FILE.py:NAME for your own code.
     anatomy:
-        For a model that no family knows: a TOML file of its nouns (docs/own_model.md), or `generic`.
+        For a model that no family knows: a TOML file that names its parts (docs/own_model.md), or `generic`.
     classes:
         Number of classes of the head.
     batch:
-        Also say what memory a training step on so many images needs, plainly and with accelerations.
+        Also print the memory of a training step on this many images, with and without accelerations.
     precision:
-        Of the training step.
+        Precision of the training step.
     fit_memory:
-        Also say how a step stays within so much memory, such as 8GB.
+        Also print how a step stays within this much memory, such as 8GB.
     json:
         Print JSON instead of a table.
     """
@@ -116,7 +116,7 @@ def _explain(
 
 @dataclass(frozen=True)
 class _Needs:
-    """What a step needs plainly and with accelerations, and how it stays within a limit."""
+    """The memory of a step with and without accelerations, and how it stays within a limit."""
 
     plain: MemoryPlan
     others: dict[str, MemoryPlan]

@@ -1,4 +1,4 @@
-"""What happens when a command fails: one message for a mistake, a report file for a bug."""
+"""What happens if a command fails: one message for an error of the user, a report file for a bug."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PACKAGES = (
 
 
 def guarded(app: App, arguments: Sequence[str]) -> int:
-    """Run `app` on `arguments`; turn whatever happens into an exit code and, on failure, one message on stderr."""
+    """Run `app` on `arguments`; return an exit code and, on failure, print one message on stderr."""
     with warnings.catch_warnings():
         warnings.showwarning = _shown_as_remark
         return _guarded(app, arguments)
@@ -82,13 +82,13 @@ def _guarded(app: App, arguments: Sequence[str]) -> int:
 
 
 def say_error(message: str) -> None:
-    """One message on stderr, in red where the terminal can."""
+    """Print one message on stderr, in red if the terminal can."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("error: ", "bold red"), message.rstrip()))
 
 
 def say_warning(message: str) -> None:
-    """One remark on stderr that does not end the command."""
+    """Print one remark on stderr; the command goes on."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("warning: ", "bold yellow"), message.rstrip()))
 
@@ -101,13 +101,13 @@ def _shown_as_remark(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning of ours as one remark; one of another library with its name, so that it is known who speaks."""
+    """Print a warning as one remark; a warning of another library with the library's name."""
     ours = category.__module__.startswith("vpeft")
     say_warning(str(message) if ours else f"({category.__name__}, {Path(filename).name}:{lineno}) {message}")
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide a result: vpeft, Python, the platform and the libraries that are installed."""
+    """Return the versions that decide a result: vpeft, Python, the platform and the installed libraries."""
     found = {"vpeft": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
@@ -118,7 +118,7 @@ def versions() -> dict[str, str]:
 
 
 def write_report(arguments: Sequence[str], error: BaseException) -> Path:
-    """Write what is needed to mend a bug into a file here, or in the temporary folder where that cannot be written."""
+    """Write a report of a bug into a file here, or in the temporary folder if that fails."""
     name = f"vpeft-bug-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     lines = [
         f"command: {shlex.join(['vpeft', *arguments])}",
@@ -136,6 +136,6 @@ def write_report(arguments: Sequence[str], error: BaseException) -> Path:
 
 
 def _hint(arguments: Sequence[str], app: App) -> str:
-    """Where the complete list of what can be said is printed."""
+    """Return where the complete list of options is printed."""
     command = next((word for word in arguments if not word.startswith("-")), "")
     return f"Run `vpeft {command} --help` to see all." if command in app else "Run `vpeft --help` to see all."

@@ -1,8 +1,8 @@
-"""Flags made from pydantic models, so that a default, a bound and a help text exist once: in the model.
+"""Make flags from pydantic models, so that a default, a bound and a help text are stated once: in the model.
 
-A field becomes one flag. `Flag.path` says where its value belongs in the nested mapping that the model is validated
-from, which is also its place in a recipe file; only flags that were given are collected, so a recipe file, and below
-it the model's own default, decides the rest. Fields that take several values take them separated by commas.
+A field becomes one flag. `Flag.path` is the place of its value in the nested mapping from which the model is made, and
+in a recipe file. Only flags that the user typed are collected; for the others the recipe file decides, and then the
+model's default. Fields with several values take them separated by commas.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _SCALARS = (bool, int, float, str, Path)
 
 
 class InvalidValue(VpeftError):
-    """A flag or a recipe key has a value that its field does not take."""
+    """A flag or a recipe key has a value that its field does not accept."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One command-line flag: its names, where its value goes, and the field that it stands for."""
+    """One command-line flag: its names, the place of its value, and its field."""
 
     names: tuple[str, ...]
     path: tuple[str, ...]
@@ -50,16 +50,16 @@ class Flag:
 
     @property
     def key(self) -> str:
-        """The Python name under which cyclopts hands the value over."""
+        """The Python name under which cyclopts passes the value."""
         return "_".join(self.path)
 
     @property
     def several(self) -> bool:
-        """Whether the field takes a sequence, said with commas on the command line."""
+        """Whether the field takes a sequence, which is typed with commas."""
         return _takes_several(self.field.annotation)
 
     def parameter(self) -> inspect.Parameter:
-        """The parameter that cyclopts reads; its default is shown in the help and never passed on."""
+        """The parameter for cyclopts; its default is shown in the help and never passed on."""
         annotation = list[str] if self.several else _plain(self.field.annotation)
         shown = shown_default(self.field)
         described = Parameter(
@@ -76,7 +76,7 @@ class Flag:
         )
 
     def value(self, given: Any) -> Any:
-        """What the model is given for what was typed: commas split, and one word alone tried as a single value."""
+        """Return the model's value for the typed text: split at commas; a single word is also tried as one value."""
         if not self.several or given is None:
             return given
         words = [word for piece in given for word in split_list(str(piece))]
@@ -98,7 +98,7 @@ def flags_of(
     skip: Iterable[str] = (),
     renamed: Mapping[str, tuple[str, ...]] | None = None,
 ) -> list[Flag]:
-    """One flag per field of `model`, `--<prefix><field>`; the fields of a nested model follow with a dot."""
+    """Return one flag per field of `model`, `--<prefix><field>`; fields of nested models follow with a dot."""
     left_out = set(skip)
     made: list[Flag] = []
     for name, field in model.model_fields.items():
@@ -114,9 +114,9 @@ def flags_of(
 
 
 def with_flags(function: Callable[..., Any], flags: Sequence[Flag]) -> Callable[..., Any]:
-    """`function` with one keyword for each flag in its signature in place of its `given` parameter.
+    """Return `function` with one keyword for each flag in its signature instead of its parameter `given`.
 
-    `function` takes `given: dict[str, Any]`, the flags that were typed, keyed by `Flag.key`; its other parameters stay.
+    `function` takes `given: dict[str, Any]`, the typed flags by `Flag.key`; its other parameters stay.
     """
     signature = inspect.signature(function, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "given"]
@@ -135,7 +135,7 @@ def with_flags(function: Callable[..., Any], flags: Sequence[Flag]) -> Callable[
 
 
 def split_list(text: str) -> list[str]:
-    """`text` at its commas, but not at those within brackets: `lora(rank=4, alpha=8),ssf` is two words."""
+    """Split `text` at commas, except inside brackets: `lora(rank=4, alpha=8),ssf` gives two words."""
     words, depth, start = [], 0, 0
     for place, letter in enumerate(text):
         depth += (letter in "([{") - (letter in ")]}")
@@ -146,7 +146,7 @@ def split_list(text: str) -> list[str]:
 
 
 def nested(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that were typed as the nested mapping that a recipe file would have."""
+    """Return the typed flags as the nested mapping of a recipe file."""
     result: dict[str, Any] = {}
     for flag in flags:
         if flag.key not in given:
@@ -159,7 +159,7 @@ def nested(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mistakes(error: ValidationError, flags: Iterable[Flag] = ()) -> InvalidValue:
-    """A pydantic error as sentences that name the flag, the value that was given and what is wrong with it."""
+    """Return a pydantic error as sentences with the flag, the given value and what is wrong with it."""
     by_path = {flag.path: flag.names[0] for flag in flags}
     lines = []
     for one in error.errors(include_url=False):
@@ -176,7 +176,7 @@ def _hyphened(name: str) -> str:
 
 
 def members(annotation: Any) -> Iterator[Any]:
-    """The members of a union, `Annotated` and nested unions opened; the annotation itself when it is no union."""
+    """Return the members of a union, including nested ones and `Annotated`; otherwise the annotation itself."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from members(get_args(annotation)[0])
@@ -201,7 +201,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _plain(annotation: Any) -> Any:
-    """The annotation as far as the command line needs it; what it does not know is text, left to pydantic."""
+    """Return the annotation as far as the command line needs it; unknown ones become text, which pydantic parses."""
     kept: list[Any] = []
     for member in members(annotation):
         if member in (*_SCALARS, type(None)) or get_origin(member) is Literal:
@@ -214,7 +214,7 @@ def _plain(annotation: Any) -> Any:
 
 
 def shown_default(field: FieldInfo) -> str | None:
-    """The default as it would be typed; None where there is none to show, or where leaving the flag out says it all."""
+    """Return the default as the user would type it; None if there is none to show."""
     if field.is_required():
         return None
     value = field.get_default(call_default_factory=True)

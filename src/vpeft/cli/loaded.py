@@ -1,4 +1,4 @@
-"""A saved adapter, back on its backbone and ready for images: what `predict`, `evaluate` and `demo` share."""
+"""Load a saved adapter onto its backbone, for `predict`, `evaluate` and `demo`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Loaded:
 
     @property
     def unsealed(self) -> str | None:
-        """A sentence where the file has no seal, so that labels or preprocessing may have been edited unseen."""
+        """Return a sentence if the file has no seal, because labels or preprocessing may have been edited."""
         if self.manifest.seal is not None:
             return None
         return (
@@ -67,7 +67,7 @@ class Loaded:
         return list(self.task.labels)
 
     def predictions(self, samples: Sequence[Sample]) -> list[Prediction]:
-        """What the model says of preprocessed samples, such as images (C, H, W), in their order."""
+        """Return the predictions for preprocessed samples, such as images (C, H, W), in their order."""
         batch = self.task.collate(samples)
         with torch.inference_mode():
             outputs = on_processor(run_model(self.model, batch.to(self.device)))
@@ -82,18 +82,18 @@ def open_adapter(
     weights: Path | None = None,
     allow_download: bool = False,
 ) -> Loaded:
-    """Make the backbone that the file names, put the adapter on it, and get ready to predict.
+    """Create the backbone that the file names, load the adapter onto it, and prepare it for prediction.
 
     Args:
         path: the adapter file.
         device: where to compute.
-        backbone: the backbone, if it is at hand, or its name, where the file cannot make it: code of one's own is run
-            only when it is named here, never because a file names it.
-        weights: the backbone's file of weights, if it is no longer where it was when the adapter was trained.
-        allow_download: fetch a backbone `hf:ID` that the file names, if it is not on this machine.
+        backbone: the backbone or its name, if the file cannot create it. Your own code runs only if it is named here,
+            never because a file names it.
+        weights: the backbone's file of weights, if it has moved since training.
+        allow_download: download a backbone `hf:ID` that the file names, if it is not on this machine.
 
     Raises:
-        VpeftError: the file is no adapter, is damaged, or does not fit the backbone; the device does not exist.
+        VpeftError: the file is no adapter, is damaged, or does not fit the backbone; or the device does not exist.
     """
     manifest, tensors = read(path)
     chosen = pick_device(device)
@@ -126,10 +126,10 @@ def _unknown_task(manifest: Manifest) -> str:
 
 
 def _require_fits(manifest: Manifest, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Look at the backbone that a file names, on the meta device, before anything of its size is made.
+    """Check the backbone that a file names on the meta device, before memory of its size is allocated.
 
     Raises:
-        VpeftError: it is no model that these tensors belong to, or one so large that it must be named by the user.
+        VpeftError: the tensors do not fit this model, or it is so large that the user must name it.
     """
     origin = manifest.origin or Origin(name=manifest.backbone)
     if origin.name.startswith(OWN_CODE):
@@ -174,7 +174,7 @@ def _require_fits(manifest: Manifest, tensors: Mapping[str, Tensor], path: Path)
 
 
 def _made_within(name: str, options: Mapping[str, Any], device: str | None) -> nn.Module:
-    """The model by name within a budget: on the meta device of `MOST` numbers, else of `LARGE`."""
+    """Create the model by name within a budget: at most `MOST` numbers on the meta device, else `LARGE`."""
     most = MOST if device == "meta" else LARGE
     # each number is counted when it is made and when a module gets it
     with warnings.catch_warnings(), budget(PARTS, (2 * most) // SLACK, device):
@@ -185,7 +185,7 @@ def _made_within(name: str, options: Mapping[str, Any], device: str | None) -> n
 def _made_again(
     manifest: Manifest, path: Path, weights: Path | None, named: str | None, allow_download: bool = False
 ) -> nn.Module:
-    """The backbone as it was when the adapter was made on it."""
+    """Create the backbone as it was in training."""
     trust = TYPED if named is not None else Trust(code=False, download=allow_download)
     origin, described = manifest.origin, manifest.anatomy is None
     stated = manifest.backbone if origin is None else origin.name
@@ -233,7 +233,7 @@ def _made_again(
 
 
 def pick_device(device: Device) -> torch.device:
-    """The best device of this machine for `auto`, or the one that was asked for. Raises `NoSuchDevice`."""
+    """Return the requested device, or the best one for `auto`; raises `NoSuchDevice`."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")

@@ -1,4 +1,4 @@
-"""The flags of all methods: `--<method>.<field>`, one panel of the help per method."""
+"""The flags of all methods: `--<method>.<field>`, with one panel of the help per method."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _FIRST_PANEL = 100
 
 
 class StrayFlag(VpeftError):
-    """A setting of a method that this run does not use."""
+    """A flag sets a method that this run does not use."""
 
 
 @lru_cache(maxsize=1)
 def all_method_flags() -> tuple[Flag, ...]:
-    """One flag per field of every registered method; its value goes to `(method name, field)`."""
+    """Return one flag per field of every registered method; its value goes to `(method name, field)`."""
     made: list[Flag] = []
     for order, (name, kind) in enumerate(all_methods().items()):
         panel = Group(f"--method {name}", sort_key=_FIRST_PANEL + order)
@@ -32,12 +32,12 @@ def all_method_flags() -> tuple[Flag, ...]:
 
 
 def chosen_fields(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that were typed for `method`; raises `StrayFlag` for those of another method."""
+    """Return the typed fields of `method`; raises `StrayFlag` for those of another method."""
     return fields_by_method([method], given).get(method, {})
 
 
 def fields_by_method(used: Iterable[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The fields that were typed, by method; raises `StrayFlag` for those of a method that is not `used`."""
+    """Return the typed fields by method; raises `StrayFlag` for a method that is not in `used`."""
     typed: dict[str, dict[str, Any]] = nested(all_method_flags(), given)
     known = list(used)
     for name, fields in typed.items():

@@ -1,4 +1,4 @@
-"""`vpeft methods`: what there is, from the registry; nothing is listed by hand."""
+"""`vpeft methods`: list the registered methods."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def methods(name: str | None = None, /, *, where: str | None = None, json: Switc
     name:
         One method, for all its settings.
     where:
-        Only those with certain properties, for instance "mergeable and memory < 0.5". The names are those under
-        `properties` in the output of --json; default settings on ViT-B/16, memory as a share of full fine-tuning's.
+        Only methods with certain properties, for instance "mergeable and memory < 0.5". The names are those under
+        `properties` in the output of --json, for default settings on ViT-B/16; memory is a share of full fine-tuning's.
     json:
         Print JSON instead of a table.
     """
@@ -72,7 +72,7 @@ def methods(name: str | None = None, /, *, where: str | None = None, json: Switc
 
 
 def with_properties(described: list[dict[str, Any]], where: str | None) -> list[dict[str, Any]]:
-    """The same with the properties of each (None where it does not run), and of these only what passes the filter."""
+    """Return the methods that pass the filter, with their properties (None if a method does not run)."""
     from vpeft.taxonomy.properties import default_properties
     from vpeft.taxonomy.where import Filter
 
@@ -90,7 +90,7 @@ def with_properties(described: list[dict[str, Any]], where: str | None) -> list[
 
 
 def describe_method(kind: type[Method]) -> dict[str, Any]:
-    """All that lists show of a method: its names, its paper, its docstring, its fields with their defaults."""
+    """Return the contents of lists for a method: names, paper, docstring, fields with defaults."""
     doc = inspect.getdoc(kind) or ""
     return {
         "name": kind.name,
@@ -114,7 +114,7 @@ def describe_method(kind: type[Method]) -> dict[str, Any]:
 
 
 def type_name(annotation: Any) -> str:
-    """A type as a person would say it: alternatives with bars, the choices of a literal, `several of` for sequences."""
+    """Return a type as text: alternatives with bars, choices of a literal, `several of` for sequences."""
     return " | ".join(dict.fromkeys(_one_type(member) for member in members(annotation)))
 
 

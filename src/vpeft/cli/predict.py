@@ -1,4 +1,4 @@
-"""`vpeft predict`: what a saved adapter says of images."""
+"""`vpeft predict`: predictions of a saved adapter for images."""
 
 from __future__ import annotations
 
@@ -43,32 +43,32 @@ def predict(
     strict: Switch = False,
     draw: Path | None = None,
 ) -> None:
-    """Say what is on images, with a saved adapter: labels, numbers or maps, as its task has it.
+    """Predict labels, numbers or maps of images with a saved adapter, as its task defines.
 
     Parameters
     ----------
     adapter:
         The file that `vpeft train` saved.
     images:
-        Image files, folders (searched through) or patterns such as `photos/*.jpg`.
+        Image files, folders (searched with their sub-folders) or patterns such as `photos/*.jpg`.
     top:
-        How many answers for each image, best first.
+        Number of answers for each image, best first.
     format:
         A table to read, or JSON or CSV for programs.
     batch:
         Images per pass.
     device:
-        Where to compute; auto takes the best that this machine has.
+        The device; auto uses the best one of this machine.
     weights:
-        The backbone's file of weights, if it is no longer where it was in training.
+        The backbone's file of weights, if it has moved since training.
     backbone:
-        The backbone, where the adapter cannot make it itself: py:FILE.py:NAME for code of yours.
+        The backbone, if the adapter file cannot create it: py:FILE.py:NAME for your own code.
     allow_download:
-        Fetch a backbone hf:ID that the adapter names, if it is not on this machine.
+        Download a backbone hf:ID that the adapter names, if it is not on this machine.
     strict:
         Stop at the first image that cannot be read, instead of skipping it with a warning.
     draw:
-        Folder for a picture of each map, where the task answers with maps: class numbers as grey values in a PNG.
+        Folder for a PNG of each map, if the task predicts maps; its grey values are class numbers.
     """
     if not images:
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
@@ -87,9 +87,10 @@ def predict(
 def predictions_for(
     loaded: Loaded, files: Iterable[Path], *, batch: int = 32, strict: Switch = False
 ) -> Iterator[Prediction]:
-    """Predict image files in order; one that cannot be read is skipped with a warning, or raised when `strict`.
+    """Predict image files in order. A file that cannot be read is skipped with a warning, or raises if
+    `strict`.
 
-    A task whose samples are of several images takes the files in groups of as many.
+    If a sample of the task has several images, the files are taken in groups of that size.
     """
     transform, each = loaded.preprocessing.transform(), loaded.task.images_per_sample
     readable = _readable(files, loaded.preprocessing, strict)

@@ -1,4 +1,4 @@
-"""Every key of a recipe as a flag, and a recipe from a file, flags, or both.
+"""Every key of a recipe as a flag, and a recipe from files, flags, or both.
 
 `--data` and `--data.<field>` for the data, `--<method>.<field>` for the methods, and the plain name for the rest.
 """
@@ -28,11 +28,11 @@ _OPTIMISATION = Group("The optimisation", sort_key=30)
 
 
 class IncompleteRun(VpeftError):
-    """Something that a run needs was not said."""
+    """A required setting of a run is missing."""
 
 
 class SameFolder(VpeftError):
-    """Two runs would write into one folder."""
+    """Two runs would write into the same folder."""
 
 
 # What most runs say; the help of a command begins with these, `--help-all` has the rest.
@@ -63,7 +63,7 @@ _COMMON = frozenset(
 
 @lru_cache(maxsize=1)
 def run_flags() -> tuple[Flag, ...]:
-    """All flags of a run but those of the methods; the values go where a recipe file has them."""
+    """Return all flags of a run except those of the methods; the values go where a recipe file has them."""
     method = FieldInfo(
         annotation=str,
         description="How to adapt: a name from `vpeft methods`, with settings `lora(rank=8)`, several with `+`.",
@@ -95,16 +95,16 @@ def run_flags() -> tuple[Flag, ...]:
 
 
 def recipe_flags() -> tuple[Flag, ...]:
-    """All flags of a run."""
+    """Return all flags of a run."""
     return (*run_flags(), *all_method_flags())
 
 
 def recipe_from(file: Path | None, given: Mapping[str, Any]) -> Recipe:
-    """The recipe that `file` holds, if there is one, with the flags that were typed going before it.
+    """Return the recipe of `file`, if there is one, overridden by the typed flags.
 
     Raises:
-        BadRecipe: what was said does not exist or does not fit, with the nearest names.
-        IncompleteRun: neither the file nor a flag says where the data are, which backbone, which method, or where to.
+        BadRecipe: a key or value does not exist or does not fit; the message has the nearest names.
+        IncompleteRun: neither the file nor a flag names the data, the backbone, the method, or the output folder.
     """
     typed = nested(run_flags(), given)
     stated = _read(file)
@@ -130,15 +130,15 @@ def recipe_from(file: Path | None, given: Mapping[str, Any]) -> Recipe:
 
 
 def recipes_from(files: Sequence[Path], given: Mapping[str, Any]) -> tuple[list[str], list[Recipe]]:
-    """The recipes that several files hold, with what they are called: the files' stems, or paths where stems are equal.
+    """Return the recipes of several files with their names: the stems of the files, or paths if stems are equal.
 
-    The flags that were typed go before every file, but a method's flags only before the files that use the method, and
-    `--out FOLDER` is `FOLDER/STEM` for each.
+    The typed flags override every file, but a method's flags only the files that use the method, and `--out FOLDER`
+    means `FOLDER/STEM` for each.
 
     Raises:
         BadRecipe, IncompleteRun: as `recipe_from`.
-        StrayFlag: a setting of a method that no file uses.
-        SameFolder: with `--out`, two files of one stem.
+        StrayFlag: a flag sets a method that no file uses.
+        SameFolder: with `--out`, two files have the same stem.
     """
     stems = [file.stem for file in files]
     called = [file.stem if stems.count(file.stem) == 1 else str(file) for file in files]
@@ -161,7 +161,7 @@ def recipes_from(files: Sequence[Path], given: Mapping[str, Any]) -> tuple[list[
 
 
 def _chosen(typed: Mapping[str, Any], stated: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The first method and those that act with it: those that were typed, else those of the file."""
+    """Return the first method and the further ones: the typed ones, otherwise those of the file."""
     first, *joined = _choices(typed["method"] if "method" in typed else stated.get("method"))
     others = typed.get("also", () if joined else stated.get("also", ()))
     further = [one for other in ([others] if isinstance(others, str) else others) for one in _choices(other)]
@@ -173,7 +173,7 @@ def _used(typed: Mapping[str, Any], stated: Mapping[str, Any]) -> list[str]:
 
 
 def _methods(typed: dict[str, Any], stated: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Put the methods' own flags to their methods: those that were typed, else those of the file."""
+    """Give each method its own fields: the typed ones, otherwise those of the file."""
     first, *further = _chosen(typed, stated)
     fields = fields_by_method(_used(typed, stated), given)
     if "method" in typed or first.get("name") in fields:
@@ -183,14 +183,14 @@ def _methods(typed: dict[str, Any], stated: Mapping[str, Any], given: Mapping[st
 
 
 def _read(file: Path | None) -> dict[str, Any]:
-    """What a recipe file says, for a first look; what is wrong with it is worded when the recipe is made."""
+    """Read a recipe file for a first look; its errors are reported when the recipe is made."""
     if file is None:
         return {}
     return read_toml(file, f"The recipe {file}", BadRecipe)
 
 
 def _choices(stated: Any) -> list[dict[str, Any]]:
-    """Methods as a recipe or a flag states them: a table, or text that may join several with `+`."""
+    """Parse methods of a recipe or a flag: a table, or text that joins several with `+`."""
     if isinstance(stated, str):
         return [{"name": one.name, **one.fields} for one in parse(stated).methods]
     return [dict(stated)] if isinstance(stated, Mapping) else [{}]

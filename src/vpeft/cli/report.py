@@ -26,22 +26,22 @@ def report(
     pack: Switch = False,
     quiet: Switch = False,
 ) -> None:
-    """Turn the run records of a ledger into tables, a picture and a page that needs no network.
+    """Turn the run records of a ledger into tables, a picture and a page that works offline.
 
     Parameters
     ----------
     ledger:
         The folder that `vpeft bench --out` wrote.
     html:
-        Write the page here.
+        Write the page to this file.
     png:
-        Write the picture of accuracy against trained parameters here.
+        Write the picture of accuracy against trained parameters to this file.
     csv:
-        Write every run as one line here.
+        Write every run as one line to this file.
     markdown:
-        Write the tables here.
+        Write the tables to this file.
     reported:
-        Published tables (`vtab1k`, or a CSV file) that the page shows in sections of their own, marked as reported.
+        Published tables (`vtab1k`, or a CSV file) that the page shows in separate sections, marked as reported.
     pack:
         First move the records of finished runs from their files into one compressed table of the ledger.
     quiet:

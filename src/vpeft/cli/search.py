@@ -1,4 +1,4 @@
-"""`vpeft search METHOD`: supernet, search and retraining in one command, for a method that offers a search."""
+"""`vpeft search METHOD`: supernet, search and final training in one command, for a method that offers a search."""
 
 from __future__ import annotations
 
@@ -35,33 +35,33 @@ def _search(
     allow_download: Switch = False,
     given: dict[str, Any],
 ) -> int:
-    """Train a method's supernet, search it under a parameter budget, and train what was found anew.
+    """Train a method's supernet, search it under a parameter budget, and train the best candidate.
 
     vpeft search noah --data pocket/count --budget 300000 --out runs/noah
 
-    Candidates are compared on the validation images; the test images are scored once, by what was found. Called again
-    after an interruption, the same command goes on where it was.
+    Candidates are compared on the validation images; the best one is evaluated once on the test images. After an
+    interruption, the same command continues where it stopped.
 
     Parameters
     ----------
     method:
         A method that offers a search.
     budget:
-        Most trained parameters of a candidate, without the head.
+        Largest number of trained parameters of a candidate, without the head.
     recipe:
-        A TOML file with any of the settings below; a flag goes before what the file says.
+        A TOML file with any of the settings below; flags override it.
     supernet_epochs:
-        Epochs of the supernet; by default five times those of what was found.
+        Epochs of the supernet; by default five times those of the final training.
     supernet_lr:
         Learning rate of the supernet; by default half of `--lr`.
     resume:
-        Go on with what an interrupted search left in the folder; otherwise start afresh.
+        Continue an interrupted search from the folder; otherwise start again.
     json:
         Print the figures as JSON instead of sentences.
     trust_code:
-        Run the code of a backbone py:FILE.py:NAME that a recipe file names; without it only one that you type is run.
+        Run the code of a backbone py:FILE.py:NAME that a recipe file names.
     allow_download:
-        Fetch a backbone hf:ID that a recipe file names; without it only one that you type is fetched.
+        Download a backbone hf:ID that a recipe file names.
     """
     get(method)  # so that a mistyped name is said first
     stated = {"backbone": "pocket_vit"} if recipe is None else {}

@@ -17,12 +17,12 @@ _UNBOUNDED = 200
 
 
 def console() -> Console:
-    """A console on the present stdout, as wide as the terminal, or wide enough for any row where there is none."""
+    """Return a console on stdout, as wide as the terminal; without a terminal, wide enough for any row."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else _UNBOUNDED)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
-    """A plain table; fractions have four digits, and a column of numbers is set flush right."""
+    """Return a plain table; fractions have four digits, and columns of numbers are aligned right."""
     cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for place, name in enumerate(columns):
@@ -34,19 +34,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
 
 
 def as_json(value: Any) -> None:
-    """`value` as JSON on stdout, and nothing else."""
+    """Print `value` as JSON on stdout, and nothing else."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Sequence[object]], to: TextIO | None = None) -> None:
-    """Rows as CSV (RFC 4180) on stdout or `to`."""
+    """Write rows as CSV (RFC 4180) to stdout or to `to`."""
     writer = csv.writer(to or sys.stdout, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
 
 
 def count(number: int) -> str:
-    """A count of parameters as people say it: 12.3K, 4.56M."""
+    """Format a number of parameters: 12.3K, 4.56M."""
     for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if number >= size:
             return f"{number / size:.3g}{letter}"
@@ -54,7 +54,7 @@ def count(number: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 8.4 s, 3 min 20 s, 2 h 5 min."""
+    """Format seconds: 8.4 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

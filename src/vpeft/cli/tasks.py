@@ -1,4 +1,4 @@
-"""`vpeft tasks`: what can be learnt and with which heads, from the files of vpeft/tasks and vpeft/heads."""
+"""`vpeft tasks`: list the tasks of vpeft/tasks and the heads of vpeft/heads."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tasks(name: str | None = None, /, *, json: Switch = False) -> None:
 
 
 def describe_task(kind: type[Task]) -> dict[str, Any]:
-    """All that lists show of a task."""
+    """Return the contents of lists for a task."""
     return {
         "name": kind.name,
         "target": kind.target_kind,
@@ -64,7 +64,7 @@ def describe_task(kind: type[Task]) -> dict[str, Any]:
 
 
 def describe_head(kind: type[Head]) -> dict[str, Any]:
-    """All that lists show of a head; the widths that the backbone and the task decide are left out."""
+    """Return the contents of lists for a head, without the widths that the backbone and the task decide."""
     return {"name": kind.kind, "summary": _summary(kind), "options": list(kind.options)}
 
 

@@ -1,4 +1,4 @@
-"""`vpeft train`: a recipe file, several, flags, or both; the flags go first."""
+"""`vpeft train`: train from recipe files, flags, or both; flags override files."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ def _train(
     allow_download: Switch = False,
     given: dict[str, Any],
 ) -> int:
-    """Adapt a backbone to your images; leaves one small adapter file and the record of the run.
+    """Adapt a backbone to your images; writes one small adapter file and the record of the run.
 
     vpeft train --data photos/ --backbone pocket_vit --method lora --epochs 20 --out runs/a
 
-    Called again after an interruption, the same command goes on where it was.
+    After an interruption, the same command continues where it stopped.
 
     vpeft train probe.toml lora.toml side.toml --out runs
 
     `--help-all` shows every setting, `vpeft methods lora` and `vpeft tasks regression` those of one method or task.
 
-    Several recipes make several runs, each with the numbers and the files that it has alone, here in `runs/probe`,
-    `runs/lora` and `runs/side`. Runs that read the same images in the same way share one pass over them, and what is
-    frozen in several of them is computed once. A run that fails does not end the others; the exit status is then 1.
+    Several recipes make several runs, each with the numbers and files of a single run, here in `runs/probe`,
+    `runs/lora` and `runs/side`. Runs that read the same images in the same way share one pass over them, and frozen
+    parts that they share are computed once. If a run fails, the others go on, and the exit code is 1.
 
     Parameters
     ----------
     recipes:
-        TOML files with any of the settings below; a flag goes before what the files say. With several of them
-        `--out FOLDER` is `FOLDER/NAME` for each.
+        TOML files with any of the settings below; flags override them. With several files, `--out FOLDER` means
+        `FOLDER/NAME` for each.
     resume:
-        Go on with what an interrupted run left in the folder; otherwise start afresh.
+        Continue an interrupted run from the folder; otherwise start again.
     json:
-        Print the scores as JSON instead of sentences: a list where there are several recipes.
+        Print the scores as JSON instead of sentences: a list if there are several recipes.
     trust_code:
-        Run the code of a backbone py:FILE.py:NAME that a recipe file names; without it only one that you type is run.
+        Run the code of a backbone py:FILE.py:NAME that a recipe file names.
     allow_download:
-        Fetch a backbone hf:ID that a recipe file names; without it only one that you type is fetched.
+        Download a backbone hf:ID that a recipe file names.
     """
     if len(recipes) > 1:
         return _several(recipes, resume, json, trust_code, allow_download, given)
@@ -104,7 +104,7 @@ def _several(
 
 
 def summary(outcome: RunOutcome) -> dict[str, Any]:
-    """The figures of a run: scores, parameters, time and files."""
+    """Return the figures of a run: scores, parameters, time and files."""
     plan = outcome.tuned.plan()
     return {
         "method": outcome.recipe.method.name,

@@ -1,4 +1,4 @@
-"""A pydantic model from what was typed, with mistakes worded for the command line."""
+"""A pydantic model from typed values, with errors worded for the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def validated(model: type[_Model], values: Mapping[str, Any], flags: Iterable[Flag]) -> _Model:
-    """`model` made from `values`; raises `InvalidValue` that names the flag, the value and what is wrong."""
+    """Return `model` made from `values`; raises `InvalidValue` with the flag, the value and what is wrong."""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:

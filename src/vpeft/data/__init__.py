@@ -1,9 +1,9 @@
-"""Images with labels, values or masks: where they come from, how they are split and checked, and prepared.
+"""Images with labels, values or masks: reading, splitting, checking and preprocessing.
 
     data = open_data(DataConfig(source="photos/")).prepared(Preprocessing.from_model(backbone))
     image, label = data.train[0]
 
-The names below are loaded when they are first used, so that reading a configuration does not load torch.
+The names below are imported on first use, so that reading a configuration does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Opening a data set: list it, look at it, split it, say what is wrong, hand out its splits."""
+"""Open a data set: list its images, check them, split them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from vpeft.data.targets import Mask, Target, target_of
 
 @dataclass(frozen=True)
 class Datasets:
-    """The splits of one data set, over the same `labels`. Test is for the final evaluation only.
+    """The splits of one data set, with the same `labels`. The test split is for the final evaluation only.
 
-    `labels` are those of all splits; which of them a split shows, where splits are disjoint in labels, its
-    `labels_present` says. `config.window` holds the numbers that "auto" found.
+    `labels` are those of all splits; if the splits have different labels, `labels_present` of a split lists its own.
+    `config.window` holds the numbers that "auto" found.
     """
 
     train: ImageSet
@@ -38,20 +38,20 @@ class Datasets:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What was found to be wrong, in the order of finding."""
+        """The problems that were found, in order."""
         return tuple(self.manifest.problems)
 
     @property
     def splits(self) -> dict[SplitName, ImageSet]:
-        """The splits that exist, by name."""
+        """The existing splits by name."""
         named: dict[SplitName, ImageSet | None] = {"train": self.train, "val": self.val, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
     def prepared(self, preprocessing: Preprocessing) -> Datasets:
-        """The same images as the backbone wants them; only train passes through the configured augmentation.
+        """Return the same data with the preprocessing of a backbone; only train gets the configured augmentation.
 
-        Masks pass through the same steps. Images are read in as many channels as `preprocessing`, or the
-        configuration, has; `preprocessing_of` says what is applied in the end.
+        Masks go through the same steps. Images have the channels of the configuration, or else of `preprocessing`;
+        `preprocessing_of` returns the preprocessing that is applied.
         """
         chosen = self.preprocessing_of(preprocessing)
         train = self.train.prepared(chosen).with_transform(chosen.augmented(self.config.augmentation))
@@ -63,16 +63,16 @@ class Datasets:
         )
 
     def preprocessing_of(self, preprocessing: Preprocessing) -> Preprocessing:
-        """What is applied when the backbone states `preprocessing`: with the size, channels and window of the data.
+        """Return the applied preprocessing: `preprocessing` with the size, channels and window of the data.
 
-        It belongs in the adapter file, so that `Preprocessing.read` and `transform` treat new images alike.
+        Save it in the adapter file, so that `Preprocessing.read` and `transform` treat new images the same.
         """
         return preprocessing.for_data(self.config)
 
     def table(self) -> str:
-        """All images as a csv text `path,label,split`, which `open_data` reads as a list (with `root`).
+        """Return all images as CSV text `path,label,split`, which `open_data` reads as a list (with `root`).
 
-        Labels are one cell with ; between them, values a column for each; masks are in the column `mask`.
+        Labels are one cell with ; between them, values one column each; masks are in the column `mask`.
         """
         kind = self.train.target.name
         column = {"label": ["label"], "labels": ["labels"], "values": self.labels, "mask": ["mask"]}[kind]
@@ -85,7 +85,7 @@ class Datasets:
 
 
 def cells(item: Item) -> list[str]:
-    """The target of an image as the cells of a list."""
+    """Return the target of an image as the cells of a list."""
     if isinstance(item.target, Mask):
         file = item.target.picture.file
         return ["" if file is None else file.as_posix()]
@@ -95,9 +95,10 @@ def cells(item: Item) -> list[str]:
 
 
 def open_data(config: DataConfig) -> Datasets:
-    """The data set that `config` names, checked and split; images come as uint8 until `prepared`.
+    """Open the data set of `config`, checked and split; images are uint8 until `prepared`.
 
-    Problems are shown as `DataWarning`. Raises `DataError` for those that cannot be lived with, or any if `strict`.
+    Raises:
+        DataError: a problem that makes the data unusable, or any problem if `strict`. Others are `DataWarning`s.
     """
     source = find_source(config)
     target = _target(source, config)
@@ -150,8 +151,12 @@ def open_data(config: DataConfig) -> Datasets:
 
 
 def open_for_evaluation(config: DataConfig, labels: Sequence[str] | None) -> ImageSet:
-    """Images to score a model that knows `labels`, or any labels where that is None: the test split where the source
-    states one, else its val split, else all of it. Raises `DataError` for a label that the model does not know.
+    """Open images to evaluate a model with `labels` (any labels if None).
+
+    It returns the test split if the source states one, else its val split, else all images.
+
+    Raises:
+        DataError: the model does not know a label, or as `open_data`.
     """
     source = find_source(config)
     target = _target(source, config)
@@ -170,7 +175,7 @@ def open_for_evaluation(config: DataConfig, labels: Sequence[str] | None) -> Ima
 
 
 def _target(source: Source, config: DataConfig) -> Target:
-    """The kind of target that is asked for; raises `DataError` where the source does not have it."""
+    """Return the kind of target of the configuration; raises `DataError` if the source does not have it."""
     target = target_of(config)
     had: tuple[TargetName, ...] = getattr(source, "targets", ("label",))
     if target.name not in had:
@@ -184,7 +189,7 @@ def _reading(config: DataConfig) -> Reading:
 
 @dataclass(frozen=True)
 class _Looked:
-    """The sha256 of each image and each mask by the image's name, and the configuration with the window found."""
+    """The sha256 of each image and mask by the image's name, and the configuration with the window found."""
 
     content: dict[str, str]
     masks: dict[str, str]
@@ -196,7 +201,7 @@ def _memory(config: DataConfig) -> DecodedImages | None:
 
 
 def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> _Looked:
-    """Look at all images, take out the broken ones, fill `cache`, and find the window where it is "auto"."""
+    """Check all images, drop the broken ones, fill `cache`, and find the window if it is "auto"."""
     everything = [*listing.whole, *(item for split in SPLITS for item in listing.splits.get(split, ()))]
     if not everything:
         listing.problems.report(config.source, strict=config.strict)
@@ -254,7 +259,7 @@ def _kinds(problems: Problems) -> list[Kind]:
 
 
 def _windowed(values: ValueRange | None, wide: int, config: DataConfig, problems: Problems) -> DataConfig:
-    """The configuration with the window that was found, and a note where images would come out dark."""
+    """Return the configuration with the window found, and a note if images would be dark."""
     if values is None:
         return config if config.window != "auto" else config.model_copy(update={"window": "type"})
     low, high = values.fitting
@@ -282,7 +287,7 @@ def _split(
     problems: Problems,
     strata: dict[str, str] | None,
 ) -> tuple[dict[SplitName, list[Item]], set[SplitName]]:
-    """The splits as stated or, where absent, made; and the names of those that were made or cut by it."""
+    """Return the stated splits, make missing ones, and return the names of those that were made or reduced by it."""
     splits = {name: listing.splits[name] for name in SPLITS if listing.splits.get(name)}
     made: set[SplitName] = set()
     rest_fraction = 1.0

@@ -1,4 +1,4 @@
-"""Labelled images as a torch data set whose every access is a function of (seed, epoch, index)."""
+"""Labelled images as a torch data set; every item is a function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Transform = Callable[..., Any]
 
 
 class DecodedImages:
-    """Decoded images kept in memory, by name, until `limit` bytes are used; then no more are kept.
+    """A cache of decoded images by name. It stops adding images when `limit` bytes are used.
 
-    Pictures are kept as uint8 (H, W, 3), images of other channels as float (C, H, W).
-    Filled before data-loading processes start, it is shared with them by the operating system (fork).
+    Images are kept as uint8 (H, W, 3), or as float (C, H, W) for other numbers of channels. If it is filled before
+    data-loading processes start, they share its memory (fork).
     """
 
     def __init__(self, limit: int) -> None:
@@ -44,12 +44,12 @@ class DecodedImages:
         return len(self._pixels)
 
     def get(self, name: str) -> Image.Image | Tensor | None:
-        """The image of this name, if it is kept."""
+        """Return the image of this name, if it is in the cache."""
         pixels = self._pixels.get(name)
         return Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
 
     def keep(self, name: str, image: Image.Image | Tensor) -> None:
-        """Keep `image` if it still fits."""
+        """Add `image` if there is room."""
         pixels = image if isinstance(image, Tensor) else np.asarray(image)
         if name not in self._pixels and self.used + pixels.nbytes <= self.limit:
             self._pixels[name] = pixels
@@ -59,13 +59,13 @@ class DecodedImages:
 class ImageSet(Dataset[Sample]):
     """Images with targets: `set[i]` is a `Sample` (image, target) whose `id` is the image's name.
 
-    The image is float (C, H, W) as `transform` leaves it. Without a transform it is uint8 (3, H, W) at its own size, or
-    float (C, H, W) from 0 to 1 where another number of channels is read. The target is, by its kind: the number of the
-    label in `labels`; a float vector (K,) of 0 and 1, or of values; class numbers int64 (H, W), through the same
-    transform as the image.
+    With a transform, the image is the transform's result, float (C, H, W). Without one, it is uint8 (3, H, W) in its
+    own size, or float (C, H, W) in [0, 1] for another number of channels. The target depends on its kind: the index of
+    the label in `labels`; a float vector (K,) of 0 and 1, or of values; class numbers int64 (H, W), transformed with
+    the image.
 
-    Random transforms draw from a generator seeded by (seed, epoch, i), and torch's own is left as it was: an epoch has
-    the same tensors whatever the number of workers and the order of access. Call `set_epoch` before each epoch.
+    Random transforms use a generator seeded by (seed, epoch, i), and torch's own generator does not change. So an epoch
+    has the same tensors for any number of workers and any order of access. Call `set_epoch` before each epoch.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ImageSet(Dataset[Sample]):
 
     @property
     def has_masks(self) -> bool:
-        """Whether the target is a picture that passes through the transform beside the image."""
+        """Whether the target is a mask, which goes through the transform with the image."""
         return self.target.name == "mask"
 
     @property
@@ -114,7 +114,7 @@ class ImageSet(Dataset[Sample]):
 
     @property
     def labels_present(self) -> list[str]:
-        """Those of `labels` that an image here shows, where the splits of a data set differ in labels."""
+        """The labels that this split has, if the splits differ in labels."""
         there = {label for item in self.items for label in self.target.of_item(item, self.labels)}
         return [label for label in self.labels if label in there]
 
@@ -139,10 +139,10 @@ class ImageSet(Dataset[Sample]):
             generator.set_state(state)
 
     def image(self, index: int) -> Any:
-        """Image `index` at its own size: RGB, or a float tensor (C, H, W) where another number of channels is read.
+        """Return image `index` in its own size: RGB, or a float tensor (C, H, W) for other numbers of channels.
 
         Raises:
-            DataError: it has become unreadable since it was listed.
+            DataError: the file cannot be read any more.
         """
         item = self.items[index]
         if self.cache is not None and (kept := self.cache.get(item.name)) is not None:
@@ -156,7 +156,7 @@ class ImageSet(Dataset[Sample]):
         return image
 
     def mask(self, index: int) -> PixelMask | None:
-        """The class numbers int64 (H, W) of image `index` at its own size; None where the target is no mask."""
+        """Return the class numbers int64 (H, W) of image `index` in its own size; None if the target is no mask."""
         item = self.items[index]
         if not isinstance(item.target, Mask):
             return None
@@ -166,19 +166,19 @@ class ImageSet(Dataset[Sample]):
             raise _changed_since(UnreadableImage(f"the mask of {item.name}: {error}")) from error
 
     def path(self, index: int) -> str:
-        """Where image `index` comes from: its file, or its name within the source."""
+        """Return the source of image `index`: its file, or its name within the source."""
         return self.items[index].where
 
     def counts(self) -> dict[str, int]:
-        """Images per label, zeros included; for values, images for each of them."""
+        """Return the number of images per label, zeros included; for values, the images that have each."""
         return self.target.counts(self.items, self.labels)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let random transforms draw for `epoch`, in data-loading processes too."""
+        """Set the epoch whose random numbers the transforms use, in data-loading processes too."""
         self._epoch.fill_(epoch)
 
     def with_transform(self, transform: Transform | None) -> Self:
-        """The same images, and the same memory, through another transform."""
+        """Return a set of the same images, sharing memory, with another transform."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.transform = transform
@@ -186,7 +186,7 @@ class ImageSet(Dataset[Sample]):
         return twin
 
     def prepared(self, preprocessing: Preprocessing) -> Self:
-        """The same images, read in the channels and the window of `preprocessing`, through its plain transform."""
+        """Return a set of the same images with the channels, window and plain transform of `preprocessing`."""
         twin = self.with_transform(preprocessing.transform())
         reading = preprocessing.reading(self.reading.max_pixels)
         if reading != self.reading:
@@ -195,11 +195,11 @@ class ImageSet(Dataset[Sample]):
         return twin
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
-        """The images at `indices`, in that order, with the same labels and transform."""
+        """Return the images at `indices`, in that order, with the same labels and transform."""
         return self._of([self.items[index] for index in indices], self.labels)
 
     def relabelled(self, labels: Sequence[str]) -> ImageSet:
-        """The same images with targets in the order of other labels; raises `DataError` for one that is not there."""
+        """Return the same images with targets for another list of labels; `DataError` for a missing label."""
         return self._of(self.items, labels)
 
     def _of(self, items: Sequence[Item], labels: Sequence[str]) -> ImageSet:
@@ -215,17 +215,16 @@ class ImageSet(Dataset[Sample]):
 
 
 def matched(images: Any, labels: Sequence[str]) -> Any:
-    """The set with its targets in the order of `labels`, compared by name; itself where the order is the same.
+    """Return the set with its targets in the order of `labels`, matched by name.
 
     Args:
-        images: an `ImageSet`, or another data set of (image, class index) that names its classes in `labels` or
-            `classes`, as torchvision's do. Its labels may be fewer, and in another order: validation images of a folder
-            of their own. A set that names nothing is given back as it is.
-        labels: those of the training images, or of a trained model.
+        images: an `ImageSet`, or another data set of (image, class index) with class names in `labels` or `classes`, as
+            torchvision's have. It may have fewer labels, in another order, as a separate validation folder can. A set
+            without names is returned unchanged.
+        labels: those of the training images or of a trained model.
 
     Raises:
-        DataError: images carry labels that are not among `labels`; or the two name values or classes of masks
-            differently, which have no order of their own.
+        DataError: images have labels that are not in `labels`; or names of values or mask classes differ.
     """
     names = getattr(images, "labels", None) or getattr(images, "classes", None)
     if not isinstance(names, list | tuple) or list(names) == list(labels):
@@ -252,7 +251,7 @@ def matched(images: Any, labels: Sequence[str]) -> Any:
 
 
 def _present(images: Any, names: Sequence[str]) -> list[str]:
-    """The labels that images carry; all, where a set of somebody else's does not list its targets."""
+    """Return the labels that the images have; all labels if another library's set does not list its targets."""
     if isinstance(images, ImageSet):
         return images.labels_present
     targets = getattr(images, "targets", None)
@@ -263,7 +262,7 @@ def _present(images: Any, names: Sequence[str]) -> list[str]:
 
 
 class Renumbered(Dataset[Any]):
-    """Somebody else's data set of (image, class index), with the indices counting in another list of labels."""
+    """Another library's data set of (image, class index), with the indices of another list of labels."""
 
     def __init__(self, images: Any, names: Sequence[str], labels: Sequence[str]) -> None:
         self.images, self.labels = images, list(labels)
@@ -285,14 +284,14 @@ class Renumbered(Dataset[Any]):
         return Sample(sample.input, self._number[int(sample.target)], sample.id)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the other set the epoch, where it wants to know."""
+        """Pass the epoch to the other set, if it has `set_epoch`."""
         tell = getattr(self.images, "set_epoch", None)
         if callable(tell):
             tell(epoch)
 
 
 class TransformedMasks(Sequence[Tensor]):
-    """The masks of a set as its samples carry them, int64 (H, W)."""
+    """The masks of a set after the transform, int64 (H, W)."""
 
     def __init__(self, images: ImageSet) -> None:
         self._images = images
@@ -307,18 +306,18 @@ class TransformedMasks(Sequence[Tensor]):
 
 
 class ArraySet(ImageSet):
-    """Images in memory and their targets.
+    """Images in memory with targets.
 
     Args:
-        images: uint8 (N, H, W, 3) or grey (N, H, W); any number of channels (N, H, W, C) where `channels` says it.
+        images: uint8 (N, H, W, 3) or grey (N, H, W); any number of channels (N, H, W, C) if `channels` says so.
         targets: N class indices; 0 and 1 (N, K) for "labels"; numbers (N,) or (N, K) for "values"; class numbers
             (N, H, W) for "mask".
-        labels: names of the classes, or of the values.
+        labels: names of the classes or of the values.
         transform: see `ImageSet`.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
         target: the kind of `targets`.
-        channels: of what a model is given; 3 makes RGB of it.
-        window: what is black and what is white, see `DataConfig.window`.
+        channels: channels of the model's input; 3 converts to RGB.
+        window: the values of black and white; see `DataConfig.window`.
     """
 
     def __init__(
@@ -358,14 +357,14 @@ class ArraySet(ImageSet):
 
 
 def _unnamed(kind: Target, items: Sequence[Item]) -> list[str]:
-    """Names of the targets where none are given: values by number, classes of masks up to the highest seen."""
+    """Return default names of targets: numbers for values; for masks, numbers up to the highest class."""
     if kind.name != "mask":
         return kind.labels(items, None)
     return kind.labels([replace(item, target=item.target.looked()) for item in items], None)
 
 
 def _plain(mask: Tensor) -> Tensor:
-    """A mask as an ordinary tensor int64 (H, W)."""
+    """Return a mask as an ordinary tensor int64 (H, W)."""
     return mask.as_subclass(Tensor).reshape(mask.shape[-2:])
 
 
@@ -378,7 +377,7 @@ def _shared_counter() -> Tensor:
 
 
 def _mix(seed: int, epoch: int, index: int) -> int:
-    """A well-spread 64-bit seed from three counters (the finaliser of SplitMix64, Steele et al. 2014)."""
+    """Mix three counters into a 64-bit seed (the finaliser of SplitMix64, Steele et al. 2014)."""
     value = 0
     for part in (seed, epoch, index):
         value = (value + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

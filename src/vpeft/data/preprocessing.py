@@ -1,4 +1,4 @@
-"""From a picture to the tensor that a backbone was trained on, as the backbone's own configuration says."""
+"""Preprocessing: from an image to the tensor that a backbone was trained on, as the backbone's configuration states."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _MODES: dict[str, Resize] = {"center": "shorter", "squash": "squash", "border": 
 
 
 class Preprocessing(BaseModel):
-    """Size (H, W) in pixels, how to reach it, and the normalisation (of values from 0 to 1) per channel.
+    """Size (H, W) in pixels, how it is reached, and the normalisation per channel (of values in [0, 1]).
 
-    The image is first brought to size / crop_pct, rounded down, and its centre of that size is kept: with "shorter" its
-    shorter side is matched, with "longer" its longer side, with "squash" both.
+    The image is resized to size / crop_pct, rounded down, and its centre of that size is cropped. "shorter" matches its
+    shorter side, "longer" its longer side, "squash" both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,11 +70,11 @@ class Preprocessing(BaseModel):
 
     @classmethod
     def from_model(cls, model: nn.Module) -> Self:
-        """What `model` states about itself: timm's `pretrained_cfg`, or the image processor of a transformers
-        checkpoint, with the size that the model was built for.
+        """Return the preprocessing that `model` states, with the size that the model was built for.
 
-        A model that states nothing gets the defaults above. A transformers checkpoint without a processor gets that of
-        its family, with a `DataWarning`.
+        It is timm's `pretrained_cfg`, or the image processor of a transformers checkpoint. A model that states none
+        gets the defaults above. A transformers checkpoint without a processor gets that of its family, with a
+        `DataWarning`.
         """
         found, origin = cls._stated_by(model), origin_of(model)
         return found if origin is None or origin.channels is None else found.with_channels(origin.channels)
@@ -104,7 +104,7 @@ class Preprocessing(BaseModel):
 
     @classmethod
     def from_attributes(cls, model: nn.Module) -> Self:
-        """What a model without a configuration says in attributes: open_clip's `preprocess_cfg`, an `image_size`."""
+        """Read attributes of a model without a configuration: open_clip's `preprocess_cfg`, an `image_size`."""
         told: Mapping[str, Any] = getattr(model, "preprocess_cfg", None) or {}
         side = told.get("size") or getattr(model, "image_size", None) or 224
         size = (int(side), int(side)) if isinstance(side, int) else (int(side[0]), int(side[1]))
@@ -122,15 +122,15 @@ class Preprocessing(BaseModel):
 
     @classmethod
     def from_processor(cls, stated: Mapping[str, Any], config: object = None, size: Size | None = None) -> Self:
-        """What a transformers image processor states (`preprocessor_config.json`), with what its class adds.
+        """Return the preprocessing of a transformers image processor (`preprocessor_config.json`).
 
         Args:
-            stated: its settings; empty takes those of transformers' ViT.
-            config: of the model, whose `image_size` is the size unless `size` says otherwise.
-            size: (H, W) that images get in the end.
+            stated: its settings; if empty, those of transformers' ViT.
+            config: of the model; its `image_size` is the size unless `size` is given.
+            size: final size (H, W).
 
         Raises:
-            DataError: it takes more channels than vpeft gives.
+            DataError: it needs more channels than vpeft supports.
         """
         built: Any = getattr(config, "image_size", None)
         if size is None and built:
@@ -139,7 +139,7 @@ class Preprocessing(BaseModel):
 
     @classmethod
     def _from_checkpoint(cls, model: nn.Module, settings: Any, processor: Mapping[str, Any] | None) -> Self:
-        """Of a transformers model: its checkpoint's processor, or else that of its family, which is said."""
+        """Return that of a transformers model: its checkpoint's processor, or that of its family with a warning."""
         origin = origin_of(model)
         asked = None if origin is None else origin.image_size
         if processor:
@@ -162,30 +162,30 @@ class Preprocessing(BaseModel):
         return cls(**fields_of(family or {}, None if built is None else (int(built[-2]), int(built[-1]))))
 
     def resized(self, size: int | tuple[int, int]) -> Self:
-        """The same at another size: (H, W), or the side of a square."""
+        """Return a copy with another size: (H, W), or the side of a square."""
         return self.model_copy(update={"size": (size, size) if isinstance(size, int) else size})
 
     def with_channels(self, channels: int) -> Self:
-        """The same for another number of channels: mean and deviation are those given, over and over."""
+        """Return a copy for another number of channels; mean and deviation are repeated."""
         if channels == self.channels:
             return self
         mean, std = (tuple(islice(cycle(values), channels)) for values in (self.mean, self.std))
         return self.model_copy(update={"mean": mean, "std": std})
 
     def for_data(self, config: DataConfig) -> Self:
-        """The same with the size, the channels and the window that a data set's configuration asks for."""
+        """Return a copy with the size, channels and window of a data set's configuration."""
         chosen = self.resized(config.image_size) if config.image_size else self
         chosen = chosen.with_channels(config.channels) if config.channels else chosen
         return chosen if config.window == chosen.window else chosen.model_copy(update={"window": config.window})
 
     @property
     def channels(self) -> int:
-        """Of the images: 3 is RGB."""
+        """Number of channels; 3 is RGB."""
         return len(self.mean)
 
     @property
     def fit(self) -> Fit:
-        """The way from any size to `size`."""
+        """How images of any size get the size `size`."""
         return Fit(self.size, self.resize, self.interpolation, self.crop_pct, self.mean)
 
     @property
@@ -198,29 +198,29 @@ class Preprocessing(BaseModel):
         return Reading(self.channels, self.window, max_pixels)
 
     def read(self, source: str | Path | bytes, max_pixels: int | None = None) -> Image.Image | Tensor:
-        """The image in a file as `transform` takes it: RGB, or a float tensor (C, H, W) of other channels.
+        """Read an image file for `transform`: RGB, or a float tensor (C, H, W) for other numbers of channels.
 
         Raises:
-            UnreadableImage: it is damaged, or has channels that do not fit.
+            UnreadableImage: the file is damaged, or its channels do not fit.
         """
         return read(source, self.reading(max_pixels))
 
     def transform(self) -> v2.Compose:
-        """From an image to a float tensor (C, size): for validation, test and prediction.
+        """Return the transform for validation, test and prediction: an image -> float tensor (C, size).
 
-        An image is a PIL image or uint8 tensor (3, H, W), or a float tensor (C, H, W) of other than three channels.
-        Called with an image and a mask (`torchvision.tv_tensors.Mask`), it gives both, the mask as int64 `size`.
+        An image is a PIL image or a uint8 tensor (3, H, W), or a float tensor (C, H, W) for other numbers of channels.
+        Called with an image and a mask (`torchvision.tv_tensors.Mask`), it returns both, the mask as int64 `size`.
         """
         return v2.Compose([AsPicture(self.channels), *self.fit.steps(), *self.normalised()])
 
     def augmented(self, policy: str) -> v2.Compose:
-        """The same for training, through the named augmentation policy; raises `UnknownPolicy`."""
+        """Return the transform for training, with the named augmentation policy; raises `UnknownPolicy`."""
         return v2.Compose([AsPicture(self.channels), *policy_named(policy)(self.fit), *self.normalised()])
 
     def fitted(self) -> list[nn.Module]:
-        """Steps from an image of any size to one of `size`."""
+        """Return the steps from an image of any size to one of `size`."""
         return self.fit.steps()
 
     def normalised(self) -> list[nn.Module]:
-        """Steps from an image to the normalised tensor; a mask passes unchanged."""
+        """Return the steps from an image to the normalised tensor; a mask does not change."""
         return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]

@@ -156,8 +156,7 @@ class Optimisation(BaseModel):
     )
     fit_memory: str | None = Field(
         default=None,
-        description="Memory limit of a training step, such as 8GB: vpeft chooses accelerations and parts of a batch"
-        " that stay within it.",
+        description="Memory limit of a training step, such as 8GB; decides accelerations and parts of a batch.",
     )
 
     @model_validator(mode="before")

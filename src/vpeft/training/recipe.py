@@ -115,8 +115,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str = Field(
-        description="Name of the pre-trained model; `vpeft backbones` lists them. hf:ID or hf:FOLDER is a model of"
-        " transformers, py:FILE.py:NAME your own function or class that returns a model."
+        description="Pre-trained model: a name from `vpeft backbones`, hf:ID or hf:FOLDER (transformers), or"
+        " py:FILE.py:NAME (your own function or class)."
     )
     pretrained: bool = Field(default=True, description="Load the backbone's weights; false: random weights.")
     weights: Path | None = Field(
@@ -148,7 +148,7 @@ class Recipe(BaseModel):
     )
     start: Path | None = Field(
         default=None,
-        description="Adapter file to start from; its head is used too if the outputs are the same.",
+        description="Adapter file to start from, with its head if the outputs are equal.",
     )
     optimisation: Optimisation = Field(default_factory=Optimisation)
     _backbone_of_file: bool = PrivateAttr(default=False)
