@@ -228,6 +228,7 @@ def save(
     )
     data = sealed_bytes(manifest.model_dump(mode="json"), tensors)
     _checked(data, path)
+    _require_as_many_labels(manifest, description, path)
     replace_file(path, lambda fresh: _write(fresh, data))
     return path
 
@@ -584,11 +585,39 @@ def require_implied(
             f"{path}: what its manifest says cannot be made ({type(error).__name__}: {printable(str(error), 200)})."
         ) from error
     given = relaid(dict(tensors), implied) if other else dict(tensors)
+    if head is None:
+        _require_as_many_labels(manifest, description, path)
     try:
         require_equal_shapes(given, implied)
         _require_equal_kinds(given, implied)
     except VpeftError as error:
         raise BadAdapterFile(f"{path}: {printable(str(error), 600)}") from None
+
+
+def _require_as_many_labels(manifest: Manifest, description: Backbone, path: str | Path) -> None:
+    """Compare the outputs of the file's head with those that the file's task, with its labels, would want.
+
+    Raises:
+        BadAdapterFile: they are of one kind, and differ in their number.
+    """
+    entry, task = manifest.head, task_of(manifest)
+    if entry is None or task is None:
+        return
+    try:
+        with budget(len(manifest.labels or ()), manifest.parameters):
+            wanted = head_entry(task.head(description, description.facts.width))
+    except Exception:
+        return  # a task whose head cannot be told does not make one here either
+    outputs, stated = _outputs(wanted), _outputs(entry)
+    if wanted.kind == entry.kind and None not in (outputs, stated) and outputs != stated:
+        raise BadAdapterFile(
+            f"{path} has {len(task.labels)} labels, for which its task {task.name!r} wants a head with {outputs}"
+            f" outputs, and its head has {stated}."
+        )
+
+
+def _outputs(entry: HeadEntry) -> Any:
+    return entry.classes if entry.classes is not None else (entry.settings or {}).get("outputs")
 
 
 def _require_equal_kinds(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -257,6 +257,14 @@ def test_whole_numbers_and_complex_ones_are_refused_where_floats_are(saved: Path
             vpeft.load(tiny_vit_again(), saved)
 
 
+def test_labels_for_another_number_of_outputs_are_refused(saved: Path) -> None:
+    for labels in (["a", "b"], list("abcdefgh")):
+        task = {"name": "classification", "fields": {"labels": labels}}
+        for changes in ({"labels": labels}, {"labels": labels, "task": task}):
+            with pytest.raises(BadAdapterFile, match=rf"has {len(labels)} labels, .* and its head has 3"):
+                vpeft.load(tiny_vit_again(), _rewrite(saved, **changes))
+
+
 def test_a_file_without_a_seal_says_so() -> None:
     kept = Path(__file__).parents[2] / "fixtures" / "adapter_of_2026.safetensors"
     assert read_manifest(kept).seal is None and read_manifest(kept).format == 1
