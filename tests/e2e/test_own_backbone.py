@@ -119,7 +119,7 @@ def test_code_is_run_only_when_it_is_named(capsys: pytest.CaptureFixture[str]) -
     assert main(["evaluate", ADAPTER, "--data", "data.npz"]) == 1
     assert "say --backbone py:net.py:Net" in capsys.readouterr().err
     manifest = read_manifest(ADAPTER)
-    for stated, said in (("py:net.py:Net", "code is not run"), ("Net", "does not say what makes it")):
+    for stated, said in (("py:net.py:Net", "code is not run"), ("Net", "does not name the code that creates it")):
         with pytest.raises(VpeftError, match=said):
             _made_again(manifest.model_copy(update={"origin": None, "backbone": stated}), Path(ADAPTER), None, None)
     named = ["--backbone", "py:net.py:Net"]

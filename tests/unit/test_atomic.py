@@ -107,8 +107,8 @@ def test_a_full_disk_is_said_with_what_is_still_good(tmp_path: Path) -> None:
         fresh.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(DiskFull, match=rf"The disk of {tmp_path} is full: .* The checkpoint before it is whole"):
-        replace_file(path, full, kept="The checkpoint before it is whole: go on.")
+    with pytest.raises(DiskFull, match=rf"The disk of {tmp_path} is full: .* The previous checkpoint is intact"):
+        replace_file(path, full, kept="The previous checkpoint is intact: go on.")
     assert read_checkpoint(path).facts == {"epoch": 1} and list(tmp_path.iterdir()) == [path]
 
 
@@ -133,7 +133,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     path = small_disk / "checkpoint.safetensors"
     write_checkpoint(path, Checkpoint({"model": {"w": torch.ones(1000)}}, {"epoch": 1}))
-    with pytest.raises(DiskFull, match="The checkpoint before it is whole"):
+    with pytest.raises(DiskFull, match="The previous checkpoint is intact"):
         write_checkpoint(path, Checkpoint({"model": {"w": torch.ones(2_000_000)}}, {"epoch": 2}))
     assert read_checkpoint(path).facts == {"epoch": 1} and list(small_disk.iterdir()) == [path]
     with pytest.raises(DiskFull, match=r"records of the frozen part need .* MiB there"):

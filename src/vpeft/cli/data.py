@@ -19,7 +19,7 @@ from vpeft.data.export import export_folder
 from vpeft.data.problems import DataWarning
 from vpeft.data.sources.registry import sources
 
-app = App(name="data", help="Work with data sets: what can be one, a look at one, one written out as images.")
+app = App(name="data", help="List data sources, check a data set, or export one as a folder of images.")
 
 _FLAGS = flags_of(DataConfig, group=Group("The data", sort_key=1), skip=("source",))
 

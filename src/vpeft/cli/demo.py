@@ -130,7 +130,7 @@ def demo(
     report = make_report(out / "ledger", html=out / "report.html", png=out / "comparison.png")
     screen.print(report)
 
-    _say(screen, "3. Save the method that was best on validation images, and load it again from its file.")
+    _say(screen, "3. Save the best method on validation images, and load it again from its file.")
     best = best_on_validation(ledger, epochs or epochs_of_the_protocol())
     adapter = save_with_scores(best, out)
     assert best.chosen is not None and best.scores is not None
@@ -141,7 +141,7 @@ def demo(
         )
     )
 
-    _say(screen, "4. Predict the test images, which no training and no choice has seen.")
+    _say(screen, "4. Predict the test images, which were not used for training or for any choice.")
     shown, right, count = predict_unseen(best, adapter, out / "unseen")
     screen.print(Text(f"the reloaded adapter names {right} of {count} images right ({right / count:.1%})"))
     screen.print(show.table(("image", "says", "sure", "is"), [_row(one) for one in shown[:8]]))
@@ -153,7 +153,7 @@ def demo(
     for file, what in (
         (out / "report.html", "the comparison as a page"),
         (out / "comparison.png", "accuracy against trained parameters"),
-        (picture, "images that were never seen, with what the adapter says"),
+        (picture, "test images with the adapter's predictions"),
     ):
         screen.print(Text(f"  {file}   {what}"))
     screen.print(Text(f"Try: vpeft predict {adapter} {out / 'unseen'} --top 3"))

@@ -88,7 +88,7 @@ def _devices() -> Iterator[Finding]:
     if torch.backends.mps.is_available():
         yield Finding("accelerator", None, "Apple GPU (mps)")
     if not torch.cuda.device_count() and not torch.backends.mps.is_available():
-        yield Finding("accelerator", None, "none that torch can use; everything runs on the processor")
+        yield Finding("accelerator", None, "none that torch can use; everything runs on the CPU")
 
 
 def extras() -> Iterator[Finding]:

@@ -71,7 +71,7 @@ def _evaluate(
     """
     values = nested(_FLAGS, given)
     if "source" not in values:
-        raise NoData("No data were given. Say --data FOLDER: one sub-folder of images for each label.")
+        raise NoData("No data were given. Add --data FOLDER, with one sub-folder of images for each label.")
     config = validated(DataConfig, values, _FLAGS)
     loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download)
     if loaded.unsealed is not None:

@@ -110,7 +110,7 @@ def _explain(
         out.print(Text(f"- {figure['figure']}{parameters}\n    from {figure['source']}"))
         if figure["protocol"]:
             out.print(Text(f"    protocol: {figure['protocol']}"))
-    doubts = "What is doubtful about the tables is in --json." if figures else "None that could be read at its source."
+    doubts = "--json lists the doubts about the tables." if figures else "None that could be read at its source."
     out.print(Text(doubts))
 
 

@@ -74,7 +74,7 @@ def _guarded(app: App, arguments: Sequence[str]) -> int:
             return MISTAKE
         path = write_report(arguments, error)
         say_error(
-            f"vpeft ran into a bug of its own: {type(error).__name__}: {error}\n"
+            f"vpeft found a bug in itself: {type(error).__name__}: {error}\n"
             f"A report with the traceback, the versions and the command is in {path}"
         )
         return BUG

@@ -26,7 +26,7 @@ ALL = "--help-all"
 show_all = False
 
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
-"""The type of a flag of a command's own that is off unless it is said."""
+"""The type of a command's own flag that is off by default."""
 
 _SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable)
 _SCALARS = (bool, int, float, str, Path)

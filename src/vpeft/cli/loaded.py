@@ -57,8 +57,7 @@ class Loaded:
         if self.manifest.seal is not None:
             return None
         return (
-            f"{self.path} is of format {self.manifest.format}, which has no seal, so that an edited label would not be"
-            " noticed"
+            f"{self.path} is of format {self.manifest.format}, which has no seal, so edited labels would not be noticed"
         )
 
     @property
@@ -191,13 +190,13 @@ def _made_again(
     stated = manifest.backbone if origin is None else origin.name
     if named is None and stated.startswith(OWN_CODE):
         raise VpeftError(
-            f"{path} was made on {stated}, and code is not run because a file names it. If you trust that code, say"
-            f" --backbone {stated}."
+            f"{path} was made on {stated}, and code is not run because a file names it. If you trust that code,"
+            f" add --backbone {stated}."
         )
     if origin is None:
         if named is None and not described:
             raise VpeftError(
-                f"{path} was made on {stated}, a model of one's own, and does not say what makes it. Say it with"
+                f"{path} was made on {stated}, a model of your own, and does not name the code that creates it. Add"
                 f" --backbone {OWN_CODE}FILE.py:NAME."
             )
         return create_backbone(
@@ -207,12 +206,12 @@ def _made_again(
     if weights is None and file is not None and not file.is_file():
         raise VpeftError(
             f"{path} was made on {origin.name} with the weights of {origin.weights} (sha256"
-            f" {(origin.weights_sha256 or '')[:12]}), and that file is not there. Give it with --weights FILE."
+            f" {(origin.weights_sha256 or '')[:12]}), and that file does not exist. Name it with --weights FILE."
         )
     if weights is None and file is not None and file_digest(file) != origin.weights_sha256:
         raise VpeftError(
-            f"{path} was made on {origin.name} with the weights of {origin.weights}, and that file is another one now."
-            " Give the right one with --weights FILE."
+            f"{path} was made on {origin.name} with the weights of {origin.weights}, and that file has changed since."
+            " Name the right one with --weights FILE."
         )
     with untouched_randomness(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ResizedPositions)  # it was said when the adapter was trained

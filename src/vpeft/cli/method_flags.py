@@ -45,6 +45,6 @@ def fields_by_method(used: Iterable[str], given: Mapping[str, Any]) -> dict[str,
             flags = ", ".join(f"--{name}.{field.replace('_', '-')}" for field in fields)
             raise StrayFlag(
                 f"{flags}: this run uses {' and '.join(known) or 'no method'}, not {name}. "
-                f"Say --method {name}, or leave the flag out."
+                f"Add --method {name}, or leave the flag out."
             )
     return typed

@@ -121,7 +121,7 @@ def _readable(files: Iterable[Path], preprocessing: Preprocessing, strict: bool)
 def _draw(predictions: Sequence[Prediction], folder: Path) -> None:
     maps = [one for one in predictions if one.map is not None]
     if not maps:
-        raise NothingToPredict("This adapter's task answers with no map, so there is nothing to draw.")
+        raise NothingToPredict("This adapter's task does not predict maps, so there is nothing to draw.")
     folder.mkdir(parents=True, exist_ok=True)
     for one in maps:
         assert one.map is not None

@@ -81,7 +81,7 @@ def _search(
         show=False,
     )
     if outcome.stopped:
-        say_warning("stopped. Give the same command again to go on.")
+        say_warning("stopped. Run the same command again to continue.")
         return INTERRUPTED
     if json:
         show.as_json(_figures(outcome))
@@ -116,7 +116,7 @@ def _sentences(outcome: SearchOutcome) -> str:
         f"{figures['candidates']} candidates were scored; the best has {figures['parameters']:,} parameters and"
         f" scores {figures['inherited_score']:.4g} on the validation images with the supernet's weights.\n"
         f"{outcome.found[0].method!r}\n"
-        f"Trained anew: {', '.join(scores)}.\n"
+        f"Trained from the pre-trained weights: {', '.join(scores)}.\n"
         f"adapter: {figures['adapter']}; record: {figures['record']}; candidates: {figures['search']}"
     )
 

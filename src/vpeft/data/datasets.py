@@ -207,7 +207,7 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
         listing.problems.report(config.source, strict=config.strict)
         raise DataError(f"{config.source} holds no image. {listing.expected}")
     if config.window == "auto" and config.check != "decode":
-        raise DataError("window = 'auto' looks at the values of all images, which needs check = 'decode'.")
+        raise DataError("window = 'auto' reads the values of all images, which needs check = 'decode'.")
     keep = cache is not None and config.window != "auto"
     content: dict[str, str] = {}
     masks: dict[str, str] = {}
@@ -311,5 +311,5 @@ def _split(
             del splits[name]
             made.discard(name)
             if wanted:
-                problems.add("split", name, "too few images to hold any out; it stays empty")
+                problems.add("split", name, "too few images for this split; it stays empty")
     return {name: splits[name] for name in SPLITS if name in splits}, made

@@ -25,7 +25,7 @@ from vpeft.data.targets import Mask, Target, target_of
 from vpeft.errors import nearest
 
 Transform = Callable[..., Any]
-"""From an image to a tensor; where the target is a mask, from an image and a mask to both."""
+"""An image -> a tensor; if the target is a mask, (image, mask) -> both."""
 
 
 class DecodedImages:
@@ -241,7 +241,7 @@ def matched(images: Any, labels: Sequence[str]) -> Any:
     if kind in ("values", "mask"):
         raise DataError(
             f"The targets are named {', '.join(names)} here and {', '.join(labels)} in training; "
-            "bring them into the same order."
+            "give them the same names."
         )
     if not isinstance(images, ImageSet):
         return Renumbered(images, names, labels)

@@ -151,8 +151,8 @@ class Preprocessing(BaseModel):
             name = getattr(settings, "_name_or_path", "")
             values = "those of its family" if family is not None else "mean and deviation 0.5"
             warnings.warn(
-                f"The checkpoint {name} has no preprocessor_config.json; {values} are taken. Add the file where it was "
-                "trained with others.",
+                f"The checkpoint {name} has no preprocessor_config.json; {values} are used. Add the file if the model"
+                " was trained with other settings.",
                 DataWarning,
                 stacklevel=3,
             )

@@ -50,7 +50,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     replace_file(
         path,
         lambda fresh: save_file(flat, fresh, metadata=header),
-        kept="The checkpoint before it is whole: the same command goes on from there." if path.is_file() else "",
+        kept="The previous checkpoint is intact: the same command continues from it." if path.is_file() else "",
     )
 
 

@@ -118,7 +118,7 @@ def memory_message(tuned: nn.Module, sample: Tensor, settings: Optimisation, sai
         )
         # The largest part that would have fitted is not known, so no number is promised beyond the halving.
         advice[:0] = profiles
-        advice.append('fit_memory = "8GB" or whatever may be used, which chooses among these')
+        advice.append('fit_memory = "8GB" or another limit, which chooses among these')
     first_line = said.strip().splitlines()[0] if said.strip() else ""
     return f"{head}{measured}Change one of: {'; '.join(advice)}.\n({first_line})"
 

@@ -205,7 +205,7 @@ def extended(
     more = settings.epochs - before
     shown.say(
         f"The run in {folder} ended after {before} epochs. Its weights are the start of a new run of {more} more, with"
-        " a schedule of its own."
+        " its own schedule."
     )
     rest = {**settings.model_dump(), "epochs": more}
     if settings.warmup >= 1:

@@ -143,5 +143,5 @@ def _goes_by_itself(training: Training) -> str | None:
         asked = ", ".join(saving) or "fit_memory"
         return f"{asked} saves memory, and a common pass would save the tensors of all runs"
     if training.machine.scaler is not None:
-        return "fp16 scales the loss of each run by a number of its own"
+        return "fp16 scales the loss of each run by another number"
     return None

@@ -267,7 +267,7 @@ class Training:
         patience = settings.early_stopping
         if patience is not None and at.without_gain >= patience:
             at.reason = (
-                f"validation {self.task.leading.name} has not become better in {patience} validations after epoch"
+                f"validation {self.task.leading.name} has not improved in {patience} validations after epoch"
                 f" {at.best_epoch}"
             )
         at.next_epoch(record)
@@ -326,7 +326,7 @@ class Training:
         self.shown.say(
             f"{self.stop.requested}: stopped after step {self.at.step} of {self.total}; saved in {self.out}."
         )
-        return self.result("stopped", f"{self.stop.requested}; the same call goes on from step {self.at.step}")
+        return self.result("stopped", f"{self.stop.requested}; the same call continues from step {self.at.step}")
 
     # -- writing down -----------------------------------------------------------------------------------------------
 
@@ -374,7 +374,7 @@ class Training:
         if self.machine.scaler is not None and saved.facts["scaler"]:
             self.machine.scaler.load_state_dict(saved.facts["scaler"])
         set_random_state(saved.tensors["random"], saved.facts["random"])
-        self.shown.say(f"Going on from step {self.at.step} of {self.total}.")
+        self.shown.say(f"Continuing from step {self.at.step} of {self.total}.")
 
     def show(self) -> None:
         """Update the display."""

@@ -49,7 +49,7 @@ def bf16_is_emulated(device: torch.device) -> bool:
 def remarks(precision: Precision, device: torch.device) -> list[str]:
     """Return remarks on this machine to print before training."""
     if precision == "bf16" and bf16_is_emulated(device):
-        return ["this processor has no instructions for bf16, which is then slower than fp32: take --precision fp32"]
+        return ["this processor has no bf16 instructions, so bf16 is slower than fp32: use --precision fp32"]
     return []
 
 

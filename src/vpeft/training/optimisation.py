@@ -51,7 +51,9 @@ def optimiser_class(text: str) -> tuple[str, dict[str, Any]]:
     settings = [name for name in inspect.signature(kind).parameters if name not in ("params", "lr", "weight_decay")]
     for name in spec.fields:
         if name not in settings:
-            hint = "The rate and the decay have settings of their own." if name in ("lr", "weight_decay") else ""
+            hint = (
+                "Rate and decay have their own settings (lr, weight_decay)." if name in ("lr", "weight_decay") else ""
+            )
             raise UnknownOptimiser(f"{kind.__name__} has no setting {name!r}. {hint or nearest(name, settings)}")
     return kind.__name__, dict(spec.fields)
 

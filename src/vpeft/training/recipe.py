@@ -236,7 +236,7 @@ class Recipe(BaseModel):
         again = type(self).from_mapping(tomllib.loads(text))
         again._backbone_of_file = self._backbone_of_file
         if again != self:
-            raise BadRecipe("This recipe sets a field to None against its default, and TOML has no None.")
+            raise BadRecipe("This recipe sets a field with a default to None, which TOML cannot express.")
         return text
 
 

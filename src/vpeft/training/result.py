@@ -67,8 +67,7 @@ class EpochRecord(BaseModel):
     train_loss: float
     train: dict[str, float] = Field(
         default_factory=dict,
-        description="Means over its training samples, while the weights moved: what the task monitors, and the parts"
-        " of the loss where there are several.",
+        description="Means over its training samples: the task's monitored values and the parts of the loss.",
     )
     gradient_norm: float = Field(description="Mean over its steps of the gradient's norm before clipping.")
     val: dict[str, float] | None = Field(default=None, description="Validation scores by name, if it was validated.")
@@ -103,17 +102,17 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     state: Literal["done", "stopped", "failed"]
-    reason: str | None = Field(default=None, description="Why it ended before its last epoch, if it did.")
+    reason: str | None = Field(default=None, description="The reason why it ended before its last epoch, or none.")
     history: list[EpochRecord]
     steps: int = Field(description="Optimiser steps taken.")
     best_epoch: int | None = Field(default=None, description="The first epoch with the best validation score.")
     kept_epoch: int | None = Field(default=None, description="The epoch whose weights the model has now.")
-    val: Scores | None = Field(default=None, description="On the validation samples, of the weights that were kept.")
+    val: Scores | None = Field(default=None, description="Validation scores of the final weights.")
     seconds: float = Field(description="Wall-clock time over all sittings.")
     images_per_second: float = Field(description="Training samples per second of training time.")
     peak_memory: PeakMemory
     device: str
-    resumed_at: int | None = Field(default=None, description="The step at which this sitting took the run up.")
+    resumed_at: int | None = Field(default=None, description="The step from which this call continued the run.")
     optimisation: Optimisation
 
     @classmethod

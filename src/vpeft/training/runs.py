@@ -79,7 +79,9 @@ def run_recipes(
         if number:  # its time begins now, not with that of the first
             members.begin_now()
         if stopped:
-            made = members.without_steps("stopped", "not begun, as others were stopped before; the same call begins it")
+            made = members.without_steps(
+                "stopped", "not started, because earlier runs were stopped; the same call starts it"
+            )
         else:
             made = members.trained(resume=resume, progress=progress, test=test)
         stopped = stopped or any(one.state == "stopped" for one in made)

@@ -166,7 +166,7 @@ class _Notes:
                 if stored["supernet"] == identity:  # scores of other weights or images say nothing
                     self.known = {_key(one["method"]): float(one["score"]) for one in stored["candidates"]}
             except (KeyError, TypeError, ValueError, AttributeError):
-                raise BadNotes(f"The search's notes {path} are damaged. Delete the file to score anew.") from None
+                raise BadNotes(f"The search's notes {path} are damaged. Delete the file to score again.") from None
             if self.known:
                 say(f"search: {len(self.known)} candidates are scored already")
 

@@ -215,7 +215,7 @@ class Stepper:
         if where is None:
             where = f"the loss ({loss}): the outputs are finite, so it is the loss itself, or a method's penalty"
         return NonFinite(
-            f"Step {at.step + 1} (epoch {at.epoch + 1}) met numbers that are not finite. "
+            f"Step {at.step + 1} (epoch {at.epoch + 1}) found numbers that are not finite. "
             f"The first such tensor is {where}. Lower lr (now {self.settings.lr:g}), clip the gradient "
             "(clip = 1.0), or use more precision."
         )

@@ -190,7 +190,7 @@ def _refuse_mixing(runs: Sequence[Run], folders: Sequence[Path | None]) -> None:
     if not runs:
         raise UnsuitableSettings("There are no runs to train.")
     if len({id(run.tuned) for run in runs}) < len(runs):
-        raise UnsuitableSettings("Two runs have the same model. Tune one for each run, on a backbone of its own.")
+        raise UnsuitableSettings("Two runs have the same model. Tune one model for each run, each on its own backbone.")
     named = [folder for folder in folders if folder is not None]
     if named and len(named) < len(runs):
         raise UnsuitableSettings("Some runs have a folder (`out`) and some have none. Name one for each, or for none.")
@@ -202,5 +202,5 @@ def _refuse_mixing(runs: Sequence[Run], folders: Sequence[Path | None]) -> None:
             if owners.setdefault(id(parameter), number) != number:
                 raise UnsuitableSettings(
                     f"Runs {owners[id(parameter)] + 1} and {number + 1} train the same tensor ({name}). "
-                    "Tune each on a backbone of its own (`copy.deepcopy`)."
+                    "Tune each on its own backbone (`copy.deepcopy`)."
                 )

@@ -149,7 +149,7 @@ def test_no_training_split(tmp_path: Path) -> None:
 
 def test_too_few_images_to_hold_any_out(tmp_path: Path) -> None:
     write_classes(tmp_path, cat=1, dog=1)
-    with pytest.warns(DataWarning, match="too few images to hold any out"):
+    with pytest.warns(DataWarning, match="too few images for this split"):
         data = _open(tmp_path)
     assert data.val is None
     assert data.test is None

@@ -177,7 +177,7 @@ def test_early_stopping_keeps_the_last_epoch_unless_the_best_is_asked_for() -> N
     assert result.best_epoch == 1 + tops.index(max(tops))
     assert len(tops) == result.best_epoch + 2 < 12
     assert result.reason is not None
-    assert "validation top1 has not become better in 2 validations" in result.reason
+    assert "validation top1 has not improved in 2 validations" in result.reason
     assert same(weights(tuned), after[-1])
     assert result.kept_epoch == len(tops)
 
@@ -349,7 +349,7 @@ def test_emulated_bf16_is_said(
     for precision in ("fp32", "bf16"):
         settings = SHORT.model_copy(update={"precision": precision, "device": "cpu", "epochs": 1})
         fit(tuned_vit(), Patches(8, noise=0.2), optimisation=settings)
-        assert ("no instructions for bf16" in capsys.readouterr().err) is (emulated and precision == "bf16")
+        assert ("no bf16 instructions" in capsys.readouterr().err) is (emulated and precision == "bf16")
 
 
 def test_what_is_emulated_follows_from_the_device_and_its_instructions() -> None:

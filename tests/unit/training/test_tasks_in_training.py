@@ -41,7 +41,7 @@ def test_sgd_takes_the_step_that_its_formula_says() -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("adamv", "radam"), ("sgd(momentun=0.9)", "momentum"), ("sgd(lr=1)", "settings of their own"), ("sgd(", "sgd")],
+    [("adamv", "radam"), ("sgd(momentun=0.9)", "momentum"), ("sgd(lr=1)", "their own settings"), ("sgd(", "sgd")],
 )
 def test_a_wrong_optimiser_is_said_with_what_exists(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
