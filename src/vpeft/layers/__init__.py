@@ -1,1 +1,1 @@
-"""Small trainable modules that several methods share. They see channels last unless they say otherwise."""
+"""Small trainable modules that several methods share. They take channels last unless they say otherwise."""

@@ -1,4 +1,4 @@
-"""The two-layer bottleneck that most adapters are made of."""
+"""The two-layer bottleneck of most adapters."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Bottleneck(nn.Module):
-    """x -> scale * (W_up drop(f(W_down x + b_down)) + b_up), perhaps plus x.
+    """x -> scale * (W_up drop(f(W_down x + b_down)) + b_up), plus x if `residual`.
 
     Args:
         width: D of x, (..., D).
         bottleneck: R.
-        scale: factor of the whole branch, its bias included.
-        dropout: after the activation.
+        scale: factor of the whole branch, including its bias.
+        dropout: probability of the dropout after the activation.
         activation: f.
-        residual: whether x itself is added, for use in series.
-        layer_norm: a trained LayerNorm on what enters W_down ("in") or on the scaled result ("out").
-        learn_scale: train the scale, from this value.
-        start: of the weights; biases start at zero.
-            identity: W_down Kaiming-uniform (a = sqrt(5)), W_up zero. It still learns, as W_up sees f(W_down x) != 0.
-            trunc_normal: both N(0, 0.02). normal: the same, not cut.
-            small: both N(0, 0.001), cut at two deviations (Houlsby).
-            zero: both zero. Only b_up can ever learn then.
+        residual: add x itself, for use in series.
+        layer_norm: a trained LayerNorm on the input of W_down ("in") or on the scaled result ("out").
+        learn_scale: train the scale, starting at this value.
+        start: initialisation of the weights; biases start at zero.
+            identity: W_down Kaiming-uniform (a = sqrt(5)), W_up zero. It can learn, because W_up sees f(W_down x) != 0.
+            trunc_normal: both N(0, 0.02), truncated. normal: the same, not truncated.
+            small: both N(0, 0.001), truncated at two deviations (Houlsby).
+            zero: both zero; then only b_up can learn.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The pieces of a compact side network: a running low-rank sum, its write-back, and pooling over patches."""
+"""Parts of a compact side network: a running low-rank sum, its write-back, and pooling over patches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .low_rank import LowRank
 
 
 class SideSum(LowRank):
-    """(x, h) -> h + x A^T B^T; without h, the first of its sum. x and h are (..., D), A (R, D), B (D, R)."""
+    """(x, h) -> h + x A^T B^T; without h, x A^T B^T. x and h are (..., D), A is (R, D), B is (D, R)."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__(width, width, rank)
@@ -23,11 +23,11 @@ class SideSum(LowRank):
 
 
 class SwishWrite(nn.Module):
-    """(z, h) -> z + F(theta(h)), theta(h) = h sigmoid(beta h), F nothing or a convolution over the grid's tokens.
+    """(z, h) -> z + F(theta(h)), theta(h) = h sigmoid(beta h), F the identity or a convolution over the grid.
 
     Args:
-        beta: sharpness; at 100 almost a ReLU.
-        fusion: a depthwise convolution (D channels), shared among writes; tokens before the grid do not pass it.
+        beta: sharpness; at 100 it is almost a ReLU.
+        fusion: a depthwise convolution (D channels) that all writes share; tokens before the grid skip it.
     """
 
     def __init__(self, beta: float, fusion: nn.Module | None = None) -> None:
@@ -51,7 +51,10 @@ class SwishWrite(nn.Module):
 
 
 def same_depthwise(width: int, kernel: int) -> nn.Conv2d:
-    """A k x k depthwise convolution without bias that keeps the grid; even k pad one more at the right and bottom."""
+    """Return a k x k depthwise convolution without bias that keeps the grid.
+
+    For even k it pads one more cell at the right and bottom.
+    """
     conv = SameConv2d if kernel % 2 == 0 else nn.Conv2d
     return conv(width, width, kernel, padding=(kernel - 1) // 2, groups=width, bias=False)
 
@@ -64,9 +67,9 @@ class SameConv2d(nn.Conv2d):
 
 
 class PatchMean(nn.Module):
-    """(B, P + N, D) -> the same shape, every token the mean of the N patches.
+    """(B, P + N, D) -> the same shape, where every token is the mean of the N patches.
 
-    In front of the final norm it makes any pooling (class token or mean) give LN(mean of the patches).
+    Before the final norm, it makes any pooling (class token or mean) return LN(mean of the patches).
     """
 
     def __init__(self, prefix: int) -> None:

@@ -1,4 +1,4 @@
-"""The supervised contrastive loss, and the views that it compares. For methods that look at data before training."""
+"""The supervised contrastive loss and its views, for methods that use data before training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def supervised_contrastive(features: Tensor, labels: Tensor, temperature: float)
 
 
 def two_views(images: Tensor) -> Tensor:
-    """(B, C, H, W) -> (2, B, C, H, W): crops, flips, colours and grey, drawn for each image and each view.
+    """(B, C, H, W) -> (2, B, C, H, W): random crops, flips, colours and grey for each image and each view.
 
-    Colours are changed between the smallest and the largest value of each image, as the inputs are normalised already.
+    Colours stay between the smallest and the largest value of each image, because the inputs are normalised already.
     """
     from torchvision.transforms import v2
 

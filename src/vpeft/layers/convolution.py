@@ -1,4 +1,4 @@
-"""Bottlenecks that look at neighbouring tokens."""
+"""Bottlenecks with a convolution over neighbouring tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of elastic width: of each tensor only the first rows or columns take part, as a shared table says."""
+"""Layers of elastic width: a shared table says how many rows or columns of each tensor are used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Genes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # widths of ea
 
 
 class Widths:
-    """The widths in force: `rest` always, except that training follows `drawn` and a search follows `tried`."""
+    """The widths in use: `rest` by default, `drawn` in training, `tried` in a search."""
 
     def __init__(self, rest: Genes) -> None:
         self.rest = rest
@@ -31,13 +31,13 @@ class Widths:
 
 
 def drawn_widths(choices: Sequence[int], depths: Sequence[int], blocks: int, random: Random) -> tuple[int, ...]:
-    """Widths of one kind: a depth drawn from `depths`, a width from `choices` for each block up to it, then zeros."""
+    """Draw widths of one kind: a depth from `depths`, a width from `choices` for each block up to it, then zeros."""
     depth = min(random.choice(depths), blocks)
     return (*(random.choice(choices) for _ in range(depth)), *(0 for _ in range(blocks - depth)))
 
 
 def widths_in(adapter: nn.Module) -> Widths:
-    """The table that the elastic layers inside `adapter` share; LookupError where there are none."""
+    """Return the table that the elastic layers inside `adapter` share; LookupError if there is none."""
     for module in adapter.modules():
         found = getattr(module, "widths", None)
         if isinstance(found, Widths):

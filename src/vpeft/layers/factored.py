@@ -1,4 +1,4 @@
-"""Weight changes of many matrices that share their outer factors: U and V for all, a small core for each."""
+"""Weight updates of many matrices with shared outer factors: U and V for all, a small core for each."""
 
 from __future__ import annotations
 

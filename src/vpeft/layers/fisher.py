@@ -1,4 +1,4 @@
-"""How much each frozen weight matters to a task: the diagonal of the empirical Fisher information."""
+"""The importance of each frozen weight for a task: the diagonal of the empirical Fisher information."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import VpeftError
 
 
 class NoBatches(VpeftError):
-    """Nothing to measure on."""
+    """There are no batches to measure on."""
 
 
 def fisher(

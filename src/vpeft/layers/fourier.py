@@ -1,4 +1,4 @@
-"""Prompt tokens, some of which pass a Fourier transform first."""
+"""Prompt tokens, some of which go through a Fourier transform."""
 
 from __future__ import annotations
 

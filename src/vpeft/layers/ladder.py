@@ -1,4 +1,4 @@
-"""A narrow transformer beside a frozen one, which reads its blocks over ladders."""
+"""A narrow transformer in parallel to a frozen one; it reads the frozen blocks over ladders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bottleneck without a nonlinearity, which therefore folds into a neighbouring linear map."""
+"""A bottleneck without a nonlinearity, so it can be folded into a neighbouring linear layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Low-rank changes of a linear map or a convolution."""
+"""Low-rank updates of a linear layer or a convolution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class LowRank(nn.Module):
-    """x -> scale * B A drop(x), beside a linear map.
+    """x -> scale * B A drop(x), in parallel to a linear layer.
 
     Args:
         width_in: D_in of x, (..., D_in).
@@ -19,7 +19,7 @@ class LowRank(nn.Module):
         scale: factor of the product.
         dropout: probability on x, in training only.
 
-    A starts Kaiming-uniform with a = sqrt(5) as nn.Linear does, B at zero, so the map starts at zero (loralib).
+    A starts Kaiming-uniform with a = sqrt(5), as nn.Linear does, and B at zero, so the output starts at zero (loralib).
     """
 
     def __init__(self, width_in: int, width: int, rank: int, scale: float = 1.0, dropout: float = 0.0) -> None:

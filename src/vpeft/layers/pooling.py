@@ -1,4 +1,4 @@
-"""Pooling of a side network's tokens in the way the backbone pools its own."""
+"""Pool the tokens of a side network in the same way as the backbone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Pooling = Literal["token", "mean"]
 
 
 def side_pooling(backbone_pooling: str, prefix: int) -> Pooling:
-    """ "token" where the backbone reads its class token, "mean" for every other way of pooling."""
+    """Return "token" if the backbone reads its class token, "mean" for every other pooling."""
     return "token" if backbone_pooling == "token" and prefix > 0 else "mean"
 
 

@@ -1,4 +1,4 @@
-"""Learnable keys and values in front of those of an attention."""
+"""Learnable keys and values before those of an attention."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ Start = Literal["vpt", "uniform", "lae"]
 
 
 class Prefix(nn.Module):
-    """k, v (B, h, N, d) -> [K_p; k], [V_p; v] with n rows more; q passes.
+    """k, v (B, h, N, d) -> [K_p; k], [V_p; v] with n more rows; q does not change.
 
     Args:
         heads, head_width: h and d; D = h d.
         count: n.
-        bound: of the uniform start.
-        start: "vpt" in (-bound, bound), "uniform" in (-1, 1), "lae" in (0, 0.01) with a learned factor that is 1 first.
-        compensate: after the softmax, whether the prefix columns of each row are divided by their sum (LAE).
+        bound: bound of the uniform start.
+        start: "vpt" in (-bound, bound), "uniform" in (-1, 1), "lae" in (0, 0.01) with a learned factor that starts at
+            1.
+        compensate: after the softmax, divide the prefix columns of each row by their sum (LAE).
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Prefix(nn.Module):
 
 
 class MadePrefix(Prefix):
-    """A prefix made by a small network while it trains: [K_p, V_p] = W_2 tanh(W_1 T + b_1) + b_2, T (n, D).
+    """A prefix that a small network computes in training: [K_p, V_p] = W_2 tanh(W_1 T + b_1) + b_2, T (n, D).
 
     Args:
         hidden: m, the rows of W_1.

@@ -1,4 +1,4 @@
-"""Learnable tokens that join a sequence."""
+"""Learnable tokens that are inserted into a sequence."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def projection(width_in: int, width: int) -> nn.Linear:
 
 
 def per_width(made: dict[int, nn.Linear], width_in: int, width: int) -> nn.Linear:
-    """The one projection onto this width; it is made and remembered where it is not there yet."""
+    """Return the projection onto this width; create it at the first call."""
     if width not in made:
         made[width] = projection(width_in, width)
     return made[width]
 
 
 def xavier_bound(backbone: Backbone, width: int) -> float:
-    """sqrt(6 / (values in one patch + width)), VPT's bound for its uniform start.
+    """Return sqrt(6 / (values in one patch + width)), VPT's bound for its uniform start.
 
-    Where the tokens are no patches (texts), a token has as many values as the first block is wide.
+    If tokens are not patches (texts), the width of the first block replaces the number of values.
     """
     if backbone.inputs.layout == "tokens":
         return math.sqrt(6.0 / (backbone.blocks[0].dim + width))

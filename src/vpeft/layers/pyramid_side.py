@@ -1,4 +1,4 @@
-"""A convolutional-stemmed pyramid of cross-attention blocks beside a trunk."""
+"""A pyramid of cross-attention blocks with a convolutional stem, in parallel to a trunk."""
 
 from __future__ import annotations
 

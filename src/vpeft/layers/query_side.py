@@ -1,4 +1,4 @@
-"""Learnt queries that pass through frozen blocks beside the image tokens, and the fusion of what they bring back."""
+"""Learnt queries that go through frozen blocks with the image tokens, and the fusion of their outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The channels that data excite most, and a small linear map on them."""
+"""A small linear map on the channels with the largest activations on the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Affine maps of each channel."""
+"""Affine maps per channel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ class ScaleShift(nn.Module):
 
     Args:
         width: D.
-        std: both start at N(1 or 0, std), so step 0 is near the frozen model and not equal to it (SSF).
+        std: standard deviation of the start: scale N(1, std), shift N(0, std). So step 0 is close to the frozen model,
+            but not equal to it (SSF).
     """
 
     def __init__(self, width: int, std: float = 0.02) -> None:

@@ -1,4 +1,4 @@
-"""A small pre-norm transformer block, as side networks stack it beside a frozen trunk."""
+"""A small pre-norm transformer block for side networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small networks that look at the input image beside a frozen backbone, and ways to join the two features."""
+"""Small networks on the input image in parallel to a frozen backbone, and ways to join both features."""
 
 from __future__ import annotations
 

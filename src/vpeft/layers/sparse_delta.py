@@ -1,4 +1,4 @@
-"""A change of a few entries of a weight."""
+"""An update of a few entries of a weight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A weight scaled by its input channels, its output channels, or both."""
+"""A weight that is scaled by input channel, by output channel, or by both."""
 
 from __future__ import annotations
 
