@@ -49,7 +49,7 @@ ACCELERATIONS: tuple[Acceleration, ...] = (
     RecomputeBlocks(),
 )
 # Tried after all others, the cache included.
-LAST: tuple[Acceleration, ...] = (CompileBlocks(),)
+AFTER_RECORDS: tuple[Acceleration, ...] = (CompileBlocks(),)
 # An acceleration that only saves memory must save at least this share of the bytes saved for the backward pass.
 LEAST = 0.01
 
@@ -185,7 +185,7 @@ def _on_the_model(
             tried = any(outcome.name == prefix_cache.NAME for outcome in outcomes)
             if prefix_cache.NAME in names and situation is not None and not tried:
                 prefix = _record(tuned, patches, situation, outcomes, whole=False)
-        last = [acceleration for acceleration in LAST if acceleration.name in names]
+        last = [acceleration for acceleration in AFTER_RECORDS if acceleration.name in names]
         if last:
             _behind(tuned, patches, last, prefix, autocast, precision, outcomes)
     except BaseException:

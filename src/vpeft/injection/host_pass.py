@@ -82,7 +82,7 @@ def _require_read(tuned: TunedModel, name: str, blocks: list[Block], ends: dict[
     if idle:
         raise DeadPlace(
             f"What {host} gives does not depend on the output of {', '.join(idle)}, so edits there change nothing."
-            f" Choose the blocks that {host} uses, or let it use these (in transformers: an option such as"
+            f" Choose the blocks that {host} uses, or let it use these (an option of the model such as"
             " vision_feature_layer or out_features)."
         )
 

@@ -169,7 +169,7 @@ def test_where_the_trunk_is_recorded_there_is_nothing_to_compile(seen: Seen) -> 
         "frozen_prefix,compile_blocks",
         situation=Situation(Patches(4), None, 2, 2, nullcontext),
     )
-    assert made.lines()[1] == "- compile_blocks: the whole trunk is recorded, and no block is run"
+    assert made.lines()[1] == "- compile_blocks: the whole trunk is cached, and no block runs"
     made.close()
 
 
