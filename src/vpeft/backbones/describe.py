@@ -71,11 +71,11 @@ def describe(model: nn.Module, anatomy: Anatomy | dict[str, Any] | Literal["gene
         UnknownBackbone: no family knows the model's class or a part of it; the message says what to do.
         BadAnatomy: the anatomy does not fit the model.
     """
+    known = families()  # also with an anatomy: the files register which layers of their library can be edited
     if anatomy is not None:
         from .own_model import as_anatomy, describe_own
 
         return describe_own(model, as_anatomy(anatomy))
-    known = families()
     entry = _family_of(model, known)
     if entry is not None:
         return entry.describe(model)

@@ -121,7 +121,7 @@ def test_what_cannot_go_together_says_why_and_is_trained(capsys: pytest.CaptureF
     assert f"run 1/4  - {BATCHED}: it trains tensors of the backbone itself" in said
     assert f"run 2/4  - {BATCHED}: its batches are taken in parts" in said
     assert f"run 3/4  - {BATCHED}: SNF adds a penalty" in said
-    assert f"run 4/4  - {BATCHED}: low_memory is to save memory" in said
+    assert f"run 4/4  - {BATCHED}: low_memory saves memory" in said
     assert [result.state for result in results] == ["done"] * 4
     fit(made(LORA), Patches(4), optimisation=settings(epochs=1))
     assert f"- {BATCHED}: this is one run" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def outcome(tuned: TunedModel, situation: Situation) -> Accelerated:
         ({"epochs": 1}, {}, "single epoch"),
         ({"mixes": "mixup combines images"}, {}, "mixup"),
         ({"train": Patches(12, noise=0.1)}, {}, "draws random numbers"),
-        ({}, {"drop_path_rate": 0.2}, "drop_path1 draws at random"),
+        ({}, {"drop_path_rate": 0.2}, "drop_path1 is random or gathers statistics"),
         ({"gib": 1e-7}, {}, "raise prefix_gib"),
     ],
 )
@@ -60,7 +60,7 @@ def test_it_is_refused_with_the_reason(changes: dict[str, Any], options: dict[st
 
 def test_nothing_is_frozen_before_the_first_block() -> None:
     made = outcome(tuned_with(LoRA(rank=2)), PLAIN)
-    assert made.lines() == ["- frozen_prefix: what is trained reaches back to the first block"]
+    assert made.lines() == ["- frozen_prefix: trained places begin before or in the first block"]
 
 
 def test_the_numbers_of_records_stand_for_images() -> None:
@@ -168,7 +168,7 @@ def test_a_full_disk_is_said_before_anything_is_mapped(tmp_path: Path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(DiskFull, match=rf"disk of {tmp_path} is full: records of the frozen part need .* MiB there"):
+    with pytest.raises(DiskFull, match=rf"disk of {tmp_path} is full: cached outputs of the frozen part need .* MiB"):
         Store.on_disk(tmp_path, 10, [Spec((3,), torch.float32)], {"weights": "a"})
     assert not list(tmp_path.iterdir())
 

@@ -80,7 +80,7 @@ def test_what_is_kept_is_the_input_of_each_block() -> None:
 
 def test_where_nothing_is_kept_it_is_left_out() -> None:
     made = accelerate(tuned_with("linear_probe"), "recompute_blocks")
-    assert made.lines() == ["- recompute_blocks: nothing that is kept for the backward pass would become less"]
+    assert made.lines() == ["- recompute_blocks: it would not reduce the bytes that are saved for the backward pass"]
 
 
 def test_the_backbones_own_switch_is_left_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch import nn
 import vpeft
 from tests.families.timm_conv import VARIANTS
 from tests.models import images_for
-from vpeft.injection.carry_out import carry_out
+from vpeft.backbones.backbone import Backbone
+from vpeft.backbones.edits import Edit
+from vpeft.method import Method
 from vpeft.methods import SSF, AdaptFormer, LoRA
 
 CONVOLUTIONS: dict[str, Callable[[], nn.Conv2d]] = {
@@ -66,13 +69,20 @@ def test_nothing_but_the_weight_folds_into_a_standardised_convolution() -> None:
 def test_what_is_read_before_an_activation_in_place_is_what_was_there() -> None:
     model = VARIANTS["resnet basic"]()
     backbone = vpeft.describe(model)
-    tuned, kept = vpeft.TunedModel(backbone), Keep()
-    place = backbone.place("blocks.0.mlp.norm1")
+    place, kept = backbone.place("blocks.0.mlp.norm1"), Keep()
     assert place.exit is not None and place.exit.overwritten
-    carry_out(place.tap(kept), "t", tuned._wiring)
-    tuned._wiring.switch.on = "t"
-    tuned(images_for(model))
+    vpeft.tune(backbone, Tapping(place=place, module=kept), verify=False, show=False)(images_for(model))
     assert kept.seen is not None and bool((kept.seen < 0).any())
+
+
+class Tapping(Method):
+    """One tap with one module."""
+
+    place: Any
+    module: Any
+
+    def edits(self, backbone: Backbone) -> list[Edit]:  # type: ignore[override]
+        return [self.place.tap(self.module)]
 
 
 class Keep(nn.Module):
