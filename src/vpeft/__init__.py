@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from .data.preprocessing import Preprocessing
     from .errors import VpeftError
     from .head import Head, get_head
-    from .injection.adapter_file import load, read_manifest
+    from .injection.adapter_file import read_manifest
+    from .injection.load_adapter import load
     from .injection.tune import tune
     from .injection.tuned_model import TunedModel
     from .injection.verify import DeadPlace
@@ -77,7 +78,7 @@ _HOMES = {
     "fit_together": ".training.together",
     "get_head": ".head",
     "get_task": ".task",
-    "load": ".injection.adapter_file",
+    "load": ".injection.load_adapter",
     "open_data": ".data.datasets",
     "read_manifest": ".injection.adapter_file",
     "register": ".method",

@@ -136,7 +136,7 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     with pytest.raises(DiskFull, match="The previous checkpoint is intact"):
         write_checkpoint(path, Checkpoint({"model": {"w": torch.ones(2_000_000)}}, {"epoch": 2}))
     assert read_checkpoint(path).facts == {"epoch": 1} and list(small_disk.iterdir()) == [path]
-    with pytest.raises(DiskFull, match=r"records of the frozen part need .* MiB there"):
+    with pytest.raises(DiskFull, match=r"cached outputs of the frozen part need .* MiB"):
         Store.on_disk(small_disk, 1000, [Spec((2000,), torch.float32)], {"weights": "a"})
     assert list(small_disk.iterdir()) == [path]
     store = Store.on_disk(small_disk, 100, [Spec((2000,), torch.float32)], {"weights": "a"})

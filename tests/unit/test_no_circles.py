@@ -7,13 +7,6 @@ from collections.abc import Iterator, Mapping, Set
 import grimp
 import pytest
 
-# Circles that are still there, with the reason; each is to be mended, none may be added.
-KNOWN: dict[frozenset[str], str] = {
-    frozenset({"vpeft.injection.adapter_file", "vpeft.injection.quantise", "vpeft.injection.tuned_model"}): (
-        "a TunedModel saves and quantises itself, and a file makes a TunedModel; imported inside functions"
-    ),
-}
-
 
 def imports(root: str, type_checking: bool) -> dict[str, set[str]]:
     """Each module of the package with those of the same folder that it imports."""
@@ -51,11 +44,8 @@ def _reached(start: str, needs: Mapping[str, Set[str]]) -> set[str]:
 
 
 def test_no_folder_has_a_circle() -> None:
-    found = set(circles(imports("vpeft", type_checking=False)))
-    new = [sorted(group) for group in found if not any(group <= known for known in KNOWN)]
-    assert not new, f"these files import each other in a circle: {new}"
-    gone = [sorted(known) for known in KNOWN if not any(group <= known for group in found)]
-    assert not gone, f"these circles are no more, so take them out of KNOWN: {gone}"
+    found = [sorted(group) for group in circles(imports("vpeft", type_checking=False))]
+    assert not found, f"these files import each other in a circle: {found}"
 
 
 @pytest.mark.parametrize("folder", ["backbones", "layers", "methods", "heads", "tasks", "data"])

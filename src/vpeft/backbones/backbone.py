@@ -72,8 +72,8 @@ def no_blocks(architecture: str) -> str:
     """Return the reason why a method that needs blocks cannot act on this backbone."""
     return (
         f"The description of {architecture} has no residual blocks that keep their shape, and this method needs such"
-        " blocks. Methods that act on single layers work: low-rank updates with targets=('all',), scales, biases, norms, all"
-        " weights, or a head. To name the blocks yourself, use describe(model, anatomy=Anatomy(blocks=...))."
+        " blocks. Methods that act on single layers work: low-rank updates with targets=('all',), scales, biases,"
+        " norms, all weights, or a head. To name the blocks yourself, use describe(model, anatomy=Anatomy(blocks=...))."
     )
 
 

@@ -146,7 +146,7 @@ def _round_trip() -> str:
     import torch
 
     from vpeft.backbones.create import create_backbone
-    from vpeft.injection.adapter_file import load
+    from vpeft.injection.load_adapter import load
     from vpeft.injection.tune import tune
     from vpeft.methods import get
 

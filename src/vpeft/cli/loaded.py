@@ -23,8 +23,9 @@ from vpeft.batch import Sample, run_model
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.errors import VpeftError
 from vpeft.guarded import printable, short
-from vpeft.injection.adapter_file import CannotTell, Manifest, load, read, require_implied
+from vpeft.injection.adapter_file import CannotTell, Manifest, read
 from vpeft.injection.implied import SLACK, TooMuch, budget
+from vpeft.injection.load_adapter import load, require_implied
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.task import Prediction, Task, all_tasks
 from vpeft.training.evaluate import on_processor

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..errors import VpeftError, nearest
+from .base_digest import weights_digest
 
 if TYPE_CHECKING:
     from .tuned_model import TunedModel
@@ -126,8 +127,6 @@ def quantise(tuned: TunedModel, kind: str) -> str:
     Raises:
         CannotQuantise: the kind does not exist, there is nothing to quantise, or the weights are quantised already.
     """
-    from .adapter_file import weights_digest
-
     if kind not in get_args(Kind):
         raise CannotQuantise(f"There is no kind of quantisation {kind!r}. {nearest(kind, get_args(Kind))}")
     if tuned.quantised is not None:

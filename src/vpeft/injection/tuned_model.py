@@ -16,6 +16,8 @@ from ..errors import nearest
 from ..head import Head
 from ..method import Method
 from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes
+from .adapter_file import Manifest, save
+from .base_digest import weights_digest
 from .carry_out import carry_out, read_for_head, sequence_for_head
 from .enabled import Enabled, beside_no_pass
 from .forward_pass import Choice, ForwardPass, Within
@@ -30,7 +32,6 @@ from .switch import Shares
 
 if TYPE_CHECKING:
     from ..batch import Batch
-    from .adapter_file import Manifest
     from .plan import Plan
     from .verify import Report
 
@@ -190,8 +191,6 @@ class TunedModel(nn.Module):
 
     def _remember_origin(self) -> None:
         """Store the digest of the weights, which adapter files need, before training in place changes them."""
-        from .adapter_file import weights_digest
-
         if not _anchor(self.backbone).is_meta:
             self.origin = weights_digest(self.description, self)
 
@@ -599,8 +598,6 @@ class TunedModel(nn.Module):
         extra: dict[str, Any] | None = None,
     ) -> Path:
         """Write one adapter as one safetensors file; see `adapter_file.save`."""
-        from .adapter_file import save
-
         return save(self, self._known(name), Path(path), labels, preprocessing, task, scores, extra)
 
     def __repr__(self) -> str:

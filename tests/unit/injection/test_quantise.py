@@ -13,7 +13,8 @@ from torch.nn import functional as F
 import vpeft
 from tests.models import FAMILIES, tiny_vit
 from vpeft.acceleration.apply import accelerate
-from vpeft.injection.adapter_file import BadAdapterFile, read_manifest, weights_digest
+from vpeft.injection.adapter_file import BadAdapterFile, read_manifest
+from vpeft.injection.base_digest import weights_digest
 from vpeft.injection.merge import CannotMerge
 from vpeft.injection.quantise import CannotQuantise, Quantised, levels, quantise
 from vpeft.injection.tuned_model import TunedModel

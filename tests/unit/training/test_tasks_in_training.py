@@ -104,7 +104,8 @@ def test_more_epochs_after_the_end_are_a_run_of_their_own(tmp_path: Path, capsys
 
 
 def test_a_run_starts_from_another_adapter_with_its_head_or_a_new_one(tmp_path: Path) -> None:
-    from vpeft.injection.adapter_file import BadAdapterFile, start_from
+    from vpeft.injection.adapter_file import BadAdapterFile
+    from vpeft.injection.load_adapter import start_from
 
     first = plain_vit()
     fit(first, Patches(12), optimisation=SHORT, progress=False)
