@@ -1,4 +1,4 @@
-"""Writes the corpus of small hostile files, `tests/hostile/files` (`python -m tests.hostile.make_files`).
+"""Writes the corpus of small hostile files, `tests/hostile/files.zip` (`python -m tests.hostile.make_files`).
 
 The files are kept as they are: what was hostile once stays a test, also when the format moves on.
 """
@@ -24,16 +24,17 @@ from vpeft.backbones import digest
 from vpeft.injection.adapter_file import KEY, read, sealed_bytes
 from vpeft.training.checkpoint import Checkpoint, write_checkpoint
 
-FOLDER = Path(__file__).parent / "files"
+CORPUS = Path(__file__).parent / "files.zip"
 DEEP = "[" * 10_000 + "]" * 10_000
 
 
 def write() -> None:
-    """All files."""
-    FOLDER.mkdir(exist_ok=True)
-    for name, data in {**adapters(), **weights(), **recipes(), **anatomies(), **checkpoints()}.items():
-        assert len(data) < 70_000, f"{name} has {len(data)} bytes"
-        (FOLDER / name).write_bytes(data)
+    """Write all files into the archive, in a fixed order and with a fixed time."""
+    made = {**adapters(), **weights(), **recipes(), **anatomies(), **checkpoints()}
+    with zipfile.ZipFile(CORPUS, "w") as archive:
+        for name, data in sorted(made.items()):
+            assert len(data) < 70_000, f"{name} has {len(data)} bytes"
+            archive.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
 
 
 def adapters() -> dict[str, bytes]:

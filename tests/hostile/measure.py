@@ -8,12 +8,13 @@ import resource
 import tempfile
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 
 import vpeft
-from tests.hostile.make_files import FOLDER
+from tests.hostile.make_files import CORPUS
 from tests.hostile.mutations import base, peak_mebibytes, saved
 from vpeft.cli.loaded import open_adapter
 
@@ -33,7 +34,10 @@ def main() -> None:
         )
         open_adapter(pocket.save(Path(folder) / "pocket.safetensors", labels=["a", "b"]), device="cpu")
     target, found = base(), {}
-    for path in sorted(FOLDER.glob("adapter_*")):
+    held = tempfile.TemporaryDirectory()
+    with zipfile.ZipFile(CORPUS) as archive:
+        archive.extractall(held.name)
+    for path in sorted(Path(held.name).glob("adapter_*")):
         began, before = time.process_time(), peak_mebibytes()
         try:
             if path.name.startswith("adapter_origin"):
@@ -46,6 +50,7 @@ def main() -> None:
         except Exception as error:
             said = f"{type(error).__name__}: {error}"[:200]
         found[path.name] = (said, round(time.process_time() - began, 3), round(peak_mebibytes() - before, 1))
+    held.cleanup()
     print(json.dumps(found))
 
 

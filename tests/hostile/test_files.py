@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vpeft
-from tests.hostile.make_files import FOLDER
+from tests.hostile.make_files import CORPUS
 from tests.hostile.mutations import base
 from vpeft.backbones.own_model import read_anatomy
 from vpeft.backbones.weights import load_weights, read_weights
@@ -21,7 +21,8 @@ from vpeft.training.checkpoint import read_checkpoint
 from vpeft.training.recipe import Recipe
 from vpeft.training.run import run_recipe
 
-FILES = sorted(path.name for path in FOLDER.iterdir())
+with zipfile.ZipFile(CORPUS) as archive:
+    FILES = sorted(archive.namelist())
 
 
 def _adapter(path: Path) -> None:
@@ -55,14 +56,16 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 def test_there_is_a_corpus_for_every_reader() -> None:
     assert {name.partition("_")[0] for name in FILES} == set(READERS)
-    assert all((FOLDER / name).stat().st_size < 70_000 for name in FILES)
+    with zipfile.ZipFile(CORPUS) as archive:
+        assert all(entry.file_size < 70_000 for entry in archive.infolist())
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_it_is_refused_with_one_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    shutil.copy(FOLDER / name, tmp_path)
+    with zipfile.ZipFile(CORPUS) as archive:
+        archive.extract(name, tmp_path)
     with pytest.raises(vpeft.VpeftError) as raised:
         READERS[name.partition("_")[0]](tmp_path / name)
     said = str(raised.value)

@@ -33,7 +33,8 @@ def counted(files: int, seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize(("files", "seed"), [(300, 1), pytest.param(20_000, 0, marks=pytest.mark.slow)])
 def test_changed_files_are_refused_or_harmless(files: int, seed: int) -> None:
     found = counted(files, seed)
-    assert found["files"] > 0.97 * files and found["refused"] > 0.7 * files
+    # a change that gives the same bytes again, about three in a hundred, is not counted
+    assert found["files"] > 0.95 * files and found["refused"] > 0.7 * files
     wrong = {
         key: found[key] for key in ("other_exceptions", "bombs", "damaged_but_accepted", "left_behind") if found[key]
     }
