@@ -46,14 +46,16 @@ def widths_in(adapter: nn.Module) -> Widths:
 
 
 class ElasticPrompts(nn.Module):
-    """Prompts of one block, for `wrap`: they replace those of the block before, which travel on where there are none.
+    """Prompts of one block, for `wrap`.
+
+    They replace the prompts of the block before. If the block has none, those of the block before stay in the sequence.
 
     Args:
         width: rows of the tensor, 0 for none.
         channels: D.
         index: of the block.
         widths: the shared table.
-        carrier: how tokens join a sequence.
+        carrier: inserts tokens into a sequence.
         bound: the rows start uniform in (-bound, bound).
         dropout: on the tokens.
     """
@@ -74,7 +76,7 @@ class ElasticPrompts(nn.Module):
         return self.carrier.enter(hidden, self.dropout(self.tokens[:count].expand(hidden.shape[0], -1, -1)))
 
     def leave(self, hidden: Tensor) -> Tensor:
-        """Take out what travels, unless the next block lets it pass."""
+        """Remove the inserted tokens, unless the next block uses them."""
         counts = self.widths.of("tokens", self.training)
         following = counts[self.index + 1 : self.index + 2]
         travelling = next((count for count in counts[self.index :: -1] if count), 0)
@@ -100,13 +102,13 @@ class ElasticLowRank(nn.Module):
         return F.linear(F.linear(self.dropout(x), self.A[:d]), self.B[:, :d])
 
     def weight_delta(self) -> tuple[Tensor, None]:
-        """(D_out, D_in): what to add to the weight."""
+        """Return the update of the weight (D_out, D_in)."""
         d = self.widths.of("rank", False)[self.index]
         return self.B[:, :d] @ self.A[:d], None
 
 
 class ElasticBottleneck(nn.Module):
-    """h -> h + W_up[:, :d] drop(q(W_down[:d] h + b_down[:d])) + b_up, q = QuickGELU; h alone where d = 0."""
+    """h -> h + W_up[:, :d] drop(q(W_down[:d] h + b_down[:d])) + b_up, q = QuickGELU; h if d = 0."""
 
     def __init__(self, channels: int, bottleneck: int, index: int, widths: Widths, dropout: float, zero: bool) -> None:
         super().__init__()

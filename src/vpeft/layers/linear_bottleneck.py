@@ -68,7 +68,7 @@ class LinearBottleneck(nn.Module):
         return x + out if self.residual else out
 
     def weight_delta(self) -> tuple[Tensor, Tensor]:
-        """(width, width_in) and (width,): what the map adds to a projection's weight and bias beside it."""
+        """Return the updates of a parallel projection's weight (width, width_in) and bias (width,)."""
         dense: Tensor = torch.block_diag(*self.up.chunk(self.groups))  # type: ignore[no-untyped-call]
         return self.scale * dense @ self.down.weight, self.scale * (dense @ self.down.bias + self.bias)
 

@@ -35,7 +35,7 @@ class LowRank(nn.Module):
         return out if self.scale == 1.0 else out * self.scale  # a factor of one would still cost a pass over memory
 
     def weight_delta(self) -> tuple[Tensor, None]:
-        """(D_out, D_in): what to add to the weight."""
+        """Return the update of the weight (D_out, D_in)."""
         return self.scale * self.B @ self.A, None
 
 

@@ -15,7 +15,7 @@ def side_pooling(backbone_pooling: str, prefix: int) -> Pooling:
 
 
 def pool(tokens: Tensor, how: Pooling, prefix: int = 0) -> Tensor:
-    """(B, P + N, D) or (B, H, W, D) -> (B, D): the class token, or the mean over what follows the P prefix tokens."""
+    """(B, P + N, D) or (B, H, W, D) -> (B, D): the class token, or the mean without the P prefix tokens."""
     if tokens.dim() == 4:
         return tokens.mean(dim=(1, 2))
     return tokens[:, 0] if how == "token" else tokens[:, prefix:].mean(dim=1)

@@ -83,7 +83,7 @@ class FrozenPath:
         self.after, self.mlp, self.heads = after, mlp, heads
 
     def __call__(self, p: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """p (B, t, D), k and v (B, N, D) -> the queries behind the block and the two changes it made to them."""
+        """p (B, t, D), k and v (B, N, D) -> the queries after the block and both of its updates of them."""
         q = _run(self.before, p)
         module, rows = self.query
         weight, bias = module.weight, module.bias
@@ -105,7 +105,7 @@ def _run(steps: tuple[nn.Module, ...], x: Tensor) -> Tensor:
 
 
 def frozen_path(block: Block) -> FrozenPath:
-    """A block as its queries see it; MissingPlace where its attention is gated or normed inside."""
+    """Return the path of queries through a block; MissingPlace if its attention is gated or normalised inside."""
     attn, steps = block.attn, block.attn_branch.steps
     assert attn.exit is not None
     if attn.has("gate") or attn.has("norm"):

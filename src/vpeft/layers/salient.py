@@ -61,7 +61,7 @@ class Salience:
         return point.module.register_forward_hook(lambda _m, _args, output: self.add(output))
 
     def add(self, x: Tensor) -> None:
-        """One batch: tokens without the prefix, maps, or windows of an image behind one another."""
+        """Add one batch: tokens without the prefix, maps, or the windows of each image in order."""
         if self.place.layout is Layout.CHANNELS_FIRST:
             x = x.movedim(1, -1)
         elif self.place.layout is Layout.TOKENS:

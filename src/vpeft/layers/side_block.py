@@ -37,7 +37,7 @@ class SideBlock(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, asking: int | None = None) -> Tensor:
-        """What becomes of all tokens, or of the `asking` leading ones, whose queries alone are then computed."""
+        """Compute all tokens; with `asking`, compute only that number of leading tokens and their queries."""
         shape, x = x.shape, x.flatten(1, -2)
         q, k, v = fused_qkv(self.qkv, self.norm1(x), self.heads, asking)
         if asking is not None:

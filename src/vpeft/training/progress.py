@@ -20,21 +20,21 @@ class Display(Protocol):
     """The interface of a progress display."""
 
     def start(self, epochs: int, steps_per_epoch: int, step: int) -> None:
-        """Training begins at optimiser step `step`."""
+        """Begin training at optimiser step `step`."""
 
     def step(
         self, step: int, loss: float, monitored: Mapping[str, float], images_per_second: float, seconds_left: float
     ) -> None:
-        """A step was taken; the loss and what is monitored are means over the epoch so far."""
+        """Show a step; `loss` and `monitored` are means over the epoch so far."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """An epoch has ended."""
+        """Show a finished epoch."""
 
     def say(self, text: str) -> None:
-        """One line for the user."""
+        """Print one line for the user."""
 
     def close(self) -> None:
-        """Training has ended, in whatever way."""
+        """End the display."""
 
 
 def display(shown: bool, stream: TextIO | None = None) -> Display:
