@@ -212,5 +212,5 @@ def test_real_exhaustion_on_the_processor() -> None:
     command = [sys.executable, "-c", LIMITED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=paths, cwd=root)
     assert "Out of memory at 512 images at a time" in done.stdout, done.stderr
-    assert "MiB per image are kept for the backward pass" in done.stdout
+    assert "MiB per image are saved for the backward pass" in done.stdout
     assert "the processor's memory did not suffice" in done.stdout
