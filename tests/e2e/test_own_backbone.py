@@ -117,7 +117,7 @@ def test_the_run_keeps_the_nouns_and_can_be_had_again(capsys: pytest.CaptureFixt
 
 def test_code_is_run_only_when_it_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", ADAPTER, "--data", "data.npz"]) == 1
-    assert "say --backbone py:net.py:Net" in capsys.readouterr().err
+    assert "add --backbone py:net.py:Net" in capsys.readouterr().err
     manifest = read_manifest(ADAPTER)
     for stated, said in (("py:net.py:Net", "code is not run"), ("Net", "does not name the code that creates it")):
         with pytest.raises(VpeftError, match=said):
