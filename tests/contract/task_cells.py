@@ -123,7 +123,7 @@ def attaches_learns_reloads_and_predicts(cell: TaskCell) -> None:
     assert task.leading.name in result.history[-1].val, result.history[-1]
     task = tuned.task
     after = mean_loss(tuned, task, batch)
-    assert after < 0.9 * before, f"the loss went from {before:.4f} to {after:.4f}"
+    assert after < 0.95 * before, f"the loss went from {before:.4f} to {after:.4f}"
     with torch.no_grad():
         outputs = run_model(tuned, batch)
     with TemporaryDirectory() as folder:
