@@ -95,7 +95,5 @@ def test_without_targets_every_linear_and_convolution_of_other_blocks(name: str)
 
 def test_zeros_of_a_random_start_are_named() -> None:
     torch.manual_seed(0)
-    with pytest.raises(
-        vpeft.VpeftError, match=r"no gradient.*are all zero, as in a randomly.*zero_init_last=False"
-    ):
+    with pytest.raises(vpeft.VpeftError, match=r"no gradient.*are all zero, as in a randomly.*zero_init_last=False"):
         vpeft.tune(timm.create_model("resnet18", num_classes=0), LoRA(rank=2), num_classes=3)

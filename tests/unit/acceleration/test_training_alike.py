@@ -173,9 +173,7 @@ def test_what_would_draw_other_random_numbers_is_refused() -> None:
 
     # Eight units with p = 0.1: the masks of two images are the same often enough to hide it from the numbers.
     made = accelerate(tuned_with("adapter", {}).train(), "class_token_only")
-    assert made.lines() == [
-        "- class_token_only: it would draw other random numbers: dropout acts on what it skips"
-    ]
+    assert made.lines() == ["- class_token_only: it would draw other random numbers: dropout acts on what it skips"]
 
 
 @pytest.mark.slow
