@@ -16,7 +16,7 @@ import vpeft
 from vpeft.backbones.positions import ResizedPositions
 from vpeft.batch import Sample
 from vpeft.cli.loaded import open_adapter
-from vpeft.injection.base_digest import weights_digest
+from vpeft.injection.weights_digest import weights_digest
 from vpeft.training.recipe import Recipe
 from vpeft.training.run import RunOutcome, run_recipe
 

@@ -24,9 +24,9 @@ from vpeft.acceleration.prefix_cut import Cut, drawing_layer, find_cut
 from vpeft.acceleration.prefix_store import Spec, Store, digest_of, mebibytes, room
 from vpeft.acceleration.same_images import ImageSource, why_not_the_same
 from vpeft.batch import Batch, Sample, stacked
-from vpeft.injection.base_digest import weights_digest
 from vpeft.injection.outputs import one_tensor
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.injection.weights_digest import weights_digest
 from vpeft.task import Task
 
 if TYPE_CHECKING:

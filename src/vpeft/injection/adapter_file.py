@@ -36,12 +36,12 @@ from ..head import Head, get_head
 from ..method import get_method
 from ..task import all_tasks
 from ..version import __version__
-from .base_digest import weights_digest
 from .heads import Heads, new_head
 from .implied import budget
 from .manifest_limits import check_entries, check_labels, check_manifest
 from .outputs import one_tensor
 from .placed import MethodLike
+from .weights_digest import weights_digest
 
 if TYPE_CHECKING:
     from .tuned_model import TunedModel

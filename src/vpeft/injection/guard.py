@@ -1,7 +1,7 @@
 """Who may run at the same time: passes that need the same tensors in the backbone, and nobody beside a change.
 
 Some adapters put tensors of their own into the backbone (unfrozen parameters, BatchNorm statistics, merged weights).
-A pass that needs other tensors there than the ones that stand there waits until the passes under way have ended.
+A pass that needs other tensors there than the installed ones waits until the passes under way have ended.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Condition, get_ident
+from threading import Condition, Lock, get_ident
 
 from .node import AdapterError
 
@@ -18,11 +18,13 @@ class Guard:
     """Lets passes with equal tensors run side by side, and all others one after another, in the order they came.
 
     Attributes:
-        standing: the adapter whose own tensors stand in the backbone's modules; None while the frozen ones do.
+        installed: the adapter whose own tensors are in the backbone's modules; None while the frozen ones are.
+        writes_common: held while the pass that compiled code reads is opened, or its choice is written.
     """
 
     def __init__(self) -> None:
-        self.standing: str | None = None
+        self.installed: str | None = None
+        self.writes_common = Lock()
         self._condition = Condition()
         self._running: dict[int, int] = {}  # how many passes each thread has under way
         self._alone: int | None = None  # the thread that runs beside nobody
@@ -31,21 +33,21 @@ class Guard:
         self._nested = 0  # threads that wait while they have a pass under way
 
     def __getstate__(self) -> dict[str, object]:
-        return {"standing": self.standing}  # a copy starts between two passes
+        return {"installed": self.installed}  # a copy starts between two passes
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__()  # type: ignore[misc]
-        self.standing = state["standing"]  # type: ignore[assignment]
+        self.installed = state["installed"]  # type: ignore[assignment]
 
     def begin(self, wanted: str | None, install: Callable[[str | None], None]) -> None:
-        """Begin a pass that needs the tensors of `wanted`; `install` puts them in if others stand there."""
+        """Begin a pass that needs the tensors of `wanted`; `install` puts them in if others are there."""
         me = get_ident()
         with self._condition:
-            if self._queue or self._alone not in (None, me) or wanted != self.standing:
-                self._wait(me, lambda: wanted == self.standing or not self._others(me))
-                if wanted != self.standing:
+            if self._queue or self._alone not in (None, me) or wanted != self.installed:
+                self._wait(me, lambda: wanted == self.installed or not self._others(me))
+                if wanted != self.installed:
                     install(wanted)
-                    self.standing = wanted
+                    self.installed = wanted
             self._running[me] = self._running.get(me, 0) + 1
 
     def end(self) -> None:

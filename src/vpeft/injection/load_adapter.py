@@ -27,11 +27,11 @@ from .adapter_file import (
     task_of,
 )
 from .as_it_was import AsItWas
-from .base_digest import weights_digest
 from .implied import budget, implied_tensors
 from .other_layout import relaid
 from .quantise import quantise
 from .tuned_model import TunedModel
+from .weights_digest import weights_digest
 
 PROBE_TOLERANCE = 1e-3
 # Two libraries add the same numbers in another order; other weights differ by far more.

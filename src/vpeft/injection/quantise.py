@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..errors import VpeftError, nearest
-from .base_digest import weights_digest
+from .weights_digest import weights_digest
 
 if TYPE_CHECKING:
     from .tuned_model import TunedModel

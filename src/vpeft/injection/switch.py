@@ -79,7 +79,7 @@ class _Ran:
 
     on: str | None
     shares: Shares | None
-    standing: str | None
+    installed: str | None
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,10 @@ class Switch:
 
     def follow(self) -> None:
         """Let compiled code see what is chosen now."""
-        if not self.common.open:
-            self.common.choice = self.choice
-            self.common.on = self._acts(self.common.choice)
+        with self.guard.writes_common:
+            if not self.common.open:
+                self.common.choice = self.choice
+                self.common.on = self._acts(self.common.choice)
 
     def _acts(self, choice: Choice) -> str | None:
         return None if choice.name in self.merged else choice.name
@@ -308,9 +309,10 @@ class Switch:
             outer = None
             if self.compiled:
                 made, outer = self.common, self.common.__dict__.copy()
-                made.__dict__.update(
-                    choice=choice, on=self._acts(choice), shares=shares, within=within or {}, size=size, open=True
-                )
+                with self.guard.writes_common:  # else a `follow` that saw no pass writes its choice into this one
+                    made.__dict__.update(
+                        choice=choice, on=self._acts(choice), shares=shares, within=within or {}, size=size, open=True
+                    )
                 made.task = torch._C._current_graph_task_id()
                 made.let_go()
                 for carrier in self.carriers:
@@ -335,7 +337,7 @@ class Switch:
             if me in self._spent:
                 self._spent.discard(me)
                 self._ran.pop(me, None)
-            self._ran.setdefault(me, {})[_Ran(made.on, made.shares, self.guard.standing)] = _Rest(
+            self._ran.setdefault(me, {})[_Ran(made.on, made.shares, self.guard.installed)] = _Rest(
                 made.within, made.size, made.counts
             )
 
@@ -354,10 +356,10 @@ class Switch:
         ran = own if own is not None else {key: one for some in list(self._ran.values()) for key, one in some.items()}
         self._spent.update([me] if own is not None else list(self._ran))
         choice = self.choice
-        now = _Ran(self._acts(choice), None, self.guard.standing)
+        now = _Ran(self._acts(choice), None, self.guard.installed)
         if ran or now.on is not None:
             fits = len(ran) == 1 and (own is None or now in ran)
-            if not fits or next(iter(ran)).standing != self.guard.standing:
+            if not fits or next(iter(ran)).installed != self.guard.installed:
                 raise SwitchedTooSoon(
                     "With activation checkpointing, blocks are run again in the backward pass, and by now another"
                     " adapter is on than in (one of) the forward passes before it. Call backward() before switching,"

@@ -17,7 +17,6 @@ from ..head import Head
 from ..method import Method
 from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes
 from .adapter_file import Manifest, save
-from .base_digest import weights_digest
 from .carry_out import carry_out, read_for_head, sequence_for_head
 from .enabled import Enabled, beside_no_pass
 from .forward_pass import Choice, ForwardPass, Within
@@ -29,6 +28,7 @@ from .routed import Routing
 from .run_time_grid import images_size
 from .statistics import hold_still
 from .switch import Shares
+from .weights_digest import weights_digest
 
 if TYPE_CHECKING:
     from ..batch import Batch
@@ -287,13 +287,13 @@ class TunedModel(nn.Module):
     def _stand_in(self) -> None:
         """Put the enabled adapter's own tensors into the backbone, once no running pass needs other tensors there."""
         guard, wanted = self._wiring.switch.guard, self._wiring.switch.needs(self._active)
-        if guard.standing != wanted and not guard.runs_here:  # a running pass keeps the tensors that it began with
+        if guard.installed != wanted and not guard.runs_here:  # a running pass keeps the tensors that it began with
             guard.begin(wanted, self._install)
             guard.end()
 
     def _install(self, name: str | None) -> None:
         """Put one adapter's own tensors into the backbone, or the frozen tensors for None."""
-        before = self._wiring.switch.guard.standing
+        before = self._wiring.switch.guard.installed
         if before is not None and before in self.adapters:
             self.adapter(before).switch(False)
         for merged, folded in self._merged.items():
@@ -473,7 +473,7 @@ class TunedModel(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set training mode. The backbone's BatchNorm layers stay in eval mode unless the adapter adapts them."""
         super().train(mode)
-        self._hold_statistics(self._wiring.switch.guard.standing)
+        self._hold_statistics(self._wiring.switch.guard.installed)
         return self
 
     def _hold_statistics(self, name: str | None) -> None:
@@ -483,7 +483,7 @@ class TunedModel(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or cast the module. This makes new buffers, so the adapter's statistics are put in again."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._install(self._wiring.switch.guard.standing)
+        self._install(self._wiring.switch.guard.installed)
         return self
 
     # -- what trains ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from vpeft.acceleration.names import wanted
 from vpeft.acceleration.shared_trunk import SharedRecords
 from vpeft.atomic import write_json
 from vpeft.errors import VpeftError
-from vpeft.injection.base_digest import weights_digest
+from vpeft.injection.weights_digest import weights_digest
 from vpeft.task import Task
 from vpeft.training.batches import Samples
 from vpeft.training.checkpoint import must_agree, read_checkpoint

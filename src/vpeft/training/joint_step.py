@@ -13,7 +13,7 @@ from torch import Tensor
 from vpeft.acceleration import batched_adapters
 from vpeft.acceleration.batched_adapters import Batched, BatchedRun
 from vpeft.acceleration.names import FOR_MEMORY, wanted
-from vpeft.injection.base_digest import weights_digest
+from vpeft.injection.weights_digest import weights_digest
 from vpeft.training.concurrent_run import ConcurrentRun
 from vpeft.training.failures import is_out_of_memory
 from vpeft.training.interrupts import StopRequest

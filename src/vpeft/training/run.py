@@ -23,11 +23,11 @@ from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.adapter_file import read_manifest, require_labels
-from vpeft.injection.base_digest import weights_digest
 from vpeft.injection.load_adapter import start_from
 from vpeft.injection.quantise import quantise
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.injection.weights_digest import weights_digest
 from vpeft.method import Method
 from vpeft.method_spec import MethodSpec, text_of
 from vpeft.task import Task

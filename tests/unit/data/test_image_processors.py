@@ -105,7 +105,7 @@ def _tiny() -> dict[str, Any]:
 @pytest.mark.parametrize("family", ["dinov2", "swin", "convnext"])
 def test_a_checkpoint_that_says_nothing_gets_its_familys_values_and_a_warning(family: str, tmp_path: Path) -> None:
     _tiny()[family].save_pretrained(tmp_path)
-    with pytest.warns(DataWarning, match=r"no preprocessor_config\.json; those of its family are taken"):
+    with pytest.warns(DataWarning, match=r"no preprocessor_config\.json; those of its family are used"):
         found = Preprocessing.from_model(vpeft.create_backbone(f"hf:{tmp_path}"))
     assert found.mean == (0.485, 0.456, 0.406)
     assert found.resize == ("squash" if family == "swin" else "shorter")

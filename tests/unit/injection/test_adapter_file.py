@@ -15,7 +15,7 @@ import vpeft
 from tests.models import images_for, tiny_swin, tiny_vit
 from vpeft.backbones.digest import tensors_digest
 from vpeft.injection.adapter_file import KEY, BadAdapterFile, read, read_manifest, sealed_bytes
-from vpeft.injection.base_digest import weights_digest
+from vpeft.injection.weights_digest import weights_digest
 from vpeft.methods import AdaptFormer, LoRA, get
 
 

@@ -14,10 +14,10 @@ import vpeft
 from tests.models import FAMILIES, tiny_vit
 from vpeft.acceleration.apply import accelerate
 from vpeft.injection.adapter_file import BadAdapterFile, read_manifest
-from vpeft.injection.base_digest import weights_digest
 from vpeft.injection.merge import CannotMerge
 from vpeft.injection.quantise import CannotQuantise, Quantised, levels, quantise
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.injection.weights_digest import weights_digest
 from vpeft.methods import get
 from vpeft.training.memory import saved_bytes
 

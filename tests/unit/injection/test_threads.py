@@ -345,6 +345,37 @@ def test_a_compiled_model_runs_one_pass_at_a_time(name: str) -> None:
     threads(lambda: tuned, images, rounds=20)
 
 
+def test_a_choice_of_another_thread_does_not_enter_the_pass_of_compiled_code() -> None:
+    """What compiled code reads is written where a thread chooses; never while the pass of another thread is open."""
+    tuned = two_adapters("lora")
+    switch = tuned._wiring.switch
+    switch.compiled += 1
+    chooses, opened = threading.Event(), threading.Event()
+
+    class Slow(type(switch)):  # type: ignore[misc]
+        @property
+        def choice(self) -> Any:
+            if threading.current_thread().name == "follows":
+                chooses.set()
+                opened.wait(0.3)  # the time in which the other thread opens its pass, if nothing holds it back
+            return super().choice
+
+    def follows() -> None:
+        with tuned.enable("first"):
+            threading.current_thread().name = "follows"
+            switch.follow()
+            threading.current_thread().name = "has followed"
+
+    switch.__class__ = Slow
+    other = threading.Thread(target=follows)
+    other.start()
+    assert chooses.wait(5)
+    with tuned.enable("second"), switch.run(lambda name: None) as made:
+        opened.set()
+        other.join(5)
+        assert made.on == "second"
+
+
 def test_blocks_run_again_in_a_thread_of_autograds_own() -> None:
     """On an accelerator the backward pass has a thread that knows no `with enable`; here it is any other thread."""
     tuned, images = two_adapters("lora"), torch.randn(2, 3, 32, 32)
