@@ -58,7 +58,7 @@ def test_the_recipe_that_is_left_behind_gives_the_same_run_again(capsys: pytest.
     assert main(["train", "a/recipe.toml", "--out", "again", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     before = json.loads(Path("a/run.json").read_text(encoding="utf-8"))
-    assert figures["test_top1"] == before["test"]["top1"]
+    assert figures["test_top1"] == before["test"]["values"]["top1"]
     with safe_open(ADAPTER, framework="pt") as one, safe_open("again/adapter.safetensors", framework="pt") as other:
         assert all(bool((one.get_tensor(key) == other.get_tensor(key)).all()) for key in one.keys())  # noqa: SIM118
 
@@ -143,10 +143,10 @@ def test_evaluate_gives_the_score_that_training_recorded(capsys: pytest.CaptureF
     assert main(["evaluate", ADAPTER, "--data", "photos", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     recorded = json.loads(Path("a/run.json").read_text(encoding="utf-8"))["test"]
-    assert scores["top1"] == recorded["top1"]
-    assert scores["confusion"] == recorded["confusion"]
+    assert scores["values"] == recorded["values"]
+    assert scores["details"]["confusion"] == recorded["details"]["confusion"]
     assert main(["evaluate", ADAPTER, "--data", "photos"]) == 0
-    assert f"top-1 {recorded['top1']:.2%}" in capsys.readouterr().out
+    assert f"top1 {recorded['values']['top1']:.4}" in capsys.readouterr().out
 
 
 def test_bench_and_report(capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,8 +209,8 @@ def test_demo_goes_all_the_way(capsys: pytest.CaptureFixture[str], monkeypatch: 
     records = [json.loads(file.read_text(encoding="utf-8")) for file in Path("demo/ledger/runs").glob("*.json")]
     assert {record["suite"] for record in records} == {"digits", "pocket"}
     finals = [r for r in records if r["identity"]["purpose"] == "final" and r["suite"] == "digits"]
-    best = max(finals, key=lambda record: record["chosen"]["validation_top1"])
-    assert f"{best['label']}: {best['chosen']['validation_top1']:.1%} on validation" in said
+    best = max(finals, key=lambda record: record["chosen"]["validation"])
+    assert f"{best['label']}: {best['chosen']['validation']:.1%} on validation" in said
     # Called again nothing is trained again, and the same is said.
     assert main(["demo", "--out", "demo", "--epochs", "1", "--workers", "1"]) == 0
     assert "0 made" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from ..backbones.edits import Edit
 from ..backbones.places import Projection
 from ..backbones.points import MissingPlace
 from ..errors import VpeftError
+from ..layers.class_labels import class_labels
 from ..layers.contrast import supervised_contrastive, two_views
 from ..layers.sparse_delta import SparseDelta
 from ..method import Method, register
@@ -91,7 +92,7 @@ class GPS(Method):
             layer.choose(slope)
 
     def _loss(self, tuned: TunedModel, images: Tensor, labels: Tensor) -> Tensor:
-        labels = labels.to(images.device)
+        labels = class_labels(labels, images.shape[1 if images.dim() == 5 else 0], "GPS").to(images.device)
         with torch.autocast(images.device.type, enabled=False):
             if self.loss == "cross_entropy":
                 views = images if images.dim() == 5 else images[None]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.places import Place, ResidualStream
+from ..layers.class_labels import class_labels
 from ..layers.salient import Salience, SalientMap
 from ..method import Method, register
 
@@ -80,8 +81,9 @@ class SCT(Method):
         try:
             with tuned.disable():
                 for images, labels in batches:
+                    classes = class_labels(labels, len(images), "SCT").to(images.device)
                     for score in scores:
-                        score.labels = labels.to(images.device)
+                        score.labels = classes
                     tuned.features(images)
         finally:
             for handle in handles:
