@@ -96,7 +96,7 @@ class Head(nn.Module):
 
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
         """Features of one pass -> the task's outputs, (B, K) or whatever the task's loss takes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"The head {self.kind!r} does not say what it computes: it has no forward.")
 
 
 _HEADS: dict[str, type[Head]] = {}

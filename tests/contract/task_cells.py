@@ -118,12 +118,12 @@ def attaches_learns_reloads_and_predicts(cell: TaskCell) -> None:
     tuned = vpeft.tune(cell.model(), cell.method, task=task, show=False)
     batch = whole(task, val)
     before = mean_loss(tuned, task, batch)
-    settings = Optimisation(epochs=8, batch=6, lr=5e-3, warmup=0, device="cpu")
+    settings = Optimisation(epochs=10, batch=6, lr=5e-3, warmup=0, device="cpu")
     result = vpeft.fit(tuned, train, val, task=task, optimisation=settings, progress=False)
     assert task.leading.name in result.history[-1].val, result.history[-1]
     task = tuned.task
     after = mean_loss(tuned, task, batch)
-    assert after < 0.95 * before, f"the loss went from {before:.4f} to {after:.4f}"
+    assert after < 0.9 * before, f"the loss went from {before:.4f} to {after:.4f}"
     with torch.no_grad():
         outputs = run_model(tuned, batch)
     with TemporaryDirectory() as folder:
