@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from .batch import Batch, collate, run_model
+from .batch import Batch, Sample, collate, run_model
 from .errors import VpeftError, nearest
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from .backbones.backbone import Backbone
+    from .data.preprocessing import Preprocessing
 
 # The task of a data set and a model that say nothing of one.
 DEFAULT = "classification"
@@ -160,6 +161,34 @@ class Task(BaseModel):
         Raises:
             UnsuitableTargets: a target does not fit the outputs.
         """
+
+    def transforms(self, preprocessing: Preprocessing, augmentation: str, training: bool) -> Callable[..., Any]:
+        """From an image of any size, and its target where that is drawn on it, to what the model is given.
+
+        Args:
+            preprocessing: the size and the normalisation that the backbone states.
+            augmentation: the policy that the data set's configuration names; only training uses it.
+            training: whether random changes are wanted.
+
+        The default resizes to one size: `preprocessing.augmented` in training, else `preprocessing.transform`.
+        """
+        return preprocessing.augmented(augmentation) if training else preprocessing.transform()
+
+    def sample_of(self, image: Any, transform: Callable[..., Any], id: str) -> Sample:
+        """A sample of an image without a target, for prediction; `transform` is that of `transforms`.
+
+        A task whose predictions are in pixels of the image states its size in the target here.
+        """
+        return Sample(transform(image), None, id)
+
+    @property
+    def reads_alike(self) -> tuple[Any, ...]:
+        """What must be equal for two runs to share their samples; a task with transforms of its own adds its options.
+
+        The default is `images_per_sample` where `transforms` is the default too, else all options.
+        """
+        own = type(self).transforms is not Task.transforms
+        return (self.images_per_sample, self.model_dump_json() if own else "")
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Samples as a batch."""

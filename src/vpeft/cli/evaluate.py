@@ -78,7 +78,7 @@ def _evaluate(
         say_warning(loaded.unsealed)
     task = loaded.task
     config = config.model_copy(update={"target": task.target_kind})
-    images = open_for_evaluation(config, task.data_labels).prepared(loaded.preprocessing)
+    images = open_for_evaluation(config, task.data_labels).prepared(loaded.preprocessing, task)
     if picture is not None and type(task).picture is Task.picture:
         raise NoPicture(f"The task {task.name} draws no picture of its scores. Leave out --picture.")
     scores = score(loaded.model, task.dataset(images, False), task=task, batch=batch, workers=config.workers)

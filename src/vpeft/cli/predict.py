@@ -92,7 +92,7 @@ def predictions_for(
 
     If a sample of the task has several images, the files are taken in groups of that size.
     """
-    transform, each = loaded.preprocessing.transform(), loaded.task.images_per_sample
+    transform, each = loaded.task.transforms(loaded.preprocessing, "none", False), loaded.task.images_per_sample
     readable = _readable(files, loaded.preprocessing, strict)
     while chunk := list(islice(readable, batch * each)):
         if len(chunk) % each:
@@ -102,9 +102,11 @@ def predictions_for(
         samples = []
         for first in range(0, len(chunk), each):
             some = chunk[first : first + each]
-            pixels = [transform(image) for _, image in some]
             name = " ".join(str(file) for file, _ in some)
-            samples.append(Sample(pixels[0] if each == 1 else torch.stack(pixels), None, name))
+            if each == 1:
+                samples.append(loaded.task.sample_of(some[0][1], transform, name))
+            else:
+                samples.append(Sample(torch.stack([transform(image) for _, image in some]), None, name))
         yield from loaded.predictions(samples)
 
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vpeft.data.checks import compare_splits, look_at_all, too_many
 from vpeft.data.config import DataConfig, TargetName
@@ -19,6 +20,9 @@ from vpeft.data.problems import DataError, Kind, Problem, Problems
 from vpeft.data.sources.registry import Source, find_source
 from vpeft.data.splits import at_most, hold_out
 from vpeft.data.targets import Mask, Target, target_of
+
+if TYPE_CHECKING:
+    from vpeft.task import Task
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,22 @@ class Datasets:
         named: dict[SplitName, ImageSet | None] = {"train": self.train, "val": self.val, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
-    def prepared(self, preprocessing: Preprocessing) -> Datasets:
+    def prepared(self, preprocessing: Preprocessing, task: Task | None = None) -> Datasets:
         """Return the same data with the preprocessing of a backbone; only train gets the configured augmentation.
+
+        A task may state transforms of its own (`Task.transforms`); without one, images are resized to one size.
 
         Masks go through the same steps. Images have the channels of the configuration, or else of `preprocessing`;
         `preprocessing_of` returns the preprocessing that is applied.
         """
         chosen = self.preprocessing_of(preprocessing)
-        train = self.train.prepared(chosen).with_transform(chosen.augmented(self.config.augmentation))
+        policy = self.config.augmentation
+        augmented = chosen.augmented(policy) if task is None else task.transforms(chosen, policy, True)
         return replace(
             self,
-            train=train,
-            val=self.val.prepared(chosen) if self.val is not None else None,
-            test=self.test.prepared(chosen) if self.test is not None else None,
+            train=self.train.prepared(chosen).with_transform(augmented),
+            val=self.val.prepared(chosen, task) if self.val is not None else None,
+            test=self.test.prepared(chosen, task) if self.test is not None else None,
         )
 
     def preprocessing_of(self, preprocessing: Preprocessing) -> Preprocessing:

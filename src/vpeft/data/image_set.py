@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from vpeft.data.preprocessing import Preprocessing
 from vpeft.data.problems import DataError
 from vpeft.data.targets import Mask, Target, target_of
 from vpeft.errors import nearest
+
+if TYPE_CHECKING:
+    from vpeft.task import Task
 
 Transform = Callable[..., Any]
 """An image -> a tensor; if the target is a mask, (image, mask) -> both."""
@@ -185,9 +188,14 @@ class ImageSet(Dataset[Sample]):
         twin._epoch = _shared_counter()
         return twin
 
-    def prepared(self, preprocessing: Preprocessing) -> Self:
-        """Return a set of the same images with the channels, window and plain transform of `preprocessing`."""
-        twin = self.with_transform(preprocessing.transform())
+    def prepared(self, preprocessing: Preprocessing, task: Task | None = None) -> Self:
+        """Return a set of the same images with the channels, window and plain transform of `preprocessing`.
+
+        The transform is that of the task, if there is one.
+        """
+        twin = self.with_transform(
+            preprocessing.transform() if task is None else task.transforms(preprocessing, "none", False)
+        )
         reading = preprocessing.reading(self.reading.max_pixels)
         if reading != self.reading:
             twin.cache = None if self.cache is None else DecodedImages(self.cache.limit)

@@ -28,7 +28,7 @@ class DataReading:
     @property
     def key(self) -> tuple[Any, ...]:
         """A key that is equal for runs that read the same samples in the same way. Loading processes do not matter."""
-        return _alike(self.config), self.preprocessing, type(self.task), self.task.images_per_sample
+        return _alike(self.config), self.preprocessing, type(self.task), *self.task.reads_alike
 
 
 class Opened:
@@ -36,15 +36,16 @@ class Opened:
 
     def __init__(self) -> None:
         self._plain: dict[DataConfig, Datasets] = {}
-        self._prepared: dict[tuple[DataConfig, Preprocessing], Datasets] = {}
+        self._prepared: dict[tuple[DataConfig, Preprocessing, tuple[Any, ...]], Datasets] = {}
 
-    def __call__(self, config: DataConfig, preprocessing: Preprocessing) -> Datasets:
+    def __call__(self, config: DataConfig, preprocessing: Preprocessing, task: Task) -> Datasets:
         alike = _alike(config)
         if alike not in self._plain:
             self._plain[alike] = open_data(config)
-        if (alike, preprocessing) not in self._prepared:
-            self._prepared[alike, preprocessing] = self._plain[alike].prepared(preprocessing)
-        return self._prepared[alike, preprocessing]
+        key = alike, preprocessing, task.reads_alike
+        if key not in self._prepared:
+            self._prepared[key] = self._plain[alike].prepared(preprocessing, task)
+        return self._prepared[key]
 
 
 def passes(readings: Sequence[DataReading]) -> list[list[int]]:

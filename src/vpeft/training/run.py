@@ -195,12 +195,12 @@ def run_recipe(
     return ready.outcome(result, test=test)
 
 
-Opener = Callable[[DataConfig, Preprocessing], Datasets]
+Opener = Callable[[DataConfig, Preprocessing, Task], Datasets]
 
 
-def opened(config: DataConfig, preprocessing: Preprocessing) -> Datasets:
-    """Return the data set of a run, prepared for its backbone."""
-    return open_data(config).prepared(preprocessing)
+def opened(config: DataConfig, preprocessing: Preprocessing, task: Task) -> Datasets:
+    """Return the data set of a run, prepared for its backbone and its task."""
+    return open_data(config).prepared(preprocessing, task)
 
 
 def ready_run(
@@ -210,7 +210,7 @@ def ready_run(
 
     Args:
         recipe, progress, show: as for `run_recipe`.
-        images: (config, preprocessing) -> open data set; `opened` by default.
+        images: (config, preprocessing, task) -> open data set; `opened` by default.
         trust: which code and downloads the backbone's name may cause; by default none that only a recipe file names.
 
     Raises:
@@ -236,7 +236,7 @@ def ready_run(
         stated = stated.resized(described.facts.image_size)
     preprocessing = stated.for_data(recipe.data)
     unbound = recipe.task.build()
-    data = images(recipe.data.model_copy(update={"target": unbound.target_kind}), preprocessing)
+    data = images(recipe.data.model_copy(update={"target": unbound.target_kind}), preprocessing, unbound)
     preprocessing = data.preprocessing_of(preprocessing)  # a window that was found out is stated
     train = unbound.dataset(data.train, True)
     val = None if data.val is None else unbound.dataset(data.val, False)
