@@ -11,7 +11,7 @@ import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
@@ -73,7 +73,8 @@ class Prediction:
     map: Tensor | None = None
 
 
-TargetKind = Literal["label", "labels", "values", "mask"]
+TargetKind = str
+"""The name of a kind of target, as a file of vpeft/data/targets registers it."""
 
 
 class Task(BaseModel):
@@ -85,7 +86,9 @@ class Task(BaseModel):
     Class attributes:
         name: set by `@register_task`.
         target_kind: what a data source must find beside each image: one "label", several "labels", numbers ("values"),
-            a "mask"; a task that makes its samples out of labelled images in `dataset` says "label".
+            a "mask", "objects", "depth", or another kind that a file of vpeft/data/targets registers; a task that makes
+            its samples out of labelled images in `dataset` says "label". A kind that nobody has registered is refused
+            when data are opened.
         leading: the metric to compare by; a property where it depends on options.
         images_per_sample: how many images make one sample in `predict`.
         stacks_inputs: whether `collate` makes inputs of one shape the rows of a tensor, and looks at nothing else of

@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-TargetName = Literal["label", "labels", "values", "mask"]
+# The name of a kind of target: a file of vpeft/data/targets, which `vpeft.data.target.target_of` looks up.
+TargetName = str
 Window = Literal["auto", "type", "percentiles"] | tuple[float, float]
 
 # Fields added after recipes and records were written: serialised only if set, so that old digests do not change.
@@ -66,8 +67,8 @@ class DataConfig(BaseModel):
     label_column: str | None = Field(default=None, description="Column of the label.")
     target: TargetName = Field(
         default="label",
-        description="The target of each image: one label, several labels, numbers (values), or a mask; "
-        "the task sets it.",
+        description="The target of each image: label, labels (several), values (numbers), mask, objects (boxes and "
+        "their masks) or depth; the task sets it.",
     )
     label_columns: tuple[str, ...] = Field(
         default=(), description="Several columns: one for each label with 0 or 1, or one for each value."

@@ -14,14 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from ..data.target import target_kind
 from ..task import TargetKind, Task, UnsuitableTargets, all_tasks
 
-SEVERAL: dict[TargetKind, str] = {
-    "label": "class numbers",
-    "labels": "several labels for each sample",
-    "values": "real numbers",
-    "mask": "masks",
-}
+
+def plural_of(kind: TargetKind) -> str:
+    """What targets of a kind are called; raises `UnknownTarget`."""
+    return target_kind(kind).plural
 
 
 def told_targets(data: Any) -> Sequence[Any] | Tensor | None:
@@ -121,12 +120,12 @@ def refusal(task: Task, target: Any, where: str = "A target") -> UnsuitableTarge
         where: the beginning of the sentence.
     """
     kind, words = kind_of(target)
-    said = f"{where} is {words}, and the task {task.name} learns {SEVERAL[task.target_kind]}."
+    said = f"{where} is {words}, and the task {task.name} learns {plural_of(task.target_kind)}."
     fitting = [] if kind is None else [name for name, one in all_tasks().items() if one.target_kind == kind]
     fitting = [name for name in fitting if name != task.name]
     if fitting and kind != task.target_kind:
         assert kind is not None
-        said += f" For {SEVERAL[kind]} there is the task {' or '.join(fitting)}."
+        said += f" For {plural_of(kind)} there is the task {' or '.join(fitting)}."
     return UnsuitableTargets(said)
 
 
