@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backbones.features import Features
+from ..backbones.last_place import last_tokens
 from ..head import BadHead, Head
-from .last_place import last_tokens
 from .linear import HEAD_STD
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..backbones.features import Features
+from ..backbones.last_place import last_map
 from ..backbones.points import MissingPlace
 from ..head import Head
-from .last_place import last_map
 
 if TYPE_CHECKING:
     from ..backbones.backbone import Backbone

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backbones.backbone import MAPS, Backbone
-from ..backbones.places import Place
-from ..backbones.points import Layout, MissingPlace
+from .backbone import MAPS, Backbone
+from .places import Place
+from .points import Layout, MissingPlace
 
 
 def last_tokens(backbone: Backbone, named: Any = None) -> Place:
