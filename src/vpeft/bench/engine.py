@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from vpeft.bench.key import Identity, Numerics
 from vpeft.bench.protocol import Point
 from vpeft.bench.record import Costs, RecordedScores
-from vpeft.bench.sealed import SplitArrays, Trained
+from vpeft.bench.sealed import Trained
+from vpeft.bench.splits import Split
 from vpeft.method_spec import MethodSpec
+from vpeft.task import DEFAULT, Task, get_task
 
 
 @dataclass(frozen=True)
 class Assignment:
     """One training to be done: what (the identity), with which learning rate and decay, for which classes.
 
-    `folder` is the run's own, for checkpoints; what lies there may be from an attempt that was killed.
+    `folder` is the run's own, for checkpoints; what lies there may be from an attempt that was killed. `learns` and
+    `image_size` are those of the suite's task.
     """
 
     identity: Identity
     point: Point
     labels: tuple[str, ...]
     folder: Path
+    learns: Task = field(default_factory=lambda: get_task(DEFAULT)())
+    image_size: tuple[int, int] | None = None
 
 
 class TrainedRun(Trained, Protocol):
@@ -36,7 +41,7 @@ class TrainedRun(Trained, Protocol):
     @property
     def history(self) -> tuple[dict[str, float], ...]: ...
 
-    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores: ...
+    def evaluate(self, images: Split, split: str) -> RecordedScores: ...
 
 
 class Engine(Protocol):
@@ -62,8 +67,8 @@ class Engine(Protocol):
     def train(
         self,
         assignment: Assignment,
-        train: SplitArrays,
-        val: SplitArrays | None,
+        train: Split,
+        val: Split | None,
         after_epoch: Callable[[Trained], None] | None,
     ) -> TrainedRun:
         """Train on `train`; `val` may be watched but decides nothing. The same assignment gives the same run."""

@@ -128,7 +128,7 @@ def _run(job: Job, record: RunRecord, ledger: Ledger, engine: Engine) -> RunReco
             f"{job.identity.data[:12]}. Runs on different data are different runs: start the benchmark again."
         )
     point, chosen = _point(job, ledger)
-    assignment = Assignment(job.identity, point, task.labels, ledger.work(job.key))
+    assignment = Assignment(job.identity, point, task.labels, ledger.work(job.key), task.learns, task.image_size)
     scores, costs, history = _train(job, task, assignment, engine)
     wall = time.perf_counter() - began
     return record.model_copy(

@@ -8,13 +8,11 @@ only a `FinalEvaluator`, made for one final run, opens it, scores the trained mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, NoReturn, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NoReturn, Protocol
 
 from vpeft.bench.key import Identity
 from vpeft.bench.record import RecordedScores
+from vpeft.bench.splits import Split
 from vpeft.errors import VpeftError
 
 
@@ -25,17 +23,10 @@ class TestSetSealed(VpeftError):
     __test__ = False
 
 
-class SplitArrays(NamedTuple):
-    """One split in memory: pixels uint8 (N, H, W, 3) and labels int64 (N,)."""
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-
 class Trained(Protocol):
     """A model that has been trained, as far as the benchmark needs to know it."""
 
-    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
+    def evaluate(self, images: Split, split: str) -> RecordedScores:
         """Scores on one split; changes nothing in the model."""
         ...
 
@@ -43,7 +34,7 @@ class Trained(Protocol):
 class SealedTest:
     """The test split of one task, closed. Every access but the final evaluator's raises TestSetSealed."""
 
-    def __init__(self, task: str, source: Callable[[], SplitArrays]) -> None:
+    def __init__(self, task: str, source: Callable[[], Split]) -> None:
         self.__task, self.__source = task, source
 
     def _refuse(self) -> NoReturn:
@@ -71,7 +62,7 @@ class SealedTest:
     def __reduce__(self) -> NoReturn:
         self._refuse()
 
-    def opened(self, evaluator: FinalEvaluator) -> SplitArrays:
+    def opened(self, evaluator: FinalEvaluator) -> Split:
         """The split itself, for a final evaluator that has not used up its one reading."""
         if not isinstance(evaluator, FinalEvaluator) or not evaluator.reading:
             self._refuse()
@@ -114,7 +105,7 @@ class FinalEvaluator:
         if self.__best is None or scores.sign * scores.value > scores.sign * self.__best:
             self.__best = scores.value
 
-    def _read(self) -> SplitArrays:
+    def _read(self) -> Split:
         self.reading = True
         try:
             return self.__sealed.opened(self)

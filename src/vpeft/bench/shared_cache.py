@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vpeft.acceleration.prefix_cache import CachedPrefix, Situation
 from vpeft.acceleration.shared_trunk import SharedRecords, cached_for_evaluation
-from vpeft.bench.sealed import SplitArrays
-from vpeft.data.image_set import ArraySet, ImageSet
+from vpeft.bench.splits import Split
+from vpeft.data.image_set import ImageSet
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.task import Task
@@ -61,21 +62,23 @@ class SharedCache:
         self._sets: dict[str, KeptTensors] = {}
 
     def images(
-        self, images: SplitArrays, labels: tuple[str, ...], prepared: Preprocessing, augmentation: str, seed: int
+        self, split: Split, task: Task, prepared: Preprocessing, augmentation: str | None, seed: int
     ) -> ImageSet | KeptTensors:
-        """A split as training and evaluation read it; the same object for the same images, where they are kept."""
-        same = augmentation == "none"
-        transform = prepared.transform() if same else prepared.augmented(augmentation)
+        """A split as training and evaluation read it; the same object for the same images, where they are kept.
+
+        `augmentation` is the policy in training, and None in evaluation.
+        """
+        transform = task.transforms(prepared, augmentation or "none", augmentation is not None)
+        made = partial(split.dataset, task.labels, transform, seed)
         height, width = prepared.size
-        if not same or len(images.labels) * 3 * height * width * 4 > KEPT_BYTES:
-            return ArraySet(images.pixels, images.labels, list(labels), transform=transform, seed=seed)
-        content = hashlib.sha256(f"{images.pixels.shape} {labels} {prepared.model_dump_json()}".encode())
-        content.update(images.pixels.tobytes())
-        content.update(images.labels.tobytes())
-        key = content.hexdigest()
+        plain = augmentation in (None, "none") and type(task).transforms is Task.transforms
+        content = split.content if plain and split.count * 3 * height * width * 4 <= KEPT_BYTES else None
+        if content is None:
+            return made()
+        key = hashlib.sha256(f"{task.labels} {prepared.model_dump_json()}".encode() + content).hexdigest()
         found = self._sets.pop(key, None)
         if found is None:
-            found = KeptTensors(ArraySet(images.pixels, images.labels, list(labels), transform=transform, seed=seed))
+            found = KeptTensors(made())
         self._sets[key] = found
         while len(self._sets) > 1 and sum(one.bytes for one in self._sets.values()) > ALL_BYTES:
             oldest = self._sets.pop(next(iter(self._sets)))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from vpeft.bench.key import canonical
-from vpeft.bench.sealed import SealedTest, SplitArrays
+from vpeft.bench.sealed import SealedTest
+from vpeft.bench.splits import Split, SplitArrays
 from vpeft.errors import VpeftError, nearest
+from vpeft.task import DEFAULT, Task, get_task
 
 
 class UnknownSuite(VpeftError):
@@ -23,26 +25,33 @@ class UnknownTask(VpeftError):
 
 @dataclass(frozen=True)
 class BenchTask:
-    """One task. `digest` is the sha256 of all its pixels, labels and class names, in their order."""
+    """One task of a suite: its data, and what is learnt from them.
+
+    Attributes:
+        digest: the sha256 of all that is fixed here: pixels, targets, class names, in their order; with `learns` and
+            `image_size` where these are not the defaults.
+        learns: the task with its options (a head, a loss); one class for each image unless the suite says otherwise.
+        image_size: (H, W) that images are brought to; None takes the size that the backbone states.
+    """
 
     suite: str
     name: str
     group: str
     labels: tuple[str, ...]
-    train: SplitArrays
-    val: SplitArrays
+    train: Split
+    val: Split
     test: SealedTest
     digest: str
+    learns: Task = field(default_factory=lambda: get_task(DEFAULT)())
+    image_size: tuple[int, int] | None = None
 
     @property
     def full_name(self) -> str:
         return f"{self.suite}/{self.name}"
 
-    def train_and_val(self) -> SplitArrays:
+    def train_and_val(self) -> Split:
         """Both splits on which a chosen configuration is refitted, training images first."""
-        return SplitArrays(
-            np.concatenate([self.train.pixels, self.val.pixels]), np.concatenate([self.train.labels, self.val.labels])
-        )
+        return self.train.joined(self.val)
 
 
 def make_task(

@@ -19,15 +19,16 @@ from vpeft.backbones.digest import weights_digest
 from vpeft.bench.engine import Assignment
 from vpeft.bench.key import Numerics
 from vpeft.bench.record import Costs, RecordedScores
-from vpeft.bench.sealed import SplitArrays, Trained
+from vpeft.bench.sealed import Trained
 from vpeft.bench.shared_cache import KeptTensors, SharedCache
+from vpeft.bench.splits import Split
 from vpeft.data.image_set import ImageSet
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.method import get_method
 from vpeft.method_spec import MethodSpec
-from vpeft.task import DEFAULT, Task, get_task
+from vpeft.task import Task
 from vpeft.training.evaluate import evaluate
 from vpeft.training.fit import fit
 from vpeft.training.machine import accelerator
@@ -80,24 +81,27 @@ class VpeftEngine:
     def train(
         self,
         assignment: Assignment,
-        train: SplitArrays,
-        val: SplitArrays | None,
+        train: Split,
+        val: Split | None,
         after_epoch: Callable[[Trained], None] | None,
     ) -> TrainedModel:
         identity = assignment.identity
         model = copy.deepcopy(_backbone(identity.backbone))
-        settings, augmentation, task = self._settings(assignment)
+        settings, augmentation, unbound = self._settings(assignment)
         prepared = Preprocessing.from_model(model)
+        if assignment.image_size is not None:
+            prepared = prepared.resized(assignment.image_size)
         methods = [get_method(method.name)(**method.fields) for method in identity.methods]
         with untouched_randomness():
             # The same start for all methods as far as they share it, and whatever ran before in this process.
             seed_everything(derived_seed(identity.seed, "start"))
-            tuned = tune(model, *methods, num_classes=len(assignment.labels), show=False)
-        images = self.cache.images(train, assignment.labels, prepared, augmentation, identity.seed)
+            images = self.cache.images(train, unbound, prepared, augmentation, identity.seed)
+            task = unbound.bind(images)
+            tuned = tune(model, *methods, task=task, show=False)
 
         def scored(now: TunedModel, record: EpochRecord) -> None:
             if after_epoch is not None:
-                after_epoch(TrainedModel(now, task, assignment.labels, prepared, self.precision))
+                after_epoch(TrainedModel(now, task, prepared, self.precision))
 
         _forget_peak()
         result = fit(
@@ -117,9 +121,9 @@ class VpeftEngine:
             # `fit` has turned the signal into a checkpoint and an ordinary return. The benchmark is to stop, too; the
             # run stays planned and goes on from the checkpoint next time.
             raise KeyboardInterrupt(result.reason or "stopped")
-        trained = TrainedModel(tuned, task, assignment.labels, prepared, self.precision, cache=self.cache)
+        trained = TrainedModel(tuned, task, prepared, self.precision, cache=self.cache)
         return replace(
-            trained, costs=_costs(tuned, images, settings, result), history=tuple(map(_plain, result.history))
+            trained, costs=_costs(tuned, task, images, settings, result), history=tuple(map(_plain, result.history))
         )
 
     def _settings(self, assignment: Assignment) -> tuple[Optimisation, str, Task]:
@@ -131,7 +135,8 @@ class VpeftEngine:
         augmentation = str(stated.pop("augmentation", "none"))
         # What a protocol states beyond the optimiser's settings is the task's: smoothing, mixup.
         options = {name: stated.pop(name) for name in list(stated) if name not in Optimisation.model_fields}
-        task = get_task(DEFAULT)(labels=assignment.labels, **options)
+        stated_task = assignment.learns.model_dump(exclude_unset=True)
+        task = type(assignment.learns)(**{**stated_task, "labels": assignment.labels, **options})
         settings = {
             **stated,
             **assignment.point.model_dump(),
@@ -149,7 +154,6 @@ class TrainedModel:
 
     tuned: TunedModel
     task: Task
-    labels: tuple[str, ...]
     preprocessing: Preprocessing
     precision: Precision
     costs: Costs = Costs()  # noqa: RUF009 - frozen, so one for all is safe
@@ -157,8 +161,8 @@ class TrainedModel:
     # Where records are found; none while it is still in training, when records of its own may be in the way.
     cache: SharedCache | None = None
 
-    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
-        dataset = (self.cache or SharedCache()).images(images, self.labels, self.preprocessing, "none", 0)
+    def evaluate(self, images: Split, split: str) -> RecordedScores:
+        dataset = (self.cache or SharedCache()).images(images, self.task, self.preprocessing, None, 0)
         if self.cache is not None:
             scores = self.cache.scores(self.tuned, dataset, self.task, TEST_BATCH, self.precision)
         else:
@@ -186,14 +190,16 @@ def _digest(backbone: str) -> str:
     return weights_digest(describe(_backbone(backbone)))
 
 
-def _costs(tuned: TunedModel, images: ImageSet | KeptTensors, settings: Optimisation, result: Result) -> Costs:
+def _costs(
+    tuned: TunedModel, task: Task, images: ImageSet | KeptTensors, settings: Optimisation, result: Result
+) -> Costs:
     plan = tuned.plan()
-    batch = torch.stack([images[index][0] for index in range(min(settings.batch, len(images)))])
+    batch = task.collate([images[index] for index in range(min(settings.batch, len(images)))])
     device = next(tuned.parameters()).device
     with untouched_randomness():
         tuned.train()
         try:
-            kept = saved_bytes(tuned, batch.to(device))
+            kept = saved_bytes(tuned, batch.to(device), task.run)
         finally:
             tuned.eval()
     # The median over epochs: the first one also warms caches and allocators.

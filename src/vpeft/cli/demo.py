@@ -30,7 +30,8 @@ from vpeft.bench.ledger import Ledger
 from vpeft.bench.protocol import protocol
 from vpeft.bench.record import RecordedScores, RunRecord, State
 from vpeft.bench.runner import run_bench
-from vpeft.bench.sealed import FinalEvaluator, SplitArrays, Trained
+from vpeft.bench.sealed import FinalEvaluator, Trained
+from vpeft.bench.splits import Split, SplitArrays
 from vpeft.bench.suites import open_task, suite
 from vpeft.bench.trainer import TrainedModel, VpeftEngine
 from vpeft.cli import show
@@ -68,8 +69,8 @@ class KeepingEngine(VpeftEngine):
     def train(
         self,
         assignment: Assignment,
-        train: SplitArrays,
-        val: SplitArrays | None,
+        train: Split,
+        val: Split | None,
         after_epoch: Callable[[Trained], None] | None,
     ) -> TrainedModel:
         trained = super().train(assignment, train, val, after_epoch)
@@ -170,8 +171,9 @@ class ReloadedAdapter:
         self._loaded = loaded
         self.said: list[tuple[NDArray[np.uint8], str, Prediction]] = []
 
-    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
+    def evaluate(self, images: Split, split: str) -> RecordedScores:
         """Return the leading score on one split: the share of images whose best label is right."""
+        assert isinstance(images, SplitArrays), "the demo learns one class for each image"
         transform, task = self._loaded.preprocessing.transform(), self._loaded.task
         self.said = []
         for start in range(0, len(images.pixels), _BATCH):

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vpeft.acceleration.saved_tensors import SavedForBackward as SavedForBackward
+from vpeft.batch import Batch, run_model
 from vpeft.training.result import PeakMemory
 from vpeft.training.sizes import readable as readable
 
 
-def saved_bytes(module: nn.Module, images: Tensor) -> int:
-    """Return the bytes that one forward pass of `module` on `images` (B, C, H, W) saves, in its present mode."""
-    with torch.enable_grad(), SavedForBackward(module, [images]) as saved:
-        output = module(images)
+def saved_bytes(module: nn.Module, batch: Tensor | Batch, run: Callable[[nn.Module, Batch], Any] = run_model) -> int:
+    """Return the bytes that one forward pass of `module` saves for the backward pass, in its present mode.
+
+    Args:
+        module: the model.
+        batch: images (B, C, H, W), or a batch on the model's device, for heads that look at the targets.
+        run: how the model is called; a task's own `run`.
+    """
+    given = batch if isinstance(batch, Batch) else Batch(batch)
+    with torch.enable_grad(), SavedForBackward(module, _tensors(given)) as saved:
+        output = run(module, given)
         del output
         return saved.bytes
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """All tensors of a batch."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, Mapping):
+        for value in part.values():
+            yield from _tensors(value)
+    elif isinstance(part, (list, tuple, Batch)):
+        for value in part:
+            yield from _tensors(value)
 
 
 def process_peak() -> int | None:

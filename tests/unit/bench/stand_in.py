@@ -17,7 +17,8 @@ import numpy as np
 from vpeft.bench.engine import Assignment
 from vpeft.bench.key import Numerics
 from vpeft.bench.record import Costs, RecordedScores
-from vpeft.bench.sealed import SplitArrays, Trained
+from vpeft.bench.sealed import Trained
+from vpeft.bench.splits import Split
 from vpeft.errors import VpeftError, nearest
 from vpeft.method_spec import MethodSpec
 
@@ -43,7 +44,7 @@ class Means:
     costs: Costs
     history: tuple[dict[str, float], ...]
 
-    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
+    def evaluate(self, images: Split, split: str) -> RecordedScores:
         flat = images.pixels.reshape(len(images.pixels), -1).astype(np.float64)
         distance = ((flat[:, None] - self.centres[None]) ** 2).mean(axis=2)
         right = distance.argmin(axis=1) == images.labels
@@ -84,8 +85,8 @@ class StandIn:
     def train(
         self,
         assignment: Assignment,
-        train: SplitArrays,
-        val: SplitArrays | None,
+        train: Split,
+        val: Split | None,
         after_epoch: Callable[[Trained], None] | None,
     ) -> Means:
         identity = assignment.identity

@@ -20,7 +20,7 @@ from vpeft.bench.executors import ExecutorSettings, UnknownExecutor, executors
 from vpeft.bench.executors.executor import UnsuitableExecutor, register_executor
 from vpeft.bench.executors.serial import SerialExecutor
 from vpeft.bench.plan import UnknownSetting, make_plan
-from vpeft.bench.sealed import SplitArrays
+from vpeft.bench.splits import Split
 from vpeft.bench.suite import UnknownSuite, UnknownTask
 from vpeft.bench.suites import open_task, suites
 from vpeft.errors import VpeftError
@@ -185,9 +185,7 @@ def test_departures_from_the_protocol_are_other_runs_and_say_so(tmp_path: Path) 
 
 def test_an_interrupt_leaves_the_run_planned(tmp_path: Path) -> None:
     class Interrupted(StandIn):
-        def train(
-            self, assignment: Assignment, train: SplitArrays, val: SplitArrays | None, after_epoch: object
-        ) -> object:
+        def train(self, assignment: Assignment, train: Split, val: Split | None, after_epoch: object) -> object:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from vpeft.bench.record import RecordedScores
-from vpeft.bench.sealed import FinalEvaluator, SealedTest, SplitArrays, TestSetSealed
+from vpeft.bench.sealed import FinalEvaluator, SealedTest, TestSetSealed
+from vpeft.bench.splits import Split, SplitArrays
 
 from .test_key import IDENTITY
 
@@ -25,7 +26,7 @@ class Model:
     def __init__(self, *values: float, higher_is_better: bool = True) -> None:
         self.values, self.seen, self.higher = list(values), 0, higher_is_better
 
-    def evaluate(self, images: SplitArrays, split: str) -> RecordedScores:
+    def evaluate(self, images: Split, split: str) -> RecordedScores:
         assert images is SPLIT
         self.seen += 1
         return RecordedScores(split=split, values={"m": self.values.pop(0)}, leading="m", higher_is_better=self.higher)

@@ -13,11 +13,12 @@ from vpeft.bench.engine import Assignment
 from vpeft.bench.key import Identity
 from vpeft.bench.protocol import Point
 from vpeft.bench.record import RecordedScores
-from vpeft.bench.sealed import SplitArrays
 from vpeft.bench.shared_cache import SharedCache
+from vpeft.bench.splits import SplitArrays
 from vpeft.bench.trainer import VpeftEngine
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.method_spec import MethodSpec
+from vpeft.task import get_task
 
 LABELS = ("a", "b", "c")
 
@@ -94,13 +95,14 @@ def test_scores_come_from_records_where_there_are_some(tmp_path: Path, monkeypat
 
 def test_sets_are_told_apart_by_their_content(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, prepared = SharedCache(), Preprocessing(size=(16, 16))
-    first = cache.images(TRAIN, LABELS, prepared, "none", 0)
+    task = get_task("classification")(labels=LABELS)
+    first = cache.images(TRAIN, task, prepared, "none", 0)
     again = SplitArrays(TRAIN.pixels.copy(), TRAIN.labels.copy())
-    assert cache.images(again, LABELS, prepared, "none", 5) is first
+    assert cache.images(again, task, prepared, "none", 5) is first
     again.labels[0] = 2
-    assert cache.images(again, LABELS, prepared, "none", 0) is not first
-    assert cache.images(TRAIN, LABELS, Preprocessing(size=(16, 24)), "none", 0) is not first
-    assert cache.images(TRAIN, LABELS, prepared, "flip", 0) is not cache.images(TRAIN, LABELS, prepared, "flip", 0)
+    assert cache.images(again, task, prepared, "none", 0) is not first
+    assert cache.images(TRAIN, task, Preprocessing(size=(16, 24)), "none", 0) is not first
+    assert cache.images(TRAIN, task, prepared, "flip", 0) is not cache.images(TRAIN, task, prepared, "flip", 0)
     monkeypatch.setattr("vpeft.bench.shared_cache.ALL_BYTES", 1)
-    cache.images(TEST, LABELS, prepared, "none", 0)
+    cache.images(TEST, task, prepared, "none", 0)
     assert len(cache._sets) == 1

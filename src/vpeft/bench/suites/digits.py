@@ -12,7 +12,7 @@ from collections import Counter
 
 import numpy as np
 
-from vpeft.bench.sealed import SplitArrays
+from vpeft.bench.splits import SplitArrays
 from vpeft.bench.suite import BenchTask, Suite, Tier, make_task
 from vpeft.errors import need_extra
 

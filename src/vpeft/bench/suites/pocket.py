@@ -5,7 +5,7 @@ The tasks, their groups and how they are made are in `vpeft.data.pocket`, which 
 
 from __future__ import annotations
 
-from vpeft.bench.sealed import SplitArrays
+from vpeft.bench.splits import SplitArrays
 from vpeft.bench.suite import BenchTask, Suite, Tier, make_task
 from vpeft.data.pocket import digest, pocket_tasks
 from vpeft.data.pocket.task import stored_digests
