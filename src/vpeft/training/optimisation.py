@@ -89,8 +89,13 @@ class Optimisation(BaseModel):
     warmup: float = Field(
         default=0.1, ge=0, description="Linear warm-up: below 1 a share of all steps, from 1 on a number of epochs."
     )
-    schedule: Literal["cosine", "linear", "constant"] = Field(
+    schedule: Literal["cosine", "linear", "constant", "step"] = Field(
         default="cosine", description="Shape of the learning rate after the warm-up, per optimiser step."
+    )
+    milestones: tuple[float, ...] = Field(
+        default=(),
+        description="For the schedule `step`: where the rate falls to a tenth; below 1 a share of all steps, from 1 on"
+        " a number of epochs.",
     )
     min_lr: float = Field(
         default=1e-5,
@@ -210,6 +215,13 @@ class Optimisation(BaseModel):
                 f"warmup = {self.warmup:g} epochs does not fit in {self.epochs} epochs; "
                 "give fewer, or a share of the run below 1"
             )
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("the schedule `step` and its milestones go together, for instance milestones = [27, 33]")
+        late = [one for one in self.milestones if one <= 0 or (one >= 1 and one >= self.epochs)]
+        if late or list(self.milestones) != sorted(self.milestones):
+            raise ValueError(
+                f"milestones = {list(self.milestones)} must rise, from above 0 to less than {self.epochs} epochs"
+            )
         if self.accumulate > self.batch:
             raise ValueError(f"a batch of {self.batch} cannot be computed in {self.accumulate} parts; lower accumulate")
         return self
@@ -222,4 +234,6 @@ class Optimisation(BaseModel):
                 del stated[name]
         if self.optimiser == "adamw":
             del stated["optimiser"]
+        if not self.milestones:
+            del stated["milestones"]
         return {name: value for name, value in stated.items() if name not in _NOT_NUMERICS}

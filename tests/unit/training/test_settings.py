@@ -40,7 +40,7 @@ def test_numerics_leave_out_only_what_changes_no_bit() -> None:
         "fit_memory": "8GB",  # what it changes, the parts of a batch, is told by `accumulate`
     }
     assert Optimisation.model_validate(others).numerics() == plain
-    for name in set(Optimisation.model_fields) - set(others) - {"views", "ema", "optimiser"}:
+    for name in set(Optimisation.model_fields) - set(others) - {"views", "ema", "optimiser", "milestones"}:
         assert name in plain
     # left out where it changes nothing, so that a run from before there were views is known again
     assert "views" not in plain and Optimisation(views=3).numerics()["views"] == 3
@@ -75,6 +75,25 @@ def test_warm_up_in_epochs_and_the_other_schedules() -> None:
 def test_a_peak_below_the_floor_stays_where_it_is() -> None:
     settings = Optimisation(epochs=2, warmup=0, min_lr=1e-5)
     assert [rate_at(step, 1e-6, settings, 4) for step in range(8)] == [1e-6] * 8
+
+
+def test_milestones_lower_the_rate_as_torch_does() -> None:
+    settings = Optimisation(epochs=12, schedule="step", milestones=(8, 0.75), warmup=0.0, lr=1e-2)  # 0.75: 9 of 12
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.SGD([parameter], lr=1e-2)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones=[8 * 5, 9 * 5], gamma=0.1)
+    for step in range(60):
+        assert rate_at(step, 1e-2, settings, 5) == pytest.approx(theirs.get_last_lr()[0])
+        optimiser.step()
+        theirs.step()
+    for wrong in (
+        {"milestones": (3,)},
+        {"schedule": "step"},
+        {"schedule": "step", "milestones": (9, 40), "epochs": 30},
+    ):
+        with pytest.raises(ValidationError, match="milestones"):
+            Optimisation(**wrong)
+    assert "milestones" not in Optimisation().numerics()
 
 
 def test_biases_and_one_dimensional_tensors_are_not_decayed() -> None:
