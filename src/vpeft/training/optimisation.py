@@ -217,8 +217,8 @@ class Optimisation(BaseModel):
             )
         if (self.schedule == "step") != bool(self.milestones):
             raise ValueError("the schedule `step` and its milestones go together, for instance milestones = [27, 33]")
-        late = [one for one in self.milestones if one <= 0 or (one >= 1 and one >= self.epochs)]
-        if late or list(self.milestones) != sorted(self.milestones):
+        ends = [self.epochs * one if one < 1 else one for one in self.milestones]
+        if ends != sorted(ends) or any(not 0 < end < self.epochs for end in ends):
             raise ValueError(
                 f"milestones = {list(self.milestones)} must rise, from above 0 to less than {self.epochs} epochs"
             )
