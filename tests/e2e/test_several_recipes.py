@@ -203,7 +203,7 @@ def test_an_image_that_becomes_unreadable_ends_its_pass_alone(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("probe.toml", "nowhere.toml"), "nowhere.toml cannot be read"),
+        (("probe.toml", "nowhere.toml"), "There is no recipe file nowhere.toml"),
         (("probe.toml", "same.toml"), "probe and same both write into alone/probe"),
         (("probe.toml", "probe.toml"), "probe.toml and probe.toml both write into alone/probe"),
         (("probe.toml", "again/probe.toml", "--out", "never"), "would both write into never/probe"),

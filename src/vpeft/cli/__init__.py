@@ -40,6 +40,7 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("report", "vpeft.cli.report:report", "Turn run records into a table, a picture and a page.", _COMPARE),
     ("methods", "vpeft.cli.methods:methods", "List the methods with their settings.", _LOOK),
     ("tasks", "vpeft.cli.tasks:tasks", "List the tasks and the heads with their options.", _LOOK),
+    ("recipes", "vpeft.cli.recipes:recipes", "List the recipes of published comparisons that ship with it.", _LOOK),
     ("backbones", "vpeft.cli.backbones:backbones", "List the backbones that can be adapted.", _LOOK),
     ("explain", "vpeft.cli.explain:explain", "Show what a method does to a backbone, without weights.", _LOOK),
     ("data", "vpeft.cli.data:app", "List, check and export data sets.", _LOOK),

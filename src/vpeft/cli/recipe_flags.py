@@ -20,6 +20,7 @@ from vpeft.cli.method_flags import all_method_flags, fields_by_method
 from vpeft.errors import VpeftError
 from vpeft.guarded import read_toml
 from vpeft.method_spec import parse
+from vpeft.recipes import recipe_file
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.recipe import BadRecipe, Recipe
 
@@ -106,6 +107,7 @@ def recipe_from(file: Path | None, given: Mapping[str, Any]) -> Recipe:
         BadRecipe: a key or value does not exist or does not fit; the message has the nearest names.
         IncompleteRun: neither the file nor a flag names the data, the backbone, the method, or the output folder.
     """
+    file = None if file is None else recipe_file(file)
     typed = nested(run_flags(), given)
     stated = _read(file)
     _methods(typed, stated, given)
@@ -140,6 +142,7 @@ def recipes_from(files: Sequence[Path], given: Mapping[str, Any]) -> tuple[list[
         StrayFlag: a flag sets a method that no file uses.
         SameFolder: with `--out`, two files have the same stem.
     """
+    files = [recipe_file(file) for file in files]
     stems = [file.stem for file in files]
     called = [file.stem if stems.count(file.stem) == 1 else str(file) for file in files]
     given, folder = dict(given), given.get("out")

@@ -1,0 +1,33 @@
+"""`vpeft recipes`: list the recipes that ship with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.text import Text
+
+from vpeft.cli import show
+from vpeft.cli.flags import Switch
+from vpeft.recipes import recipe_file, shipped_recipes
+
+
+def recipes(name: str | None = None, /, *, json: Switch = False) -> None:
+    """List the shipped recipes; with NAME, print one as TOML, to be copied and changed.
+
+    Parameters
+    ----------
+    name:
+        The id of a recipe, such as `coco-cascade-swin-b@v-petl`.
+    json:
+        Print JSON instead of a table.
+    """
+    known = shipped_recipes()
+    if name is not None:
+        show.console().print(Text(recipe_file(Path(name)).read_text(encoding="utf-8").rstrip()), soft_wrap=True)
+        return
+    if json:
+        show.as_json([{"id": one.id, "title": one.title, "source": one.source} for one in known.values()])
+        return
+    out = show.console()
+    out.print(show.table(("recipe", "what it is"), [(one.id, one.title) for one in known.values()]))
+    out.print(Text("\nvpeft train RECIPE --data FOLDER --method NAME --out FOLDER; `vpeft recipes RECIPE` prints one."))
