@@ -41,9 +41,12 @@ from vpeft.backbones.edits import Edit
 from vpeft.errors import VpeftError
 from vpeft.method import all_methods
 from vpeft.methods import LoRA, Method, get
-from vpeft.training.memory import SavedForBackward
+from vpeft.task import Task
+from vpeft.training.memory import SavedForBackward, saved_bytes
 
 TINY, SMALL = "vit_tiny_patch16_224", "vit_small_patch16_224"
+# the dense rows
+DENSE, DENSE_SIDE, DENSE_BATCH, DENSE_CLASSES = "swin_tiny_patch4_window7_224", 256, 2, 19
 # what is measured on the second model too
 CORE = ("lora", "vpt_deep", "ssf")
 
@@ -56,6 +59,7 @@ class Variant:
     optimiser: torch.optim.Optimizer
     made: Accelerated | None = None
     kernel: Callable[[], AbstractContextManager[Any]] = nullcontext
+    task: Task | None = None
 
 
 # model, precision, how each variant is made
@@ -222,6 +226,68 @@ def every(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             yield title, case
 
 
+def segmenting(method: Method) -> Variant:
+    """Swin-T at 256 x 256 under UPerNet, with `auto` accelerations."""
+    torch.manual_seed(0)
+    task = vpeft.get_task("semantic_segmentation")(head="upernet", labels=tuple(map(str, range(DENSE_CLASSES))))
+    backbone = timm.create_model(DENSE, img_size=DENSE_SIDE, num_classes=0)
+    tuned = vpeft.tune(backbone, method, task=task, show=False, verify=False).train()
+    made = accelerate(tuned, "auto", autocast=nullcontext, precision="fp32")
+    return Variant(tuned, torch.optim.AdamW([p for _, p in tuned.trainable()], lr=1e-3), made, task=task)
+
+
+def dense(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every method on a segmentation model against full tuning of the same model, in turns."""
+    images = torch.randn(DENSE_BATCH, 3, DENSE_SIDE, DENSE_SIDE)
+    batch = vpeft.Batch(images, torch.randint(0, DENSE_CLASSES, (DENSE_BATCH, DENSE_SIDE, DENSE_SIDE)))
+
+    def one(variant: Variant) -> float:
+        assert variant.task is not None
+        start = time.process_time()
+        loss = sum(variant.task.loss(variant.task.run(variant.model, batch), batch).values())
+        variant.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        variant.optimiser.step()
+        return time.process_time() - start
+
+    full = segmenting(get("full_finetuning")())
+    reference = {"bytes": saved_bytes(full.model, batch), "head": full.model.plan().trainable_with_head}
+    one(full)
+    for title, kind in all_methods().items():
+        if options.case not in title:
+            continue
+        try:
+            mine = segmenting(kind())
+            one(mine)
+        except VpeftError as reason:
+            yield title, {"refused": str(reason)}
+            continue
+        ratios = []
+        seconds = []
+        for _ in range(options.rounds):
+            theirs, ours_now = one(full), one(mine)
+            ratios.append(ours_now / theirs)
+            seconds.append(theirs)
+        plan = mine.model.plan()
+        found = {
+            "seconds_of_full": statistics.median(seconds),
+            "ratio": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+            "bytes": saved_bytes(mine.model, batch),
+            "bytes_of_full": reference["bytes"],
+            "trainable": plan.trainable,
+            "head": plan.trainable_with_head - plan.trainable,
+            "in_use": [] if mine.made is None else [o.name for o in mine.made.outcomes if o.applied],
+        }
+        print(
+            f"{title:28} {found['ratio']:.2f} [{found['least']:.2f}, {found['most']:.2f}]"
+            f"  bytes {found['bytes'] / found['bytes_of_full']:.2f}",
+            flush=True,
+        )
+        yield title, found
+
+
 def imports(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """What `import vpeft` costs beside what its backbones cost anyhow; processor seconds of fresh interpreters."""
     lines = {"torch, timm": "import torch, timm", "vpeft": "import vpeft; vpeft.tune", "bare": "import vpeft"}
@@ -293,14 +359,21 @@ def main() -> None:
         "--images", type=int, default=32, help="images of the whole runs, which are also made on three times as many"
     )
     parser.add_argument("--runs", type=int, default=3, help="repetitions of the whole runs")
-    parts = ["steps", "every", "runs", "together", "imports", "page"]
+    parts = ["steps", "every", "dense", "runs", "together", "imports", "page"]
     parser.add_argument("--only", choices=parts, help="leave the rest as it is in --out")
     parser.add_argument("--case", default="", help="only those with this in their name")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for part, makes in (("steps", cases), ("every", every), ("runs", runs), ("together", passes), ("imports", imports)):
+    for part, makes in (
+        ("steps", cases),
+        ("every", every),
+        ("dense", dense),
+        ("runs", runs),
+        ("together", passes),
+        ("imports", imports),
+    ):
         if options.only in (None, part):
             for title, found in makes(options):
                 write(options, part, title, found)
@@ -314,7 +387,7 @@ def write(options: argparse.Namespace, part: str, title: str, found: dict[str, A
     """Put one result into the file, beside those that it has already."""
     if options.out is None:
         return
-    result: dict[str, Any] = {"steps": {}, "every": {}, "runs": {}, "together": {}, "imports": {}}
+    result: dict[str, Any] = {"steps": {}, "every": {}, "dense": {}, "runs": {}, "together": {}, "imports": {}}
     if options.out.exists():
         result |= json.loads(options.out.read_text())
     conditions = {

@@ -38,6 +38,7 @@ def page(result: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> 
     ]
     lines += _steps(result["steps"])
     lines += _every(result.get("every", {}))
+    lines += _dense(result.get("dense", {}))
     lines += _runs(result["runs"])
     lines += _passes(result.get("together", {}))
     lines += _imports(result.get("imports", {}))
@@ -50,7 +51,9 @@ def page(result: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _loads(result: Mapping[str, Any]) -> str:
-    parts = (result[part].values() for part in ("steps", "every", "runs", "together", "imports") if part in result)
+    parts = (
+        result[part].values() for part in ("steps", "every", "dense", "runs", "together", "imports") if part in result
+    )
     loads = [one["load"] for part in parts for one in part if "load" in one]
     return f"{min(loads):.0f} to {max(loads):.0f}"
 
@@ -113,6 +116,33 @@ def _steps(cases: Mapping[str, Any]) -> Iterable[str]:
         "In bf16, a user of peft can choose the same attention kernel by hand; against that, vpeft takes"
         f" {ratio:.2f} of the time ({_met(ratio, 0.90)})."
     )
+
+
+def _dense(cases: Mapping[str, Any]) -> Iterable[str]:
+    """The cost of each method on a segmentation model."""
+    if not cases:
+        return
+    made = {title: case for title, case in cases.items() if "ratio" in case}
+    first = next(iter(made.values()))
+    yield from (
+        "",
+        "## Segmentation: every method against full tuning",
+        "",
+        "Swin-T at 256 x 256 under UPerNet with 19 classes, batch 2, fp32, default settings, `auto`. The head, which"
+        f" trains in every row, has {first['head'] / 1e6:.1f} M parameters; a step of full tuning takes"
+        f" {1000 * first['seconds_of_full']:.0f} ms and saves {first['bytes_of_full'] / 2**20:.0f} MiB.",
+        "",
+        "| method | trained in the backbone | time | | saved tensors | accelerations in use |",
+        "|---|---|---|---|---|---|",
+    )
+    for title, case in sorted(cases.items(), key=lambda item: item[1].get("bytes", 1 << 60)):
+        if "refused" in case:
+            yield f"| {title} | – | – | | – | {case['refused']} |"
+            continue
+        yield (
+            f"| {title} | {case['trainable']:,} | {case['ratio']:.2f} | {case['least']:.2f} to {case['most']:.2f} |"
+            f" {case['bytes'] / case['bytes_of_full']:.2f} | {', '.join(case['in_use'])} |"
+        )
 
 
 def _every(cases: Mapping[str, Any]) -> Iterable[str]:
