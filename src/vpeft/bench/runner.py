@@ -15,6 +15,7 @@ from vpeft.bench.ledger import Ledger
 from vpeft.bench.plan import Job, make_plan
 from vpeft.bench.progress import Watch
 from vpeft.bench.record import RunRecord
+from vpeft.safe_text import SafeConsole
 
 # Seconds between two looks at runs that another process is making.
 POLL = 1.0
@@ -36,7 +37,7 @@ def run_bench(config: BenchConfig, *, engine: Engine | None = None, console: Con
     kind = executor_class(config.executor, config.workers)
     jobs = make_plan(config, engine)
     ledger = Ledger(config.out)
-    with Watch(jobs, console or Console(), config.show) as watch:
+    with Watch(jobs, console or SafeConsole(), config.show) as watch:
         todo = _take_stock(jobs, ledger, config.retry_failed, watch)
         if todo:
             settings = ExecutorSettings(min(config.workers, len(todo)), ledger, engine, config.retry_failed)

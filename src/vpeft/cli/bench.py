@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from cyclopts import Group
-from rich.console import Console
 from rich.text import Text
 
 from vpeft.bench.config import BenchConfig
@@ -16,6 +15,7 @@ from vpeft.cli import show
 from vpeft.cli.failure import say_warning
 from vpeft.cli.flags import Switch, flags_of, nested, with_flags
 from vpeft.cli.validated import validated
+from vpeft.safe_text import SafeConsole
 from vpeft.training.optimisation import Optimisation
 
 # The protocol sets these: its grid and its seeds. Everything else may depart from it, and is marked where it does.
@@ -43,7 +43,7 @@ def _bench(*, json: Switch = False, given: dict[str, Any]) -> int:
         Print a summary as JSON instead of a sentence.
     """
     config = validated(BenchConfig, nested(_FLAGS, given), _FLAGS)
-    ledger = run_bench(config, console=Console(stderr=True))
+    ledger = run_bench(config, console=SafeConsole(stderr=True))
     records = list(ledger)
     failed = [record for record in records if record.state in (State.failed, State.out_of_memory)]
     if json:

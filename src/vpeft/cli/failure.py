@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TextIO
 
 from cyclopts import App, CycloptsError
-from rich.console import Console
 from rich.text import Text
 
 from vpeft.errors import VpeftError
+from vpeft.safe_text import SafeConsole, visible
 from vpeft.version import __version__
 
 DONE, MISTAKE, BUG, INTERRUPTED = 0, 1, 2, 130
@@ -83,14 +83,14 @@ def _guarded(app: App, arguments: Sequence[str]) -> int:
 
 def say_error(message: str) -> None:
     """Print one message on stderr, in red if the terminal can."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), message.rstrip()))
+    console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), visible(message.rstrip())))
 
 
 def say_warning(message: str) -> None:
     """Print one remark on stderr; the command goes on."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("warning: ", "bold yellow"), message.rstrip()))
+    console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("warning: ", "bold yellow"), visible(message.rstrip())))
 
 
 def _shown_as_remark(
@@ -128,7 +128,7 @@ def write_report(arguments: Sequence[str], error: BaseException) -> Path:
     ]
     for folder in (Path.cwd(), Path(tempfile.gettempdir())):
         try:
-            (folder / name).write_text("\n".join(lines), encoding="utf-8")
+            (folder / name).write_text("\n".join(lines), encoding="utf-8", errors="backslashreplace")
         except OSError:
             continue
         return folder / name

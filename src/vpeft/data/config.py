@@ -26,9 +26,13 @@ _YOUNGER = (
     "label_separator",
     "masks",
     "label_names",
+    "box_format",
+    "depth_scale",
     "channels",
     "window",
     "max_pixels",
+    "max_aspect",
+    "max_mib",
 )
 
 
@@ -78,10 +82,21 @@ class DataConfig(BaseModel):
     )
     masks: Path | None = Field(
         default=None,
-        description="Folder of the masks, if it is not masks/ beside images/; files have the images' names.",
+        description="Folder of the masks or depth maps, if it is not masks/ or depth/ beside images/; files have the "
+        "images' names.",
     )
     label_names: tuple[str, ...] = Field(
         default=(), description="Names of the classes in masks, in the order of their numbers."
+    )
+    box_format: Literal["corners", "sides"] | None = Field(
+        default=None,
+        description="The four numbers of a box: left, top, right, bottom (corners) or left, top, width, height "
+        "(sides); by default as the format of the source says.",
+    )
+    depth_scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="Factor from the stored numbers of depth maps to the unit of depth, such as 0.001.",
     )
     channels: int | None = Field(
         default=None, ge=1, le=16, description="Channels to read; by default those of the backbone, mostly 3 (RGB)."
@@ -92,7 +107,15 @@ class DataConfig(BaseModel):
         "auto for the bits in use, or two numbers such as 0,4095.",
     )
     max_pixels: int | None = Field(
-        default=None, ge=1, description="Height times width of the largest image to read; 178956970 by default."
+        default=None,
+        ge=1,
+        description="Height times width of the largest image to read, 178956970 by default; JPEG is read smaller.",
+    )
+    max_aspect: float | None = Field(
+        default=None, ge=1, description="Longer side of the narrowest image to read, by its shorter; 200 by default."
+    )
+    max_mib: int | None = Field(
+        default=None, ge=1, description="Memory of one decoded image, and size of its file, in MiB; 4096 by default."
     )
     download: bool = Field(default=False, description="Allow a named data set to be downloaded.")
     image_size: int | None = Field(

@@ -3,10 +3,12 @@
 The rules, since "convert to RGB" hides several choices:
 - an animated file gives its first frame; EXIF orientation is applied;
 - transparency (an alpha channel, a transparent palette entry or colour) is laid over white, as a page or a viewer does;
-- sixteen bits are divided by 257 (65535 becomes 255), never stretched per image, so brightness stays comparable;
+- sixteen bits are divided by 257 (65535 becomes 255), never stretched per image, so brightness stays comparable; PNG
+  and TIFF in colour are read in all of their bits, AVIF, HEIF and JPEG 2000 in colour in the eight that Pillow gives;
 - integers of 32 bits are taken as eight bits when nothing exceeds 255, as sixteen otherwise;
 - floating point is taken as 0 to 1 when nothing exceeds 1, as 0 to 255 otherwise; anything beyond is refused;
 - arrays (`.npy`) and TIFF with other than one, three or four bands follow the rules of `pixels.py`;
+- JPEG with more than `max_pixels` is decoded at a half, a quarter or an eighth of its size;
 - CMYK and YCbCr use Pillow's plain conversion and embedded colour profiles are not applied; LAB goes through sRGB.
 """
 
@@ -15,27 +17,35 @@ from __future__ import annotations
 import glob
 import os
 import re
-import struct
 from collections.abc import Iterable
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path, PurePath
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
-from vpeft.data.pixels import RGB, Reading, is_array, is_tiff, stored_values, top_of, with_range
-from vpeft.data.pixels import UnreadableImage as UnreadableImage
-from vpeft.data.problems import DataError
+from vpeft.data.decoding import (
+    Limits,
+    Stamp,
+    deep_png,
+    is_array_file,
+    is_deep_png,
+    is_tiff_file,
+    known_formats,
+    opened_image,
+    picture,
+    recognised,
+    without_text,
+)
+from vpeft.data.decoding import UnreadableImage as UnreadableImage
+from vpeft.data.pixels import RGB, Reading, eight_bits, is_array, opaque, stored_values, with_range
+from vpeft.data.problems import DataError, Problems
 
 WHITE = (255, 255, 255, 255)
-
-# Pillow names these formats but cannot decode them by itself (stubs, or an outside program is needed).
-_NOT_DECODED = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"})
-
 
 # What archivers, network drives, notebooks and Python leave beside images; folders with a dot in front are hidden too.
 LEFT_BY_PROGRAMS = frozenset(
@@ -54,12 +64,11 @@ LEFT_BY_PROGRAMS = frozenset(
 
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
-    """The file suffixes, lower case with their dot, of the formats that Pillow decodes here."""
-    Image.init()
+    """The file suffixes, lower case with their dot, of the formats that are decoded here."""
     return frozenset(
         suffix
         for suffix, name in Image.registered_extensions().items()
-        if name in Image.OPEN and name not in _NOT_DECODED
+        if name in known_formats() or name == "MPO"  # JPEG with more pictures behind the first
     )
 
 
@@ -74,15 +83,65 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in LEFT_BY_PROGRAMS
 
 
-def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """All visible files in `folder` and its folders, sorted by path, and the folders that were left out as hidden."""
-    files: list[Path] = []
-    hidden: list[Path] = []
-    for base, folders, names in os.walk(folder):
-        hidden += [Path(base, name) for name in folders if is_hidden(name)]
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        files += [Path(base, name) for name in names if not name.startswith(".")]
-    return sorted(files, key=lambda path: path.relative_to(folder).as_posix()), sorted(hidden)
+class FilesBelow(NamedTuple):
+    """The files in a folder and its folders, sorted, and what was left out.
+
+    Attributes:
+        files: visible files.
+        hidden: folders of programs and those whose names begin with a dot.
+        links: links to folders; they are not followed, so that no image counts twice and none leads in a circle.
+        closed: folders that cannot be opened.
+        dotted: images whose names begin with a dot.
+    """
+
+    files: list[Path]
+    hidden: list[Path]
+    links: list[Path]
+    closed: list[Path]
+    dotted: list[Path]
+
+    def note(self, problems: Problems, root: Path) -> None:
+        """Add what was left out to `problems`, named by its path from `root`."""
+        for folder in self.hidden:
+            if count := images_in(folder):
+                problems.add("hidden", name_below(folder, root), "1 image" if count == 1 else f"{count} images")
+        for path in self.links:
+            problems.add("linked", name_below(path, root))
+        for path in self.closed:
+            problems.add("closed", name_below(path, root))
+        for path in self.dotted:
+            problems.add("ignored", name_below(path, root), "its name begins with a dot")
+
+
+def files_below(folder: Path) -> FilesBelow:
+    """All visible files in `folder` and its folders, sorted by path, and what was left out."""
+    found = FilesBelow([], [], [], [], [])
+    closed: list[OSError] = []
+    for base, folders, names in os.walk(folder, onerror=closed.append):
+        hidden = [name for name in folders if is_hidden(name)]
+        links = [name for name in folders if name not in hidden and os.path.islink(Path(base, name))]
+        found.hidden.extend(Path(base, name) for name in hidden)
+        found.links.extend(Path(base, name) for name in links)
+        folders[:] = [name for name in folders if name not in hidden and name not in links]
+        found.files.extend(Path(base, name) for name in names if not name.startswith("."))
+        found.dotted.extend(
+            Path(base, name) for name in names if name.startswith(".") and is_image_name(name.lstrip("."))
+        )
+    found.closed.extend(Path(os.fsdecode(error.filename)) for error in closed if error.filename is not None)
+    found.files.sort(key=lambda path: path.relative_to(folder).as_posix())
+    for paths in found[1:]:
+        paths.sort()
+    return found
+
+
+def images_in(folder: Path) -> int:
+    """The number of images in a folder and its folders, whatever they are called."""
+    return sum(is_image_name(name.lstrip(".")) for _, _, names in os.walk(folder) for name in names)
+
+
+def name_below(path: Path, root: Path) -> str:
+    """The path from `root` as text; "." for `root` itself."""
+    return readable(path.relative_to(root).as_posix())
 
 
 def holds_image(folder: Path) -> bool:
@@ -109,24 +168,42 @@ def readable(path: str | PurePath) -> str:
 def find_images(patterns: Iterable[str | Path]) -> list[Path]:
     """The images that files, folders (searched through) and glob patterns name, sorted within each, without repeats.
 
-    A file named as such is kept whatever its suffix. Raises `DataError` for a pattern that finds nothing.
+    A file named as such is kept whatever its suffix. What is left out is a `DataWarning`.
+
+    Raises:
+        DataError: a pattern finds nothing.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = _expanded(pattern)
         if path.is_file():
             found[path] = None
             continue
         if path.is_dir():
-            matches = sorted(pictures_among(files_below(path)[0]))
+            below = files_below(path)
+            matches = sorted(pictures_among(below.files))
+            problems = Problems()
+            below.note(problems, path)
+            problems.report(readable(str(pattern)), strict=False)
         else:
             named = [one for one in map(Path, glob.glob(str(path), recursive=True)) if one.is_file()]
             matches = sorted(pictures_among(named))
         if not matches:
-            what = "holds no image" if path.is_dir() else "does not exist, nor does it match an image as a pattern"
+            what = "does not exist, nor does it match an image as a pattern"
+            if path.is_dir():
+                what = "holds no image"
+            elif path.exists():
+                what = "is no plain file"
             raise DataError(f"{pattern} {what}. Give image files, folders, or patterns such as 'photos/*.jpg'.")
         found.update(dict.fromkeys(matches))
     return list(found)
+
+
+def _expanded(pattern: str | Path) -> Path:
+    try:
+        return Path(pattern).expanduser()
+    except RuntimeError:
+        raise DataError(f"{pattern} names the home folder of a user that this machine does not know.") from None
 
 
 def read_image(source: str | Path | bytes, max_pixels: int | None = None) -> Image.Image:
@@ -144,92 +221,79 @@ def read_image(source: str | Path | bytes, max_pixels: int | None = None) -> Ima
     return made
 
 
-def read(source: str | Path | bytes, reading: Reading) -> Image.Image | Tensor:
+def read(source: str | Path | bytes | IO[bytes], reading: Reading, stamp: Stamp | None = None) -> Image.Image | Tensor:
     """The image in a file, or in the bytes of one, in the channels and the window of `reading`.
+
+    Args:
+        source: the file, its bytes, or the open file.
+        reading: how.
+        stamp: what the file was when it was checked.
 
     Returns:
         An RGB picture where `reading` has three channels, else a float tensor (C, H, W) from 0 to 1.
 
     Raises:
-        UnreadableImage: it is damaged, truncated or no image, or has channels that do not fit.
+        UnreadableImage: it is damaged, truncated or no image, exceeds a limit, has channels that do not fit, is no
+            plain file, or is no longer the file of `stamp`.
     """
-    name = "an image in memory" if isinstance(source, bytes) else readable(str(source))
+    named = isinstance(source, str | Path)
+    name = f"{readable(str(source))}: " if named else "an image in memory: " if isinstance(source, bytes) else ""
     file = Path(source) if isinstance(source, str) else source
     try:
-        _allow(reading.max_pixels)
-        if reading.plain and not is_array(file):
-            return _picture(file, reading)
-        values = stored_values(file, reading.channels)
-        _not_too_large(values.shape[1], values.shape[0], reading)
-        return reading.of_values(values)
+        if not isinstance(file, Path | bytes):
+            return _read(file, reading)
+        with opened_image(file, reading.limits, stamp) as opened:
+            return _read(opened, reading)
     except UnreadableImage as error:
-        raise UnreadableImage(f"{name}: {reason(error)}") from error
-    except MemoryError:
-        raise
+        raise UnreadableImage(f"{name}{reason(error)}") from error
+    except MemoryError as error:
+        raise UnreadableImage(
+            f"{name}there is no memory for it; a smaller max_pixels leaves such images out"
+        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        raise UnreadableImage(f"{name}: {reason(error)}") from error
+        raise UnreadableImage(f"{name}{reason(error)}") from error
 
 
-def _picture(source: Path | bytes, reading: Reading) -> Image.Image:
+def _read(file: IO[bytes], reading: Reading) -> Image.Image | Tensor:
+    if reading.plain and not is_array_file(file):
+        return _picture(file, reading)
+    values = stored_values(file, reading.channels, reading.limits)
+    return reading.of_values(values)
+
+
+def _picture(file: IO[bytes], reading: Reading) -> Image.Image:
     """A file as RGB by Pillow; a TIFF that Pillow does not know, by its bands."""
+    if is_deep_png(file):
+        values = opaque(deep_png(file, reading.limits), 3)
+        return with_range(Image.fromarray(eight_bits(np.repeat(values, 3 // values.shape[2], axis=2))), values)
     try:
-        return _by_pillow(source, reading)
-    except Image.DecompressionBombError:
+        with picture(file, reading.limits) as opened:
+            return to_rgb(opened)
+    except (Image.DecompressionBombError, UnreadableImage):
         raise
     except Exception as error:  # as in read
         if "MAX_TEXT" in str(error):
-            data = source if isinstance(source, bytes) else source.read_bytes()
-            return _by_pillow(without_text(data), reading)
-        if isinstance(error, UnreadableImage) or not is_tiff(source):
+            file.seek(0)
+            with picture(BytesIO(without_text(file.read())), reading.limits) as opened:
+                return to_rgb(opened)
+        if not is_tiff_file(file):
             raise
         try:
-            values = stored_values(source)
-        except UnreadableImage:
-            raise error from None
+            values = stored_values(file, None, reading.limits)
+        except UnreadableImage as other:
+            raise (other if "max_" in str(other) else error) from None
         made = reading.of_values(values)
         assert isinstance(made, Image.Image)  # of three channels
         return made
 
 
-def _by_pillow(source: Path | bytes, reading: Reading) -> Image.Image:
-    with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
-        _not_too_large(*opened.size, reading)
-        opened.load()
-        return to_rgb(opened)
-
-
-def _allow(max_pixels: int | None) -> None:
-    """Raise Pillow's own limit, which counts for the whole process, to what the user allows; it is never lowered."""
-    if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
-
-
-def _not_too_large(width: int, height: int, reading: Reading) -> None:
-    if reading.max_pixels is not None and width * height > reading.max_pixels:
-        raise UnreadableImage(
-            f"it has {width * height} pixels, more than max_pixels = {reading.max_pixels}; raise that to read it"
-        )
-
-
-def without_text(data: bytes) -> bytes:
-    """A PNG file without its text chunks, which Pillow refuses when they are long and pixels do not need."""
-    kept, at = [data[:8]], 8
-    while at + 12 <= len(data):
-        (length,) = struct.unpack(">I", data[at : at + 4])
-        chunk = data[at : at + 12 + length]
-        if chunk[4:8] not in (b"tEXt", b"zTXt", b"iTXt"):
-            kept.append(chunk)
-        at += 12 + length
-    return b"".join(kept)
-
-
-def read_header(data: bytes) -> None:
-    """Only recognise the image in `data`, without decoding it; raises `UnreadableImage`."""
-    if is_array(data):
+def read_header(file: IO[bytes], limits: Limits) -> None:
+    """Only recognise the image in an open file, without decoding it; raises `UnreadableImage`."""
+    if is_array_file(file):
         return
     try:
-        with Image.open(BytesIO(data)):
-            pass
+        with recognised(file, limits) as made:
+            limits.check(*made.size)
     except Exception as error:  # as in read_image
         raise UnreadableImage(reason(error)) from error
 
@@ -241,7 +305,9 @@ def reason(error: Exception) -> str:
         return (
             f"it has {too_large[1]} pixels, more than Pillow reads unasked; allow it with max_pixels = {too_large[1]}"
         )
-    return "not an image that Pillow knows" if "cannot identify image file" in text else text
+    if "cannot identify image file" in text:
+        return f"not an image of a format that is read ({', '.join(known_formats())})"
+    return text
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -249,7 +315,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = _upright(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image)
-        return with_range(Image.fromarray(_eight_bits(values)).convert("RGB"), values)
+        return with_range(Image.fromarray(eight_bits(values)).convert("RGB"), values)
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode == "LAB":
@@ -271,21 +337,10 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Values of any number type as eight bits, by the rules at the top; raises `UnreadableImage` without a range."""
-    if values.dtype == np.uint8:
-        return values.astype(np.uint8, copy=False)
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8) * np.uint8(255)
-    top = top_of(values)
-    # Half is added before cutting off, so that equal steps of input give equal steps of output (rint would not).
-    return (values.astype(np.float64) * (255.0 / top) + 0.5).astype(np.uint8)
-
-
 def as_eight_bits(images: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
     """A stack of images (N, H, W, ...) as eight bits, one range for all of it; raises `DataError` naming `name`."""
     try:
-        return _eight_bits(images)
+        return eight_bits(images)
     except UnreadableImage as error:
         raise DataError(f"{name}: {error}. Store images as uint8 (0 to 255), uint16, or floats from 0 to 1.") from error
 

@@ -13,8 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vpeft.data.decoding import Limits, Stamp, opened_image
 from vpeft.data.images import as_image, read, readable, to_rgb
-from vpeft.data.pixels import RGB, Reading, UnreadableImage, ValueRange, channels_last, stored_mask, stored_values
+from vpeft.data.pixels import (
+    DEFAULT,
+    RGB,
+    Reading,
+    UnreadableImage,
+    ValueRange,
+    channels_last,
+    stored_mask,
+    stored_values,
+)
 from vpeft.data.problems import DataError, Problems
 
 SplitName = Literal["train", "val", "test"]
@@ -57,21 +67,37 @@ class Picture(Protocol):
     def numbers(self) -> NDArray[np.integer[Any]]:
         """Of a mask: its class numbers (H, W), as they are stored. Raises `UnreadableImage`."""
 
+    def stored(self) -> NDArray[Any]:
+        """The values (H, W, C) of the type in which they are stored, as of a depth map. Raises `UnreadableImage`."""
+
 
 @dataclass(frozen=True, slots=True)
 class FilePicture:
-    """An image file."""
+    """An image file.
+
+    Attributes:
+        file: its path.
+        stamp: what the file was when it was checked; another file in its place is refused.
+        limits: of a mask: the largest that is read.
+    """
 
     file: Path
+    stamp: Stamp | None = field(default=None, compare=False)
+    limits: Limits = field(default=DEFAULT, compare=False)
 
     def content(self) -> bytes:
-        return self.file.read_bytes()
+        with opened_image(self.file, self.limits, self.stamp) as file:
+            return file.read()
 
     def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Image.Image | Tensor:
-        return read(self.file if content is None else content, reading)
+        return read(content, reading) if content is not None else read(self.file, reading, self.stamp)
 
     def numbers(self) -> NDArray[np.integer[Any]]:
-        return stored_mask(self.file)
+        return stored_mask(self.file, self.limits, self.stamp)
+
+    def stored(self) -> NDArray[Any]:
+        with opened_image(self.file, self.limits, self.stamp) as file:
+            return stored_values(file, None, self.limits)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +115,9 @@ class BytesPicture:
 
     def numbers(self) -> NDArray[np.integer[Any]]:
         return stored_mask(self.data)
+
+    def stored(self) -> NDArray[Any]:
+        return stored_values(self.data)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,6 +144,9 @@ class ArrayPicture:
 
     def numbers(self) -> NDArray[np.integer[Any]]:
         return class_numbers(self.array[self.index])
+
+    def stored(self) -> NDArray[Any]:
+        return channels_last(self.array[self.index])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,6 +186,10 @@ class SamplePicture:
         value = self._value()
         return stored_mask(value) if isinstance(value, bytes | Image.Image) else class_numbers(np.asarray(value))
 
+    def stored(self) -> NDArray[Any]:
+        value = self._value()
+        return stored_values(value) if isinstance(value, bytes) else _values_of(value, 1)
+
 
 def _values_of(value: Any, channels: int) -> NDArray[Any]:
     """A PIL image, an array (H, W[, C]) or a tensor (C, H, W) as values (H, W, C)."""
@@ -183,7 +219,8 @@ class Item:
         name: within the source, a relative path with forward slashes.
         label: the label, or the text by which lists say a target of another kind (`targets.py`).
         picture: where its pixels are.
-        target: what `label` says, for other kinds of target than one label: labels, numbers, or a `Mask`.
+        target: what `label` says, for other kinds of target than one label: labels, numbers, a `Mask`, `Objects` or a
+            `DepthMap`.
     """
 
     name: str

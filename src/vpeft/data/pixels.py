@@ -7,10 +7,10 @@ Files that Pillow, tifffile or numpy read: pictures, TIFF with any number of ban
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import tifffile
@@ -20,21 +20,30 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vpeft.data.config import Window
-from vpeft.data.problems import DataError
+from vpeft.data.decoding import (
+    POOL,
+    Limits,
+    Stamp,
+    array,
+    deep_png,
+    is_array_file,
+    is_deep_png,
+    is_tiff_file,
+    opened_image,
+    picture,
+)
+from vpeft.data.decoding import UnreadableImage as UnreadableImage
 
 MOST_CHANNELS = 16
 # Luminance of ITU-R BT.601, as Pillow's "L".
 _GREY = np.array([0.299, 0.587, 0.114])
-_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _CONVERTED = frozenset({"MINISWHITE", "PALETTE", "SEPARATED", "YCBCR", "CIELAB"})
-_NUMPY = b"\x93NUMPY"
 PERCENTILES = (1.0, 99.0)
 # What is left of a range when at most a quarter of it is used looks black on a screen and to a model.
 DARK = 0.25
-
-
-class UnreadableImage(DataError):
-    """A file is not an image, is damaged, or holds values without a known range."""
+# Numbers that are converted at a time, so that the intermediate ones in double precision need little memory.
+_PORTION = 2**22
+DEFAULT = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,56 +73,71 @@ class ValueRange:
         return min(self.low, 0.0), self.high if self.high > self.low else self.low + 1.0
 
 
-def is_array(source: Path | bytes) -> bool:
-    """Whether this is a file of numpy's, by its suffix or its first bytes."""
-    return source.startswith(_NUMPY) if isinstance(source, bytes) else source.suffix.lower() == ".npy"
+def is_array(path: Path) -> bool:
+    """Whether this is the name of a file of numpy's."""
+    return path.suffix.lower() == ".npy"
 
 
-def is_tiff(source: Path | bytes) -> bool:
-    """Whether this is a TIFF file, by its suffix or its first bytes."""
-    return source.startswith(_TIFF) if isinstance(source, bytes) else source.suffix.lower() in (".tif", ".tiff")
-
-
-def stored_values(source: Path | bytes | Image.Image, channels: int | None = None) -> NDArray[Any]:
+def stored_values(
+    source: Path | bytes | IO[bytes] | Image.Image, channels: int | None = None, limits: Limits = DEFAULT
+) -> NDArray[Any]:
     """The numbers in an image file as (H, W, C), of the type in which they are stored.
 
     Args:
-        source: the file, or its bytes.
+        source: the file, opened or not, or its bytes.
         channels: how many are expected, which tells (H, W, C) from (C, H, W) where both can be.
+        limits: the largest image that is read.
 
     Raises:
-        UnreadableImage: it is damaged, or no picture.
+        UnreadableImage: it is damaged, too large, or no picture.
     """
     if isinstance(source, Image.Image):
         return _of_pillow(source)
+    if isinstance(source, Path | bytes):
+        with opened_image(source, limits) as file:
+            return stored_values(file, channels, limits)
     try:
-        if is_array(source):
-            return channels_last(np.load(_opened(source), allow_pickle=False), channels)
-        if is_tiff(source) and (bands := _bands(source, channels)) is not None:
-            return bands
-        with Image.open(_opened(source)) as opened:
-            opened.load()
-            return _of_pillow(opened)
+        if is_array_file(source):
+            values = channels_last(array(source, limits), channels)
+        elif is_tiff_file(source) and (bands := _bands(source, channels, limits)) is not None:
+            values = bands
+        elif is_deep_png(source):
+            values = opaque(deep_png(source, limits), channels)
+        else:
+            with picture(source, limits) as opened:
+                return _of_pillow(opened)
+        limits.check(values.shape[1], values.shape[0])
+        return values
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         raise UnreadableImage(str(error) or type(error).__name__) from error
 
 
-def stored_mask(source: Path | bytes | Image.Image) -> NDArray[Any]:
+def stored_mask(
+    source: Path | bytes | Image.Image, limits: Limits = DEFAULT, stamp: Stamp | None = None
+) -> NDArray[Any]:
     """The class numbers (H, W) in a picture: grey values, the numbers of a palette, 0 and 1 of one bit, or an array.
 
+    Args:
+        source: the file, or its bytes.
+        limits: the largest mask that is read.
+        stamp: what the file was when it was checked.
+
     Raises:
-        UnreadableImage: it is damaged, or its channels differ, so that it shows colours and no numbers.
+        UnreadableImage: it is damaged or too large, it has changed, or its channels differ, so that it shows colours
+            and no numbers.
     """
     try:
         if isinstance(source, Image.Image):
             return _numbers(source)
-        if is_array(source):
-            return _one_channel(channels_last(np.load(_opened(source), allow_pickle=False)))
-        with Image.open(_opened(source)) as opened:
-            opened.load()
-            return _numbers(opened)
+        with opened_image(source, limits, stamp) as file:
+            if is_array_file(file):
+                return _one_channel(channels_last(array(file, limits)))
+            if is_deep_png(file):
+                return _one_channel(opaque(deep_png(file, limits), 3))
+            with picture(file, limits) as opened:
+                return _numbers(opened)
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # as above
@@ -140,17 +164,46 @@ def _one_channel(values: NDArray[Any]) -> NDArray[Any]:
     return values[..., 0]
 
 
-def _opened(source: Path | bytes) -> Any:
-    return BytesIO(source) if isinstance(source, bytes) else source
+def opaque(values: NDArray[np.uint16], channels: int | None) -> NDArray[np.uint16]:
+    """16 bits with opacity laid over white, where one or three channels are asked for; else as they are."""
+    if values.shape[2] not in (2, 4) or channels not in (1, 3):
+        return values
+    made = np.empty((*values.shape[:2], values.shape[2] - 1), np.uint16)
+    for rows in _rows(values):
+        opacity = values[rows][..., -1:] / 65535.0
+        made[rows] = (values[rows][..., :-1] * opacity + 65535.0 * (1.0 - opacity) + 0.5).astype(np.uint16)
+    return made
 
 
-def _bands(source: Path | bytes, channels: int | None) -> NDArray[Any] | None:
+def _rows(values: NDArray[Any]) -> Iterator[slice]:
+    """Slices of the first axis with about as many numbers as are converted at a time."""
+    step = max(1, _PORTION // max(1, values[:1].size))
+    return (slice(start, start + step) for start in range(0, len(values), step))
+
+
+def eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Values of any number type as eight bits, by the rules of `images.py`; `UnreadableImage` without a range."""
+    if values.dtype == np.uint8:
+        return values.astype(np.uint8, copy=False)
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    factor = 255.0 / top_of(values)
+    made = np.empty(values.shape, np.uint8)
+    for rows in _rows(values):
+        # Half is added before cutting off, so that equal steps of input give equal steps of output (rint would not).
+        made[rows] = (values[rows].astype(np.float64) * factor + 0.5).astype(np.uint8)
+    return made
+
+
+def _bands(source: IO[bytes], channels: int | None, limits: Limits) -> NDArray[Any] | None:
     """The first picture of a TIFF file (H, W, C); None for colours that need a conversion, which Pillow does."""
-    with tifffile.TiffFile(_opened(source)) as file:
+    with tifffile.TiffFile(source, name="image") as file:
         if getattr(getattr(file.pages[0], "photometric", None), "name", "") in _CONVERTED:
             return None
         series = file.series[0]
-        axes, values = series.axes, series.asarray()
+        limits.check_bytes(series.nbytes)
+        with POOL.take(2 * series.nbytes):
+            axes, values = series.axes, series.asarray()
     while values.ndim > 3:  # several pictures, as an animation's frames: the first
         axes, values = axes[1:], values[0]
     # An array (H, W, C) that was written without a word about it looks like H pages.
@@ -270,15 +323,24 @@ def scaled(values: NDArray[Any], window: Window) -> NDArray[np.float64]:
             takes the 1st percentile of the image as 0 and the 99th as 1; two numbers are what is 0 and what is 1.
             A window beyond 255 leaves images of eight bits as they are, since it is meant for the others.
     """
+    return between(values, *ends(values, window))
+
+
+def ends(values: NDArray[Any], window: Window) -> tuple[float, float]:
+    """The value that becomes 0 and the value that becomes 1; see `scaled`."""
     eight = values.dtype == np.uint8 or values.dtype == np.bool_
     if window in ("type", "auto") or (isinstance(window, tuple) and eight and window[1] > 255):
-        return values.astype(np.float64) / top_of(values)
-    low, high = limits(values)
+        return 0.0, top_of(values)
+    limits(values)
     if isinstance(window, tuple):
-        low, high = window
-    else:
-        low, high = (float(one) for one in np.percentile(values, PERCENTILES))
-    if high <= low:  # an image of one value
+        return window
+    low, high = (float(one) for one in np.percentile(values, PERCENTILES))
+    return low, high
+
+
+def between(values: NDArray[Any], low: float, high: float) -> NDArray[np.float64]:
+    """Values as numbers from 0 (`low`) to 1 (`high`); an image of one value is black, or grey above 0."""
+    if high <= low:
         return np.full(values.shape, 0.0 if low <= 0 else 0.5)
     return np.clip((values.astype(np.float64) - low) / (high - low), 0.0, 1.0)
 
@@ -309,12 +371,22 @@ class Reading:
     Attributes:
         channels: 3 gives eight-bit RGB pictures; any other number gives float tensors (C, H, W) from 0 to 1.
         window: see `scaled`.
-        max_pixels: height times width of the largest image that is read; None is Pillow's limit of 178956970.
+        max_pixels: height times width of the largest image that is read; None is Pillow's limit of 178956970. JPEG
+            with more is decoded at a half, a quarter or an eighth of its size.
+        max_aspect: the longer side of the narrowest image, divided by the shorter side; None is 200.
+        max_mib: memory of the decoded values and size of the file, in MiB; None is 4096.
     """
 
     channels: int = 3
     window: Window = "type"
     max_pixels: int | None = None
+    max_aspect: float | None = None
+    max_mib: int | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """The largest image that is read."""
+        return Limits(self.max_pixels, self.max_aspect, self.max_mib)
 
     @property
     def plain(self) -> bool:
@@ -323,17 +395,28 @@ class Reading:
 
     def of_values(self, values: NDArray[Any]) -> Image.Image | Tensor:
         """Stored values (H, W, C) as an RGB picture, or as a float tensor (C, H, W) where channels are not three."""
+        low, high = self._ends(values)
+        if self.channels != 3:
+            self.limits.check_bytes(4 * self.channels * values.shape[0] * values.shape[1])
+        with POOL.take(8 * self.channels * values.shape[0] * values.shape[1]):
+            made = np.empty((*values.shape[:2], self.channels), np.uint8 if self.channels == 3 else np.float32)
+            for rows in _rows(values):
+                part = as_channels(self._part(values[rows], low, high), self.channels)
+                # Half is added before cutting off, so that equal steps of input give equal steps of output.
+                made[rows] = (part * 255.0 + 0.5).astype(np.uint8) if self.channels == 3 else part
+            if self.channels == 3:
+                return with_range(Image.fromarray(made), values)
+            return with_range(torch.from_numpy(np.ascontiguousarray(np.moveaxis(made, 2, 0))), values)
+
+    def _part(self, values: NDArray[Any], low: float, high: float) -> NDArray[Any]:
         if values.shape[2] in (2, 4) and self.channels in (1, 3) and values.dtype == np.uint8:
-            opacity = scaled(values[..., -1:], "type")  # laid over white
-            made = scaled(values[..., :-1], self.window) * opacity + (1.0 - opacity)
-        else:
-            made = scaled(values, self.window)
-        made = as_channels(made, self.channels)
-        if self.channels == 3:
-            # Half is added before cutting off, so that equal steps of input give equal steps of output.
-            return with_range(Image.fromarray((made * 255.0 + 0.5).astype(np.uint8)), values)
-        tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(made, 2, 0), dtype=np.float32))
-        return with_range(tensor, values)
+            opacity = values[..., -1:] / 255.0  # laid over white
+            return between(values[..., :-1], low, high) * opacity + (1.0 - opacity)
+        return between(values, low, high)
+
+    def _ends(self, values: NDArray[Any]) -> tuple[float, float]:
+        opaque = values.shape[2] in (2, 4) and self.channels in (1, 3) and values.dtype == np.uint8
+        return ends(values[..., :-1] if opaque else values, self.window)
 
 
 RGB = Reading()

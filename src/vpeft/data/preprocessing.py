@@ -193,17 +193,25 @@ class Preprocessing(BaseModel):
         """The size (H, W) before the centre crop."""
         return self.fit.scaled
 
-    def reading(self, max_pixels: int | None = None) -> Reading:
-        """How files are read before `transform`."""
-        return Reading(self.channels, self.window, max_pixels)
+    def reading(
+        self, max_pixels: int | None = None, max_aspect: float | None = None, max_mib: int | None = None
+    ) -> Reading:
+        """How files are read before `transform`, and the largest that are read (see `Reading`)."""
+        return Reading(self.channels, self.window, max_pixels, max_aspect, max_mib)
 
-    def read(self, source: str | Path | bytes, max_pixels: int | None = None) -> Image.Image | Tensor:
+    def read(
+        self,
+        source: str | Path | bytes,
+        max_pixels: int | None = None,
+        max_aspect: float | None = None,
+        max_mib: int | None = None,
+    ) -> Image.Image | Tensor:
         """Read an image file for `transform`: RGB, or a float tensor (C, H, W) for other numbers of channels.
 
         Raises:
-            UnreadableImage: the file is damaged, or its channels do not fit.
+            UnreadableImage: the file is damaged, it exceeds a limit, or its channels do not fit.
         """
-        return read(source, self.reading(max_pixels))
+        return read(source, self.reading(max_pixels, max_aspect, max_mib))
 
     def transform(self) -> v2.Compose:
         """Return the transform for validation, test and prediction: an image -> float tensor (C, size).

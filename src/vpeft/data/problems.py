@@ -24,10 +24,27 @@ Kind = Literal[
     "unlabelled",
     "split",
     "hidden",
+    "linked",
+    "closed",
     "dark",
     "missing_mask",
     "mask_size",
     "mask_value",
+    "missing_depth",
+    "depth_size",
+    "depth_value",
+    "image_size",
+    "box_number",
+    "box_area",
+    "box_outside",
+    "box_cut",
+    "shape",
+    "shape_size",
+    "unknown_category",
+    "unknown_image",
+    "same_id",
+    "same_object",
+    "no_objects",
 ]
 
 _TITLES: dict[str, str] = {
@@ -41,17 +58,34 @@ _TITLES: dict[str, str] = {
     "unlabelled": "images carry no label and are skipped",
     "split": "splits are not as asked",
     "hidden": "folders of images that belong to other programs are left out",
+    "linked": "links to folders are not followed, and what they lead to is left out",
+    "closed": "folders cannot be opened, and what is in them is left out",
     "dark": "groups of images use a small part of their range and come out nearly black",
     "missing_mask": "images have no mask and are skipped",
     "mask_size": "masks have another size than their image; both are skipped",
     "mask_value": "masks hold numbers that stand for no class; they and their images are skipped",
+    "missing_depth": "images have no depth map and are skipped",
+    "depth_size": "depth maps have another size than their image; both are skipped",
+    "depth_value": "depth maps hold no depth above 0; they and their images are skipped",
+    "image_size": "images have another size than their annotations say; they are skipped",
+    "box_number": "images have boxes with a number that is not finite; these boxes are removed",
+    "box_area": "images have boxes without an area; these boxes are removed",
+    "box_outside": "images have boxes that lie outside of them; these boxes are removed",
+    "box_cut": "images have boxes that reach over their border by more than a pixel; the boxes are cut there",
+    "shape": "images have objects whose shape cannot be drawn; the whole box counts as their mask",
+    "shape_size": "images have masks of another size; they are skipped",
+    "unknown_category": "category numbers have no name; their objects are removed",
+    "unknown_image": "annotations are of images that are not listed; they are left out",
+    "same_id": "annotations have the id of another one; all are kept",
+    "same_object": "images state the same box of the same class more than once; it is kept once",
+    "no_objects": "images have no object; they are kept as background",
 }
 
 # These say something about the files, not about the labels: worth a note in the record, never a reason to stop.
 _NOTES: frozenset[str] = frozenset({"ignored"})
 
 # Said, since somebody may miss them, and no reason to stop either.
-_HARMLESS: frozenset[str] = frozenset({"hidden"})
+_HARMLESS: frozenset[str] = frozenset({"hidden", "linked", "no_objects"})
 
 
 class DataError(VpeftError):

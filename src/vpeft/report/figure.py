@@ -23,6 +23,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from vpeft.report.board import Board
+from vpeft.safe_text import visible_line
 
 # Colours of the picture on paper; in a page each becomes the variable of the same name, so that it follows the theme.
 # The values are chosen to be told apart by a colour-blind eye and in print.
@@ -117,6 +118,7 @@ def _style(more: Mapping[str, str] | None = None) -> Any:
     # Any: matplotlib's stubs list every key, and this is a plain mapping of a few.
     return {
         **(more or {}),
+        "text.parse_math": False,  # a name with dollar signs is a name, and no formula
         "font.size": 10,
         "font.family": "sans-serif",
         "axes.edgecolor": COLOURS["--line"],
@@ -141,12 +143,13 @@ def _draw(axes: Axes, board: Board, *, titled: bool, number: int = 0) -> None:
     measure = board.measure
     better = "" if measure.higher_is_better else ", lower is better"
     mean = f"mean {measure.title} over tasks" if len(board.tasks) > 1 else measure.title
-    axes.set_ylabel(f"{mean}{measure.unit}{better}")
+    axes.set_ylabel(visible_line(f"{mean}{measure.unit}{better}"))
     if titled:
-        axes.set_title(f"{board.title}   ", loc="left", fontweight="bold", fontsize=12)
+        axes.set_title(visible_line(f"{board.title}   "), loc="left", fontweight="bold", fontsize=12)
         seeds = f"{len(board.seeds)} seed{'s' if len(board.seeds) > 1 else ''}"
         tasks = f"{len(board.tasks)} task{'s' if len(board.tasks) > 1 else ''}"
-        axes.set_title(f"{board.protocol}, {tasks}, {seeds}", loc="right", fontsize=9, color=COLOURS["--faint"])
+        what = visible_line(f"{board.protocol}, {tasks}, {seeds}")
+        axes.set_title(what, loc="right", fontsize=9, color=COLOURS["--faint"])
     front = [point for point in shown if point.on_front]
     if len(front) > 1:
         across = [place[point.row] for point in front]
@@ -224,7 +227,7 @@ def _label(axes: Axes, shown: Sequence[Point], place: dict[int, float], factor: 
         tried: list[tuple[float, int, Annotation, Bbox]] = []
         for across, up in _AROUND:
             text = axes.annotate(
-                point.label,
+                visible_line(point.label),
                 (place[point.row], factor * point.score),
                 xytext=(across, up),
                 textcoords="offset points",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import RenderableType
 
+from vpeft.atomic import write_bytes
 from vpeft.bench.ledger import open_ledger
 from vpeft.bench.record import RunRecord
 from vpeft.report.board import Board, boards
@@ -64,9 +63,5 @@ def make_report(
 
 def _write(path: Path | str, content: bytes) -> Path:
     """Put a file in place whole; a reader of the old one is not disturbed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    draft.write_bytes(content)
-    os.replace(draft, path)
-    return path
+    write_bytes(Path(path), content)
+    return Path(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ from vpeft.report.board import Board, BoardRow
 from vpeft.report.figure import as_svg, points
 from vpeft.report.published import PublishedTable
 from vpeft.report.tables import state_of, to_best
+from vpeft.safe_text import visible
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def as_html(
         loader=PackageLoader("vpeft.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_seen,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -58,7 +62,10 @@ def as_html(
         seconds=words.seconds,
         signed=words.signed,
     )
+    script = environment.get_template("page.js").render()
     return environment.get_template("page.html").render(
+        script=Markup(script),
+        policy=_policy(script),
         boards=[_shown(board, number) for number, board in enumerate(boards)],
         summary=_summary(boards, records),
         places=_places(records),
@@ -72,6 +79,21 @@ def as_html(
         text_of=text_of,
         score_of=_record_score,
         titles=list(dict.fromkeys(board.measure.title for board in boards)),
+    )
+
+
+def _seen(value: Any) -> Any:
+    """What the template writes, with invisible and direction-changing characters made visible."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _policy(script: str) -> str:
+    """The page's content security policy: its own script and styles, and nothing from anywhere else."""
+    allowed = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
+    # Styles are inline because the tint of each cell is an attribute; a style cannot run code.
+    return (
+        f"default-src 'none'; script-src 'sha256-{allowed}'; style-src 'unsafe-inline'; img-src data:;"
+        " base-uri 'none'; form-action 'none'"
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +14,7 @@ from vpeft.bench.record import Costs, RecordedScores, RunRecord, State
 from vpeft.method_spec import text_of
 from vpeft.report import words
 from vpeft.report.board import Board, BoardRow
+from vpeft.safe_text import markdown, visible_line, write_csv
 
 # (heading, value of a row) for what every table of methods shows after the score.
 _COSTS: tuple[tuple[str, Callable[[BoardRow], str]], ...] = (
@@ -75,6 +76,11 @@ def cell(board: Board, row: BoardRow, task: int) -> str:
     return words.DASH if found is None else f"{measure.number(found[0])} {measure.spread(found[1])}".rstrip()
 
 
+def _cells(board: Board, row: BoardRow) -> list[str]:
+    """A row's scores on all tasks."""
+    return [cell(board, row, task) for task in range(len(board.tasks))]
+
+
 def on_terminal(boards: Sequence[Board]) -> RenderableType:
     """All boards for a rich console."""
     parts: list[RenderableType] = []
@@ -84,7 +90,7 @@ def on_terminal(boards: Sequence[Board]) -> RenderableType:
         parts.append(MethodTable(board, f"{board.title}   {board.protocol}, {tasks} x {seeds}"))
         if len(board.tasks) > 1:
             parts.append(_tasks_on_terminal(board))
-        parts += [Text(f"! {note}", style="yellow") for note in board.notes]
+        parts += [Text(visible_line(f"! {note}"), style="yellow") for note in board.notes]
     return Group(*parts)
 
 
@@ -99,8 +105,8 @@ class MethodTable:
         self.board, self.title = board, title
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        heads = headings(self.board)
-        rows = [line(self.board, row) for row in self.board.rows]
+        heads = [visible_line(head) for head in headings(self.board)]
+        rows = [[visible_line(cell) for cell in line(self.board, row)] for row in self.board.rows]
         widths = {head: max(len(head), *(len(row[i]) for row in rows)) + 3 for i, head in enumerate(heads)}
         left_out = [head for head in heads if all(row[heads.index(head)] in ("", words.DASH) for row in rows)]
         for head in _DISPENSABLE:
@@ -111,26 +117,26 @@ class MethodTable:
         shown = [i for i, head in enumerate(heads) if head not in left_out]
         dropped = [head for head in _DISPENSABLE if head in left_out]
         table = Table(
-            title=self.title,
+            title=escape(visible_line(self.title)),
             title_justify="left",
             title_style="bold",
             caption=f"not shown here: {', '.join(dropped)}" if dropped else None,
             caption_justify="left",
         )
         for i in shown:
-            table.add_column(heads[i], justify="left" if i == 0 else "right", no_wrap=True)
+            table.add_column(Text(heads[i]), justify="left" if i == 0 else "right", no_wrap=True)
         for row, cells in zip(self.board.rows, rows, strict=True):
             table.add_row(*(Text(cells[i]) for i in shown), style="bold" if row is self.board.best else "")
         yield table
 
 
 def _tasks_on_terminal(board: Board) -> Table:
-    table = Table(title=f"{board.measure.title} by task", title_justify="left", title_style="dim")
+    table = Table(title=escape(visible_line(f"{board.measure.title} by task")), title_justify="left", title_style="dim")
     table.add_column("method", no_wrap=True)
     for task in board.tasks:
-        table.add_column(task.name, justify="right")
+        table.add_column(Text(visible_line(task.name)), justify="right")
     for row in board.rows:
-        table.add_row(row.label, *(cell(board, row, task) for task in range(len(board.tasks))))
+        table.add_row(*(Text(visible_line(text)) for text in (row.label, *_cells(board, row))))
     return table
 
 
@@ -138,18 +144,18 @@ def as_markdown(boards: Sequence[Board]) -> str:
     """All boards as markdown."""
     parts = []
     for board in boards:
-        parts.append(f"## {board.title} ({board.protocol})\n\n{board.rule}")
-        parts += [f"> {note}" for note in board.notes]
+        parts.append(f"## {markdown(f'{board.title} ({board.protocol})')}\n\n{markdown(board.rule)}")
+        parts += [f"> {markdown(note)}" for note in board.notes]
         parts.append(_markdown(headings(board), [line(board, row) for row in board.rows]))
         if len(board.tasks) > 1:
-            cells = [[row.label, *(cell(board, row, task) for task in range(len(board.tasks)))] for row in board.rows]
+            cells = [[row.label, *_cells(board, row)] for row in board.rows]
             parts.append(_markdown(["method", *(task.name for task in board.tasks)], cells))
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def joined(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+        return "| " + " | ".join(map(markdown, cells)) + " |"
 
     rule = "|" + "|".join("---" if index == 0 else "---:" for index in range(len(heads))) + "|"
     return "\n".join([joined(heads), rule, *(joined(row) for row in rows)])
@@ -164,11 +170,10 @@ def as_csv(records: Iterable[RunRecord]) -> str:
     values = list(dict.fromkeys(name for record in records if record.scores for name in record.scores.values))
     costs = list(Costs.model_fields)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     heads = ["key", "purpose", "suite", "task", "group", "label", "methods", "seed", "state", "protocol", "departures"]
     heads += ["backbone", "weights", "device", "precision", "lr", "weight_decay", "split", "leading", *values]
     heads += ["count", "legacy_best_on_test", *costs]
-    writer.writerow([*heads, "finished", "hardware", "error"])
+    rows: list[list[object]] = []
     for record in records:
         identity = record.identity
         first: list[object] = [record.key, identity.purpose, record.suite, record.task, record.group, record.label]
@@ -184,7 +189,8 @@ def as_csv(records: Iterable[RunRecord]) -> str:
         numbers = [_value(record.costs, name) for name in costs]
         hardware = record.provenance.hardware if record.provenance else ""
         error = record.error.message if record.error else ""
-        writer.writerow([*first, *chosen, *scored, *numbers, record.finished or "", hardware, error])
+        rows.append([*first, *chosen, *scored, *numbers, record.finished or "", hardware, error])
+    write_csv(text, [*heads, "finished", "hardware", "error"], rows)
     return text.getvalue()
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.text import Text
 
+from vpeft.safe_text import SafeConsole, visible
 from vpeft.training.result import EpochRecord, shown
 
 _LINE_EVERY = 30.0  # seconds between plain lines within a long epoch
@@ -41,7 +42,7 @@ def display(shown: bool, stream: TextIO | None = None) -> Display:
     """Return a display on `stream` (standard error by default): silent, a live bar in a terminal, or plain lines."""
     if not shown:
         return Silent()
-    console = Console(file=stream or sys.stderr)
+    console = SafeConsole(file=stream or sys.stderr)
     return Bar(console) if console.is_terminal and not console.is_dumb_terminal else Lines(stream or sys.stderr)
 
 
@@ -106,7 +107,7 @@ class Lines:
         self.say(epoch_line(record, self._epochs))
 
     def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(visible(text), file=self._stream, flush=True)
 
     def close(self) -> None: ...
 
@@ -159,7 +160,7 @@ class Bar:
         self.say(epoch_line(record, self._epochs))
 
     def say(self, text: str) -> None:
-        self._console.print(Text(text))
+        self._console.print(Text(visible(text)))
 
     def close(self) -> None:
         self._progress.stop()

@@ -8,6 +8,7 @@ from pathlib import Path
 from vpeft.data.config import DataConfig
 from vpeft.data.images import (
     LEFT_BY_PROGRAMS,
+    FilesBelow,
     files_below,
     holds_image,
     is_hidden,
@@ -87,9 +88,11 @@ def _add_classes(listing: Listing, root: Path, folder: Path, split: SplitName | 
     kinds = _folders(folder)
     files: dict[Path, list[Path]] = {}
     for kind in kinds:
-        files[kind], hidden = files_below(kind)
-        _note_hidden(listing, root, hidden)
-    _note_hidden(listing, root, [path for path in sorted(folder.iterdir()) if path.is_dir() and is_hidden(path.name)])
+        below = files_below(kind)
+        below.note(listing.problems, root)
+        files[kind] = below.files
+    hidden = [path for path in sorted(folder.iterdir()) if path.is_dir() and is_hidden(path.name)]
+    FilesBelow([], hidden, [], [], []).note(listing.problems, root)
     pictures = pictures_among(path for of_kind in files.values() for path in of_kind)
     for kind in kinds:
         for path in sorted(files[kind], key=lambda path: path.relative_to(root).as_posix()):
@@ -99,12 +102,3 @@ def _add_classes(listing: Listing, root: Path, folder: Path, split: SplitName | 
             else:
                 listing.problems.add("ignored", name)
     listing.stated = [*listing.stated, *(readable(kind.name) for kind in kinds)]
-
-
-def _note_hidden(listing: Listing, root: Path, folders: Iterable[Path]) -> None:
-    """Say which folders of other programs were left out, where they hold images."""
-    for folder in folders:
-        count = sum(is_image_name(path) for path in folder.rglob("*") if path.is_file())
-        if count:
-            images = "1 image" if count == 1 else f"{count} images"
-            listing.problems.add("hidden", readable(folder.relative_to(root).as_posix()), images)

@@ -91,8 +91,10 @@ def _add(listing: Listing, root: Path, images: Path, masks: Path, split: SplitNa
     """Add the images of one folder with the masks of another, found by their paths without the suffix."""
     if not masks.is_dir():
         raise DataError(f"There is no folder {masks} with the masks of {images}.")
-    by_stem = {path.relative_to(masks).with_suffix("").as_posix(): path for path in files_below(masks)[0]}
-    files = files_below(images)[0]
+    by_stem = {path.relative_to(masks).with_suffix("").as_posix(): path for path in files_below(masks).files}
+    below = files_below(images)
+    below.note(listing.problems, root)
+    files = below.files
     pictures = pictures_among(files)
     for path in files:
         name = readable(path.relative_to(root).as_posix())
