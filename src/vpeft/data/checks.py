@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from vpeft.data.images import UnreadableImage, image_suffixes, read_header
-from vpeft.data.items import Item, SplitName, digest
+from torch import Tensor
+
+from vpeft.data.decoding import MissingImage, Stamp, opened_image
+from vpeft.data.images import UnreadableImage, image_suffixes, read, read_header
+from vpeft.data.items import FilePicture, Item, Picture, SplitName, digest
+from vpeft.data.on_pixels import CheckDepth, CheckedTarget, OnPixels
 from vpeft.data.pixels import RGB, Reading, ValueRange, value_range
-from vpeft.data.problems import DataError, Kind, Problems
+from vpeft.data.problems import DataError, Problems
 from vpeft.data.steps import height_and_width
-from vpeft.data.targets import IGNORED, Mask
-
-Depth = Literal["decode", "header", "none"]
 
 # Decoding releases the interpreter lock; more threads than this only queue for the disk.
 _THREADS = 8
-_PORTION = 256
+# Images that are looked at before the first of them is asked for.
+_AHEAD = 32
+# Larger decoded images are decoded again when they are needed, so that those that wait here need 2 GiB at most.
+_KEPT_BYTES = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +32,14 @@ class CheckedImage:
     """What looking at one image gave.
 
     Attributes:
-        item: what was looked at; of a mask that was read it knows the classes.
+        item: what was looked at, with its target mended where a rule says how; its file carries the stamp by which a
+            later change is noticed.
         content: sha256 of the image's content, "" if not read.
         missing: the file is not there.
         unreadable: what is wrong with it.
         image: the decoded image, where it is to be kept.
         values: the range of its stored values, where they have more than eight bits.
-        mask_content: sha256 of the mask's content, "" if there is none or it was not read.
-        mask_fault: what is wrong with the mask: the kind of problem, and the detail.
+        on_pixels: what looking at a target on the image's pixels gave.
     """
 
     item: Item
@@ -42,14 +48,13 @@ class CheckedImage:
     unreadable: str = ""
     image: Any = None
     values: ValueRange | None = None
-    mask_content: str = ""
-    mask_fault: tuple[Kind, str] | None = None
+    on_pixels: CheckedTarget | None = None
 
 
 def look(
-    item: Item, depth: Depth, *, keep: bool = False, reading: Reading = RGB, classes: int | None = None
+    item: Item, depth: CheckDepth, *, keep: bool = False, reading: Reading = RGB, classes: int | None = None
 ) -> CheckedImage:
-    """Look at one image, and its mask, as deep as asked.
+    """Look at one image, and at its target where that lies on its pixels, as deep as asked.
 
     Args:
         item: the image.
@@ -59,65 +64,69 @@ def look(
         classes: how many classes the source names for masks; None takes all numbers that are there, and then masks are
             read whatever the depth.
     """
-    picture = item.picture
-    if picture.file is not None and not picture.file.is_file():
-        return CheckedImage(item, missing=True)
-    checked = CheckedImage(item)
     size: tuple[int, int] | None = None
     try:
-        if depth != "none":
-            content = picture.content()
-            checked = replace(checked, content=digest(content))
-        if depth == "decode":
-            image = picture.decode(content, reading)
-            size = height_and_width(image)
-            checked = replace(checked, image=image if keep else None, values=value_range(image))
-        elif depth == "header" and picture.file is not None:
-            read_header(content)
+        picture, content, image = _looked(item.picture, depth, reading)
+    except MissingImage:
+        return CheckedImage(item, missing=True)
     except (UnreadableImage, OSError) as error:
         # The name is said beside it already.
         return CheckedImage(item, unreadable=str(error).removeprefix("an image in memory: "))
-    return checked if not isinstance(item.target, Mask) else _look_at_mask(checked, item.target, depth, size, classes)
+    item = replace(item, picture=picture)
+    checked = CheckedImage(item, content)
+    if image is not None:
+        size = height_and_width(image)
+        needed = image.nbytes if isinstance(image, Tensor) else 3 * size[0] * size[1]
+        kept = image if keep and needed <= _KEPT_BYTES else None
+        checked = replace(checked, image=kept, values=value_range(image))
+    if not isinstance(item.target, OnPixels):
+        return checked
+    target = item.target.checked(depth, size, classes)
+    return replace(checked, item=replace(item, target=target.target), on_pixels=target, unreadable=target.unreadable)
 
 
-def _look_at_mask(
-    checked: CheckedImage, mask: Mask, depth: Depth, size: tuple[int, int] | None, classes: int | None
-) -> CheckedImage:
-    file = mask.picture.file
-    if file is not None and not file.is_file():
-        return replace(checked, mask_fault=("missing_mask", f"{file.name} is not there"))
-    try:
+def _looked(picture: Picture, depth: CheckDepth, reading: Reading) -> tuple[Picture, str, Any]:
+    """The picture with its stamp, the sha256 of its content, and the decoded image, as deep as asked."""
+    if not isinstance(picture, FilePicture):
+        content = picture.content() if depth != "none" else b""
+        image = picture.decode(content, reading) if depth == "decode" else None
+        return picture, digest(content) if depth != "none" else "", image
+    with opened_image(picture.file, reading.limits) as file:
+        stamp, content_digest, image = Stamp.of(file), "", None
         if depth != "none":
-            checked = replace(checked, mask_content=digest(mask.picture.content()))
-        if depth == "decode" or classes is None:
-            numbers = mask.picture.numbers()
-            if size is not None and numbers.shape != size:
-                detail = f"{numbers.shape[1]} x {numbers.shape[0]} for an image of {size[1]} x {size[0]}"
-                return replace(checked, mask_fault=("mask_size", detail))
-            mask = mask.looked()
-            wrong = [one for one in mask.classes or () if one < 0 or (classes is not None and one >= classes)]
-            if wrong or max(mask.classes or (0,)) > IGNORED:
-                shown = ", ".join(map(str, wrong[:5] or [max(mask.classes or (0,))]))
-                named = (
-                    f"there are {classes} classes, 0 to {classes - 1}" if classes else f"0 to {IGNORED - 1} are classes"
-                )
-                return replace(checked, mask_fault=("mask_value", f"it holds {shown}; {named}"))
-    except (UnreadableImage, OSError) as error:
-        return replace(checked, unreadable=f"its mask: {error}")
-    return replace(checked, item=replace(checked.item, target=mask))
+            content_digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if depth == "decode":
+            image = read(file, reading)
+        elif depth == "header":
+            read_header(file, reading.limits)
+        if Stamp.of(file) != stamp:
+            raise UnreadableImage("it changed while it was checked")
+    return replace(picture, stamp=stamp), content_digest, image
 
 
 def look_at_all(
-    items: Sequence[Item], depth: Depth, *, keep: bool = False, reading: Reading = RGB, classes: int | None = None
-) -> Iterable[CheckedImage]:
-    """`look` at all items, in order; files in threads, other people's data sets not, since few of them allow it."""
+    items: Sequence[Item], depth: CheckDepth, *, keep: bool = False, reading: Reading = RGB, classes: int | None = None
+) -> Iterator[CheckedImage]:
+    """`look` at all items, in order; files in threads, other people's data sets not, since few of them allow it.
+
+    What is decoded at the same time is bounded by the memory pool of `decoding.py`.
+    """
     image_suffixes()  # loads Pillow's plugins once, before the threads would
-    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
-        # In portions, so that decoded images do not pile up ahead of whoever takes them.
-        for start in range(0, len(items), _PORTION):
-            portion = items[start : start + _PORTION]
-            run = map if any(item.picture.file is None for item in portion) else pool.map
-            yield from run(lambda item: look(item, depth, keep=keep, reading=reading, classes=classes), portion)
+    waiting: deque[Future[CheckedImage]] = deque()
+    pool = ThreadPoolExecutor(max_workers=_THREADS)
+    try:
+        for item in items:
+            alone = item.picture.file is None
+            while waiting and (alone or len(waiting) >= _AHEAD):
+                yield waiting.popleft().result()
+            if alone:
+                yield look(item, depth, keep=keep, reading=reading, classes=classes)
+            else:
+                waiting.append(pool.submit(look, item, depth, keep=keep, reading=reading, classes=classes))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def too_many(problems: Problems, total: int, allowed: float, source: str) -> None:
@@ -130,6 +139,22 @@ def too_many(problems: Problems, total: int, allowed: float, source: str) -> Non
     raise DataError(
         f"{source}: {len(bad)} of {total} images ({len(bad) / total:.1%}) cannot be used; the limit is {allowed:.1%}.\n"
         f"{details}\nMend or remove them, or raise max_unreadable."
+    )
+
+
+def most_fit(boxes: Iterable[tuple[int, int, int]], source: str) -> None:
+    """Raise `DataError` when most boxes leave their image or have no area: their four numbers mean something else.
+
+    `boxes` are, for each image, the numbers that `CheckedTarget.boxes` describes.
+    """
+    counts = [sum(column) for column in zip(*boxes, strict=True)]
+    if not counts or 2 * counts[1] <= counts[0]:
+        return
+    total, wrong, otherwise = counts
+    likely = " That is what they mean here, most likely: state the other box_format." if 2 * otherwise > wrong else ""
+    raise DataError(
+        f"{source}: {wrong} of {total} boxes leave their image or have no area, {otherwise} of which would fit if left,"
+        f" top, width, height were left, top, right, bottom, or the other way round.{likely}"
     )
 
 

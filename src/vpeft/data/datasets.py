@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpeft.data.checks import compare_splits, look_at_all, too_many
+from vpeft.data.checks import compare_splits, look_at_all, most_fit, too_many
 from vpeft.data.config import DataConfig, TargetName
 from vpeft.data.image_set import DecodedImages, ImageSet
 from vpeft.data.items import SPLITS, Item, Listing, SplitName
@@ -19,7 +19,7 @@ from vpeft.data.preprocessing import Preprocessing
 from vpeft.data.problems import DataError, Kind, Problem, Problems
 from vpeft.data.sources.registry import Source, find_source
 from vpeft.data.splits import at_most, hold_out
-from vpeft.data.targets import Mask, Target, target_of
+from vpeft.data.target import Target, target_of
 
 if TYPE_CHECKING:
     from vpeft.task import Task
@@ -61,7 +61,7 @@ class Datasets:
         """
         chosen = self.preprocessing_of(preprocessing)
         policy = self.config.augmentation
-        augmented = chosen.augmented(policy) if task is None else task.transforms(chosen, policy, True)
+        augmented = (self.train.target if task is None else task).transforms(chosen, policy, True)
         return replace(
             self,
             train=self.train.prepared(chosen).with_transform(augmented),
@@ -79,26 +79,16 @@ class Datasets:
     def table(self) -> str:
         """Return all images as CSV text `path,label,split`, which `open_data` reads as a list (with `root`).
 
-        Labels are one cell with ; between them, values one column each; masks are in the column `mask`.
+        Labels are one cell with ; between them, values one column each; masks are in the column `mask`. Raises
+        `DataError` for objects, which a list cannot hold.
         """
-        kind = self.train.target.name
-        column = {"label": ["label"], "labels": ["labels"], "values": self.labels, "mask": ["mask"]}[kind]
+        kind = self.train.target
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", *column, "split"])
+        writer.writerow(["path", *kind.list_columns(self.labels), "split"])
         for name, split in self.splits.items():
-            writer.writerows(sorted((item.name, *cells(item), name) for item in split.items))
+            writer.writerows(sorted((item.name, *kind.cells(item), name) for item in split.items))
         return text.getvalue()
-
-
-def cells(item: Item) -> list[str]:
-    """Return the target of an image as the cells of a list."""
-    if isinstance(item.target, Mask):
-        file = item.target.picture.file
-        return ["" if file is None else file.as_posix()]
-    if isinstance(item.target, tuple) and item.target and isinstance(item.target[0], float):
-        return [repr(value) for value in item.target]
-    return [item.label]
 
 
 def open_data(config: DataConfig) -> Datasets:
@@ -124,7 +114,7 @@ def open_data(config: DataConfig) -> Datasets:
     if config.train_on_val and "val" in splits:
         splits["train"] = [*splits["train"], *splits.pop("val")]
     if config.per_class is not None:
-        if target.name in ("values", "mask"):
+        if target.on_pixels or target.name == "values":
             raise DataError(f"per_class counts images of each class, and {target.task} has none; leave it out.")
         splits["train"] = at_most(splits["train"], config.per_class, config.seed, strata)
     target.compare(splits, labels, [*(listing.labels or ()), *listing.stated], problems)
@@ -146,7 +136,7 @@ def open_data(config: DataConfig) -> Datasets:
                 made=name in made,
                 target=target,
                 labels=labels,
-                masks={item.name: looked.masks[item.name] for item in items} if target.name == "mask" else None,
+                masks={item.name: looked.masks[item.name] for item in items} if target.on_pixels else None,
             )
             for name, items in splits.items()
         },
@@ -167,7 +157,7 @@ def open_for_evaluation(config: DataConfig, labels: Sequence[str] | None) -> Ima
     """
     source = find_source(config)
     target = _target(source, config)
-    if target.name == "mask" and not config.label_names and labels:
+    if target.on_pixels and not config.label_names and labels:
         config = config.model_copy(update={"label_names": tuple(labels)})
     listing = source.read(config)
     if any(listing.splits.values()):
@@ -220,6 +210,7 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
     masks: dict[str, str] = {}
     broken: set[str] = set()
     changed: dict[str, Item] = {}
+    boxes: list[tuple[int, int, int]] = []
     values, wide = listing.values, len(everything) if listing.values is not None else 0
     # Looked at as plain numbers where the window is found out here, since these may have no range of their own.
     reading = Reading(
@@ -235,18 +226,22 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
             listing.problems.add("missing", name)
         elif seen.unreadable:
             listing.problems.add("unreadable", name, _without_path(seen.unreadable, seen.item))
-        elif seen.mask_fault is not None:
-            listing.problems.add(seen.mask_fault[0], name, seen.mask_fault[1])
+        elif seen.on_pixels is not None and seen.on_pixels.fault is not None:
+            listing.problems.add(seen.on_pixels.fault[0], name, seen.on_pixels.fault[1])
         else:
             content[name] = seen.content
-            masks[name] = seen.mask_content
-            if isinstance(seen.item.target, Mask):
+            if seen.on_pixels is not None:
+                masks[name] = seen.on_pixels.content
                 changed[name] = seen.item
+                boxes.append(seen.on_pixels.boxes)
+                for note in seen.on_pixels.notes:
+                    listing.problems.add(note.kind, name, note.detail)
             if keep and cache is not None and seen.image is not None:
                 cache.keep(name, seen.image)
             continue
         broken.add(name)
     too_many(listing.problems, len(everything), config.max_unreadable, config.source)
+    most_fit(boxes, config.source)
     if broken or changed:
         listing.whole = [changed.get(item.name, item) for item in listing.whole if item.name not in broken]
         listing.splits = {
@@ -255,7 +250,7 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
         }
     if len(broken) == len(everything):
         raise DataError(
-            f"{config.source} holds no image with a mask that fits:\n"
+            f"{config.source} holds no image with a {config.target} that fits:\n"
             + "\n".join(f"  {listing.problems.sentence(kind)}." for kind in _kinds(listing.problems))
         )
     return _Looked(content, masks, _windowed(values, wide, config, listing.problems))

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vpeft.data.datasets import Datasets, cells
+from vpeft.data.datasets import Datasets
 from vpeft.data.image_set import ImageSet
 from vpeft.data.items import Item
 from vpeft.data.problems import DataError
@@ -74,8 +74,7 @@ def _write_pairs(datasets: Datasets, building: Path) -> None:
             (building / split / folder).mkdir(parents=True)
         for index in range(len(images)):
             name = _write_image(images, index, building / split / "images")
-            mask = images.mask(index)
-            assert mask is not None  # of this kind
+            mask = images.drawn(index)
             numbers, file = mask.numpy(), building / split / "masks" / Path(name).stem
             if numbers.max(initial=0) > 255:
                 np.save(file.with_name(f"{file.name}.npy"), numbers)
@@ -86,7 +85,7 @@ def _write_pairs(datasets: Datasets, building: Path) -> None:
 
 def _write_list(datasets: Datasets, building: Path) -> None:
     """SPLIT/image, and list.csv with the columns path, labels or the values, split."""
-    columns = ["labels"] if datasets.train.target.name == "labels" else datasets.labels
+    columns = datasets.train.target.list_columns(datasets.labels)
     with (building / "list.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", *columns, "split"])
@@ -94,7 +93,7 @@ def _write_list(datasets: Datasets, building: Path) -> None:
             (building / split).mkdir()
             for index, item in enumerate(images.items):
                 name = _write_image(images, index, building / split)
-                writer.writerow([f"{split}/{name}", *cells(item), split])
+                writer.writerow([f"{split}/{name}", *images.target.cells(item), split])
 
 
 def _write_image(images: ImageSet, index: int, folder: Path) -> str:

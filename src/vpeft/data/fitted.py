@@ -8,7 +8,6 @@ from typing import Any, Self
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from torchvision.tv_tensors import Mask as PixelMask
 
 from vpeft.data.image_set import ImageSet, Transform
 from vpeft.data.preprocessing import AsPicture, CropTo, ResizeTo
@@ -52,9 +51,9 @@ class FittedImages(ImageSet):
         """Image `index` as it is after the first steps."""
         return Image.fromarray(self.rows[index].numpy())
 
-    def mask(self, index: int) -> PixelMask | None:
+    def drawn(self, index: int) -> Any:
         """The mask of image `index` as it is after the first steps, which are the same each time."""
-        mask: Any = self.plain.mask(index)
+        mask = self.plain.drawn(index)
         for step in self.first if mask is not None else ():
             mask = step(mask)
         return mask

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.tv_tensors import Mask as PixelMask
 
 from vpeft.batch import Sample, as_sample
 from vpeft.data.config import TargetName, Window
@@ -21,14 +20,14 @@ from vpeft.data.items import ArrayPicture, Item, in_order
 from vpeft.data.pixels import MOST_CHANNELS, RGB, Reading
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.data.problems import DataError
-from vpeft.data.targets import Mask, Target, target_of
+from vpeft.data.target import Target, target_of
 from vpeft.errors import nearest
 
 if TYPE_CHECKING:
     from vpeft.task import Task
 
 Transform = Callable[..., Any]
-"""An image -> a tensor; if the target is a mask, (image, mask) -> both."""
+"""An image -> a tensor; if the target lies on the pixels, (image, target) -> both."""
 
 
 class DecodedImages:
@@ -92,7 +91,7 @@ class ImageSet(Dataset[Sample]):
         self.items = tuple(items)
         self.labels = list(labels)
         self._targets: list[Any] | None = None
-        if not self.has_masks:
+        if not self.target.on_pixels:
             encode = self.target.encoder(labels)
             self._targets = [encode(item) for item in items]
         self.transform = transform
@@ -106,14 +105,9 @@ class ImageSet(Dataset[Sample]):
         return len(self.items)
 
     @property
-    def has_masks(self) -> bool:
-        """Whether the target is a mask, which goes through the transform with the image."""
-        return self.target.name == "mask"
-
-    @property
     def targets(self) -> Sequence[Any]:
-        """The target of each sample, in order; masks are read and transformed at each access."""
-        return TransformedMasks(self) if self._targets is None else self._targets
+        """The target of each sample, in order; those on pixels are read and transformed at each access."""
+        return TransformedTargets(self) if self._targets is None else self._targets
 
     @property
     def labels_present(self) -> list[str]:
@@ -123,21 +117,23 @@ class ImageSet(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self.items))[index]
-        image, mask = self.image(index), self.mask(index)
+        image, drawn = self.image(index), self.drawn(index)
         name = self.items[index].name
         if self.transform is None:
             if not isinstance(image, Tensor):
                 image = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-            return Sample(image, self.targets[index] if mask is None else _plain(mask), name)
+            if drawn is not None:
+                return Sample(image, self.target.untransformed(drawn, (image.shape[-2], image.shape[-1])), name)
+            return Sample(image, self.targets[index], name)
         # Only the CPU generator: torch.manual_seed would also rewind the accelerator's, hence dropout.
         generator = torch.default_generator
         state = generator.get_state()
         generator.manual_seed(_mix(self.seed, int(self._epoch), index))
         try:
-            if mask is None:
+            if drawn is None:
                 return Sample(self.transform(image), self.targets[index], name)
-            seen, mask = self.transform(image, mask)
-            return Sample(seen, _plain(mask), name)
+            seen, target = self.transform(image, drawn)
+            return Sample(seen, _plain(target), name)
         finally:
             generator.set_state(state)
 
@@ -158,15 +154,21 @@ class ImageSet(Dataset[Sample]):
             self.cache.keep(item.name, image)
         return image
 
-    def mask(self, index: int) -> PixelMask | None:
-        """Return the class numbers int64 (H, W) of image `index` in its own size; None if the target is no mask."""
-        item = self.items[index]
-        if not isinstance(item.target, Mask):
+    def drawn(self, index: int) -> Any:
+        """Return the target on the pixels of image `index` in its own size; None if the target is not on pixels.
+
+        It is a mask int64 (H, W) (`torchvision.tv_tensors.Mask`), `ImageObjects`, or a depth map float32 (H, W).
+
+        Raises:
+            DataError: a file cannot be read any more.
+        """
+        if not self.target.on_pixels:
             return None
+        item = self.items[index]
         try:
-            return PixelMask(item.target.numbers())
+            return self.target.encoder(self.labels)(item)
         except UnreadableImage as error:
-            raise _changed_since(UnreadableImage(f"the mask of {item.name}: {error}")) from error
+            raise _changed_since(UnreadableImage(f"the {self.target.name} of {item.name}: {error}")) from error
 
     def path(self, index: int) -> str:
         """Return the source of image `index`: its file, or its name within the source."""
@@ -193,10 +195,9 @@ class ImageSet(Dataset[Sample]):
 
         The transform is that of the task, if there is one.
         """
-        twin = self.with_transform(
-            preprocessing.transform() if task is None else task.transforms(preprocessing, "none", False)
-        )
-        reading = preprocessing.reading(self.reading.max_pixels)
+        twin = self.with_transform((self.target if task is None else task).transforms(preprocessing, "none", False))
+        old = self.reading
+        reading = preprocessing.reading(old.max_pixels, old.max_aspect, old.max_mib)
         if reading != self.reading:
             twin.cache = None if self.cache is None else DecodedImages(self.cache.limit)
             twin.reading = reading
@@ -238,7 +239,7 @@ def matched(images: Any, labels: Sequence[str]) -> Any:
     if not isinstance(names, list | tuple) or list(names) == list(labels):
         return images
     kind = images.target.name if isinstance(images, ImageSet) else "label"
-    carried = list(names) if kind in ("values", "mask") else _present(images, names)
+    carried = list(names) if kind in ("values", "mask", "depth") else _present(images, names)
     unknown = [label for label in carried if label not in set(labels)]
     if unknown:
         shown = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
@@ -246,7 +247,7 @@ def matched(images: Any, labels: Sequence[str]) -> Any:
             f"The images carry labels that the training images do not have: {shown}. "
             f"{nearest(str(unknown[0]), [str(label) for label in labels])} Rename them, or leave out those images."
         )
-    if kind in ("values", "mask"):
+    if kind in ("values", "mask", "depth"):
         raise DataError(
             f"The targets are named {', '.join(names)} here and {', '.join(labels)} in training; "
             "give them the same names."
@@ -298,8 +299,8 @@ class Renumbered(Dataset[Any]):
             tell(epoch)
 
 
-class TransformedMasks(Sequence[Tensor]):
-    """The masks of a set after the transform, int64 (H, W)."""
+class TransformedTargets(Sequence[Any]):
+    """The targets of a set that lie on pixels, after the transform."""
 
     def __init__(self, images: ImageSet) -> None:
         self._images = images
@@ -366,14 +367,14 @@ class ArraySet(ImageSet):
 
 def _unnamed(kind: Target, items: Sequence[Item]) -> list[str]:
     """Return default names of targets: numbers for values; for masks, numbers up to the highest class."""
-    if kind.name != "mask":
+    if not kind.on_pixels:
         return kind.labels(items, None)
-    return kind.labels([replace(item, target=item.target.looked()) for item in items], None)
+    return kind.labels([replace(item, target=item.target.checked("decode", None, None).target) for item in items], None)
 
 
-def _plain(mask: Tensor) -> Tensor:
-    """Return a mask as an ordinary tensor int64 (H, W)."""
-    return mask.as_subclass(Tensor).reshape(mask.shape[-2:])
+def _plain(target: Any) -> Any:
+    """Return a map as an ordinary tensor (H, W); anything else is returned as it is."""
+    return target.as_subclass(Tensor).reshape(target.shape[-2:]) if isinstance(target, Tensor) else target
 
 
 def _changed_since(error: UnreadableImage) -> DataError:

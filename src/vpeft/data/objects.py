@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vpeft.data.items import Picture
+from vpeft.data.items import Picture, digest
+from vpeft.data.on_pixels import CheckDepth, CheckedTarget, Note, OnPixels, Size
 from vpeft.data.pixels import UnreadableImage
+from vpeft.data.problems import Kind
 from vpeft.errors import need_extra
 
 
@@ -86,8 +88,12 @@ class PixelsWithNumber:
         return made
 
 
+# Boxes may reach over the border by so many pixels without a word, as rounded ones do.
+TOLERANCE = 1.0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Objects:
+class Objects(OnPixels):
     """The objects of one image as a source gives them, in pixels of the image file.
 
     Attributes:
@@ -134,6 +140,114 @@ class Objects:
         shapes = None if self.shapes is None else tuple(self.shapes[place] for place in places)
         labels = tuple(self.labels[place] for place in places)
         return replace(self, boxes=self.boxes[kept], labels=labels, crowd=self.crowd[kept], shapes=shapes)
+
+    def checked(self, depth: CheckDepth, size: Size | None, classes: int | None) -> CheckedTarget:
+        """Look at boxes and shapes, and mend the boxes; shapes are decoded where images are.
+
+        Boxes that have no area, lie outside, or hold a number that is not finite are removed, others are cut at the
+        border, and the same box of the same class counts once. Another size than stated is a fault.
+        """
+        if size is not None and self.size is not None and size != self.size:
+            turned = ", perhaps since its EXIF data turn it" if size == self.size[::-1] else ""
+            detail = f"{size[1]} x {size[0]}, and {self.size[1]} x {self.size[0]} is stated{turned}"
+            return CheckedTarget(self, fault=("image_size", detail))
+        known = size or self.size
+        try:
+            content = self._digest(depth)
+            fault = None if known is None or depth != "decode" else self._shape_fault(*known)
+        except (UnreadableImage, OSError) as error:
+            return CheckedTarget(self, unreadable=f"its masks: {error}")
+        if fault is not None:
+            return CheckedTarget(self, content, fault=("shape_size", fault))
+        mended, notes = self._mended(known)
+        return CheckedTarget(mended, content, notes=tuple(notes), boxes=self._fitting(known))
+
+    def _mended(self, size: Size | None) -> tuple[Objects, list[Note]]:
+        """The objects without those that cannot be, their boxes cut at the border; and what was done."""
+        finite: NDArray[np.bool_] = np.asarray(np.isfinite(self.boxes).all(axis=1))
+        area: NDArray[np.bool_] = finite & np.asarray((self.boxes[:, 2:] > self.boxes[:, :2]).all(axis=1))
+        cut = self.boxes
+        inside: NDArray[np.bool_] = np.ones(len(self), bool)
+        over = np.zeros(len(self), np.float32)
+        if size is not None:
+            limits = np.array([size[1], size[0], size[1], size[0]], np.float32)
+            cut = np.clip(self.boxes, 0, limits)
+            inside = np.asarray((cut[:, 2:] > cut[:, :2]).all(axis=1))
+            over = np.abs(np.where(finite[:, None], self.boxes, 0) - np.where(finite[:, None], cut, 0)).max(
+                axis=1, initial=0
+            )
+        seen: set[tuple[Any, ...]] = set()
+        first = np.zeros(len(self), bool)
+        for place in np.flatnonzero(area & inside):
+            key = (*cut[place].tolist(), self.labels[place], bool(self.crowd[place]))
+            first[place] = key not in seen
+            seen.add(key)
+        found: list[tuple[Kind, NDArray[np.bool_]]] = [
+            ("box_number", ~finite),
+            ("box_area", finite & ~area),
+            ("box_outside", area & ~inside),
+            ("box_cut", area & inside & (over > TOLERANCE)),
+            ("same_object", area & inside & ~first),
+        ]
+        notes = [Note(kind, self._shown(where)) for kind, where in found if where.any()]
+        mended = replace(self, boxes=cut).among(first)
+        if not len(mended):
+            notes.append(Note("no_objects", ""))
+        return mended, notes
+
+    def _shown(self, where: NDArray[np.bool_]) -> str:
+        """How many objects there are, and the first of them."""
+        places = np.flatnonzero(where)
+        box = ", ".join(f"{one:g}" for one in self.boxes[places[0]])
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        return f"{self.labels[places[0]]} at {box}{more}"
+
+    def _fitting(self, size: Size | None) -> tuple[int, int, int]:
+        """See `CheckedTarget.boxes`."""
+        if size is None:
+            return 0, 0, 0
+        left_top, right_bottom = self.boxes[:, :2], self.boxes[:, 2:]
+
+        def fits(ends: NDArray[np.float32]) -> NDArray[np.bool_]:
+            inside = (ends <= np.array([size[1], size[0]]) + TOLERANCE) & (ends > left_top) & (left_top >= -TOLERANCE)
+            return np.asarray(inside.all(axis=1))
+
+        with np.errstate(invalid="ignore"):
+            wrong = ~fits(right_bottom)
+            otherwise = wrong & (fits(right_bottom - left_top) | fits(right_bottom + left_top))
+        return len(self), int(wrong.sum()), int(otherwise.sum())
+
+    def _shape_fault(self, height: int, width: int) -> str | None:
+        """Which mask has another size than the image; raises `UnreadableImage` for a damaged one."""
+        looked: set[int] = set()
+        for shape in self.shapes or ():
+            if isinstance(shape, PixelsWithNumber) and id(shape.picture) in looked:
+                continue
+            if isinstance(shape, PixelsWithNumber):
+                looked.add(id(shape.picture))
+                found: Size = shape.picture.numbers().shape[:2]
+            elif isinstance(shape, RunLengths):
+                found = (shape.height, shape.width)
+                if found == (height, width):
+                    shape.mask(height, width)
+            else:
+                continue
+            if found != (height, width):
+                return f"{found[1]} x {found[0]} for an image of {width} x {height}"
+        return None
+
+    def _digest(self, depth: CheckDepth) -> str:
+        """sha256 of boxes, classes, crowds and shapes; of pictures of masks where files are read."""
+        parts = [self.boxes.tobytes(), repr(self.labels).encode(), self.crowd.tobytes()]
+        pictures: dict[int, str] = {}
+        for shape in self.shapes or ():
+            if not isinstance(shape, PixelsWithNumber):
+                parts.append(repr(shape).encode())
+                continue
+            if id(shape.picture) not in pictures:
+                pictures[id(shape.picture)] = digest(shape.picture.content()) if depth != "none" else ""
+            parts.append(f"{shape.number} of {pictures[id(shape.picture)]}".encode())
+        return digest(b"\n".join(parts)) if depth != "none" else ""
 
     def numbered(self, number: Mapping[str, int]) -> ImageObjects:
         """The objects as tensors, with the number of each class."""

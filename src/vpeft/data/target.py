@@ -14,14 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vpeft.data.config import DataConfig, TargetName
 from vpeft.data.items import Item
 from vpeft.data.problems import DataError, Problems
 from vpeft.errors import VpeftError, nearest
+
+if TYPE_CHECKING:
+    from vpeft.data.preprocessing import Preprocessing
 
 
 class UnknownTarget(VpeftError):
@@ -118,7 +122,26 @@ class Target(ABC):
 
     @abstractmethod
     def encoder(self, labels: Sequence[str]) -> Callable[[Item], Any]:
-        """A function from an item to what a sample carries. Raises `DataError` for an item with an unknown label."""
+        """A function from an item to what a sample carries, or to what goes through the transform with the image.
+
+        The function raises `DataError` for an item with an unknown label.
+        """
+
+    def transforms(self, preprocessing: Preprocessing, augmentation: str, training: bool) -> Callable[..., Any]:
+        """The transform of image and target where no task states its own; `augmentation` acts in training alone."""
+        return preprocessing.augmented(augmentation) if training else preprocessing.transform()
+
+    def untransformed(self, drawn: Any, size: tuple[int, int]) -> Any:
+        """What a sample carries where there is no transform, for a target on the pixels of an image (H, W)."""
+        return drawn.as_subclass(Tensor).reshape(drawn.shape[-2:])
+
+    def list_columns(self, labels: Sequence[str]) -> list[str]:
+        """The columns of the target in a list; raises `DataError` where a list cannot hold it."""
+        return ["label"]
+
+    def cells(self, item: Item) -> list[str]:
+        """What `list_columns` hold for an image."""
+        return [item.label]
 
 
 _KINDS: dict[str, type[Target]] = {}

@@ -127,3 +127,6 @@ class Labels(Target):
             return vector
 
         return encode
+
+    def list_columns(self, labels: Sequence[str]) -> list[str]:
+        return ["labels"]

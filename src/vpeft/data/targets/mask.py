@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.tv_tensors import Mask as PixelMask
 
 from vpeft.data.config import DataConfig
-from vpeft.data.items import ArrayPicture, FilePicture, Item, Picture
+from vpeft.data.items import ArrayPicture, FilePicture, Item, Picture, digest
+from vpeft.data.on_pixels import CheckDepth, CheckedTarget, OnPixels, Size
+from vpeft.data.pixels import UnreadableImage
 from vpeft.data.problems import DataError, Problems
 from vpeft.data.table_cells import (
     any_fraction,
@@ -28,7 +31,7 @@ IGNORED = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Mask:
+class Mask(OnPixels):
     """Where a mask is, and which classes are in it, once somebody has looked."""
 
     picture: Picture
@@ -40,8 +43,37 @@ class Mask:
 
     def looked(self) -> Mask:
         """The same mask, with the classes that are in it. Raises `UnreadableImage`."""
-        found = np.unique(self.picture.numbers())
+        return self._looked(self.picture.numbers())
+
+    def _looked(self, numbers: NDArray[np.integer[Any]]) -> Mask:
+        found = np.unique(numbers)
         return Mask(self.picture, tuple(int(one) for one in found if one != IGNORED))
+
+    def checked(self, depth: CheckDepth, size: Size | None, classes: int | None) -> CheckedTarget:
+        """Look at the mask as deep as asked; where the source names no classes, its numbers are read in any case."""
+        file = self.picture.file
+        if file is not None and not file.is_file():
+            return CheckedTarget(self, fault=("missing_mask", f"{file.name} is not there"))
+        content = ""
+        try:
+            if depth != "none":
+                content = digest(self.picture.content())
+            if depth != "decode" and classes is not None:
+                return CheckedTarget(self, content)
+            numbers = self.picture.numbers()
+            if size is not None and numbers.shape != size:
+                detail = f"{numbers.shape[1]} x {numbers.shape[0]} for an image of {size[1]} x {size[0]}"
+                return CheckedTarget(self, content, fault=("mask_size", detail))
+            mask = self._looked(numbers)
+        except (UnreadableImage, OSError) as error:
+            return CheckedTarget(self, content, unreadable=f"its mask: {error}")
+        there = mask.classes or ()
+        wrong = [one for one in there if one < 0 or (classes is not None and one >= classes)]
+        if wrong or max(there, default=0) > IGNORED:
+            shown = ", ".join(map(str, wrong[:5] or [max(there)]))
+            named = f"there are {classes} classes, 0 to {classes - 1}" if classes else f"0 to {IGNORED - 1} are classes"
+            return CheckedTarget(self, content, fault=("mask_value", f"it holds {shown}; {named}"))
+        return CheckedTarget(mask, content)
 
 
 @register_target("mask")
@@ -109,4 +141,11 @@ class Masks(Target):
         return labels if classes is None else [labels[number] for number in classes if number < len(labels)]
 
     def encoder(self, labels: Sequence[str]) -> Callable[[Item], Any]:
-        return lambda item: item.target.numbers()
+        return lambda item: PixelMask(item.target.numbers())
+
+    def list_columns(self, labels: Sequence[str]) -> list[str]:
+        return ["mask"]
+
+    def cells(self, item: Item) -> list[str]:
+        file = item.target.picture.file
+        return ["" if file is None else file.as_posix()]

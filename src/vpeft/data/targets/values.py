@@ -118,3 +118,9 @@ class Values(Target):
             return tensor(item.target, dtype=torch.float32)
 
         return encode
+
+    def list_columns(self, labels: Sequence[str]) -> list[str]:
+        return list(labels)
+
+    def cells(self, item: Item) -> list[str]:
+        return [repr(value) for value in item.target]
