@@ -57,6 +57,29 @@ class Leading:
 
 
 @dataclass(frozen=True)
+class DetectedObjects:
+    """The objects of one image, best first, in pixels of the original image.
+
+    Attributes:
+        boxes: float (N, 4): left, top, right, bottom.
+        numbers: class numbers (N,).
+        labels: names of the classes.
+        scores: (N,), from 0 to 1.
+        masks: bool (N, H, W), or None.
+        size: rows and columns of the image.
+        sure: how many of the first ones are sure enough to be shown.
+    """
+
+    boxes: Tensor
+    numbers: Tensor
+    labels: tuple[str, ...]
+    scores: Tensor
+    masks: Tensor | None
+    size: tuple[int, int]
+    sure: int
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a model says of one sample: what `predict` prints, draws and serves.
 
@@ -64,13 +87,15 @@ class Prediction:
         id: of the sample.
         rows: the answers, best first, each a mapping from column to word or number (a label and its probability).
         values: the whole answer for programs, JSON.
-        map: a map of class numbers (H, W), where the answer is one for each pixel.
+        map: a map of class numbers (H, W), where the answer is one for each pixel; of real numbers, such as depths.
+        objects: the objects of the image, where the task finds objects.
     """
 
     id: str
     rows: tuple[Mapping[str, Any], ...]
     values: Mapping[str, Any] = field(default_factory=dict)
     map: Tensor | None = None
+    objects: DetectedObjects | None = None
 
 
 TargetKind = str
@@ -185,13 +210,17 @@ class Task(BaseModel):
         return Sample(transform(image), None, id)
 
     @property
+    def own_transforms(self) -> bool:
+        """Whether `transforms` gives others than the default; a task that does so with some options only says when."""
+        return type(self).transforms is not Task.transforms
+
+    @property
     def reads_alike(self) -> tuple[Any, ...]:
         """What must be equal for two runs to share their samples; a task with transforms of its own adds its options.
 
         The default is `images_per_sample` where `transforms` is the default too, else all options.
         """
-        own = type(self).transforms is not Task.transforms
-        return (self.images_per_sample, self.model_dump_json() if own else "")
+        return (self.images_per_sample, self.model_dump_json() if self.own_transforms else "")
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Samples as a batch."""
@@ -261,13 +290,21 @@ class Task(BaseModel):
         """What the model says of each sample of a batch."""
         raise NotImplementedError(f"The task {self.name} does not say what its outputs mean.")
 
+    def truth(self, batch: Batch) -> list[Prediction]:
+        """The targets of a batch in the form of predictions, to be drawn beside them; empty where nothing is drawn."""
+        return []
+
 
 TaskT = TypeVar("TaskT", bound=type[Task])
 _TASKS: dict[str, type[Task]] = {}
+_SHORT: dict[str, str] = {}
 
 
-def register_task(name: str) -> Callable[[TaskT], TaskT]:
-    """Enter the decorated class under `name`, snake case; the file has the same name."""
+def register_task(name: str, short: str = "") -> Callable[[TaskT], TaskT]:
+    """Enter the decorated class under `name`, snake case; the file has the same name.
+
+    `short` is another name under which users may ask for it; files and records have the first.
+    """
 
     def add(kind: TaskT) -> TaskT:
         taken = _TASKS.get(name)
@@ -275,6 +312,8 @@ def register_task(name: str) -> Callable[[TaskT], TaskT]:
             raise ValueError(f"The name {name!r} is taken by {taken.__module__}.{taken.__qualname__}.")
         kind.name = name
         _TASKS[name] = kind
+        if short:
+            _SHORT[short] = name
         return kind
 
     return add
@@ -288,9 +327,15 @@ def all_tasks() -> dict[str, type[Task]]:
     return dict(sorted(_TASKS.items()))
 
 
+def full_name(name: str) -> str:
+    """The name of the task that a user asks for by its short name; any other name as it is."""
+    all_tasks()
+    return _SHORT.get(name, name)
+
+
 def get_task(name: str) -> type[Task]:
-    """The task with this name; `UnknownTask` names the nearest."""
-    known = all_tasks()
+    """The task with this name, or this short name; `UnknownTask` names the nearest."""
+    known, name = all_tasks(), full_name(name)
     if name not in known:
         raise UnknownTask(f"There is no task {name!r}. {nearest(name, known)}")
     return known[name]

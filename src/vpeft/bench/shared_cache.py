@@ -71,7 +71,7 @@ class SharedCache:
         transform = task.transforms(prepared, augmentation or "none", augmentation is not None)
         made = partial(split.dataset, task.labels, transform, seed)
         height, width = prepared.size
-        plain = augmentation in (None, "none") and type(task).transforms is Task.transforms
+        plain = augmentation in (None, "none") and not task.own_transforms
         content = split.content if plain and split.count * 3 * height * width * 4 <= KEPT_BYTES else None
         if content is None:
             return made()

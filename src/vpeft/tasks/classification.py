@@ -363,30 +363,12 @@ class Classification(Task):
 
     def picture(self, details: Mapping[str, Any]) -> Figure | None:
         """The confusion matrix: the share of each true class (row) that is taken for each class (column)."""
-        from matplotlib.figure import Figure
-
-        counts = torch.tensor(details.get("confusion", ()), dtype=torch.float64)
-        if counts.numel() == 0:
+        confusion = details.get("confusion")
+        if not confusion:
             return None
-        shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-        count = len(counts)
-        side = min(3 + 0.35 * count, 16.0)
-        figure = Figure(figsize=(side + 1, side), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
-        names = [name.replace("$", r"\$") for name in label_names(self.labels, count)]
-        if count <= 40:  # more names than that cannot be read
-            axes.set_xticks(range(count), names, rotation=90, fontsize=7)
-            axes.set_yticks(range(count), names, fontsize=7)
-        if count <= 20:
-            for row, column in counts.nonzero().tolist():
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                text = f"{int(counts[row, column])}"
-                axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-        axes.set_xlabel("taken for")
-        axes.set_ylabel("true class")
-        figure.colorbar(image, ax=axes, label="share of the true class")
-        return figure
+        from .confusion_picture import confusion_picture
+
+        return confusion_picture(confusion, label_names(self.labels, len(confusion)))
 
     def report(self, details: Mapping[str, Any]) -> list[tuple[str, Sequence[str], Sequence[Sequence[object]]]]:
         """Precision, recall and F1 of each class, and what is most often taken for something else."""

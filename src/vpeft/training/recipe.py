@@ -18,8 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from vpeft.backbones.create import TRANSFORMERS
-from vpeft.backbones.own_code import OWN_CODE
+from vpeft.backbones.names import fetches_or_runs
 from vpeft.backbones.own_model import Anatomy, anatomy_from
 from vpeft.backbones.probe import BadAnatomy
 from vpeft.backbones.trust import TYPED, Trust
@@ -29,7 +28,7 @@ from vpeft.errors import VpeftError, nearest
 from vpeft.guarded import read_toml
 from vpeft.method import Method, get_method, method_names
 from vpeft.method_spec import parse, parse_one
-from vpeft.task import DEFAULT, Task, all_tasks, get_task
+from vpeft.task import DEFAULT, Task, all_tasks, full_name, get_task
 from vpeft.training.optimisation import MOVED, Optimisation
 from vpeft.training.toml_text import toml_text
 
@@ -95,6 +94,11 @@ class TaskChoice(_Choice):
     name: str = Field(default=DEFAULT, description="What is learnt; `vpeft tasks` lists the tasks.")
     fields: dict[str, Any] = Field(default_factory=dict, description="Its options.")
     _task: Task = PrivateAttr()
+
+    @field_validator("name")
+    @classmethod
+    def _in_full(cls, name: str) -> str:
+        return full_name(name)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -198,7 +202,7 @@ class Recipe(BaseModel):
         """
         given, typed = read_toml(path, f"The recipe {path}", BadRecipe), _nested(overrides or {})
         recipe = cls.from_mapping(_merged(given, typed), where=f"The recipe {path}")
-        if "backbone" not in typed and recipe.backbone.startswith((OWN_CODE, TRANSFORMERS)):
+        if "backbone" not in typed and fetches_or_runs(recipe.backbone):
             recipe._backbone_of_file = True
         return recipe
 
@@ -331,9 +335,9 @@ def _unknown_of_task(values: Any, path: str) -> Iterator[str]:
     values = _as_choice(values)
     if not isinstance(values, Mapping) or "fields" in values:
         return
-    name, known = values.get("name", DEFAULT), all_tasks()
+    name, known = full_name(str(values.get("name", DEFAULT))), all_tasks()
     if name not in known:
-        yield f"{path}name: there is no task {name!r}. {nearest(str(name), known)}"
+        yield f"{path}name: there is no task {name!r}. {nearest(name, known)}"
         return
     options = known[name].options()
     for key in values:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn import metrics as sklearn_metrics
 from tests.models import tiny_convnext, tiny_swin, tiny_vit
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import TensorDataset
+from torchvision.tv_tensors import Mask
 
 from vpeft import describe
-from vpeft.batch import Batch
+from vpeft.batch import Batch, Sample
+from vpeft.data.preprocessing import Preprocessing
 from vpeft.heads.linear_map import LinearMapHead
-from vpeft.task import Leading, UnsuitableTargets, get_task
+from vpeft.task import BadOption, Leading, UnsuitableTargets, all_tasks, get_task
+from vpeft.tasks.map_task import window_of
 from vpeft.tasks.semantic_segmentation import NoClasses, SemanticSegmentation
+from vpeft.training.recipe import TaskChoice
 
 LABELS = ("sky", "land", "sea")
 IMAGES = torch.zeros(6, 3, 8, 12)
@@ -187,3 +193,176 @@ def test_masks_that_fit() -> None:
     assert task.monitor(outputs, batch) == task.monitor(outputs, batch.with_(targets=masks))
     with pytest.raises(UnsuitableTargets, match="rows, columns"):
         task.check_batch(torch.zeros(6, 3), batch)
+
+
+# -- weights, auxiliary outputs, edges ---------------------------------------------------------------------------------
+
+
+def test_the_short_name_means_the_same_task_in_files() -> None:
+    assert get_task("semantic") is SemanticSegmentation and "semantic" not in all_tasks()
+    assert TaskChoice.model_validate({"name": "semantic"}).name == "semantic_segmentation"
+
+
+def test_class_weights_are_those_of_torch() -> None:
+    outputs, masks = _draw()
+    task = SemanticSegmentation(labels=LABELS, class_weights=(1.0, 0.5, 3.0))
+    expected = functional.cross_entropy(_large(outputs), masks, torch.tensor([1.0, 0.5, 3.0]), ignore_index=255)
+    assert task.loss(outputs, Batch(None, masks))["cross_entropy"].item() == pytest.approx(expected.item(), rel=1e-5)
+    nothing = task.loss(outputs, Batch(None, torch.full_like(masks, 255)))
+    assert nothing["cross_entropy"] == 0
+    with pytest.raises(BadOption, match="class_weights has 2 numbers, and there are 3 classes: sky"):
+        SemanticSegmentation(labels=LABELS, class_weights=(1.0, 2.0)).head(describe(tiny_vit()), 48)
+
+
+def test_auxiliary_outputs_have_a_loss_of_their_own_and_no_score() -> None:
+    outputs, masks = _draw()
+    other = torch.randn(6, 3, 4, 6, generator=torch.Generator().manual_seed(3))
+    task, batch = SemanticSegmentation(labels=LABELS, auxiliary_weight=0.4), Batch(None, masks)
+    both = {"logits": outputs, "auxiliary": other}
+    losses = task.loss(both, batch)
+    assert losses["cross_entropy"] == task.loss(outputs, batch)["cross_entropy"]
+    torch.testing.assert_close(losses["auxiliary"], 0.4 * task.loss(other, batch)["cross_entropy"])
+    task.check_batch(both, batch)
+    assert task.monitor(both, batch) == task.monitor(outputs, batch)
+    metric = task.metric()
+    metric.update(both, batch)
+    assert metric.compute() == _scores(task, outputs, masks)
+
+
+def test_mean_accuracy_is_the_mean_of_the_classes_recalls() -> None:
+    outputs, masks = _draw()
+    counted = masks != 255
+    truth, said = masks[counted].numpy(), _large(outputs).argmax(1)[counted].numpy()
+    scores = _scores(SemanticSegmentation(labels=LABELS), outputs, masks)
+    assert scores["mean_accuracy"] == pytest.approx(sklearn_metrics.balanced_accuracy_score(truth, said))
+    assert "boundary_iou" not in scores
+
+
+def _eroded(mask: np.ndarray[Any, Any], times: int) -> np.ndarray[Any, Any]:
+    """Pixels whose eight neighbours are all in the mask, so many times over; beyond the image there is nothing."""
+    for _ in range(times):
+        padded = np.pad(mask, 1)
+        height, width = mask.shape
+        mask = np.all([padded[y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0)
+    return mask
+
+
+def test_boundary_iou_against_repeated_erosion() -> None:
+    draw = torch.Generator().manual_seed(4)
+    truth = (torch.randn(2, 12, 15, generator=draw).cumsum(1).cumsum(2) > 0).long()
+    truth = functional.interpolate(truth[:, None].double(), scale_factor=10, mode="nearest")[:, 0].long()
+    truth[0, :20, :20] = 255
+    said = truth.where(truth != 255, 0).roll(7, -1)
+    logits = functional.one_hot(said, 2).movedim(-1, 1).float()
+    reach = round(0.02 * (120**2 + 150**2) ** 0.5)
+    assert reach == 4
+    common, either = np.zeros(2), np.zeros(2)
+    for one, other in zip(truth.numpy(), said.numpy(), strict=True):
+        for k in (0, 1):
+            edges = [mask & ~_eroded(mask, reach) & (one != 255) for mask in (one == k, other == k)]
+            common[k] += (edges[0] & edges[1]).sum()
+            either[k] += (edges[0] | edges[1]).sum()
+    scores = _scores(SemanticSegmentation(labels=("a", "b"), boundary=True), logits, truth)
+    assert scores["boundary_iou"] == pytest.approx((common / either).mean())
+    assert 0.2 < scores["boundary_iou"] < 0.9 < scores["miou"] + 0.2
+
+
+def test_picture() -> None:
+    outputs, masks = _draw()
+    task = SemanticSegmentation(labels=LABELS)
+    scores = _scores(task, outputs, masks)
+    figure = task.picture(scores)
+    assert figure is not None
+    matrix, bars = figure.axes[:2]
+    assert [label.get_text() for label in matrix.get_yticklabels()] == list(LABELS)
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([row["iou"] for row in scores["per_class"]])  # type: ignore[attr-defined]
+    assert task.picture({}) is None
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+PLAIN = Preprocessing(size=(64, 64), resize="squash", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def _picture(height: int = 50, width: int = 70) -> tuple[Image.Image, Mask]:
+    draw = np.random.default_rng(0)
+    classes = np.kron(draw.integers(0, 3, (height // 10, width // 10)), np.ones((10, 10), dtype=np.int64))
+    image = Image.fromarray((np.stack([classes * 80] * 3, axis=-1)).astype(np.uint8))
+    return image, Mask(torch.from_numpy(classes))
+
+
+def test_without_options_the_transforms_are_those_of_the_preprocessing() -> None:
+    task, image = SemanticSegmentation(labels=LABELS), _picture()
+    assert not task.own_transforms
+    for training in (True, False):
+        own, plain = task.transforms(PLAIN, "none", training)(*image), PLAIN.transform()(*image)
+        assert torch.equal(own[0], plain[0]) and torch.equal(own[1], plain[1])
+
+
+def test_options_choose_sizes_for_training_and_evaluation() -> None:
+    task = SemanticSegmentation(labels=LABELS, size=32, shortest=40, longest=60, augment="scaled_crop+flip")
+    torch.manual_seed(0)
+    pixels, mask = task.transforms(PLAIN, "none", True)(*_picture())
+    assert pixels.shape == (3, 32, 32) and mask.shape == (32, 32)
+    pixels, mask = task.transforms(PLAIN, "none", False)(*_picture())
+    assert pixels.shape == (3, 40, 56) and mask.shape == (40, 56)
+    other = SemanticSegmentation(labels=LABELS, ignore=9, size=(32, 64), fit="longer")
+    pixels, mask = other.transforms(PLAIN, "none", False)(*_picture())
+    assert pixels.shape == (3, 32, 64) and set(mask[:, 45:].unique().tolist()) == {9}
+
+
+def test_batches_of_several_sizes_are_padded() -> None:
+    task = SemanticSegmentation(labels=LABELS, ignore=7)
+    samples = [Sample(torch.ones(3, *size), torch.ones(size, dtype=torch.uint8), "a") for size in ((40, 56), (50, 30))]
+    batch = task.collate(samples)
+    assert batch.inputs.shape == (2, 3, 64, 64) and batch.targets.shape == (2, 64, 64)
+    assert batch.inputs[1, :, :50, :30].eq(1).all() and batch.inputs[1].sum() == 3 * 50 * 30
+    assert batch.targets[1, :50, :30].eq(1).all() and (batch.targets == 7).sum() == 2 * 64 * 64 - 40 * 56 - 50 * 30
+    assert batch.targets.dtype == torch.int64
+    alone = SemanticSegmentation(labels=LABELS, shortest=40).collate(samples[:1])
+    assert alone.inputs.shape == (1, 3, 64, 64)
+
+
+def _as_outputs(classes: Tensor) -> Tensor:
+    return functional.one_hot(classes.where(classes < 3, 0), 3).movedim(-1, 0).float() * 9
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"size": (96, 128), "fit": "longer"},
+        {"size": (96, 128), "fit": "squash"},
+        {"shortest": 100, "longest": 120},
+        {"shortest": (80, 100)},
+    ],
+)
+@pytest.mark.parametrize("resize", ["shorter", "longer", "squash"])
+def test_predictions_come_back_in_the_pixels_of_the_original(options: dict[str, Any], resize: str) -> None:
+    """A model that says exactly what it is shown gives the original's mask back, but for the edges of classes."""
+    preprocessing = Preprocessing(size=(96, 96), resize=resize, crop_pct=0.9, mean=(0.5,) * 3, std=(0.5,) * 3)  # type: ignore[arg-type]
+    task = SemanticSegmentation(labels=LABELS, **options)
+    image, mask = _picture(100, 140)
+    transform = task.transforms(preprocessing, "none", False)
+    shown = transform(image, mask)[1]
+    sample = task.sample_of(image, transform, "a.png")
+    batch = task.collate([sample])
+    outputs = functional.pad(_as_outputs(shown), [0, batch.inputs.shape[3] - shown.shape[1], 0, 0])
+    outputs = functional.pad(outputs, [0, 0, 0, batch.inputs.shape[2] - shown.shape[0]])
+    (found,) = task.predictions(outputs[None], batch)
+    assert found.map is not None and found.map.shape == (100, 140)
+    seen = found.map != 255
+    window = window_of(transform, (100, 140))
+    assert int(seen.sum()) == (window.covers[2] - window.covers[0]) * (window.covers[3] - window.covers[1])
+    right = found.map[seen] == mask[seen]
+    assert right.double().mean() > 0.95
+    assert bool(seen.all()) == bool(options)  # the preprocessing alone shows the centre
+
+
+def test_options_that_do_not_fit() -> None:
+    with pytest.raises(BadOption, match="longest limits the longer side"):
+        SemanticSegmentation(longest=60)
+    with pytest.raises(BadOption, match="above 0"):
+        SemanticSegmentation(size=0)
+    assert SemanticSegmentation(size=32).reads_alike != SemanticSegmentation(size=48).reads_alike
+    assert SemanticSegmentation(dice=1).reads_alike == SemanticSegmentation().reads_alike
