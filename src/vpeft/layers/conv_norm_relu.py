@@ -9,8 +9,8 @@ from torch.nn import functional
 
 MapNorm = Literal["batch", "group"]
 
-# Groups of a GroupNorm (Wu and He, arXiv 1803.08494), or as many as divide the channels and leave FEWEST to each. A group
-# of one or two channels is normalised to the same numbers whatever a map of one cell holds.
+# Groups of a GroupNorm (Wu and He, arXiv 1803.08494), or as many as divide the channels and leave FEWEST to each. One
+# or two channels are normalised to the same numbers whatever a map of one cell holds.
 GROUPS = 32
 FEWEST = 8
 
