@@ -6,7 +6,9 @@ import importlib
 import inspect
 import json
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator
@@ -100,6 +102,26 @@ class Head(nn.Module):
 
 
 _HEADS: dict[str, type[Head]] = {}
+_RAW: ContextVar[bool] = ContextVar("vpeft_raw_outputs", default=False)
+
+
+@contextmanager
+def raw_outputs() -> Iterator[None]:
+    """A context in which heads give what they compute before they choose (a detector's boxes before suppression).
+
+    Checks of gradients and of equality look at these: every tensor of a head has a part in them, they are of one shape
+    for one input, and they change continuously. It holds for the present thread or task; most heads never choose.
+    """
+    before = _RAW.set(True)
+    try:
+        yield
+    finally:
+        _RAW.reset(before)
+
+
+def wants_raw() -> bool:
+    """Whether a head is asked for its outputs before it chooses; see `raw_outputs`."""
+    return _RAW.get()
 
 
 def _plain_settings(kind: str, settings: dict[str, Any]) -> dict[str, Any]:

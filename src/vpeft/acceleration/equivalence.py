@@ -13,6 +13,7 @@ from vpeft.acceleration.acceleration import NotApplicable
 from vpeft.acceleration.saved_tensors import SavedForBackward
 from vpeft.backbones.inputs import fitted_to
 from vpeft.errors import VpeftError
+from vpeft.head import raw_outputs
 from vpeft.injection.outputs import one_tensor
 from vpeft.injection.routed import noise_for
 from vpeft.injection.tuned_model import TunedModel
@@ -56,7 +57,7 @@ def behaviour(tuned: TunedModel, images: Tensor, model: Callable[[Tensor], Any] 
             for p in parameters.values():
                 p.grad = None
             with torch.enable_grad():
-                with SavedForBackward(tuned, [images]) as saved:
+                with raw_outputs(), SavedForBackward(tuned, [images]) as saved:
                     logits = one_tensor((model or tuned)(images))
                 drawn, size = _generators(images), saved.bytes
                 del saved

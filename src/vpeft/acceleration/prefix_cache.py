@@ -24,6 +24,7 @@ from vpeft.acceleration.prefix_cut import Cut, drawing_layer, find_cut
 from vpeft.acceleration.prefix_store import Spec, Store, digest_of, mebibytes, room
 from vpeft.acceleration.same_images import ImageSource, why_not_the_same
 from vpeft.batch import Batch, Sample, stacked
+from vpeft.head import raw_outputs
 from vpeft.injection.outputs import one_tensor
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.injection.weights_digest import weights_digest
@@ -292,7 +293,7 @@ def prove(
         NotApplicable: the difference is too large.
     """
     worst, tolerance = 0.0, TOLERANCE if situation.precision == "fp32" else TOLERANCE_16
-    with PerturbedParameters(tuned), all_modes(tuned), torch.no_grad(), situation.autocast():
+    with PerturbedParameters(tuned), all_modes(tuned), torch.no_grad(), situation.autocast(), raw_outputs():
         for training in (True, False):
             if not training:
                 tuned.eval()

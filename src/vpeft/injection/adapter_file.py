@@ -32,7 +32,7 @@ from ..backbones.inputs import fitted_to
 from ..backbones.origin import Origin, origin_of
 from ..errors import VpeftError
 from ..guarded import TENSOR_BYTES, TensorEntry, parse_json, parse_tensor_header, printable, read_bytes, short
-from ..head import Head, get_head
+from ..head import Head, get_head, raw_outputs
 from ..method import get_method
 from ..task import all_tasks
 from ..version import __version__
@@ -141,7 +141,7 @@ def probe(tuned: TunedModel, name: str | None) -> list[float]:
     modes = {module: module.training for module in tuned.modules()}
     try:
         tuned.eval()
-        with tuned.disable() if name is None else tuned.enable(name):
+        with raw_outputs(), tuned.disable() if name is None else tuned.enable(name):
             inputs = fitted_to(probe_images(tuned.description), tuned.backbone)
             if tuned.rows_per_sample > 1:  # several images that differ
                 inputs = torch.cat([inputs.roll(step, -1) for step in range(tuned.rows_per_sample)])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..backbones.inputs import fitted_to
 from ..backbones.places import WHOLE
 from ..errors import VpeftError
+from ..head import raw_outputs
 from .heads import reads_of
 from .outputs import tensors_in
 
@@ -132,7 +133,9 @@ def _look(
             )
             ran_once = {id(operation) for operation in ran}
         loss = torch.zeros((), device=features.device)
-        for given in tensors_in(tuned.outputs(features)):
+        with raw_outputs():
+            outputs = tuned.outputs(features)
+        for given in tensors_in(outputs):
             loss = loss + (given * torch.randn(given.shape[1:], device=given.device, dtype=given.dtype)).sum()
         penalty = tuned.penalty()
         if penalty is not None:

@@ -1,0 +1,85 @@
+"""Mask R-CNN: Faster R-CNN with a mask of each detection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torchvision.models.detection.roi_heads import RoIHeads
+
+from .object_head import Levels
+from .region_head import BoxPredictor, RegionHead, box_network, masks_of
+
+
+class MaskRCNNHead(RegionHead):
+    """He et al., arXiv 1703.06870, in torchvision's implementation: 28 x 28 logits of a mask for each box and class.
+
+    Args:
+        maps, channels, anchor_scale, anchor_sizes, ratios, proposals: see `RegionHead`.
+        outputs: number of classes.
+        convs, fcs, hidden, box_norm: the network on each box, see `box_network`.
+        mask_channels: of the mask network.
+        rois, score, nms, detections: as of `FasterRCNNHead`.
+    """
+
+    kind = "mask_rcnn"
+    options = (
+        "channels",
+        "anchor_scale",
+        "anchor_sizes",
+        "ratios",
+        "proposals",
+        "convs",
+        "fcs",
+        "hidden",
+        "box_norm",
+        "mask_channels",
+        "rois",
+        "score",
+        "nms",
+        "detections",
+        "norm",
+        "place",
+    )
+
+    def __init__(
+        self,
+        maps: Mapping[str, Any],
+        outputs: int,
+        channels: int = 256,
+        anchor_scale: float = 8.0,
+        anchor_sizes: Sequence[Sequence[float]] | None = None,
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        proposals: int = 1000,
+        convs: int = 0,
+        fcs: int = 2,
+        hidden: int = 1024,
+        box_norm: str | None = None,
+        mask_channels: int = 256,
+        rois: int = 512,
+        score: float = 0.05,
+        nms: float = 0.5,
+        detections: int = 100,
+    ) -> None:
+        super().__init__(maps, channels, anchor_scale, anchor_sizes, ratios, proposals)
+        self.roi_heads = RoIHeads(
+            self.box_pool(),
+            box_network(channels, convs, fcs, hidden, box_norm),
+            BoxPredictor(hidden, outputs),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=rois,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=score,
+            nms_thresh=nms,
+            detections_per_img=detections,
+            **self.mask_parts(outputs, channels, mask_channels),
+        )
+
+    def of_boxes(self, levels: Levels, boxes: list[Tensor], sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """Logits of the classes, codes of the boxes, and logits of the masks."""
+        heads = self.roi_heads
+        logits, codes = heads.box_predictor(heads.box_head(heads.box_roi_pool(levels, boxes, sizes)))
+        return {"classes": logits, "boxes": codes, **masks_of(heads, levels, boxes, sizes)}
