@@ -14,14 +14,19 @@ from vpeft.data.config import DataConfig
 from vpeft.data.items import Listing
 from vpeft.data.problems import DataError
 from vpeft.errors import nearest
+from vpeft.guarded import short
 
 
 class Claim(IntEnum):
-    """How surely a source can read something: a mark of its own (a list, a name) outweighs a likeness."""
+    """How surely a source can read something.
+
+    A mark of its own (a list, a name) outweighs a likeness, and the files of a published format outweigh a mark.
+    """
 
     NONE = 0
     LIKENESS = 1
     MARK = 2
+    FORMAT = 3
 
 
 class Source(Protocol):
@@ -84,7 +89,10 @@ def find_source(config: DataConfig) -> Source:
         if config.layout not in known:
             raise DataError(f"There is no layout {config.layout!r}. {nearest(config.layout, known)}")
         return known[config.layout]
-    claims = {name: one.claims(config) for name, one in known.items()}
+    try:
+        claims = {name: one.claims(config) for name, one in known.items()}
+    except OSError as error:  # a name that no file can have, or a folder that may not be read
+        raise DataError(f"{short(config.source, 200)} cannot be opened: {error.strerror}.") from None
     strongest = max(claims.values())
     claiming = [known[name] for name, claim in claims.items() if claim and claim == strongest]
     if len(claiming) == 1:

@@ -58,7 +58,8 @@ class ObjectTargets(Target):
         return [Given("", _of_mapping(one, classes, f"{where}[{index}]")) for index, one in enumerate(array)]
 
     def labels(self, items: Sequence[Item], stated: Sequence[str] | None) -> list[str]:
-        return list(stated) if stated else in_order({label for item in items for label in item.target.labels})
+        used = {label for item in items for label in item.target.labels}
+        return in_order(used) if not stated else [label for label in stated if label in used]
 
     def compare(
         self, splits: Mapping[Any, Sequence[Item]], labels: Sequence[str], stated: Iterable[str], problems: Problems

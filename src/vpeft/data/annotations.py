@@ -1,0 +1,116 @@
+"""What readers of annotations have in common: JSON files, boxes, shapes in COCO's forms, and the sizes of images."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vpeft.data.decoding import Limits, opened_image, recognised
+from vpeft.data.items import SplitName, split_of
+from vpeft.data.objects import Polygons, RunLengths, Shape
+from vpeft.data.problems import DataError, Kind, Problems
+from vpeft.guarded import MEBI, read_bytes, text_of
+
+BoxFormat = Literal["corners", "sides"]
+# COCO's largest file of boxes has 0.5 GiB, LVIS's 1.1, Objects365's 5.
+_MOST_BYTES = 8192 * MEBI
+# The tag of EXIF data that says how an image is turned; from 5 on, width and height change places.
+_ORIENTATION, _TURNED = 274, 5
+
+
+def read_json_file(file: Path) -> Any:
+    """The value of a JSON file, which may hold NaN; raises `DataError`."""
+    try:
+        return json.loads(text_of(read_bytes(file, str(file), DataError, _MOST_BYTES), str(file), DataError))
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise DataError(f"{file} is not usable JSON: {error}.") from None
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file that are not empty, without spaces around; raises `DataError`."""
+    text = text_of(read_bytes(file, str(file), DataError, 64 * MEBI), str(file), DataError)
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def corners_of(numbers: Any, form: BoxFormat) -> tuple[float, float, float, float]:
+    """A box as left, top, right, bottom; NaN where there are no four numbers."""
+    if not isinstance(numbers, Sequence) or isinstance(numbers, str) or len(numbers) != 4:
+        return (math.nan,) * 4
+    if not all(isinstance(one, (int, float)) for one in numbers):
+        return (math.nan,) * 4
+    left, top, third, fourth = (float(one) for one in numbers)
+    return (left, top, third, fourth) if form == "corners" else (left, top, left + third, top + fourth)
+
+
+def shape_of(segmentation: Any) -> Shape | None:
+    """A shape in one of COCO's forms: a list of polygons, or a run-length code; None where there is none.
+
+    Raises:
+        ValueError: it is none of these; the message says why.
+    """
+    if segmentation is None or (isinstance(segmentation, (list, tuple)) and not segmentation):
+        return None
+    if isinstance(segmentation, Mapping):
+        size, counts = segmentation.get("size"), segmentation.get("counts")
+        if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(one, int) for one in size):
+            raise ValueError("a run-length code without its size")
+        if isinstance(counts, (str, bytes)):
+            return RunLengths(
+                size[0], size[1], counts.encode("ascii", "replace") if isinstance(counts, str) else counts
+            )
+        if not isinstance(counts, (list, tuple)) or not all(isinstance(one, int) for one in counts):
+            raise ValueError("a run-length code without counts")
+        return RunLengths(size[0], size[1], tuple(counts))
+    if not isinstance(segmentation, (list, tuple)):
+        raise ValueError(f"a {type(segmentation).__name__}")
+    parts = [segmentation] if isinstance(segmentation[0], (int, float)) else segmentation
+    usable = [tuple(float(one) for one in part) for part in parts if _is_polygon(part)]
+    if not usable:
+        raise ValueError("a polygon of fewer than three points")
+    return Polygons(tuple(usable))
+
+
+def _is_polygon(part: Any) -> bool:
+    return (
+        isinstance(part, (list, tuple))
+        and len(part) >= 6
+        and len(part) % 2 == 0
+        and all(isinstance(one, (int, float)) and math.isfinite(one) for one in part)
+    )
+
+
+def around(shape: Shape | None) -> tuple[float, float, float, float]:
+    """The box around polygons, for an object that states none; NaN for other shapes."""
+    if not isinstance(shape, Polygons):
+        return (math.nan,) * 4
+    across = [one for part in shape.parts for one in part[::2]]
+    down = [one for part in shape.parts for one in part[1::2]]
+    return min(across), min(down), max(across), max(down)
+
+
+def image_size(file: Path) -> tuple[int, int] | None:
+    """(H, W) of an image as it is shown, by its header alone; None where that cannot be read."""
+    try:
+        with opened_image(file, Limits()) as opened, recognised(opened, Limits()) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) >= _TURNED
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception:  # decoders raise nearly anything; the check of the image says what is wrong
+        return None
+
+
+def split_in(words: str) -> SplitName | None:
+    """The split that a name such as instances_train2017 contains as a word, or None."""
+    found = (split_of(word.rstrip("0123456789")) for word in re.split(r"[^A-Za-z0-9]+", words))
+    return next((split for split in found if split is not None), None)
+
+
+def note_counts(problems: Problems, kind: Kind, counts: Mapping[str, int] | Iterable[str], what: str) -> None:
+    """One problem for each name, with how many `what` it is about; names that come several times are counted."""
+    counted = counts if isinstance(counts, Mapping) else Counter(counts)
+    for name, count in counted.items():
+        problems.add(kind, name, f"{count} {what}")
