@@ -11,7 +11,7 @@ import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
@@ -213,6 +213,14 @@ class Task(BaseModel):
     def own_transforms(self) -> bool:
         """Whether `transforms` gives others than the default; a task that does so with some options only says when."""
         return type(self).transforms is not Task.transforms
+
+    @property
+    def shown_size(self) -> tuple[int, int] | Literal["own", "any"]:
+        """The size (H, W) of the images that a model is shown: one size, the backbone's "own", or "any" of several.
+
+        The default is "own" where `transforms` is the default, else "any".
+        """
+        return "any" if self.own_transforms else "own"
 
     @property
     def reads_alike(self) -> tuple[Any, ...]:

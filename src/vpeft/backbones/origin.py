@@ -23,6 +23,7 @@ class Origin(BaseModel):
         prefix: what the file's keys start with.
         allow: which differences between file and model were accepted.
         image_size: height and width in pixels that were asked for; None for the model's own.
+        any_size: whether it was made so that it takes images of any size, where the library can.
         channels: of the images that were asked for; None for those of the weights.
         channels_rule: how the first convolution was adapted to them.
         fresh: names of modules whose weights were made anew for them, so that they train beside every adapter.
@@ -39,6 +40,7 @@ class Origin(BaseModel):
     prefix: str = ""
     allow: tuple[Difference, ...] = ()
     image_size: tuple[int, int] | None = None
+    any_size: bool = False
     channels: int | None = None
     channels_rule: Literal["repeat", "mean", "new"] = "repeat"
     fresh: tuple[str, ...] = ()

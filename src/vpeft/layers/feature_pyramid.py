@@ -38,7 +38,8 @@ class StageMaps(nn.Module):
 
     each followed by a convolution 1x1 and a convolution 3x3, without bias, each with a LayerNorm over the channels. The
     factors are those for patches of 16 pixels; other patches get more or fewer deconvolutions or poolings, so that the
-    strides stay as they are. Where the patch is no power of two, each level is resampled bilinearly to its stride.
+    strides stay as they are. Where the patch is no power of two, or the patches do not cover the image exactly, each
+    level is resampled bilinearly to its stride.
 
     Departure from ViTDet: the map is read behind the final norm where the backbone has one before its pooling, because
     a frozen ViT's blocks have channels of very different size there. `place` reads elsewhere.
@@ -130,8 +131,6 @@ class StageMaps(nn.Module):
         if not self.patch:
             return [level(one) for level, one in zip(self.levels, maps, strict=True)]
         made = [level(maps[0]) for level in self.levels]
-        if self.patch == _power_of_two(self.patch):
-            return made
         image = features.size or tuple(cells * self.patch for cells in maps[0].shape[2:])
         found = []
         for one, stride in zip(made, self.strides, strict=True):

@@ -222,6 +222,12 @@ class Depth(MapTask):
             found.append(Prediction(name, (row,), row, whole))
         return found
 
+    def truth(self, batch: Batch) -> list[Prediction]:
+        """The depth maps of a batch, NaN where nothing is known."""
+        ids, depths = batch.ids or tuple(str(number) for number in range(len(batch))), _as_depths(batch.targets)
+        known = torch.where(self._known(depths), depths, math.nan)
+        return [Prediction(name, (), {}, one) for name, one in zip(ids, known, strict=True)]
+
     def report(self, details: Mapping[str, Any]) -> list[tuple[str, Sequence[str], Sequence[Sequence[object]]]]:
         """How wrong depths are, by how far away things are."""
         columns = ("depth", "pixels", "abs_rel", "delta1")

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -67,6 +67,13 @@ class MapTask(Task):
     def own_transforms(self) -> bool:
         """Whether an option here changes how images are resized or changed."""
         return bool(self.size or self.shortest or self.fit or self.image_changes)
+
+    @property
+    def shown_size(self) -> tuple[int, int] | Literal["own", "any"]:
+        """That of `size` where nothing else is stated."""
+        if self.shortest:
+            return "any"
+        return self.size or "own"
 
     @property
     def reads_alike(self) -> tuple[Any, ...]:

@@ -243,6 +243,11 @@ class SemanticSegmentation(MapTask):
             found.append(Prediction(name, rows, {"shares": shares}, said))
         return found
 
+    def truth(self, batch: Batch) -> list[Prediction]:
+        """The masks of a batch, as maps."""
+        ids = batch.ids or tuple(str(number) for number in range(len(batch)))
+        return [Prediction(name, (), {}, one) for name, one in zip(ids, _as_masks(batch.targets), strict=True)]
+
     def report(self, details: Mapping[str, Any]) -> list[tuple[str, Sequence[str], Sequence[Sequence[object]]]]:
         """Intersection over union of each class."""
         columns = ("label", "pixels", "iou", "accuracy")

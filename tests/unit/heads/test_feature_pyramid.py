@@ -91,6 +91,12 @@ def test_a_patch_of_fourteen_pixels_is_resampled_to_the_strides() -> None:
     assert [tuple(one.shape[2:]) for one in found] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
+def test_patches_that_do_not_cover_the_image_are_resampled_too() -> None:
+    model = tiny_vit(img_size=64, patch_size=16, dynamic_img_size=True, dynamic_img_pad=True)
+    _, found = _levels_of(model, (70, 90), out_channels=12)
+    assert [tuple(one.shape[2:]) for one in found] == [(18, 23), (9, 12), (5, 6), (3, 3)]
+
+
 def test_resampled_cells_keep_their_place() -> None:
     """A map that holds the centre of each of its cells holds, resampled, the centres of the new ones."""
     rows, columns = torch.meshgrid(torch.arange(19.0) * 14 + 7, torch.arange(19.0) * 14 + 7, indexing="ij")
