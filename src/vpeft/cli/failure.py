@@ -25,8 +25,16 @@ from vpeft.version import __version__
 
 DONE, MISTAKE, BUG, INTERRUPTED = 0, 1, 2, 130
 
-# Conditions of the machine that no code of ours can mend; the operating system's own sentence names the file.
-_SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+# Conditions of the machine and of names that no code of ours can mend; the system's own sentence names the file.
+_SURROUNDINGS = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EIO", "ENXIO", "EBUSY", "ETXTBSY", "ESTALE"),
+        *("ENOENT", "EEXIST", "ENOTDIR", "EISDIR", "ENOTEMPTY", "ELOOP", "ENAMETOOLONG", "EINVAL", "EILSEQ"),
+        *("EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "ENODEV", "EOVERFLOW"),
+    )
+    if hasattr(errno, name)
+)
 
 # What a report lists besides vpeft, in the order in which one looks.
 _PACKAGES = (

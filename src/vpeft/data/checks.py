@@ -6,7 +6,8 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -81,8 +82,18 @@ def look(
         checked = replace(checked, image=kept, values=value_range(image))
     if not isinstance(item.target, OnPixels):
         return checked
-    target = item.target.checked(depth, size, classes)
+    target = _stamped(item.target).checked(depth, size, classes)
     return replace(checked, item=replace(item, target=target.target), on_pixels=target, unreadable=target.unreadable)
+
+
+def _stamped(target: OnPixels) -> OnPixels:
+    """The target with the stamp of its file, by which a later change is noticed; its own check says what is wrong."""
+    picture = getattr(target, "picture", None)
+    if not isinstance(picture, FilePicture) or not is_dataclass(target):
+        return target
+    with suppress(UnreadableImage):
+        return replace(target, picture=picture.stamped())
+    return target
 
 
 def _looked(picture: Picture, depth: CheckDepth, reading: Reading) -> tuple[Picture, str, Any]:

@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin
-from torchvision.io import decode_png
+from PIL import Image, ImageOps, JpegImagePlugin
 
 from vpeft.data.problems import DataError
 from vpeft.guarded import opened
@@ -75,9 +73,14 @@ class Limits:
     max_aspect: float | None = None
     max_mib: int | None = None
 
+    @property
+    def most_pixels(self) -> int:
+        """`max_pixels`, or what was allowed for another image of this process, as for that of a mask."""
+        return self.max_pixels or max(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or 0)
+
     def check(self, width: int, height: int, size: int = 0) -> None:
         """Raise `UnreadableImage` for an image (height, width) of `size` bytes that exceeds a limit, naming it."""
-        most = self.max_pixels or MAX_PIXELS
+        most = self.most_pixels
         if width * height > most:
             raise UnreadableImage(
                 f"it has {width * height} pixels, more than max_pixels = {most}; allow it with max_pixels ="
@@ -128,6 +131,7 @@ def opened_image(source: Path | bytes, limits: Limits, stamp: Stamp | None = Non
     Raises:
         UnreadableImage: it cannot be opened, is no plain file, is too large, or is no longer the file of `stamp`.
     """
+    _allow(limits.max_pixels)
     if isinstance(source, bytes):
         limits.check_bytes(len(source), "it has")
         yield BytesIO(source)
@@ -135,7 +139,7 @@ def opened_image(source: Path | bytes, limits: Limits, stamp: Stamp | None = Non
     try:
         file = opened(source)
     except FileNotFoundError:
-        raise MissingImage("the file is not there") from None
+        raise MissingImage("No such file or directory") from None
     except (OSError, ValueError) as error:
         raise UnreadableImage(f"it cannot be opened: {getattr(error, 'strerror', None) or error}") from error
     with file:
@@ -228,7 +232,6 @@ def recognised(file: IO[bytes], limits: Limits) -> Image.Image:
     if first_bytes(file).startswith(_JPEG):
         # Not by Image.open, which refuses large ones before they can be decoded smaller.
         return JpegImagePlugin.JpegImageFile(file)
-    _allow(limits.max_pixels)
     made: Image.Image = Image.open(file, formats=known_formats())
     return made
 
@@ -239,7 +242,7 @@ def _decode_smaller(image: JpegImagePlugin.JpegImageFile, limits: Limits) -> Non
     Progressive ones are left: their decoder keeps all coefficients of the full size.
     """
     width, height = image.size
-    most = limits.max_pixels or MAX_PIXELS
+    most = limits.most_pixels
     if width * height > most and "progressive" not in image.info:
         part = next((part for part in (2, 4) if -(-width // part) * -(-height // part) <= most), 8)
         image.draft(image.mode, (max(1, width // part), max(1, height // part)))
@@ -280,48 +283,56 @@ def is_deep_png(file: IO[bytes]) -> bool:
 def deep_png(file: IO[bytes], limits: Limits) -> NDArray[np.uint16]:
     """A PNG with colour or opacity in 16 bits as (H, W, C), upright; a transparent colour becomes a fourth channel.
 
+    Pillow has no mode for it, but unpacks the upper or the lower bytes, as it is told.
+
     Raises:
-        UnreadableImage: it exceeds a limit.
-        RuntimeError: it is damaged.
+        UnreadableImage: it exceeds a limit. Pillow's decoder raises nearly anything on damaged bytes.
     """
     start = first_bytes(file)
     width, height = struct.unpack(">II", start[16:24])
     channels = {2: 3, 4: 2, 6: 4}[start[25]]
     limits.check(width, height, 2 * channels * width * height)
     with POOL.take(width * height * channels * 8):
-        data = file.read()
-        made = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), apply_exif_orientation=True)
-        values: NDArray[np.uint16] = np.ascontiguousarray(np.moveaxis(made.numpy(), 0, 2), dtype=np.uint16)
-        hidden = _transparent_colour(data) if channels == 3 else None
-        if hidden is not None:
+        if channels == 2:  # two channels of 16 bits are stored as four of eight
+            four, _ = _unpacked(file, "RGBA", "RGBA")
+            values = np.ascontiguousarray(four).view(">u2").astype(np.uint16)
+            return values
+        mode = "RGB" if channels == 3 else "RGBA"
+        upper, _ = _unpacked(file, mode, f"{mode};16B")
+        lower, hidden = _unpacked(file, mode, f"{mode};16L")
+        values = upper.astype(np.uint16) * np.uint16(256) + lower
+        if channels == 3 and isinstance(hidden, tuple):
             seen = np.where((values == hidden).all(axis=2, keepdims=True), 0, 65535).astype(np.uint16)
             values = np.concatenate([values, seen], axis=2)
     return values
 
 
-def _transparent_colour(data: bytes) -> tuple[int, ...] | None:
-    """The colour that a PNG in RGB states as transparent (the chunk tRNS), if it does."""
-    for kind, at, length in _chunks(data):
-        if kind == b"IDAT":
-            return None
-        if kind == b"tRNS" and length == 6:
-            return struct.unpack(">3H", data[at + 8 : at + 14])
-    return None
+def _unpacked(file: IO[bytes], mode: str, raw: str) -> tuple[NDArray[np.uint8], Any]:
+    """The pixels of a PNG, upright, unpacked as Pillow's raw mode `raw`, and the colour that it says is transparent."""
+    file.seek(0)
+    with Image.open(file, formats=("PNG",)) as opened_png:
+        opened_png._mode = mode
+        opened_png.tile = [part._replace(args=raw) for part in opened_png.tile]
+        hidden = opened_png.info.pop("transparency", None)
+        opened_png.load()
+        return np.asarray(upright(opened_png)), hidden
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block says nothing about the pixels, which are sound
+        return image
 
 
 def without_text(data: bytes) -> bytes:
     """A PNG file without its text chunks, which Pillow refuses when they are long and pixels do not need."""
-    kept = [data[:8]]
-    for kind, at, length in _chunks(data):
-        if kind not in (b"tEXt", b"zTXt", b"iTXt"):
-            kept.append(data[at : at + 12 + length])
-    return b"".join(kept)
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The chunks of a PNG file: kind, place in the file, and length of the content."""
-    at = 8
+    kept, at = [data[:8]], 8
     while at + 12 <= len(data):
         (length,) = struct.unpack(">I", data[at : at + 4])
-        yield data[at + 4 : at + 8], at, length
+        chunk = data[at : at + 12 + length]
+        if chunk[4:8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(chunk)
         at += 12 + length
+    return b"".join(kept)

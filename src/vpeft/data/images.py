@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 from torch import Tensor
 
 from vpeft.data.decoding import (
@@ -39,6 +39,7 @@ from vpeft.data.decoding import (
     opened_image,
     picture,
     recognised,
+    upright,
     without_text,
 )
 from vpeft.data.decoding import UnreadableImage as UnreadableImage
@@ -91,7 +92,7 @@ class FilesBelow(NamedTuple):
         hidden: folders of programs and those whose names begin with a dot.
         links: links to folders; they are not followed, so that no image counts twice and none leads in a circle.
         closed: folders that cannot be opened.
-        dotted: images whose names begin with a dot.
+        dotted: images whose names begin with a dot; those that begin with ._ are no images, but notes of macOS.
     """
 
     files: list[Path]
@@ -125,7 +126,9 @@ def files_below(folder: Path) -> FilesBelow:
         folders[:] = [name for name in folders if name not in hidden and name not in links]
         found.files.extend(Path(base, name) for name in names if not name.startswith("."))
         found.dotted.extend(
-            Path(base, name) for name in names if name.startswith(".") and is_image_name(name.lstrip("."))
+            Path(base, name)
+            for name in names
+            if name.startswith(".") and not name.startswith("._") and is_image_name(name.lstrip("."))
         )
     found.closed.extend(Path(os.fsdecode(error.filename)) for error in closed if error.filename is not None)
     found.files.sort(key=lambda path: path.relative_to(folder).as_posix())
@@ -312,7 +315,7 @@ def reason(error: Exception) -> str:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image`, of any mode, as RGB with eight bits per channel, upright and opaque."""
-    image = _upright(image)
+    image = upright(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image)
         return with_range(Image.fromarray(eight_bits(values)).convert("RGB"), values)
@@ -328,13 +331,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         page.alpha_composite(image.convert("RGBA"))
         return page.convert("RGB")
     return image.convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block says nothing about the pixels, which are sound
-        return image
 
 
 def as_eight_bits(images: NDArray[np.generic], name: str) -> NDArray[np.uint8]:

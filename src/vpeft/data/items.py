@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vpeft.data.decoding import Limits, Stamp, opened_image
+from vpeft.data.decoding import Stamp, opened_image
 from vpeft.data.images import as_image, read, readable, to_rgb
 from vpeft.data.pixels import (
     DEFAULT,
@@ -78,26 +78,29 @@ class FilePicture:
     Attributes:
         file: its path.
         stamp: what the file was when it was checked; another file in its place is refused.
-        limits: of a mask: the largest that is read.
     """
 
     file: Path
     stamp: Stamp | None = field(default=None, compare=False)
-    limits: Limits = field(default=DEFAULT, compare=False)
 
     def content(self) -> bytes:
-        with opened_image(self.file, self.limits, self.stamp) as file:
+        with opened_image(self.file, DEFAULT, self.stamp) as file:
             return file.read()
+
+    def stamped(self) -> FilePicture:
+        """The picture with the stamp of the file that is there now. Raises `UnreadableImage`."""
+        with opened_image(self.file, DEFAULT) as file:
+            return replace(self, stamp=Stamp.of(file))
 
     def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Image.Image | Tensor:
         return read(content, reading) if content is not None else read(self.file, reading, self.stamp)
 
     def numbers(self) -> NDArray[np.integer[Any]]:
-        return stored_mask(self.file, self.limits, self.stamp)
+        return stored_mask(self.file, DEFAULT, self.stamp)
 
     def stored(self) -> NDArray[Any]:
-        with opened_image(self.file, self.limits, self.stamp) as file:
-            return stored_values(file, None, self.limits)
+        with opened_image(self.file, DEFAULT, self.stamp) as file:
+            return stored_values(file)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

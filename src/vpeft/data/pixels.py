@@ -6,7 +6,6 @@ Files that Pillow, tifffile or numpy read: pictures, TIFF with any number of ban
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import tifffile
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from vpeft.data.config import Window
@@ -31,6 +30,7 @@ from vpeft.data.decoding import (
     is_tiff_file,
     opened_image,
     picture,
+    upright,
 )
 from vpeft.data.decoding import UnreadableImage as UnreadableImage
 
@@ -214,8 +214,7 @@ def _bands(source: IO[bytes], channels: int | None, limits: Limits) -> NDArray[A
 
 
 def _of_pillow(image: Image.Image) -> NDArray[Any]:
-    with contextlib.suppress(Exception):  # a damaged EXIF block says nothing about the pixels, which are sound
-        image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode in ("L", "RGB", "RGBA", "I", "F") or image.mode.startswith("I;16"):
         if image.mode in ("L", "RGB") and image.has_transparency_data:
             image = image.convert("RGBA")

@@ -7,10 +7,11 @@ Each step takes an image, or an image and a mask, and returns as much. Images ar
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import floor
+from math import ceil, floor
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
@@ -62,7 +63,8 @@ class Fit:
 
     def steps(self) -> list[nn.Module]:
         """Steps from an image of any size to one of `size`."""
-        return [self.resized(), CropTo(self.size, self.fill)]
+        resized = ResizeTo(self.scaled, self.resize, self.mode, keep=self.size)
+        return [resized, CropTo(self.size, self.fill)]
 
 
 class AsPicture(nn.Module):
@@ -103,14 +105,24 @@ class AsPicture(nn.Module):
 
 
 class ResizeTo(nn.Module):
-    """Bring an image to `size` (H, W): both sides ("squash"), or keep its aspect ratio and match one side."""
+    """Bring an image to `size` (H, W): both sides ("squash"), or keep its aspect ratio and match one side.
 
-    def __init__(self, size: tuple[int, int], how: str, mode: InterpolationMode) -> None:
+    Where only the centre of size `keep` is wanted next, and a long narrow image would be enlarged to more than 16 times
+    that, only the part that the centre needs is enlarged. So memory does not grow with the aspect ratio.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], how: str, mode: InterpolationMode, keep: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
-        self.size, self.how, self.mode = size, how, mode
+        self.size, self.how, self.mode, self.keep = size, how, mode, keep
 
     def forward(self, image: Any, mask: Any = None) -> Any:
         size = self.target(*height_and_width(image))
+        if self.keep is not None and _much_larger(size, self.keep, height_and_width(image)):
+            part = Part.of(size, self.keep, height_and_width(image))
+            made = part.enlarged(image, self.mode)
+            return made if mask is None else (made, part.enlarged(mask, self.mode))
         made = nearest_resized(image, size) if isinstance(image, Mask) else functional.resize(image, [*size], self.mode)
         return made if mask is None else (made, nearest_resized(mask, size))
 
@@ -125,6 +137,81 @@ class ResizeTo(nn.Module):
         ratios = (height / self.size[0], width / self.size[1])
         ratio = max(ratios) if self.how == "longer" else min(ratios)
         return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+# A resized image of more than so many times the pixels that are kept of it is not made; photographs stay below 1 : 16.
+_EXCESS = 16
+
+
+def _much_larger(size: tuple[int, int], keep: tuple[int, int], source: tuple[int, int]) -> bool:
+    pixels = size[0] * size[1]
+    return pixels > _EXCESS * keep[0] * keep[1] and pixels > source[0] * source[1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The centre of a resized image that would be too large to make.
+
+    Attributes:
+        size: (H, W) of the part.
+        box: left, top, right and bottom of what it shows, in pixels of the source.
+        scale: pixels of the source for each pixel of the resized image, (down, across).
+    """
+
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+    scale: tuple[float, float]
+
+    @classmethod
+    def of(cls, size: tuple[int, int], keep: tuple[int, int], source: tuple[int, int]) -> Part:
+        """The part of an image of `source` (H, W), resized to `size`, whose centre of size `keep` is that of the whole.
+
+        The part begins at an even pixel, so that the centre is rounded in the same way in both.
+        """
+        spans: list[tuple[int, float, float, float]] = []
+        for whole, wanted, side in zip(size, keep, source, strict=True):
+            left = max(0, (whole - wanted) // 4 * 2)
+            scale = side / whole
+            spans.append((whole - 2 * left, left * scale, (whole - left) * scale, scale))
+        (height, top, bottom, down), (width, left_end, right, across) = spans
+        return cls((height, width), (left_end, top, right, bottom), (down, across))
+
+    def enlarged(self, image: Any, mode: InterpolationMode) -> Any:
+        """The part of a picture, exact to rounding; of a mask, exact; of other channels, to half a pixel."""
+        if not isinstance(image, Tensor):
+            return self._enlarged_picture(image, Image.Resampling[mode.value.upper()])
+        if isinstance(image, Mask):
+            rows, columns = (
+                ((torch.arange(count, dtype=torch.float64) + 0.5) * scale + start).floor().long().clamp(max=side - 1)
+                for count, scale, start, side in zip(
+                    self.size, self.scale, (self.box[1], self.box[0]), image.shape[-2:], strict=True
+                )
+            )
+            return wrap(image.as_subclass(Tensor)[..., rows, :][..., columns], like=image)
+        cuts: list[tuple[int, int, int, int]] = []
+        rows_and_columns = zip(self._needed(*image.shape[-2:]), self.size, self.scale, self.box[1::-1], strict=True)
+        for (start, stop), count, scale, first in rows_and_columns:
+            cuts.append((start, stop, max(count, round((stop - start) / scale)), round((first - start) / scale)))
+        (top, bottom, height, down), (left, right, width, across) = cuts
+        made = functional.resize(image[..., top:bottom, left:right], [height, width], mode)
+        return functional.crop(made, down, across, *self.size)
+
+    def _enlarged_picture(self, image: Image.Image, filter: Image.Resampling) -> Image.Image:
+        """As Pillow resizes the whole: across first, then down, with eight bits between."""
+        (height, width), (left, top, right, bottom) = self.size, self.box
+        (first, last), (start, stop) = self._needed(image.height, image.width)
+        cut = image.crop((start, first, stop, last))
+        wide = cut.resize((width, cut.height), filter, box=(left - start, 0, right - start, cut.height))
+        return wide.resize((width, height), filter, box=(0, top - first, width, bottom - first))
+
+    def _needed(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The rows and the columns of a source (height, width) that any filter reads for the part."""
+        left, top, right, bottom = self.box
+        margins = [ceil(4 * max(1.0, scale)) for scale in self.scale]
+        return (
+            (max(0, floor(top) - margins[0]), min(height, ceil(bottom) + margins[0])),
+            (max(0, floor(left) - margins[1]), min(width, ceil(right) + margins[1])),
+        )
 
 
 class CropTo(nn.Module):

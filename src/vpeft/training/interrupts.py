@@ -1,4 +1,4 @@
-"""Treat SIGTERM and Ctrl-C as a request: finish the present step, write the checkpoint, then stop."""
+"""Treat SIGTERM, Ctrl-C and a closed terminal (SIGHUP) as a request: finish the step, write the checkpoint, stop."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+# SIGHUP is not there on Windows.
+_SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
+
 
 class StopRequest:
     """A context in which `requested` names the signal that asked to stop. A second signal acts as usual.
 
     It has no effect if not `active` (there is no folder to save in) and outside the main thread, where Python does not
-    allow signal handlers.
+    allow signal handlers. A signal that the process ignores, as under `nohup`, stays ignored.
     """
 
     def __init__(self, active: bool = True) -> None:
@@ -22,8 +25,9 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if self.active:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(

@@ -79,7 +79,10 @@ class Optimisation(BaseModel):
     epochs: int = Field(default=30, ge=1, description="Passes over the training images.")
     batch: int = Field(default=64, ge=1, description="Images per optimiser step, independent of `accumulate`.")
     accumulate: int = Field(
-        default=1, ge=1, description="Parts in which a batch is computed: less memory, the same step up to rounding."
+        default=1,
+        ge=1,
+        description="Parts in which a batch is computed: less memory, the same step up to rounding; but dropout draws"
+        " other numbers, and BatchNorm that adapts sees one part at a time.",
     )
     lr: float = Field(default=1e-3, gt=0, description="Peak learning rate of the adapter.")
     head_lr: float | None = Field(default=None, gt=0, description="Peak learning rate of the head; none: as `lr`.")

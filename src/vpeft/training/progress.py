@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -107,7 +108,8 @@ class Lines:
         self.say(epoch_line(record, self._epochs))
 
     def say(self, text: str) -> None:
-        print(visible(text), file=self._stream, flush=True)
+        with suppress(OSError):  # a terminal that was closed does not end the training
+            print(visible(text), file=self._stream, flush=True)
 
     def close(self) -> None: ...
 
@@ -160,10 +162,12 @@ class Bar:
         self.say(epoch_line(record, self._epochs))
 
     def say(self, text: str) -> None:
-        self._console.print(Text(visible(text)))
+        with suppress(OSError):  # as above
+            self._console.print(Text(visible(text)))
 
     def close(self) -> None:
-        self._progress.stop()
+        with suppress(OSError):  # as above
+            self._progress.stop()
 
 
 class _Left(ProgressColumn):

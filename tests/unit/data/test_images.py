@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from vpeft.data.decoding import known_formats
 from vpeft.data.images import (
     UnreadableImage,
     as_eight_bits,
@@ -271,12 +272,15 @@ def test_any_damage_raises_unreadable_or_gives_a_picture() -> None:
 def test_messages_are_the_same_every_time() -> None:
     with pytest.raises(UnreadableImage) as caught:
         read_image(b"no picture")
-    assert str(caught.value) == "an image in memory: not an image that Pillow knows"  # and no address of a buffer
+    # and no address of a buffer
+    assert (
+        str(caught.value) == f"an image in memory: not an image of a format that is read ({', '.join(known_formats())})"
+    )
 
 
 def test_text_and_missing_file(tmp_path: Path) -> None:
     (tmp_path / "note.png").write_text("not a picture")
-    with pytest.raises(UnreadableImage, match=r"note\.png: not an image that Pillow knows"):
+    with pytest.raises(UnreadableImage, match=r"note\.png: not an image of a format that is read"):
         read_image(tmp_path / "note.png")
     with pytest.raises(UnreadableImage, match="No such file"):
         read_image(tmp_path / "absent.png")
