@@ -28,12 +28,20 @@ except ImportError:  # Windows, where an open file cannot be removed
 
 ENDING = ".partial"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# What a place has that no write of ours can mend: it is a folder, a link to itself, protected, or its name is too long.
+_IN_THE_WAY = frozenset(
+    {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS}
+)
 # How the safetensors library tells the number of an error of the system.
 _NUMBER = re.compile(r"os error (\d+)")
 
 
-class DiskFull(VpeftError):
-    """A folder has no room, or the user's share of it is used up."""
+class CannotWrite(VpeftError):
+    """A file cannot be written where it was asked for."""
+
+
+class DiskFull(CannotWrite):
+    """A folder has no room, the user's share of it is used up, or a file would be larger than files may be."""
 
 
 def replace_file(path: Path, write: Callable[[Path], None], *, kept: str = "") -> None:
@@ -46,11 +54,12 @@ def replace_file(path: Path, write: Callable[[Path], None], *, kept: str = "") -
 
     Raises:
         DiskFull: with the folder's name; the half-written file is removed, and what was there before is untouched.
+        CannotWrite: a folder, a protected one, or an impossible name is in the way.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path)
-    fresh, number = _new_file(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        fresh, number = _new_file(path)
         try:
             write(fresh)
             with fresh.open("rb+") as file:
@@ -61,7 +70,9 @@ def replace_file(path: Path, write: Callable[[Path], None], *, kept: str = "") -
             os.close(number)
     except Exception as error:
         if is_full(error):
-            raise disk_full(path.parent, f"{path.name} could not be written", kept) from None
+            raise disk_full(path.parent, f"{path.name} could not be written", kept, error) from None
+        if isinstance(error, OSError) and error.errno in _IN_THE_WAY:
+            raise CannotWrite(f"{path} cannot be written: {error.strerror}. Name another file.") from None
         raise
 
 
@@ -75,20 +86,29 @@ def sweep(path: Path) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that there is no room on the disk."""
-    number = error.errno if isinstance(error, OSError) else None
-    told = None if number is not None else _NUMBER.search(str(error))
-    return number in FULL or (told is not None and int(told[1]) in FULL)
+    """Whether an error says that there is no room for a file: on the disk, or because files may not be so large."""
+    return _number(error) in FULL | {errno.EFBIG}
 
 
-def disk_full(folder: Path, what: str, kept: str = "") -> DiskFull:
-    """The error for a folder that is full."""
-    return DiskFull(f"The disk of {folder} is full: {what}. {kept or 'What was there before is untouched.'} Make room.")
+def disk_full(folder: Path, what: str, kept: str = "", error: BaseException | None = None) -> DiskFull:
+    """The error for a folder that is full, or, where `error` says so, that takes no file of this size."""
+    kept = kept or "What was there before is untouched."
+    if error is not None and _number(error) == errno.EFBIG:
+        return DiskFull(
+            f"A file in {folder} is larger than the disk or a limit of this process allows: {what}. {kept}"
+            " Raise the limit (ulimit -f), or name another folder."
+        )
+    return DiskFull(f"The disk of {folder} is full: {what}. {kept} Make room.")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` atomically."""
+    replace_file(path, lambda fresh: _write(fresh, data))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` atomically, as UTF-8."""
-    replace_file(path, lambda fresh: _write(fresh, text))
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -158,5 +178,13 @@ def _lock(number: int) -> bool | None:
     return True
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _number(error: BaseException) -> int | None:
+    """The system's number of an error; None where it has none."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = _NUMBER.search(str(error))
+    return None if told is None else int(told[1])

@@ -13,12 +13,14 @@ import re
 import stat
 import struct
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from .errors import VpeftError
+
+_Bytes = TypeVar("_Bytes", bytes, bytearray)
 
 MEBI = 2**20
 # Sizes of files that people write by hand: the longest of ours has 4 KiB. tomllib takes a time that grows with the
@@ -57,6 +59,11 @@ class TensorEntry:
 
 
 def read_bytes(path: str | Path, what: str, error: type[VpeftError], limit: int) -> bytes:
+    """`read_buffer` as bytes that cannot be changed."""
+    return _read(path, what, error, limit, lambda file, size: file.read(size + 1))
+
+
+def read_buffer(path: str | Path, what: str, error: type[VpeftError], limit: int) -> bytearray:
     """All bytes of a plain file, read once, so that what is checked is what is used.
 
     Args:
@@ -68,10 +75,27 @@ def read_bytes(path: str | Path, what: str, error: type[VpeftError], limit: int)
     Raises:
         error: there is no such file, it is a folder or a device, it cannot be read, or it is larger than `limit`.
     """
+    return _read(path, what, error, limit, _into_buffer)
+
+
+def _into_buffer(file: BinaryIO, size: int) -> bytearray:
+    data = bytearray(size)
+    view, count = memoryview(data), 0
+    while count < size and (read := file.readinto(view[count:])):  # type: ignore[attr-defined]
+        count += read
+    view.release()
+    del data[count:]
+    data += file.read(1)
+    return data
+
+
+def _read(
+    path: str | Path, what: str, error: type[VpeftError], limit: int, read: Callable[[BinaryIO, int], _Bytes]
+) -> _Bytes:
     try:
         with opened(path) as file:
             size = os.fstat(file.fileno()).st_size
-            data = b"" if size > limit else file.read(size + 1)  # one more: it may be growing
+            data = read(file, size if size <= limit else 0)  # and one byte more: it may be growing
     except (OSError, ValueError) as problem:
         raise error(f"{what} cannot be read: {_reason(problem)}.") from None
     except MemoryError:
@@ -117,16 +141,24 @@ def text_of(data: bytes, what: str, error: type[VpeftError]) -> str:
     return text
 
 
-def parse_json(data: bytes | str, what: str, error: type[VpeftError]) -> Any:
+def parse_json(
+    data: bytes | str, what: str, error: type[VpeftError], *, nan: Literal["refused", "none"] = "refused"
+) -> Any:
     """The value of a JSON document with finite numbers, no key twice, and bounded depth.
+
+    Args:
+        data: the document.
+        what, error: see `read_bytes`.
+        nan: what the words NaN and Infinity are, which Python writes and JSON has not: an error, or None.
 
     Raises:
         error: it is no such document.
     """
     text = text_of(data, what, error) if isinstance(data, bytes) else data
+    constant: Callable[[str], Any] = _no_constant if nan == "refused" else _absent
     try:
         value = json.loads(
-            text, object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_whole, parse_float=_finite
+            text, object_pairs_hook=_once, parse_constant=constant, parse_int=_whole, parse_float=_finite
         )
         check_value(value)
     except (ValueError, RecursionError, MemoryError) as problem:
@@ -196,7 +228,7 @@ def check_value(value: Any) -> None:
 
 
 def parse_tensor_header(
-    data: bytes, what: str, error: type[VpeftError]
+    data: bytes | bytearray, what: str, error: type[VpeftError]
 ) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     """Metadata and table of tensors of a safetensors file, checked against the length of the file.
 
@@ -213,7 +245,7 @@ def parse_tensor_header(
         raise error(f"{bad} (it is shorter than its header says). Get the file again.")
     if length > HEADER_BYTES:
         raise error(f"{bad} (its header has {length / MEBI:.0f} MiB; at most {HEADER_BYTES // MEBI} MiB are read).")
-    header = parse_json(data[8 : 8 + length], f"{bad}; its header", error)
+    header = parse_json(bytes(data[8 : 8 + length]), f"{bad}; its header", error)
     if not isinstance(header, dict):
         raise error(f"{bad} (its header is no mapping). Get the file again.")
     metadata = header.pop("__metadata__", {})
@@ -277,6 +309,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(word: str) -> Any:
     raise ValueError(f"{word} is no finite number")
+
+
+def _absent(word: str) -> None:
+    return None
 
 
 def _whole(digits: str) -> int:

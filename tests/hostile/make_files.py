@@ -1,12 +1,14 @@
-"""Writes the corpus of small hostile files, `tests/hostile/files.zip` (`python -m tests.hostile.make_files`).
+"""Adds what is new to the corpus of small hostile files, `tests/hostile/files.zip`.
 
-The files are kept as they are: what was hostile once stays a test, also when the format moves on.
+Run it by `python -m tests.hostile.make_files`. Files that are there are kept as they are: what was
+hostile once stays a test, also when the format moves on.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import lzma
 import pickle
 import struct
 import tempfile
@@ -30,7 +32,10 @@ DEEP = "[" * 10_000 + "]" * 10_000
 
 def write() -> None:
     """Write all files into the archive, in a fixed order and with a fixed time."""
-    made = {**adapters(), **weights(), **recipes(), **anatomies(), **checkpoints()}
+    made = {**adapters(), **weights(), **recipes(), **anatomies(), **checkpoints(), **records(), **tables(), **lists()}
+    if CORPUS.exists():
+        with zipfile.ZipFile(CORPUS) as archive:
+            made |= {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(CORPUS, "w") as archive:
         for name, data in sorted(made.items()):
             assert len(data) < 70_000, f"{name} has {len(data)} bytes"
@@ -233,6 +238,110 @@ def checkpoints() -> dict[str, bytes]:
         "checkpoint_text.safetensors": b"epoch 3",
         "checkpoint_empty.safetensors": b"",
         "checkpoint_other.safetensors": to_bytes({"w": torch.zeros(2)}),
+    }
+
+
+RECORD: dict[str, Any] = {
+    "purpose": "final", "task": "digits/digits", "data": "0" * 64, "protocol": "quick@1",
+    "methods": [{"name": "lora", "fields": {"rank": 8}}], "backbone": "pocket_vit", "weights": "0" * 64,
+    "optimisation": {"lr": 1e-3}, "seed": 0,
+}  # fmt: skip
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """A sound record of a run that is done, with some fields changed."""
+    from vpeft.bench.key import Identity
+    from vpeft.bench.record import RecordedScores, RunRecord, State
+
+    identity = Identity.model_validate(RECORD)
+    scores = RecordedScores(split="test", values={"top1": 0.5}, leading="top1")
+    sound = RunRecord(
+        key=identity.key(), identity=identity, suite="digits", label="LoRA", state=State.done, scores=scores
+    )
+    return {**sound.model_dump(mode="json"), **changes}
+
+
+def records() -> dict[str, bytes]:
+    sound = record()
+    identity, scores = sound["identity"], sound["scores"]
+    texts = {
+        "deep": DEEP,
+        "text": "a record",
+        "empty": "",
+        "list": "[1, 2]",
+        "number_infinite": json.dumps(sound).replace("0.5", "1e999"),
+        "number_long": json.dumps(sound).replace("0.5", "9" * 5000),
+        "score_nan": json.dumps(sound).replace("0.5", "NaN"),
+        "key_twice": json.dumps(sound).replace('"suite"', '"label": "SSF", "suite"'),
+        "surrogate": json.dumps(sound).replace("LoRA", "\\ud800"),
+        "format_true": json.dumps({**sound, "format": True}),
+        "format_list": json.dumps({**sound, "format": [2]}),
+        "format_long": json.dumps({**sound, "format": "\x1b[31m" * 5000}),
+        "other_seed": json.dumps({**sound, "identity": {**identity, "seed": 7}}),
+        "other_key": json.dumps({**sound, "key": "../" * 300}),
+        "identity_list": json.dumps({**sound, "identity": [identity]}),
+        "option_deep": json.dumps({**sound, "identity": {**identity, "optimisation": {"a": [[[[[]]]]] * 20}}}),
+        "unknown_field": json.dumps({**sound, "\x1b]0;owned\x07": 1}),
+        "no_scores": json.dumps({**sound, "scores": None}),
+        "score_words": json.dumps({**sound, "scores": {**scores, "values": {"top1": "good"}}}),
+        "older_score_words": json.dumps({**sound, "format": 1, "scores": {"split": "test", "top1": []}}),
+        "history_words": json.dumps({**sound, "history": [["epoch"], "loss"]}),
+    }
+    return {f"record_{name}.json": text.encode() for name, text in texts.items()} | {
+        "record_latin1.json": json.dumps(sound).replace("LoRA", "Ä").encode("latin-1"),
+        "record_utf16.json": json.dumps(sound).encode("utf-16"),
+    }
+
+
+def tables() -> dict[str, bytes]:
+    line = json.dumps(record())
+    texts = {
+        "twice": f"{line}\n{line}\n",
+        "no_key": "{}\n",
+        "key_path": json.dumps({**record(), "key": "../../etc/passwd"}) + "\n",
+        "key_number": '{"key": 7}\n',
+        "deep": DEEP + "\n",
+        "empty_line": f"{line}\n\n",
+        "other_format": json.dumps({**record(), "format": 3}) + "\n",
+        "bomb": " " * 300_000_000,
+    }
+    packed = {f"table_{name}.xz": lzma.compress(text.encode()) for name, text in texts.items()}
+    sound = lzma.compress(f"{line}\n".encode())
+    return packed | {
+        "table_text.xz": line.encode(),
+        "table_cut.xz": sound[:-20],
+        "table_flipped.xz": sound[:60] + bytes([sound[60] ^ 8]) + sound[61:],
+        "table_two.xz": sound + sound,
+        "table_not_utf8.xz": lzma.compress(b"\xff\xfe\n"),
+    }
+
+
+def lists() -> dict[str, bytes]:
+    head = "path,label\n"
+    texts = {
+        "empty": "",
+        "no_column": "file,name\na.png,cat\n",
+        "nul": f"{head}a\0.png,cat\n",
+        "nul_in_header": "path,label\0\na.png,cat\n",
+        "name_long": f"{head}{'a' * 5000}.png,cat\n",
+        "folders_deep": f"{head}{'a/' * 4000}b.png,cat\n",
+        "cell_long": f"{head}a.png,{'c' * 60_000}\n",
+        "quote_open": f'{head}"a.png,cat\nb.png,dog\n' * 500,
+        "columns_differ": f"{head}a.png\n",
+        "split_unknown": "path,label,split\na.png,cat,\x1b[31mtrial\n",
+        "label_empty": f"{head}a.png,\n",
+        "label_control": f"{head}a.png,cat\x1b]0;owned\x07\n",
+        "device": f"{head}/dev/zero,cat\n/dev/stdin,dog\n",
+        "outside": f"{head}../../../../../../etc/passwd,cat\n",
+        "itself": f"{head}list_itself.csv,cat\n",
+        "columns_many": ",".join(["path", *(f"c{n}" for n in range(9000))]) + "\n",
+    }
+    return {f"list_{name}.csv": text.encode() for name, text in texts.items()} | {
+        "list_latin1.csv": f"{head}é.png,cat\n".encode("latin-1"),
+        "list_utf16.csv": f"{head}a.png,cat\n".encode("utf-16"),
+        "list_picture.csv": bytes(range(256)) * 8,
+        "list_text.parquet": b"path,label\na.png,cat\n",
+        "list_magic.parquet": b"PAR1" + bytes(40) + b"\xff\xff\xff\x7fPAR1",
     }
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import csv
+import io
 import json
+import lzma
+import os
+import shutil
 import string
 import struct
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +24,32 @@ from hypothesis import strategies as st
 from safetensors.torch import save as to_bytes
 
 import vpeft
-from tests.hostile.make_files import RECIPE
+from tests.hostile.make_files import RECIPE, record
 from vpeft.backbones.own_model import read_anatomy
 from vpeft.backbones.weights import read_weights
+from vpeft.bench.key import Identity
+from vpeft.bench.lease import Holder, Leases
+from vpeft.bench.ledger import Ledger
+from vpeft.bench.record import RunRecord
+from vpeft.bench.record_table import read_table, write_table
+from vpeft.data.config import DataConfig
+from vpeft.data.datasets import open_data
 from vpeft.guarded import check_value, parse_json, parse_tensor_header, parse_toml
 from vpeft.injection.adapter_file import KEY, Manifest, read, sealed_bytes
 from vpeft.method_spec import parse
 from vpeft.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vpeft.training.recipe import Recipe
 
+# `make slow` asks for more.
+EXAMPLES = int(os.environ.get("VPEFT_EXAMPLES", "40"))
 OFTEN = settings(
-    max_examples=150,
+    max_examples=EXAMPLES,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+# A sound table is packed by the strongest setting of xz, which takes a tenth of a second.
+SELDOM = settings(OFTEN, max_examples=max(5, EXAMPLES // 10))
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -46,7 +65,36 @@ def only_ours(reader: Callable[..., Any], *given: Any) -> Any:
         return None
 
 
+def read_record(path: Path) -> Any:
+    """Read as the only record of a ledger."""
+    runs = path.parent / "runs"
+    runs.mkdir(exist_ok=True)
+    path.replace(runs / f"{record()['key']}.json")
+    return list(Ledger(path.parent))
+
+
+def read_lease(path: Path) -> Any:
+    """Whether the lease is held, and whether it can be taken where it is not."""
+    leases = Leases(path.parent)
+    if leases.taken("l"):
+        return True
+    lease = leases.take("l")
+    assert lease is not None and lease.held()
+    lease.release()
+    return False
+
+
+def read_list(path: Path) -> Any:
+    return open_data(DataConfig(source=str(path)))
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
+    "j.json": read_record,
+    "t.xz": read_table,
+    "l.lease": read_lease,
+    "i.csv": read_list,
+    "i.tsv": read_list,
+    "i.parquet": read_list,
     "a.safetensors": read,
     "c.safetensors": read_checkpoint,
     "w.safetensors": read_weights,
@@ -57,16 +105,34 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A sound file for each reader."""
-    import io
+def sound_lists(folder: Path) -> dict[str, bytes]:
+    """Lists of pictures that are there, in three formats."""
+    import pyarrow
+    import pyarrow.parquet
+    from PIL import Image
 
+    rows = [(str(folder / f"{n}.png"), ("cat", "dog")[n % 2]) for n in range(8)]
+    for number, (path, _) in enumerate(rows):
+        Image.new("RGB", (8, 8), (30 * number, 0, 0)).save(path)
+    made = {
+        kind: "".join(f"{between.join(row)}\n" for row in [("path", "label"), *rows]).encode()
+        for kind, between in (("csv", ","), ("tsv", "\t"))
+    }
+    table = pyarrow.table({"path": [path for path, _ in rows], "label": [label for _, label in rows]})
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(table, file)
+    return made | {"parquet": file.getvalue()}
+
+
+@cache
+def sound_files() -> dict[str, bytes]:
+    """A sound file for each reader; the pictures that the lists name stay until the end of the tests."""
     import numpy as np
 
     from tests.hostile.mutations import saved
 
-    folder = tmp_path_factory.mktemp("sound")
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_checkpoint(folder / "c", Checkpoint({"model": {"w": torch.arange(8.0)}}, {"epoch": 3}))
     pth, npz = io.BytesIO(), io.BytesIO()
     torch.save({"w": torch.zeros(3)}, pth)
@@ -78,6 +144,10 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         "w.pth": pth.getvalue(),
         "w.npz": npz.getvalue(),
         "r.toml": RECIPE.encode(),
+        "j.json": json.dumps(record()).encode(),
+        "t.xz": lzma.compress(json.dumps(record()).encode() + b"\n"),
+        "l.lease": json.dumps({"token": "t", "pid": 1, "since": "1", "place": "there", "beats": 3}).encode(),
+        **{f"i.{kind}": data for kind, data in sound_lists(folder).items()},
         "n.toml": b'blocks = "layers"\nattn = "attn"\nimage_size = [32, 32]\n',
     }
 
@@ -90,25 +160,28 @@ def test_random_bytes(name: str, data: bytes, tmp_path: Path) -> None:
     only_ours(READERS[name], tmp_path / name)
 
 
+# The sound files are not given by a fixture: hypothesis would write all their bytes into its report.
 @pytest.mark.parametrize("name", READERS)
 @OFTEN
 @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=6)), min_size=1, max_size=4))
-def test_changed_files(name: str, changes: list[tuple[float, bytes]], sound: dict[str, bytes], tmp_path: Path) -> None:
-    data = bytearray(sound[name])
+def test_changed_files(name: str, changes: list[tuple[float, bytes]], tmp_path: Path) -> None:
+    sound = sound_files()[name]
+    data = bytearray(sound)
     for share, piece in changes:
         at = int(share * len(data))
         data[at : at + max(1, len(piece))] = piece
     (tmp_path / name).write_bytes(data)
     found = only_ours(READERS[name], tmp_path / name)
-    if name[0] == "a" and bytes(data) != sound[name] and found is not None:
+    if name[0] == "a" and bytes(data) != sound and found is not None:
         raise AssertionError("a changed adapter file was accepted")
 
 
 @OFTEN
 @given(end=st.floats(0, 1, exclude_max=True))
-def test_cut_files(end: float, sound: dict[str, bytes], tmp_path: Path) -> None:
+def test_cut_files(end: float, tmp_path: Path) -> None:
+    sound = sound_files()
     for name, reader in READERS.items():
-        if name.endswith(".safetensors"):
+        if name.endswith((".safetensors", ".xz", ".json")):
             (tmp_path / name).write_bytes(sound[name][: int(end * len(sound[name]))])
             with pytest.raises(vpeft.VpeftError):
                 reader(tmp_path / name)
@@ -124,9 +197,9 @@ def test_any_manifest(manifest: Any, tmp_path: Path) -> None:
 
 @OFTEN
 @given(changes=st.dictionaries(st.sampled_from(sorted(Manifest.model_fields)), PLAIN))
-def test_any_value_in_a_sealed_manifest(changes: dict[str, Any], sound: dict[str, bytes], tmp_path: Path) -> None:
+def test_any_value_in_a_sealed_manifest(changes: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    path.write_bytes(sound["a.safetensors"])
+    path.write_bytes(sound_files()["a.safetensors"])
     manifest, tensors = read(path)
     try:
         data = sealed_bytes({**manifest.model_dump(mode="json"), **changes}, tensors)
@@ -180,6 +253,58 @@ def test_any_value_in_a_recipe(changes: dict[str, Any]) -> None:
     import tomllib
 
     only_ours(Recipe.from_mapping, {**tomllib.loads(RECIPE), **changes})
+
+
+@OFTEN
+@given(
+    changes=st.dictionaries(st.sampled_from(sorted(RunRecord.model_fields)), PLAIN),
+    identity=st.dictionaries(st.sampled_from(sorted(Identity.model_fields)), PLAIN, max_size=2),
+)
+def test_any_value_in_a_record(changes: dict[str, Any], identity: dict[str, Any], tmp_path: Path) -> None:
+    said = record()
+    said = {**said, "identity": {**said["identity"], **identity}, **changes}
+    (tmp_path / "j.json").write_text(json.dumps(said))
+    found = only_ours(read_record, tmp_path / "j.json")
+    if found:  # what was read can be written and read again
+        ledger, again = Ledger(tmp_path / "again"), found[0]
+        lease = ledger.claim(again.key)
+        assert lease is not None
+        with lease:
+            ledger.write(again, lease)
+        assert list(ledger) == [again]
+        assert ledger.pack() == again.state.finished
+        assert list(Ledger(tmp_path / "again")) == [again]
+
+
+@SELDOM
+@given(rows=st.dictionaries(st.text("abc-_09", min_size=1, max_size=6), PLAIN, max_size=3))
+def test_a_table_is_read_as_it_was_written_or_is_not_written(rows: dict[str, Any], tmp_path: Path) -> None:
+    path, given_rows = tmp_path / "t.xz", {key: {"more": value, "key": key} for key, value in rows.items()}
+    path.unlink(missing_ok=True)
+    try:
+        write_table(path, given_rows)
+    except (vpeft.VpeftError, ValueError):
+        assert not path.exists()
+        return
+    assert read_table(path) == given_rows
+
+
+@OFTEN
+@given(changes=st.dictionaries(st.sampled_from(sorted(Holder.__dataclass_fields__)), PLAIN))
+def test_any_value_in_a_lease(changes: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "l.lease").write_text(json.dumps({**json.loads(sound_files()["l.lease"]), **changes}))
+    read_lease(tmp_path / "l.lease")
+
+
+@OFTEN
+@given(
+    header=st.lists(st.sampled_from(["path", "label", "split", "image", "a"]) | st.text(max_size=5), max_size=4),
+    rows=st.lists(st.lists(st.text(max_size=12) | st.sampled_from(["train", "val", "0", "."]), max_size=4), max_size=5),
+)
+def test_any_cells_in_a_list(header: list[str], rows: list[list[str]], tmp_path: Path) -> None:
+    with (tmp_path / "i.csv").open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
+        csv.writer(file, escapechar="\\").writerows([header, *rows])
+    only_ours(read_list, tmp_path / "i.csv")
 
 
 def test_one_flipped_bit_anywhere_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:

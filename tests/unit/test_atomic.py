@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import secrets
 import shutil
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.unit.bench.test_ledger import a_record
+from tests.unit.training.material import Patches, same, tuned_vit, weights
 from vpeft.acceleration.prefix_store import Spec, Store
-from vpeft.atomic import DiskFull, replace_file, write_json, write_text
+from vpeft.atomic import CannotWrite, DiskFull, replace_file, write_json, write_text
+from vpeft.bench.ledger import Ledger
+from vpeft.bench.record_table import read_table, write_table
 from vpeft.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from vpeft.training.fit import fit
+from vpeft.training.loop import CHECKPOINT
+from vpeft.training.optimisation import Optimisation
+from vpeft.training.result import EpochRecord
 
 
 def test_the_new_file_takes_the_place_of_the_old_one_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -130,6 +142,69 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         time.sleep(0.1)
 
 
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """No file of this process may be longer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_that_may_not_be_so_large_is_said_with_what_is_still_good(tmp_path: Path) -> None:
+    path, table = tmp_path / "checkpoint.safetensors", tmp_path / "records.jsonl.xz"
+    write_checkpoint(path, Checkpoint({"model": {"w": torch.ones(1000)}}, {"epoch": 1}))
+    write_table(table, {"a": {"key": "a"}})
+    random = secrets.token_hex(40_000)
+    with no_file_above(20_000):
+        with pytest.raises(DiskFull, match=r"A file in .* is larger than .* allows: .* The previous checkpoint is int"):
+            write_checkpoint(path, Checkpoint({"model": {"w": torch.ones(20_000)}}, {"epoch": 2}))
+        with pytest.raises(DiskFull, match="What was there before is untouched"):
+            write_table(table, {"a": {"key": "a", "more": random}})
+        with pytest.raises(DiskFull, match="What was there before is untouched"):
+            write_text(tmp_path / "text", random)
+        with pytest.raises(DiskFull, match="cached outputs of the frozen part need"):
+            Store.on_disk(tmp_path / "cache", 1000, [Spec((2000,), torch.float32)], {"weights": "a"})
+    assert read_checkpoint(path).facts == {"epoch": 1} and read_table(table) == {"a": {"key": "a"}}
+    assert sorted(one.name for one in tmp_path.rglob("*")) == ["cache", path.name, table.name]
+
+
+@pytest.mark.parametrize("place", ["folder", "below a file", "long", "protected"])
+def test_a_place_that_takes_no_file_is_one_sentence(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    paths = {"folder": tmp_path / "folder", "below a file": tmp_path / "file" / "a", "long": tmp_path / ("a" * 240)}
+    with pytest.raises(CannotWrite, match="cannot be written: .*Name another file"):
+        write_text(paths.get(place, Path("/proc/version/a")), "new")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_training_goes_on_bit_equal_once_there_is_room(tmp_path: Path) -> None:
+    """The disk takes no checkpoint from the third epoch on; afterwards the same run goes on from the last one."""
+    settings = Optimisation(epochs=5, batch=8, lr=3e-3)
+
+    def trained(out: Path | None, after_epoch: Callable[[Any, EpochRecord], None] | None = None) -> dict[str, Any]:
+        tuned = tuned_vit()
+        fit(tuned, Patches(20), None, optimisation=settings, out=out, progress=False, after_epoch=after_epoch)
+        return weights(tuned)
+
+    expected, limit, size = trained(None), ExitStack(), list[int]()
+
+    def full(tuned: Any, record: EpochRecord) -> None:
+        if record.epoch == 3:
+            size.append((tmp_path / "run" / CHECKPOINT).stat().st_size)
+            limit.enter_context(no_file_above(size[0] // 2))
+
+    with limit, pytest.raises(DiskFull, match="The previous checkpoint is intact: the same command continues from it"):
+        trained(tmp_path / "run", full)
+    assert size and not list((tmp_path / "run").glob(".*.partial"))
+    reached = read_checkpoint(tmp_path / "run" / CHECKPOINT).facts["state"]["step"]
+    assert 0 < reached < 15
+    assert same(trained(tmp_path / "run"), expected)
+
+
 def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     path = small_disk / "checkpoint.safetensors"
     write_checkpoint(path, Checkpoint({"model": {"w": torch.ones(1000)}}, {"epoch": 1}))
@@ -149,4 +224,10 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
         pass
     store.put(0, [torch.ones(100, 2000)])
     assert float(store.arrays[0].sum()) == 200_000
+    # the ledger of a benchmark says it, too, and keeps what it has
+    ledger, record = Ledger(small_disk / "ledger"), a_record()
+    for act in (lambda: ledger.plan(record), lambda: ledger.claim("k")):
+        with pytest.raises(DiskFull, match=rf"The disk of {small_disk}.* is full"):
+            act()
     store.discard()
+    assert ledger.plan(record) and list(ledger) == [record]

@@ -139,8 +139,9 @@ class Store:
         self._unlock()
 
     def discard(self) -> None:
-        """Remove an incomplete folder."""
+        """Remove an incomplete folder; the rows are gone with it, and their room is free again."""
         if self._partial is not None:
+            self.arrays = []
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial = None
         self._unlock()

@@ -1,8 +1,14 @@
-"""Weights from a file or a state dict: read without running code, compared with the model, loaded whole or refused."""
+"""Weights from a file or a state dict: read without running code, compared with the model, loaded whole or refused.
+
+A file is read once, into memory: a file that is mapped can change after it was checked, and end the process when it is
+cut short.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import os
 import pickle
 import re
@@ -10,16 +16,14 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import VpeftError
-from ..guarded import opened, printable
+from ..guarded import parse_tensor_header, printable, read_buffer
 from .positions import is_position, resized, say
 
 Difference = Literal["missing", "unexpected", "shape"]
@@ -29,6 +33,14 @@ WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training checkpo
 SHOWN = 6
 EXPANSION = 100  # weights hardly compress; zeros do by a thousand
 DEEP = 64  # tables inside each other
+MOST_BYTES = 64 * 2**30  # of a file; the largest vision tower that is public has 24 GiB
+# The types as the format safetensors names them.
+_TYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
+    "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64, "F16": torch.float16,
+    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
 
 
 class BadWeights(VpeftError):
@@ -42,10 +54,12 @@ class Report:
     Attributes:
         loaded: keys that were copied.
         notes: sentences on what was resized or left out.
+        sha256: of the bytes that were read; None of a state dict.
     """
 
     loaded: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sha256: str | None = None
 
 
 def read_weights(source: str | Path | Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -58,8 +72,13 @@ def read_weights(source: str | Path | Mapping[str, Any], prefix: str = "") -> di
     Raises:
         BadWeights: no such file, damaged, of another kind, a pickle that wants to run code, or no key has the prefix.
     """
+    return _tensors(source, prefix)[0]
+
+
+def _tensors(source: str | Path | Mapping[str, Any], prefix: str) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors, and the sha256 of the bytes that they were read from."""
     name = "The state dict" if isinstance(source, Mapping) else str(source)
-    whole = source if isinstance(source, Mapping) else _read(Path(source))
+    whole, checksum = (source, None) if isinstance(source, Mapping) else _read(Path(source))
     wrapped = [whole[key] for key in WRAPPERS if isinstance(whole.get(key), Mapping)]
     flat: dict[str, Tensor] = {}
     kept: dict[str, Tensor] = {}
@@ -74,7 +93,7 @@ def read_weights(source: str | Path | Mapping[str, Any], prefix: str = "") -> di
     if not kept:
         tops = sorted({key.partition(".")[0] for key in flat})
         raise BadWeights(f"No key of {name} starts with {prefix!r}. Keys start with: {', '.join(tops[:8])}.")
-    return kept
+    return kept, checksum
 
 
 def _flat(values: Mapping[str, Any], before: str = "", depth: int = 0) -> dict[str, Tensor]:
@@ -91,23 +110,18 @@ def _flat(values: Mapping[str, Any], before: str = "", depth: int = 0) -> dict[s
     return found
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> tuple[Mapping[str, Any], str]:
+    """What a file holds, and the sha256 of its bytes."""
     if not os.path.isfile(path):  # which is False for impossible names too
         raise BadWeights(f"There is no file of weights {str(path)!r}{', but a folder' if os.path.isdir(path) else ''}.")
     kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise BadWeights(f"{path} has the ending {kind!r}; weights come as {', '.join(SUFFIXES)}.")
+    data = read_buffer(path, str(path), BadWeights, MOST_BYTES)
     try:
-        with opened(path) as file:
-            if kind == ".npz":
-                return _arrays(file, path.stat().st_size)
-            if kind in SUFFIXES and kind != ".safetensors":
-                whole = torch.load(file, map_location="cpu", weights_only=True)
-                if not isinstance(whole, Mapping):
-                    raise ValueError(f"it holds a {type(whole).__name__}, not a table of tensors")
-                return whole
-        if kind == ".safetensors":
-            return load_file(path)
-    except SafetensorError as error:
-        raise BadWeights(f"{path} is no complete safetensors file ({error}). Get the file again.") from None
+        whole: Any = _safetensors(data, path) if kind == ".safetensors" else _foreign(data, kind)
+    except BadWeights:
+        raise
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f" (it names {named[1]})" if named else ""
@@ -122,11 +136,38 @@ def _read(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # the readers of foreign formats raise whatever a damaged file leads them to
         said = str(error).partition("\n")[0] or type(error).__name__
         raise BadWeights(f"{path} cannot be read as weights: {printable(said, 300)}") from None
-    raise BadWeights(f"{path} has the ending {kind!r}; weights come as {', '.join(SUFFIXES)}.")
+    return whole, hashlib.sha256(data).hexdigest()
 
 
-def _arrays(file: BinaryIO, size: int) -> Mapping[str, Any]:
+def _safetensors(data: bytearray, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which share the memory that the file was read into."""
+    found: dict[str, Tensor] = {}
+    base = 8 + int.from_bytes(data[:8], "little")
+    for name, entry in parse_tensor_header(data, str(path), BadWeights)[1].items():
+        dtype, count, start = _TYPES[entry.kind], math.prod(entry.shape), base + entry.start
+        if not count:
+            found[name] = torch.empty(entry.shape, dtype=dtype)
+            continue
+        # the header may have any length, and some processors want numbers at places that are multiples of their size
+        held = data if start % dtype.itemsize == 0 else data[start : base + entry.end]
+        offset = start if held is data else 0
+        found[name] = torch.frombuffer(held, dtype=dtype, count=count, offset=offset).view(entry.shape)
+    return found
+
+
+def _foreign(data: bytearray, kind: str) -> Mapping[str, Any]:
+    """What a file of numpy or torch holds, read as numbers only."""
+    if kind == ".npz":
+        return _arrays(data)
+    whole = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(whole, Mapping):
+        raise ValueError(f"it holds a {type(whole).__name__}, not a table of tensors")
+    return whole
+
+
+def _arrays(data: bytearray) -> Mapping[str, Any]:
     """The arrays of an .npz archive; no pickle, and no more than its compressed bytes can be."""
+    file, size = io.BytesIO(data), len(data)
     held = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
     if held > 2**20 + EXPANSION * size:
         raise ValueError(f"it says that its {size} bytes hold {held}")
@@ -165,7 +206,7 @@ def load_weights(
     if unknown:
         raise BadWeights(f"There is no difference {unknown[0]!r} to allow; there are: {', '.join(DIFFERENCES)}.")
     named, report = name or type(model).__name__, Report()
-    given, own = read_weights(source, prefix), model.state_dict()
+    (given, report.sha256), own = _tensors(source, prefix), model.state_dict()
     dropped = [key for key in given if key.partition(".")[0] in leave_out and key not in own]
     if dropped:
         report.notes.append(f"Left out, as the model has no classifier: {_some(dropped)}.")

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from vpeft.atomic import CannotWrite
 from vpeft.bench.engine import Assignment, Engine
 from vpeft.bench.ledger import Ledger, LostLease
 from vpeft.bench.plan import Job
@@ -78,7 +79,8 @@ def perform(job: Job, ledger: Ledger, engine: Engine, *, threads: int | None, re
         ledger.write(running, lease)
         try:
             ended = _run(job, running, ledger, engine)
-        except LostLease:
+        except (LostLease, CannotWrite):
+            # A full disk is no fault of the run: it stays as it is, to be made once there is room.
             raise
         except Exception as error:
             ended = failed(running, error)

@@ -9,34 +9,60 @@ or jumps neither frees a living holder nor keeps a dead one.
 Taking, taking over, beating and releasing happen under one short file lock, without which two processes that find the
 same stale lease could both win. A holder that lost its lease (suspended for long on a shared disk) learns it from
 `held()` before it writes.
+
+A lease is written whole, so a file with other content has no holder and may be taken. A file that cannot be read at all
+may have one: that is an error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import platform
+import stat
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from filelock import BaseFileLock, FileLock
+from filelock import FileLock
+
+from vpeft.atomic import disk_full, is_full, write_json
+from vpeft.errors import VpeftError
+from vpeft.guarded import opened, parse_json
 
 # Seconds between heartbeats, and the silence after which a holder on another machine counts as gone: sixty missed
 # beats, enough for a paused virtual machine or a slow network disk.
 BEAT = 5.0
 SILENCE = 300.0
+# Of a lease file; ours have 200.
+BYTES = 4096
+
+
+class BadLease(VpeftError):
+    """The folder of leases, or a lease in it, can be neither read nor written."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease: a name that no other has, the process with its start, its machine, and its heartbeats."""
+
+    token: str
+    pid: int
+    since: str
+    place: str
+    beats: int = 0
 
 
 class Lease:
     """The right to carry out one run, while it is held. Use it in a `with` statement."""
 
-    def __init__(self, path: Path, holder: Mapping[str, object], guard: Path, beat: float) -> None:
+    def __init__(self, path: Path, holder: Holder, guard: Path, beat: float) -> None:
         self.path, self._holder, self._guard = path, holder, guard
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beats, args=(beat,), name=f"lease {path.stem}", daemon=True)
@@ -46,15 +72,15 @@ class Lease:
         count = 0
         while not self._stop.wait(beat):
             count += 1
-            # A disk that is away for a moment costs a beat, and many make a silence.
-            with contextlib.suppress(OSError), locked(self._guard):
+            # A disk that is away or full for a moment costs a beat, and many make a silence.
+            with contextlib.suppress(OSError, VpeftError), locked(self._guard):
                 if self.held():
-                    _write(self.path, {**self._holder, "beats": count})
+                    _write(self.path, replace(self._holder, beats=count))
 
     def held(self) -> bool:
         """Whether the lease is still this holder's."""
         found = _read(self.path)
-        return found is not None and found.get("token") == self._holder["token"]
+        return found is not None and found.token == self._holder.token
 
     def release(self) -> None:
         """Give the lease back; harmless when it was lost or given back before."""
@@ -90,9 +116,13 @@ class Leases:
         self._watched: dict[str, tuple[object, float]] = {}
 
     def take(self, key: str) -> Lease | None:
-        """The lease of `key`, or None while a live process holds it."""
+        """The lease of `key`, or None while a live process holds it.
+
+        Raises:
+            BadLease: it can be neither read nor written.
+        """
         path = self._path(key)
-        holder = {"token": uuid.uuid4().hex, **_myself(), "beats": 0}
+        holder = Holder(uuid.uuid4().hex, os.getpid(), _start(os.getpid()), _place())
         with locked(self.guard):
             if self._alive(key):
                 return None
@@ -100,9 +130,13 @@ class Leases:
         return Lease(path, holder, self.guard, self.beat)
 
     def taken(self, key: str) -> bool:
-        """Whether a live process holds the lease of `key`. The lease of a dead one is removed."""
+        """Whether a live process holds the lease of `key`. The lease of a dead one is removed.
+
+        Raises:
+            BadLease: it cannot be read.
+        """
         path = self._path(key)
-        if not path.exists():
+        if not os.path.lexists(path):
             return False
         with locked(self.guard):
             alive = self._alive(key)
@@ -119,14 +153,13 @@ class Leases:
         if holder is None:
             self._watched.pop(key, None)
             return False
-        if holder.get("place") == _place():
-            pid = int(str(holder.get("pid", 0)))
-            if not _exists(pid):
+        if holder.place == _place():
+            if not _exists(holder.pid):
                 return False
-            since = _start(pid)
-            if since and holder.get("since"):
-                return since == holder["since"]
-        seen, now = (holder.get("token"), holder.get("beats")), self._clock()
+            since = _start(holder.pid)
+            if since and holder.since:
+                return since == holder.since
+        seen, now = (holder.token, holder.beats), self._clock()
         before = self._watched.get(key)
         if before is None or before[0] != seen:
             self._watched[key] = seen, now
@@ -134,29 +167,59 @@ class Leases:
         return now - before[1] < self.silence
 
 
-def locked(path: Path) -> BaseFileLock:
-    """The file lock `path`, for `with`; the operating system lets go of it when the process dies, however it dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path, mode=0o666, poll_interval=0.01)
+@contextlib.contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold the file lock `path`; the operating system lets go of it when the process dies, however it dies.
 
+    Args:
+        path: of the lock; its folder is made if absent.
+        timeout: seconds to wait for another holder; below 0, without end.
 
-def _write(path: Path, holder: Mapping[str, object]) -> None:
-    """Never in place: a reader sees the old holder or the new one, not half a file."""
-    draft = path.with_suffix(f".{holder['token']}")
-    draft.write_text(json.dumps(dict(holder)))
-    draft.replace(path)
-
-
-def _read(path: Path) -> dict[str, object] | None:
+    Raises:
+        BadLease: there can be no such file.
+        filelock.Timeout: another held it for so long.
+    """
     try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            raise FileExistsError(None, "it is no plain file")
+        lock = FileLock(path, mode=0o666, poll_interval=0.01)
+        lock.acquire(timeout)
+    except OSError as error:
+        if isinstance(error, TimeoutError):
+            raise
+        if is_full(error):
+            raise disk_full(path.parent, "no lock can be taken") from None
+        raise BadLease(f"The lock {path} cannot be taken: {error.strerror}. Name another folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write(path: Path, holder: Holder) -> None:
+    """Never in place: a reader sees the old holder or the new one, not half a file."""
+    write_json(path, asdict(holder))
+
+
+def _read(path: Path) -> Holder | None:
+    """The holder; None if there is no lease, or a file that no holder wrote."""
+    try:
+        with opened(path) as file:
+            data = file.read(BYTES + 1)
+    except FileNotFoundError:
         return None
-    return found if isinstance(found, dict) else None
-
-
-def _myself() -> dict[str, object]:
-    return {"pid": os.getpid(), "since": _start(os.getpid()), "place": _place()}
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise BadLease(f"The lease {path} cannot be read: {said}. If no benchmark runs there, remove it.") from None
+    try:
+        found: Any = parse_json(data, path.name, BadLease) if len(data) <= BYTES else None
+    except BadLease:
+        return None
+    kinds = {"token": str, "pid": int, "since": str, "place": str, "beats": int}
+    if not isinstance(found, dict) or any(type(found.get(name, 0)) is not kind for name, kind in kinds.items()):
+        return None
+    return Holder(**{name: found.get(name, 0) for name in kinds})
 
 
 def _place() -> str:
@@ -171,7 +234,7 @@ def _place() -> str:
 
 
 def _exists(pid: int) -> bool:
-    if pid <= 0:
+    if not 0 < pid < 2**31:
         return False
     try:
         os.kill(pid, 0)

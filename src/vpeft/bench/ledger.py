@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +24,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vpeft.atomic import disk_full, is_full, write_text
 from vpeft.bench.lease import BEAT, SILENCE, Lease, Leases, locked
 from vpeft.bench.record import READABLE, RunRecord, State
 from vpeft.bench.record_table import NAME, BadTable, read_table, write_table
 from vpeft.errors import VpeftError
+from vpeft.guarded import MEBI, parse_json, printable, read_bytes
 
+# Of one record: ours have 3 KiB, of which the epochs are the most.
+RECORD_BYTES = 64 * MEBI
 _ADVICE = "Remove the file to have the run made again."
 
 
@@ -64,7 +67,12 @@ class Ledger:
     def work(self, key: str) -> Path:
         """A folder for the checkpoints of `key`, made if absent."""
         folder = self.path / ".work" / key
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if is_full(error):
+                raise disk_full(self.path, "the folder of a run cannot be made") from None
+            raise LedgerError(f"{folder} cannot be made: {error.strerror}. Name another folder.") from None
         return folder
 
     def clear_work(self, key: str) -> None:
@@ -74,13 +82,15 @@ class Ledger:
     def get(self, key: str) -> RunRecord | None:
         """The record of `key`, or None. Raises LedgerError for a file that is not a record."""
         path = self.file(key)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            # The file first: `pack` writes the table before it removes files.
-            packed = self._table().get(key)
-            return None if packed is None else _record(packed, f"{self.table}, the run {key},")
-        return _parse(text, path)
+        if os.path.lexists(path):
+            try:
+                return _record(_read(path), str(path))
+            except LedgerError:
+                if os.path.lexists(path):
+                    raise
+        # The file first: `pack` writes the table before it removes files.
+        packed = self._table().get(key)
+        return None if packed is None else _record(packed, f"{self.table}, the run {key},")
 
     def __iter__(self) -> Iterator[RunRecord]:
         """All records, by key. Raises LedgerError for a file that is not a record."""
@@ -109,6 +119,8 @@ class Ledger:
             stat = self.table.stat()
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise LedgerError(f"{self.table} cannot be read: {error.strerror}.") from None
         now = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if now != self._packed_of:
             try:
@@ -127,12 +139,12 @@ class Ledger:
         # Under the lock, so that no record is replaced between reading and removing its file.
         with locked(self._leases.guard):
             for path in sorted(self.runs.glob("*.json")):
-                text = path.read_text(encoding="utf-8")
-                record = _parse(text, path)
+                found = _read(path)
+                record = _record(found, str(path))
                 if record.key != path.stem:
                     raise LedgerError(f"{path} holds the run {record.key}. Rename it, then pack.")
                 if record.state.finished:
-                    moved[record.key] = json.loads(text)
+                    moved[record.key] = found
             if moved:
                 write_table(self.table, {**self._table(), **moved})
                 for key in moved:
@@ -152,16 +164,22 @@ class Ledger:
         return self._leases.taken(key)
 
     def write(self, record: RunRecord, lease: Lease) -> Path:
-        """Put a record in the place of the one before it. Raises LostLease if the lease is another's by now."""
-        draft = self._draft(record)
+        """Put a record in the place of the one before it.
+
+        Raises:
+            LostLease: the lease is another's by now.
+            LedgerError: the record could not be read back, for instance since a score is no number.
+            DiskFull: the record before is untouched.
+        """
+        text, path = _text(record), self.file(record.key)
         with locked(self._leases.guard):
             if not lease.held():
-                draft.unlink()
                 raise LostLease(
                     f"The run {record.key} was taken over by another process, because this one was silent for too "
                     "long. Its result is dropped here; the other process will write it."
                 )
-            return draft.replace(self.file(record.key))
+            write_text(path, text)
+        return path
 
     def plan(self, record: RunRecord) -> bool:
         """Write a planned record unless the run has a record already; whether it was written."""
@@ -170,19 +188,10 @@ class Ledger:
         path = self.file(record.key)
         # Under the lock, so that a run begun by another process meanwhile is not overwritten.
         with locked(self._leases.guard):
-            if path.exists() or record.key in self._table():
+            if os.path.lexists(path) or record.key in self._table():
                 return False
-            self._draft(record).replace(path)
+            write_text(path, _text(record))
         return True
-
-    def _draft(self, record: RunRecord) -> Path:
-        self.runs.mkdir(parents=True, exist_ok=True)
-        draft = self.runs / f".{record.key}.{uuid.uuid4().hex}"
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        return draft
 
 
 def open_ledger(path: Path | str) -> Ledger:
@@ -197,25 +206,34 @@ def open_ledger(path: Path | str) -> Ledger:
     return ledger
 
 
-def _parse(text: str, path: Path) -> RunRecord:
+def _text(record: RunRecord) -> str:
+    """A record as its file holds it: checked once more, since a copy with other values was not."""
+    checked = _record(record.model_dump(mode="json"), f"The record of the run {record.key}")
+    return json.dumps(checked.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read(path: Path) -> Any:
+    """The JSON in a file of a record; what Python writes for "not a number" is None."""
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise LedgerError(f"{path} is not JSON ({error}). {_ADVICE}") from error
-    return _record(found, str(path))
+        data = read_bytes(path, str(path), LedgerError, RECORD_BYTES)
+        return parse_json(data, str(path), LedgerError, nan="none")
+    except LedgerError as error:
+        raise LedgerError(f"{error} {_ADVICE}") from None
 
 
-def _record(found: object, where: str) -> RunRecord:
+def _record(found: Any, where: str) -> RunRecord:
     version = found.get("format") if isinstance(found, dict) else None
-    if version not in READABLE:
+    if type(version) is not int or version not in READABLE:
         raise LedgerError(
-            f"{where} has record format {version!r}; this vpeft reads the formats "
+            f"{where} has record format {printable(repr(version), 40)}; this vpeft reads the formats "
             f"{' and '.join(map(str, READABLE))}. Upgrade vpeft. {_ADVICE}"
         )
     try:
         return RunRecord.model_validate(found)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}".lstrip(": ") for item in error.errors()
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}".lstrip(": ") for item in error.errors()[:8]
         )
-        raise LedgerError(f"{where} is not a run record of this version: {problems}. {_ADVICE}") from error
+    except VpeftError as error:
+        problems = str(error)
+    raise LedgerError(f"{where} is not a run record of this version: {printable(problems, 800)}. {_ADVICE}")

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vpeft.bench.plan import Job
 from vpeft.bench.record import RunRecord, State
+from vpeft.guarded import printable
 
 
 class Watch:
@@ -79,8 +80,8 @@ class Watch:
         what = _words(record.identity.purpose, record.identity.task, record.label)
         what += f"  seed {record.identity.seed}" if record.identity.purpose == "final" else _point(record)
         if record.scores is None:
-            reason = record.error.message.splitlines()[0] if record.error else ""
-            return f"{head}[red]{record.state.value.replace('_', ' ')}[/red]  {what}  {escape(reason)}"
+            reason = "".join(record.error.message.splitlines()[:1]) if record.error else ""
+            return f"{head}[red]{record.state.value.replace('_', ' ')}[/red]  {what}  {escape(printable(reason, 1000))}"
         seconds = record.costs.wall_seconds if record.costs and record.costs.wall_seconds is not None else 0.0
         return f"{head}{what}  {record.scores.split} [bold]{record.scores.sentence()}[/bold]  {seconds:.1f} s"
 

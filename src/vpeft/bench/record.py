@@ -1,18 +1,20 @@
 """The record of one run: what it was, how it ended, what it scored, what it cost, where it was made.
 
 A record knows its task through named values alone, one of which leads. Shares are fractions of 1, sizes are
-bytes, times are seconds unless the name says otherwise, instants are UTC in ISO 8601. `None` means "not measured",
-never zero.
+bytes, times are seconds unless the name says otherwise, instants are UTC in ISO 8601. `None`, or no such
+name, means "not measured", never zero; NaN and infinity stand in no record.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from math import inf
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, FiniteFloat, field_validator, model_validator
 
 from vpeft.bench.key import Identity
 
@@ -40,6 +42,13 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _finite(values: Any) -> Any:
+    """Without what was not measured: a metric without a value is NaN, for instance the recall of an absent class."""
+    if not isinstance(values, Mapping):
+        return values
+    return {name: one for name, one in values.items() if one is not None and one not in (inf, -inf) and one == one}
+
+
 class Failure(_Part):
     """The error that ended a run, kept so that a sweep can go on and a person can look later."""
 
@@ -47,18 +56,29 @@ class Failure(_Part):
     message: str
     trace: str = ""
 
+    @field_validator("kind", "message", "trace", mode="before")
+    @classmethod
+    def _as_utf8_says(cls, text: Any) -> Any:
+        # A file name that is not UTF-8 stands in a message as halves of surrogate pairs, which no file can hold.
+        return text.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(text, str) else text
+
 
 class RecordedScores(_Part):
     """What a trained model scored on one split: values by name, of which `leading` is what runs are compared by."""
 
     split: str
-    values: dict[str, float]
+    values: dict[str, FiniteFloat]
     leading: str
     higher_is_better: bool = True
     count: int | None = None
     # The leading value of the best epoch on the test split, as many published tables have it. It is inflated by
     # selection on the test set, is kept only to show by how much, and nothing reads it to decide anything.
-    legacy_best_on_test: float | None = None
+    legacy_best_on_test: FiniteFloat | None = None
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _measured(cls, given: Any) -> Any:
+        return _finite(given)
 
     @model_validator(mode="before")
     @classmethod
@@ -106,21 +126,21 @@ class Costs(_Part):
     reach: str | None = None
     stored_bytes: int | None = None
     saved_bytes: int | None = None
-    step_seconds: float | None = None
+    step_seconds: FiniteFloat | None = None
     steps: int | None = None
     peak_memory_bytes: int | None = None
-    wall_seconds: float | None = None
+    wall_seconds: FiniteFloat | None = None
 
 
 class Chosen(_Part):
     """The hyper-parameters of a final run, and what they were chosen on."""
 
-    lr: float
-    weight_decay: float
+    lr: FiniteFloat
+    weight_decay: FiniteFloat
     rule: str
     searched: tuple[str, ...] = ()
     # The leading value on the validation split of the point that was chosen.
-    validation: float | None = None
+    validation: FiniteFloat | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -163,9 +183,14 @@ class RunRecord(BaseModel):
     chosen: Chosen | None = None
     scores: RecordedScores | None = None
     costs: Costs | None = None
-    history: tuple[dict[str, float], ...] = ()
+    history: tuple[dict[str, FiniteFloat], ...] = ()
     error: Failure | None = None
     provenance: Provenance | None = None
+
+    @field_validator("history", mode="before")
+    @classmethod
+    def _measured(cls, given: Any) -> Any:
+        return [_finite(epoch) for epoch in given] if isinstance(given, (list, tuple)) else given
 
     @model_validator(mode="before")
     @classmethod

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from filelock import Timeout
 
-from vpeft.bench.lease import Leases, _place, locked
+from vpeft.bench.lease import BadLease, Leases, _place, locked
 from vpeft.bench.ledger import Ledger, LedgerError, LostLease, open_ledger
-from vpeft.bench.record import Failure, RecordedScores, RunRecord, State
+from vpeft.bench.record import Chosen, Failure, RecordedScores, RunRecord, State
+from vpeft.errors import VpeftError
 
 from .test_key import IDENTITY
 
@@ -217,8 +218,8 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     process = context.Process(target=_hold_the_lock, args=(tmp_path / "guard", ready))
     process.start()
     assert ready.wait(60)
-    with pytest.raises(Timeout):
-        locked(tmp_path / "guard").acquire(timeout=0.05)
+    with pytest.raises(Timeout), locked(tmp_path / "guard", timeout=0.05):
+        pass
     process.kill()
     process.join()
     with locked(tmp_path / "guard"):
@@ -237,7 +238,104 @@ def test_who_lost_the_lease_cannot_write(tmp_path: Path) -> None:
     assert ledger.get(record.key) is None
     lease.release()
     assert path.exists(), "the lease of another must stay"
-    assert list(ledger.runs.iterdir()) == []
+    assert not ledger.runs.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"token": 1}', "\\xff", "[" * 4000, "1" * 5000])
+def test_a_lease_that_no_holder_wrote_is_free(tmp_path: Path, text: str) -> None:
+    leases = Leases(tmp_path)
+    (tmp_path / "k.lease").write_text(text)
+    lease = leases.take("k")
+    assert lease is not None and leases.taken("k")
+    lease.release()
+
+
+@pytest.mark.parametrize("change", [{"pid": 10**19}, {"pid": -1}, {"pid": True}, {"beats": "7"}, {"since": None}])
+def test_an_impossible_holder_on_this_machine_is_none(tmp_path: Path, change: dict[str, object]) -> None:
+    holder = {"token": "theirs", "pid": os.getpid(), "since": "", "place": _place(), "beats": 0}
+    (tmp_path / "k.lease").write_text(json.dumps(holder))
+    assert Leases(tmp_path).taken("k"), "it is this process"
+    (tmp_path / "k.lease").write_text(json.dumps(holder | change))
+    assert not Leases(tmp_path).taken("k")
+
+
+def test_a_lease_that_cannot_be_read_is_not_taken(tmp_path: Path) -> None:
+    """It may have a holder: to take it could mean to make a run twice."""
+    (tmp_path / "k.lease").mkdir()
+    os.mkfifo(tmp_path / "p.lease")
+    leases = Leases(tmp_path)
+    for key in ("k", "p"):
+        for act in (leases.take, leases.taken):
+            with pytest.raises(BadLease, match=rf"The lease .*{key}.lease cannot be read: it is .*remove it"):
+                act(key)
+
+
+def test_locks_and_leases_follow_no_link(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    folder = tmp_path / ".leases"
+    folder.mkdir()
+    (folder / "guard").symlink_to(mine)
+    with pytest.raises(BadLease, match="guard cannot be taken: it is no plain file"):
+        Leases(folder).take("k")
+    (folder / "guard").unlink()
+    (folder / "k.lease").symlink_to(mine)
+    lease = Leases(folder).take("k")
+    assert lease is not None and not lease.path.is_symlink()
+    lease.release()
+    assert mine.read_text() == "mine" and sorted(one.name for one in folder.iterdir()) == ["guard"]
+
+
+def test_no_folder_for_a_ledger_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(VpeftError, match="cannot be taken: .*Name another folder"):
+        Ledger(tmp_path / "file").claim("k")
+    with pytest.raises(VpeftError, match="cannot be made: .*Name another folder"):
+        Ledger(tmp_path / "file").work("k")
+
+
+def test_what_a_killed_process_left_of_a_record_is_swept(tmp_path: Path) -> None:
+    ledger, record = Ledger(tmp_path), a_record()
+    ledger.runs.mkdir()
+    (ledger.runs / f".{record.key}.json.0123456789abcdef.partial").write_text("half")
+    assert ledger.plan(record)
+    assert [path.name for path in ledger.runs.iterdir()] == [f"{record.key}.json"]
+
+
+def test_numbers_that_are_none_stand_in_no_record(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    scores = RecordedScores(split="val", values={"top1": 0.5, "recall": nan, "loss": inf}, leading="top1")
+    assert scores.values == {"top1": 0.5}
+    with pytest.raises(ValueError, match="'top1' is not among the values"):
+        RecordedScores(split="val", values={"top1": nan}, leading="top1")
+    ledger, record = Ledger(tmp_path), a_record(state=State.done, scores=scores)
+    # a copy is not checked when it is made
+    record = record.model_copy(update={"history": ({"epoch": 1.0, "loss": nan},)})
+    lease = ledger.claim(record.key)
+    assert lease is not None
+    with lease:
+        path = ledger.write(record, lease)
+        found = ledger.get(record.key)
+        assert found is not None and found.history == ({"epoch": 1.0},)
+        # as Python wrote them before
+        path.write_text(path.read_text().replace('"top1": 0.5', '"top1": 0.5, "recall": NaN'))
+        found = ledger.get(record.key)
+        assert found is not None and found.scores is not None and found.scores.values == {"top1": 0.5}
+        wrong = Chosen.model_construct(lr=inf, weight_decay=0.0, rule="r", searched=(), validation=None)
+        with pytest.raises(LedgerError, match="lr"):
+            ledger.write(record.model_copy(update={"chosen": wrong}), lease)
+
+
+def test_an_error_that_names_a_file_which_is_not_utf8_is_kept(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    failure = Failure(kind="DataError", message=f"{os.fsdecode(bytes([0xE9]))}.png is broken")
+    record = a_record(state=State.failed, error=failure)
+    lease = ledger.claim(record.key)
+    assert lease is not None
+    with lease:
+        ledger.write(record, lease)
+    found = ledger.get(record.key)
+    assert found is not None and found.error is not None and found.error.message == "\\udce9.png is broken"
 
 
 def _compete(
@@ -284,7 +382,7 @@ def test_processes_that_compete_for_stale_leases_never_both_win(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("{", "is not JSON"),
+        ("{", "is not usable JSON"),
         ('{"format": 99}', "format 99; this vpeft reads the formats 1 and 2"),
         ('{"format": 1}', "is not a run record.*identity"),
         ("[]", "format None"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import zlib
 from pathlib import Path
 
 import pytest
@@ -99,22 +100,48 @@ def test_a_file_that_is_no_record_stops_the_packing_before_anything_moved(tmp_pa
     ledger = Ledger(tmp_path)
     put(ledger, done(0))
     ledger.file("zzz").write_text("{")
-    with pytest.raises(LedgerError, match="zzz.json is not JSON"):
+    with pytest.raises(LedgerError, match="zzz.json is not usable JSON"):
         ledger.pack()
     assert ledger.file(done(0).key).exists()
     assert not ledger.table.exists()
+
+
+def large_dictionary() -> bytes:
+    """An xz file of a few bytes that asks for 2 GiB to be unpacked in."""
+    data = bytearray(lzma.compress(b"{}\n"))
+    size = 4 * (data[12] + 1)
+    block = data[12 : 12 + size]
+    block[block.index(lzma.FILTER_LZMA2) + 2] = 38
+    data[12 : 12 + size] = block[:-4] + zlib.crc32(block[:-4]).to_bytes(4, "little")
+    return bytes(data)
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
         (b"nonsense", "is not a table of records"),
-        (lzma.compress(b"{\n"), "line 1, is not JSON"),
+        (lzma.compress(b"{\n"), "line 1, is not usable JSON"),
         (lzma.compress(b'{"key": "a"}\n{"key": "a"}\n'), "line 2: the run a is there twice"),
         (lzma.compress(b"[]\n"), "line 1, is not a record"),
+        (lzma.compress(b'{"key": "../../secret"}\n'), "line 1, is not a record: it has no key"),
+        (lzma.compress(bytes(60 * 2**20), preset=0), "unpack to more than 18 MiB"),
+        (large_dictionary(), "is not a table of records .Memory usage limit exceeded"),
+        (lzma.compress(b"{}\n")[:-8], "it is not whole"),
+        (lzma.compress(b"") + b"more", "something follows its end"),
         (lzma.compress(b'{"key": "a", "format": 99}\n'), "the run a, has record format 99"),
     ],
-    ids=["not compressed", "not JSON", "twice", "no record", "of another format"],
+    ids=[
+        "not compressed",
+        "not JSON",
+        "twice",
+        "no record",
+        "no key",
+        "bomb",
+        "large dictionary",
+        "cut",
+        "longer",
+        "of another format",
+    ],
 )
 def test_a_damaged_table_is_named(tmp_path: Path, content: bytes, complaint: str) -> None:
     (tmp_path / NAME).write_bytes(content)

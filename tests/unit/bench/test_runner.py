@@ -9,10 +9,12 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from vpeft.atomic import DiskFull, disk_full
 from vpeft.bench import BenchConfig, Ledger, RunRecord, State, run_bench
 from vpeft.bench.engine import Assignment
 from vpeft.bench.execute import out_of_memory
@@ -194,6 +196,23 @@ def test_an_interrupt_leaves_the_run_planned(tmp_path: Path) -> None:
     assert ledger.states() == {State.planned: 2}
     assert not any(ledger.claimed(record.key) for record in ledger)
     assert run_bench(config(tmp_path, "good", seeds=2), engine=StandIn(tmp_path / "log")).states() == {State.done: 2}
+
+
+class FullDisk(StandIn):
+    """The disk has no room for the checkpoint of the second run."""
+
+    def train(self, *given: Any) -> Any:
+        if any(event.startswith("end") for event in log(self.log.parent)):
+            raise disk_full(self.log.parent, "checkpoint.safetensors could not be written")
+        return super().train(*given)
+
+
+def test_a_full_disk_stops_the_benchmark_and_is_no_failure_of_a_run(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match=f"The disk of {tmp_path} is full"):
+        run_bench(config(tmp_path, "good"), engine=FullDisk(tmp_path / "log"))
+    assert Ledger(tmp_path / "ledger").states().keys() == {State.done, State.running, State.planned}
+    ledger = run_bench(config(tmp_path, "good"), engine=StandIn(tmp_path / "log"))
+    assert ledger.states() == {State.done: 3} and started(tmp_path) == 3
 
 
 def test_checkpoints_of_a_run_that_is_done_are_removed(tmp_path: Path) -> None:
