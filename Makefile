@@ -10,7 +10,21 @@ CODE   := src tests tools examples
 # One thread per process: the tests run in $(JOBS) processes and the models are tiny.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help demo test check format lint types imports docs docs-check spelling slow matrix clean
+# With LOCKED=1 the packages are those of requirements/ci.txt, by their hashes; without it the newest that fit.
+# The lock file is for every platform: each package has the hashes of all its wheels.
+LOCK    := requirements/ci.txt
+PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED  ?=
+# $(call install,EXTRA): the package itself, editable, with what an extra needs.
+install = $(if $(LOCKED),$(PIP) --require-hashes --requirement $(LOCK) && $(PIP) --no-deps --no-build-isolation \
+	--editable .,$(PIP) --editable '.[$(1)]')
+
+# Tools for what we depend on live in an environment of their own, so that they are no part of what they look at.
+TOOLS   := $(VENV)/tools
+LOCK_FLAGS := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-annotate --no-header
+
+.PHONY: help demo test check format lint types imports docs docs-check spelling slow matrix lock audit sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -20,15 +34,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(call install,bench)
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(call install,test)
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(call install,dev)
 	@touch $@ $(VENV)/.demo $(VENV)/.test
 
 demo: $(VENV)/.demo  ## train a linear probe and three methods on digits, compare, predict, write a page
@@ -61,6 +75,7 @@ docs-check: $(VENV)/.dev
 
 slow: $(VENV)/.dev  ## the slow tests: examples, killed processes, two processes, whole-graph compilation
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "slow and not gpu" -p no:cacheprovider
+	VPEFT_EXAMPLES=1000 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -p no:cacheprovider tests/hostile/test_properties.py
 
 matrix: $(VENV)/.dev  ## run the contract on every method (or ONLY=name) and family and write docs/coverage.md
 	$(TEST_ENV) PYTHONPATH=src:. $(BIN)/python -m tests.contract.matrix --write docs/coverage.md --workers $(JOBS) \
@@ -75,6 +90,23 @@ docs: $(VENV)/.dev  ## write the generated tables and snippets of docs/ and READ
 format: $(VENV)/.dev  ## format the code
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
+
+$(TOOLS)/.done: requirements/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	@touch $@
+
+lock: $(TOOLS)/.done  ## write requirements/*.txt anew: the newest versions that fit, for all platforms, with hashes
+	$(TOOLS)/bin/uv pip compile pyproject.toml --extra dev $(LOCK_FLAGS) --output-file $(LOCK)
+	$(TOOLS)/bin/uv pip compile requirements/tools.in $(LOCK_FLAGS) --output-file requirements/tools.txt
+
+audit: $(TOOLS)/.done  ## ask whether the locked packages have known vulnerabilities (needs the network)
+	$(TOOLS)/bin/python tools/audit.py $(TOOLS)/bin/pip-audit $(LOCK)
+
+sbom: $(TOOLS)/.done $(VENV)/.demo  ## write build/sbom.json: a bill of materials (CycloneDX) of what is installed
+	@mkdir -p build
+	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --mc-type library \
+		--output-reproducible --output-file build/sbom.json
 
 clean:  ## remove the environment, the caches and the demo's runs
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache build dist
