@@ -28,12 +28,11 @@ import vpeft
 from tests.contract import refusals
 from tests.contract.checks import FAST, OF_FAMILIES, SLOW, Cell, hold
 from tests.contract.refusals import difference, kind_of
-from tests.contract.task_cells import attach_default_head, attach_for_task, attach_head, refusal_of
+from tests.contract.task_cells import LEARNT, attach_default_head, attach_for_task, attach_head, refusal_of
 from tests.families import EVERY
 from tests.models import ANY_SIZE, FAMILIES
 from vpeft.head import all_heads
 from vpeft.methods import all_methods
-from vpeft.task import all_tasks
 
 
 @cache
@@ -96,9 +95,9 @@ def refused(part: refusals.Part, name: str, family: str) -> str | None:
 
 def every_refusal(workers: int) -> dict[tuple[refusals.Part, str, str], str]:
     """The kind of each refused cell of every part of the table."""
-    parts: dict[refusals.Part, Iterable[str]] = {"methods": all_methods(), "tasks": all_tasks(), "heads": all_heads()}
+    parts: dict[refusals.Part, Iterable[str]] = {"methods": all_methods(), "tasks": LEARNT, "heads": all_heads()}
     todo = [(part, name, family) for part, names in parts.items() for name in names for family in EVERY]
-    both = [f"{method} for {task}" for method in all_methods() for task in all_tasks()]
+    both = [f"{method} for {task}" for method in all_methods() for task in LEARNT]
     todo += [("methods for tasks", name, family) for name in both for family in ANY_SIZE]
     with ProcessPoolExecutor(workers) as pool:
         kinds = pool.map(refused, *zip(*todo, strict=True), chunksize=20)

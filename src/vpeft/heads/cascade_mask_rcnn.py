@@ -31,7 +31,7 @@ class CascadeMaskRCNNHead(RegionHead):
     first stage samples and serves the final boxes; mmdetection has one for each stage.
 
     Args:
-        maps, channels, anchor_scale, anchor_sizes, ratios, proposals: see `RegionHead`.
+        pyramid, channels, anchor_scale, anchor_sizes, ratios, proposals: see `RegionHead`.
         outputs: number of classes.
         convs, fcs, hidden, box_norm: the network of each stage, see `box_network`.
         agnostic: whether a stage has one set of corners for all classes, as in the paper; else one for each class.
@@ -58,13 +58,13 @@ class CascadeMaskRCNNHead(RegionHead):
         "score",
         "nms",
         "detections",
-        "norm",
+        "level_norm",
         "place",
     )
 
     def __init__(
         self,
-        maps: Mapping[str, Any],
+        pyramid: Mapping[str, Any],
         outputs: int,
         channels: int = 256,
         anchor_scale: float = 8.0,
@@ -85,7 +85,7 @@ class CascadeMaskRCNNHead(RegionHead):
     ) -> None:
         if box_loss not in ("smooth_l1", "giou"):
             raise ValueError(f"box_loss is 'smooth_l1' or 'giou', not {box_loss!r}")
-        super().__init__(maps, channels, anchor_scale, anchor_sizes, ratios, proposals)
+        super().__init__(pyramid, channels, anchor_scale, anchor_sizes, ratios, proposals)
         stages = [
             RoIHeads(
                 self.box_pool(),

@@ -16,7 +16,7 @@ class FasterRCNNHead(RegionHead):
     """Ren et al., arXiv 1506.01497, on a pyramid (Lin et al., arXiv 1612.03144), in torchvision's implementation.
 
     Args:
-        maps, channels, anchor_scale, anchor_sizes, ratios, proposals: see `RegionHead`.
+        pyramid, channels, anchor_scale, anchor_sizes, ratios, proposals: see `RegionHead`.
         outputs: number of classes.
         convs, fcs, hidden, box_norm: the network on each box, see `box_network`.
         rois: boxes of an image that are learnt from in a step; a quarter of them hold objects, if there are so many.
@@ -40,13 +40,13 @@ class FasterRCNNHead(RegionHead):
         "score",
         "nms",
         "detections",
-        "norm",
+        "level_norm",
         "place",
     )
 
     def __init__(
         self,
-        maps: Mapping[str, Any],
+        pyramid: Mapping[str, Any],
         outputs: int,
         channels: int = 256,
         anchor_scale: float = 8.0,
@@ -62,7 +62,7 @@ class FasterRCNNHead(RegionHead):
         nms: float = 0.5,
         detections: int = 100,
     ) -> None:
-        super().__init__(maps, channels, anchor_scale, anchor_sizes, ratios, proposals)
+        super().__init__(pyramid, channels, anchor_scale, anchor_sizes, ratios, proposals)
         self.roi_heads = RoIHeads(
             self.box_pool(),
             box_network(channels, convs, fcs, hidden, box_norm),

@@ -16,7 +16,7 @@ class MaskRCNNHead(RegionHead):
     """He et al., arXiv 1703.06870, in torchvision's implementation: 28 x 28 logits of a mask for each box and class.
 
     Args:
-        maps, channels, anchor_scale, anchor_sizes, ratios, proposals: see `RegionHead`.
+        pyramid, channels, anchor_scale, anchor_sizes, ratios, proposals: see `RegionHead`.
         outputs: number of classes.
         convs, fcs, hidden, box_norm: the network on each box, see `box_network`.
         mask_channels: of the mask network.
@@ -39,13 +39,13 @@ class MaskRCNNHead(RegionHead):
         "score",
         "nms",
         "detections",
-        "norm",
+        "level_norm",
         "place",
     )
 
     def __init__(
         self,
-        maps: Mapping[str, Any],
+        pyramid: Mapping[str, Any],
         outputs: int,
         channels: int = 256,
         anchor_scale: float = 8.0,
@@ -62,7 +62,7 @@ class MaskRCNNHead(RegionHead):
         nms: float = 0.5,
         detections: int = 100,
     ) -> None:
-        super().__init__(maps, channels, anchor_scale, anchor_sizes, ratios, proposals)
+        super().__init__(pyramid, channels, anchor_scale, anchor_sizes, ratios, proposals)
         self.roi_heads = RoIHeads(
             self.box_pool(),
             box_network(channels, convs, fcs, hidden, box_norm),

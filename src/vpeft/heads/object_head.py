@@ -39,21 +39,21 @@ class ObjectHead(Head):
     `masks` (N, H, W), and `size`, the rows and columns of the batch that the image fills. Crowds are not learnt.
 
     Args:
-        maps: settings of the `StageMaps`.
-        channels: of every level of the pyramid.
+        pyramid: settings of the `StageMaps`.
+        channels: of every level.
         extra: further levels, coarser ones.
     """
 
-    def __init__(self, maps: Mapping[str, Any], channels: int, extra: ExtraFPNBlock) -> None:
+    def __init__(self, pyramid: Mapping[str, Any], channels: int, extra: ExtraFPNBlock) -> None:
         super().__init__()
-        self.maps = StageMaps(**maps)
+        self.maps = StageMaps(**pyramid)
         self.reads = self.maps.reads
-        self.pyramid = FeaturePyramidNetwork(list(self.maps.channels), channels, extra)
+        self.fpn = FeaturePyramidNetwork(list(self.maps.channels), channels, extra)
 
     def levels(self, features: Features) -> Levels:
         """Features of one pass -> the maps (B, channels, H, W) of all levels by name, high resolution first."""
         found = self.maps(features)
-        levels: Levels = self.pyramid(OrderedDict((str(k), one) for k, one in enumerate(found)))
+        levels: Levels = self.fpn(OrderedDict((str(k), one) for k, one in enumerate(found)))
         return levels
 
     def forward(self, features: Features, batch: Batch | None = None) -> Any:

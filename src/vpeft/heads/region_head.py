@@ -37,7 +37,7 @@ class RegionHead(ObjectHead):
     background; those that go in and out of this module count from 0.
 
     Args:
-        maps: settings of the `StageMaps`.
+        pyramid: settings of the `StageMaps`.
         channels: of the pyramid.
         anchor_scale: side of a level's anchors, in strides of that level.
         anchor_sizes: in place of it, the sides of the anchors in pixels, a list for each level.
@@ -50,14 +50,14 @@ class RegionHead(ObjectHead):
 
     def __init__(
         self,
-        maps: Mapping[str, Any],
+        pyramid: Mapping[str, Any],
         channels: int,
         anchor_scale: float,
         anchor_sizes: Sequence[Sequence[float]] | None,
         ratios: Sequence[float],
         proposals: int,
     ) -> None:
-        super().__init__(maps, channels, LastLevelMaxPool())
+        super().__init__(pyramid, channels, LastLevelMaxPool())
         strides = [*self.maps.strides, 2 * self.maps.strides[-1]]
         sizes = anchor_sizes or [[anchor_scale * stride] for stride in strides]
         if len(sizes) != len(strides):
@@ -78,11 +78,11 @@ class RegionHead(ObjectHead):
 
     @classmethod
     def on(cls, backbone: Backbone, width: int, outputs: int, /, **options: Any) -> Head:
-        """The head on the maps of a backbone; `norm` and `place` are options of the `StageMaps`."""
+        """The head on the maps of a backbone; `level_norm`, the norm of the `StageMaps`, and `place` are theirs."""
         rest = dict(options)
-        norm: NormKind = rest.pop("norm", "train")
+        norm: NormKind = rest.pop("level_norm", "train")
         maps = StageMaps.on(backbone, norm=norm, place=rest.pop("place", None)).settings
-        return cls.with_options(rest, maps=maps, outputs=outputs)
+        return cls.with_options(rest, pyramid=maps, outputs=outputs)
 
     def losses(self, images: ImageList, levels: Levels, targets: list[Detections]) -> dict[str, Tensor]:
         """The losses of the proposals and of the RoI heads."""

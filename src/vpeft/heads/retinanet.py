@@ -30,7 +30,7 @@ class RetinaNetHead(ObjectHead):
     from 0, as scores are sigmoids and no background is a class.
 
     Args:
-        maps: settings of the `StageMaps`.
+        pyramid: settings of the `StageMaps`.
         outputs: number of classes.
         channels: of the pyramid and of both networks.
         anchor_scale: side of the smallest anchor of a level, in strides of that level.
@@ -52,14 +52,14 @@ class RetinaNetHead(ObjectHead):
         "nms",
         "detections",
         "candidates",
-        "norm",
+        "level_norm",
         "place",
         "finest",
     )
 
     def __init__(
         self,
-        maps: Mapping[str, Any],
+        pyramid: Mapping[str, Any],
         outputs: int,
         channels: int = 256,
         anchor_scale: float = 4.0,
@@ -70,17 +70,17 @@ class RetinaNetHead(ObjectHead):
         detections: int = 100,
         candidates: int = 1000,
     ) -> None:
-        last = StageMaps(**maps).channels[-1]
-        super().__init__(maps, channels, LastLevelP6P7(last, channels))
+        last = StageMaps(**pyramid).channels[-1]
+        super().__init__(pyramid, channels, LastLevelP6P7(last, channels))
         first = list(self.maps.strides)
         strides = [*first, *(first[-1] * 2 ** (k + 1) for k in range(EXTRA))]
         octave = [2 ** (k / 3) for k in range(3)]
         sizes = anchor_sizes or [[anchor_scale * stride * part for part in octave] for stride in strides]
         if len(sizes) != len(strides):
             raise ValueError(f"anchor_sizes has {len(sizes)} lists and there are {len(strides)} levels: {strides}")
-        self.pyramid.out_channels = channels
+        self.fpn.out_channels = channels
         self.detector = RetinaNet(
-            self.pyramid,
+            self.fpn,
             outputs,
             anchor_generator=StrideAnchors(strides, sizes, ratios),
             score_thresh=score,
@@ -88,23 +88,24 @@ class RetinaNetHead(ObjectHead):
             detections_per_img=detections,
             topk_candidates=candidates,
         )
-        del self.detector.backbone  # it is `pyramid`, and a tensor has one name
+        del self.detector.backbone  # it is `fpn`, and a tensor has one name
 
     @classmethod
     def on(cls, backbone: Backbone, width: int, outputs: int, /, **options: Any) -> Head:
         """The head on the maps of a backbone.
 
-        Options besides those of the constructor: `norm` and `place` of the `StageMaps`; `finest`, the number of the
-        finest stage that is read, by default the second of four or three and the first of two.
+        Options besides those of the constructor: `level_norm`, the norm of the `StageMaps`, and their `place`;
+        `finest`, the number of the finest stage that is read, by default the second of four or three and the first of
+        two.
         """
         rest = dict(options)
-        norm: NormKind = rest.pop("norm", "train")
+        norm: NormKind = rest.pop("level_norm", "train")
         maps = StageMaps.on(backbone, norm=norm, place=rest.pop("place", None)).settings
         stages = len(maps["places"])
         finest = int(rest.pop("finest", 1 if stages > 2 else 0))
         if stages > 1:  # a single map gives all levels
             maps = {**maps, **{name: maps[name][finest:] for name in ("places", "widths", "strides")}}
-        return cls.with_options(rest, maps=maps, outputs=outputs)
+        return cls.with_options(rest, pyramid=maps, outputs=outputs)
 
     def raw(self, images: ImageList, levels: Levels) -> Mapping[str, Tensor]:
         """The logits of the classes and the codes of the boxes, at each anchor."""

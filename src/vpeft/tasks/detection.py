@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ..batch import Batch, Sample, as_sample
+from ..data.joint import Fitting, detection_transform
+from ..data.preprocessing import Preprocessing
 from ..head import HeadText, make_head
 from ..task import DetectedObjects, Leading, Prediction, TargetKind, Task, UnsuitableTargets, register_task
 from .object_scores import MASKS, ObjectScores, in_original_pixels, masks_in_original, true_masks
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..backbones.backbone import Backbone
-    from ..data.preprocessing import Preprocessing
 
 # Classes that a drawing of their precision has room for.
 DRAWN = 80
@@ -49,13 +50,16 @@ class Detection(Task):
     confidence: float = Field(default=0.3, ge=0, le=1)
     """predictions below this score are not printed or drawn; scores count all of them"""
     size: int | tuple[int, int] | None = None
-    """images are fitted to this size (rows, columns), or to a square; by default to the size of the backbone"""
+    """height and width that images are fitted to, or a square; by default the size of the backbone"""
     shortest: int | tuple[int, ...] | None = None
-    """in place of it, the length of the shorter side; training draws from several, and the test takes the largest"""
-    longest: int | None = None
-    """with `shortest`, the largest length of the longer side"""
-    fit: Literal["longer", "squash"] | None = None
-    """how `size` is reached: "longer" keeps the ratio of the sides and adds bars, "squash" does not"""
+    """length of the shorter side; training draws from several, evaluation takes the largest; with `size` as well,
+    training uses that and evaluation uses this"""
+    longest: int | None = Field(default=None, ge=1)
+    """limit of the longer side, where `shortest` is given"""
+    fit: Fitting | None = None
+    """how `size` is reached: longer (ratio kept, padded) or squash; by default as the backbone's preprocessing does"""
+    image_changes: str = Field(default="", alias="augment")
+    """changes of training images, joined by +: flip, photometric, crop, scale_jitter; else the data set's own"""
     multiple: int = Field(default=32, ge=1)
     """the sides of a batch are multiples of so many pixels"""
 
@@ -76,16 +80,15 @@ class Detection(Task):
         return make_head(self.head_kind, backbone, width, len(self.labels))
 
     def transforms(self, preprocessing: Preprocessing, augmentation: str, training: bool) -> Callable[..., Any]:
-        """Image and objects together; the augmentation is one or several of `vpeft.data.joint.changes`, joined by +."""
-        from ..data.joint import detection_transform
-
+        """Image and objects together; `augment` or else the data set's augmentation, changes of data/joint.py."""
+        fitted = self.size if training or not self.shortest else None
         return detection_transform(
             preprocessing,
             training,
-            self.size,
-            self.shortest,
-            self.longest,
-            augment="" if augmentation == "none" else augmentation,
+            fitted,
+            None if fitted or not self.shortest else self.shortest,
+            self.longest if self.shortest and not fitted else None,
+            augment=self.image_changes or augmentation,
             fit=self.fit,
             masks=self.masks,
         )

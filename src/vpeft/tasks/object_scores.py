@@ -13,7 +13,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import box_convert
 
-from ..errors import VpeftError
+from ..errors import VpeftError, need_extra
 from .targets import label_names
 from .voc_ap import voc_ap
 
@@ -60,6 +60,7 @@ class ObjectScores(MeanAveragePrecision):
     """
 
     def __init__(self, labels: Sequence[str], masks: bool = False, detections: int = 100) -> None:
+        need_extra("faster_coco_eval", "dense")
         super().__init__(
             iou_type=("bbox", "segm") if masks else "bbox",
             iou_thresholds=IOUS,

@@ -41,7 +41,7 @@ KINDS = {
 
 def made(kind: str, **more: Any) -> Any:
     torch.manual_seed(0)
-    head = get_head(kind)(maps=MAPS, outputs=CLASSES, **{**KINDS[kind], **more})
+    head = get_head(kind)(pyramid=MAPS, outputs=CLASSES, **{**KINDS[kind], **more})
     with torch.no_grad():  # off their starts, at which all classes are equal
         for parameter in head.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
