@@ -27,6 +27,7 @@ from vpeft.guarded import DEPTH, short
 
 _FORM = re.compile(r"\s*(?P<name>[A-Za-z_][\w-]*)\s*(?:\((?P<fields>.*)\))?\s*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_][\w.-]*")
+_WORDS = re.compile(rf"{_WORD.pattern}(?:\+{_WORD.pattern})*")  # such as flip+photometric
 # Python's spelling of what TOML spells otherwise or cannot say.
 _PYTHON = {"True": True, "False": False, "None": None}
 
@@ -109,7 +110,7 @@ def _value(text: str, whole: str) -> object:
     except (ValueError, RecursionError):  # also of numbers with thousands of digits
         if text.startswith("[") and text.endswith("]"):
             return [_value(item.strip(), whole) for item in _split(text[1:-1], ",", whole)]
-        if _WORD.fullmatch(text) or (_FORM.fullmatch(text) and text.endswith(")")):
+        if _WORDS.fullmatch(text) or (_FORM.fullmatch(text) and text.endswith(")")):
             return text  # a word, or a name with fields of its own, which whoever takes the value reads
     else:
         # Further keys would come from a value with a line break in it; dates have no use here.

@@ -115,3 +115,10 @@ def test_reading_a_text_needs_only_pydantic() -> None:
     root = vpeft.method_spec.__file__.rsplit("/", 1)[0]
     done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_words_joined_by_plus_are_one_value() -> None:
+    found = parse_one("detection(augment=flip+photometric, epochs=4)", "task")
+    assert found.fields == {"epochs": 4, "augment": "flip+photometric"}
+    assert parse_one(text_of(found), "task") == found
+    assert [one.name for one in parse("lora(rank=4)+ssf").methods] == ["lora", "ssf"]
