@@ -17,7 +17,7 @@ from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.export import export_folder
 from vpeft.data.problems import DataWarning
-from vpeft.data.sources.registry import sources
+from vpeft.data.sources.registry import sources, with_its_target
 
 app = App(name="data", help="List data sources, check a data set, or export one as a folder of images.")
 
@@ -65,11 +65,13 @@ def _check(source: str, /, *, json: Switch = False, given: dict[str, Any]) -> No
     out.print(show.table(("label", *parts), rows))
     made = [name for name, split in data.manifest.splits.items() if split.made]
     note = f"splits made here with seed {data.config.seed}: {', '.join(made)}" if made else "splits as stated"
+    if data.train.target.on_pixels:
+        out.print(Text(f"\n{', '.join(f'{len(split)} images in {name}' for name, split in data.splits.items())}"))
     out.print(Text(f"\nlayout {data.manifest.layout}; {note}; {len(data.problems)} problems; {data.manifest.digest}"))
 
 
 def _export(source: str, folder: Path, /, *, given: dict[str, Any]) -> None:
-    """Write a data set as a plain folder of images, SPLIT/LABEL/IMAGE, which every command reads.
+    """Write a data set as a plain folder that every command reads: SPLIT/LABEL/IMAGE, or COCO JSON for objects.
 
     Parameters
     ----------
@@ -85,7 +87,10 @@ def _export(source: str, folder: Path, /, *, given: dict[str, Any]) -> None:
 
 
 def _open(source: str, given: dict[str, Any], *, quiet: bool = False) -> Datasets:
-    config = validated(DataConfig, {"source": source, **nested(_FLAGS, given)}, _FLAGS)
+    stated = nested(_FLAGS, given)
+    config = validated(DataConfig, {"source": source, **stated}, _FLAGS)
+    if "target" not in stated:
+        config = with_its_target(config)
     with warnings.catch_warnings():
         if quiet:  # the problems are in the manifest that is printed
             warnings.simplefilter("ignore", DataWarning)

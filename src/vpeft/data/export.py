@@ -1,26 +1,34 @@
 """A data set written out as a plain folder that any tool (and vpeft) reads.
 
-One label for each image is SPLIT/LABEL/image, masks are SPLIT/images and SPLIT/masks, and several labels or values are
+One label for each image is SPLIT/LABEL/image; masks are SPLIT/images and SPLIT/masks, and depth maps SPLIT/images and
+SPLIT/depth; objects are images/SPLIT and COCO's annotations/instances_SPLIT.json; several labels or values are
 SPLIT/image with a list.csv.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from vpeft.data.datasets import Datasets
 from vpeft.data.image_set import ImageSet
 from vpeft.data.items import Item
+from vpeft.data.objects import Objects, Polygons, Shape
 from vpeft.data.problems import DataError
 from vpeft.data.sources.folder import NOT_CLASSES
+from vpeft.data.steps import height_and_width
+from vpeft.errors import need_extra
 
 
 def export_folder(datasets: Datasets, out: Path) -> Path:
@@ -40,6 +48,10 @@ def export_folder(datasets: Datasets, out: Path) -> Path:
             _write_classes(datasets, building)
         elif kind == "mask":
             _write_pairs(datasets, building)
+        elif kind == "depth":
+            _write_depths(datasets, building)
+        elif kind == "objects":
+            _write_coco(datasets, building)
         else:
             _write_list(datasets, building)
         (building / "data.json").write_text(datasets.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -81,6 +93,69 @@ def _write_pairs(datasets: Datasets, building: Path) -> None:
             else:
                 Image.fromarray(numbers.astype(np.uint8)).save(file.with_name(f"{file.name}.png"))
     (building / "classes.txt").write_text("".join(f"{label}\n" for label in datasets.labels), encoding="utf-8")
+
+
+def _write_depths(datasets: Datasets, building: Path) -> None:
+    """SPLIT/images and SPLIT/depth, a depth map as an array in the unit of depth, NaN where nothing is known."""
+    for split, images in datasets.splits.items():
+        for folder in ("images", "depth"):
+            (building / split / folder).mkdir(parents=True)
+        for index in range(len(images)):
+            name = _write_image(images, index, building / split / "images")
+            np.save(building / split / "depth" / f"{Path(name).stem}.npy", images.drawn(index).numpy())
+
+
+def _write_coco(datasets: Datasets, building: Path) -> None:
+    """images/SPLIT and annotations/instances_SPLIT.json, category n + 1 for class n, masks as run-length codes.
+
+    Polygons and codes stay as they are. An area is that of the mask, and that of the box where there is none.
+    """
+    (building / "annotations").mkdir()
+    number = {label: place + 1 for place, label in enumerate(datasets.labels)}
+    categories = [{"id": place, "name": label} for label, place in number.items()]
+    for split, images in datasets.splits.items():
+        (building / "images" / split).mkdir(parents=True)
+        listed: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index, item in enumerate(images.items):
+            height, width = height_and_width(images.image(index))
+            name = _write_image(images, index, building / "images" / split)
+            listed.append({"id": index + 1, "file_name": name, "height": height, "width": width})
+            for one in coco_annotations(item.target, number, height, width):
+                annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **one})
+        told = {"images": listed, "annotations": annotations, "categories": categories}
+        file = building / "annotations" / f"instances_{split}.json"
+        file.write_text(json.dumps(told, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def coco_annotations(objects: Objects, number: Mapping[str, int], height: int, width: int) -> list[dict[str, Any]]:
+    """The objects of an image (height, width) as COCO's annotations, without ids.
+
+    `number` gives the category of each class.
+    """
+    made = []
+    for place, label in enumerate(objects.labels):
+        left, top, right, bottom = (float(one) for one in objects.boxes[place])
+        one: dict[str, Any] = {
+            "category_id": number[label],
+            "bbox": [left, top, right - left, bottom - top],
+            "area": (right - left) * (bottom - top),
+            "iscrowd": int(objects.crowd[place]),
+        }
+        shape = None if objects.shapes is None else objects.shapes[place]
+        if shape is not None:
+            mask = shape.mask(height, width)
+            one["segmentation"], one["area"] = _segmentation(shape, mask), float(mask.sum())
+        made.append(one)
+    return made
+
+
+def _segmentation(shape: Shape, mask: NDArray[np.uint8]) -> Any:
+    if isinstance(shape, Polygons):
+        return [list(part) for part in shape.parts]
+    codec = need_extra("faster_coco_eval.core.mask", "dense")
+    code = codec.encode(np.asfortranarray(mask))
+    return {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
 
 
 def _write_list(datasets: Datasets, building: Path) -> None:

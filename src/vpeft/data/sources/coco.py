@@ -36,7 +36,12 @@ class Coco:
         path = Path(config.source).expanduser()
         if path.suffix.lower() == ".json":
             return Claim.FORMAT if path.is_file() else Claim.NONE
-        return Claim.FORMAT if path.is_dir() and next(_files(path), None) is not None else Claim.NONE
+        if not path.is_dir():
+            return Claim.NONE
+        # Other data sets keep notes in JSON too: for another target only the published names are a mark.
+        pattern = "*.json" if config.target in self.targets else "instances*.json"
+        marks = [*path.glob(_ROBOFLOW), *path.glob(f"*/{_ROBOFLOW}"), *path.glob(f"annotations/{pattern}")]
+        return Claim.FORMAT if marks else Claim.NONE
 
     def names(self) -> Iterable[str]:
         return ()

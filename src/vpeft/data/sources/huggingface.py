@@ -5,20 +5,30 @@ Images stay encoded until they are needed and are decoded by vpeft, so that the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vpeft.data.annotations import corners_of, note_counts, shape_of
 from vpeft.data.config import DataConfig
 from vpeft.data.items import Item, Listing, SamplePicture, split_of
+from vpeft.data.objects import Objects, Shape
 from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
 from vpeft.data.targets import Given, Mask, Target, Values, labels_given, target_of, values_given
+from vpeft.data.targets.depth import DepthMap
 from vpeft.errors import nearest, need_extra
 
 _PREFIX = "hf:"
 
 _MASK_COLUMNS = ("mask", "label", "annotation", "segmentation_mask", "segmentation", "seg", "labels")
+_DEPTH_COLUMNS = ("depth", "depth_map", "depths", "label", "annotation")
+# Names of the parts of a column of objects.
+_BOXES = ("bbox", "bboxes", "boxes", "box")
+_CATEGORIES = ("category", "categories", "category_id", "label", "labels", "class")
+_SHAPES = ("segmentation", "segmentations", "polygons")
+_CROWDS = ("iscrowd", "is_crowd", "crowd")
 
 # What `save_to_disk` leaves in the folder of several splits, and of one.
 _MARKS = ("dataset_dict.json", "state.json")
@@ -28,12 +38,13 @@ _MARKS = ("dataset_dict.json", "state.json")
 class HuggingFace:
     """The image column is the one of type Image, the label column the one of type ClassLabel, unless stated.
 
-    Several labels are a sequence of ClassLabel or of texts, values are numbers, and a mask is a second column of type
-    Image.
+    Several labels are a sequence of ClassLabel or of texts, values are numbers, and a mask or a depth map is a second
+    column of type Image. Objects are a column of `bbox` and `category`, and perhaps `segmentation` and `iscrowd`, boxes
+    as COCO's (left, top, width, height) unless `box_format` says otherwise.
     """
 
     name = "hf"
-    targets = ("label", "labels", "values", "mask")
+    targets = ("label", "labels", "values", "mask", "objects", "depth")
     title = "a data set of Hugging Face, 'hf:owner/name', or a folder that its save_to_disk made"
 
     def claims(self, config: DataConfig) -> Claim:
@@ -81,31 +92,108 @@ def _load(library: Any, config: DataConfig) -> Any:
 
 def _add(library: Any, listing: Listing, dataset: Any, split: Any, config: DataConfig) -> None:
     target = target_of(config)
+    if target.name == "objects":
+        _add_objects(library, listing, dataset, split, config)
+        return
     image, columns = _columns(library, dataset, config, target)
-    for column in (image, *(columns if target.name == "mask" else ())):
+    for column in (image, *(columns if target.on_pixels else ())):
         if isinstance(dataset.features[column], library.Image):
             dataset = dataset.cast_column(column, library.Image(decode=False))
     names = _class_names(library, dataset.features[columns[0]])
-    if target.name == "mask":
+    if target.on_pixels:
         listing.labels = config.label_names or None
     elif isinstance(target, Values):
         listing.labels = columns
     elif names is not None:
         listing.labels = names
     prefix = f"{split}/" if split else ""
-    rows = zip(*(dataset[column] for column in columns), strict=True) if target.name != "mask" else None
+    rows = zip(*(dataset[column] for column in columns), strict=True) if not target.on_pixels else None
     where = f"{config.source}, column {', '.join(columns)}"
     for index in range(len(dataset)):
         name = f"{prefix}{index:06d}"
         given: Given | None
         if rows is None:
-            given = Given("", Mask(SamplePicture(dataset, index, columns[0])))
+            picture = SamplePicture(dataset, index, columns[0])
+            given = Given("", Mask(picture) if target.name == "mask" else DepthMap(picture, config.depth_scale))
         else:
             given = _given(next(rows), names, target, where)
         if given is None:
             listing.problems.add("unlabelled", name)
             continue
         listing.add(split, Item(name, given.text, SamplePicture(dataset, index, image), given.value))
+
+
+def _add_objects(library: Any, listing: Listing, dataset: Any, split: Any, config: DataConfig) -> None:
+    image = _column(dataset, config.image_column, library.Image, "image_column")
+    column, parts = _object_column(dataset, config)
+    if isinstance(dataset.features[image], library.Image):
+        dataset = dataset.cast_column(image, library.Image(decode=False))
+    names = _class_names(library, _parts(dataset.features[column])[parts["category"]])
+    if names is not None or config.label_names:
+        listing.labels = names = list(config.label_names) or names
+    sizes = [dataset[name] for name in ("height", "width") if name in dataset.features]
+    prefix = f"{split}/" if split else ""
+    unknown: Counter[str] = Counter()
+    for index, row in enumerate(dataset[column]):
+        name = f"{prefix}{index:06d}"
+        found = row if isinstance(row, list) else _transposed(row or {})
+        size = (int(sizes[0][index]), int(sizes[1][index])) if len(sizes) == 2 else None
+        boxes, labels, crowd, faults = [], [], [], []
+        shapes: list[Shape | None] = []
+        for one in found:
+            label = one.get(parts["category"])
+            if isinstance(label, int) and names is not None:
+                if not 0 <= label < len(names):
+                    unknown[f"category {label}"] += 1
+                    continue
+                label = names[label]
+            try:
+                shapes.append(shape_of(one.get(parts["shape"])))
+            except ValueError as error:
+                faults.append(str(error))
+                shapes.append(None)
+            boxes.append(corners_of(one.get(parts["box"]), config.box_format or "sides"))
+            labels.append(str(label))
+            crowd.append(bool(one.get(parts["crowd"]) or False))
+        if faults:
+            listing.problems.add("shape", name, f"{faults[0]}{f' and {len(faults) - 1} more' if faults[1:] else ''}")
+        objects = Objects.of(boxes, labels, crowd=crowd, shapes=shapes, size=size)
+        listing.add(split, Item(name, "", SamplePicture(dataset, index, image), objects))
+    note_counts(listing.problems, "unknown_category", unknown, "objects")
+
+
+def _parts(feature: Any) -> Mapping[str, Any]:
+    """The parts of a column of objects, a mapping of lists or a list of mappings; empty for another column."""
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else feature)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _object_column(dataset: Any, config: DataConfig) -> tuple[str, dict[str, str]]:
+    """The column of the objects, and the names of its parts."""
+    for column, feature in dataset.features.items():
+        if config.label_column not in (None, column):
+            continue
+        told = _parts(feature)
+        box = next((name for name in _BOXES if name in told), None)
+        category = next((name for name in _CATEGORIES if name in told), None)
+        if box is not None and category is not None:
+            shape = next((name for name in _SHAPES if name in told), "")
+            crowd = next((name for name in _CROWDS if name in told), "")
+            return str(column), {"box": box, "category": category, "shape": shape, "crowd": crowd}
+    kinds = [column for column, feature in dataset.features.items() if hasattr(feature, "names")]
+    if kinds and config.label_column is None:
+        raise target_of(config).refused(f"{config.source}, column {kinds[0]!r}", "label")
+    raise DataError(
+        f"No column of {config.source} holds objects, which are bbox and category: {', '.join(dataset.features)}. State"
+        " it with label_column."
+    )
+
+
+def _transposed(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A mapping of lists as a list of mappings; parts that are missing for all stay away."""
+    told = {name: values for name, values in row.items() if values is not None}
+    count = max((len(values) for values in told.values()), default=0)
+    return [{name: values[place] for name, values in told.items() if place < len(values)} for place in range(count)]
 
 
 def _given(values: tuple[Any, ...], names: list[str] | None, target: Target, where: str) -> Given | None:
@@ -142,18 +230,10 @@ def _columns(library: Any, dataset: Any, config: DataConfig, target: Target) -> 
     """The column of the image, and those of the target."""
     features = dataset.features
     pictures = [column for column in features if isinstance(features[column], library.Image)]
-    if target.name == "mask":
+    if target.on_pixels:
         mask = config.label_column
         if mask is None:
-            usual: tuple[str, ...] = (
-                "mask",
-                "label",
-                "annotation",
-                "segmentation_mask",
-                "segmentation",
-                "seg",
-                "labels",
-            )
+            usual: tuple[str, ...] = _DEPTH_COLUMNS if target.name == "depth" else _MASK_COLUMNS
             mask = next((name for name in usual if name in pictures), None)
             others = [column for column in pictures if column not in (config.image_column, "image")]
             mask = mask or (others[0] if len(others) == 1 and len(pictures) == 2 else None)
@@ -161,7 +241,7 @@ def _columns(library: Any, dataset: Any, config: DataConfig, target: Target) -> 
             labels = [column for column in features if isinstance(features[column], library.ClassLabel)]
             if labels:
                 raise target.refused(f"{config.source}, column {labels[0]!r}", "label")
-            raise DataError(f"No column can be the mask: {', '.join(features)}. State it with label_column.")
+            raise DataError(f"No column can be the {target.name}: {', '.join(features)}. State it with label_column.")
         rest = [column for column in pictures if column != mask]
         image = config.image_column or (rest[0] if len(rest) == 1 else None)
         return image or _column(dataset, None, library.Image, "image_column"), [mask]

@@ -1,38 +1,45 @@
-"""Images in images/ and their masks in masks/, perhaps in train/, val/ and test/; a mask is named as its image."""
+"""Images in images/ with masks in masks/ or depth maps in depth/, perhaps in train/, val/, test/, of the same names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
+from vpeft.data.class_tables import ClassTable, find_class_table
 from vpeft.data.config import DataConfig
 from vpeft.data.images import files_below, is_image_name, pictures_among, readable
 from vpeft.data.items import FilePicture, Item, Listing, SplitName, split_of
-from vpeft.data.problems import DataError
+from vpeft.data.mapped_picture import ColouredMask
+from vpeft.data.problems import DataError, Kind
 from vpeft.data.sources.registry import Claim, source
-from vpeft.data.targets import Mask
+from vpeft.data.targets.depth import DepthMap
+from vpeft.data.targets.mask import Mask
 
 _IMAGES = ("images", "image", "imgs", "JPEGImages")
 _MASKS = ("masks", "mask", "labels", "annotations", "SegmentationClass")
-# One name a line, the first of class 0.
-_NAMES = ("classes.txt", "labels.txt")
+_DEPTHS = ("depth", "depths", "depth_maps", "depthmaps")
 # What data sets append to the name of an image for that of its mask.
-_ENDINGS = ("", "_mask", "_gt", "_label", "_seg")
+_ENDINGS = ("", "_mask", "_gt", "_label", "_seg", "_L", "_depth")
 
 
 @source
 class MaskFolder:
-    """With `masks` the folder of the masks is stated, and the source is that of the images."""
+    """With `masks` the folder of the masks is stated, and the source is that of the images.
+
+    A mask holds class numbers, in grey or as a palette; or colours, where a file beside the folders gives each class
+    its colour (classes.csv, class_dict.csv: name,r,g,b). A depth map is a PNG of 16 bits, a TIFF or an array.
+    """
 
     name = "masks"
-    title = "a folder with images/ and masks/ (or train/images, train/masks, ...), a mask named as its image"
-    targets = ("mask",)
+    title = "a folder with images/ and masks/ or depth/ (or train/images, train/masks, ...), files of the same names"
+    targets = ("mask", "depth")
 
     def claims(self, config: DataConfig) -> Claim:
         root = Path(config.source).expanduser()
-        if config.target != "mask" or not root.is_dir():
+        if config.target not in self.targets or not root.is_dir():
             return Claim.NONE
-        return Claim.MARK if config.masks is not None or _pairs(root) else Claim.NONE
+        return Claim.MARK if config.masks is not None or _pairs(root, config.target) else Claim.NONE
 
     def names(self) -> Iterable[str]:
         return ()
@@ -46,12 +53,14 @@ class MaskFolder:
             if inner and all(inner.values()):  # train/ and val/ in both
                 pairs = {split: (folder, config.masks.expanduser() / folder.name) for folder, split in inner.items()}
         else:
-            pairs = _pairs(root)
+            pairs = _pairs(root, config.target)
         if not pairs:
-            raise DataError(f"{root} has no folder images beside a folder masks. Expected: {self.title}.")
+            word = "depth" if config.target == "depth" else "masks"
+            raise DataError(f"{root} has no folder images beside a folder {word}. Expected: {self.title}.")
+        table = None if config.target == "depth" else find_class_table(root, *(masks for _, masks in pairs.values()))
         for split, (images, masks) in pairs.items():
-            _add(listing, root, images, masks, split)
-        listing.labels = config.label_names or _names(root)
+            _add(listing, root, images, masks, split, _Maker(config, table))
+        listing.labels = config.label_names or (None if table is None else table.names)
         return listing
 
 
@@ -64,9 +73,29 @@ def is_pair(root: Path) -> bool:
     return bool(stems[0]) and 2 * len(stems[0] & stems[1]) > len(stems[0])
 
 
-def _pairs(root: Path) -> dict[SplitName | None, tuple[Path, Path]]:
+class _Maker(NamedTuple):
+    """Makes the target of a file as the configuration asks."""
+
+    config: DataConfig
+    table: ClassTable | None
+
+    @property
+    def missing(self) -> Kind:
+        """The problem that an image has no such file."""
+        return "missing_depth" if self.config.target == "depth" else "missing_mask"
+
+    def __call__(self, file: Path) -> Mask | DepthMap:
+        picture = FilePicture(file)
+        if self.config.target == "depth":
+            return DepthMap(picture, self.config.depth_scale)
+        if self.table is None or not self.table.colours:
+            return Mask(picture)
+        return Mask(ColouredMask(picture, self.table.colours, self.table.ignored))
+
+
+def _pairs(root: Path, target: str) -> dict[SplitName | None, tuple[Path, Path]]:
     """The folders of images and of masks, for each split; the key None where there are no splits."""
-    own = _pair(root)
+    own = _pair(root, target)
     if own is not None:
         # images/train beside masks/train is as common as train/images beside train/masks.
         inner = {folder.name: split_of(folder.name) for folder in own[0].iterdir() if folder.is_dir()}
@@ -75,19 +104,27 @@ def _pairs(root: Path) -> dict[SplitName | None, tuple[Path, Path]]:
         return {None: own}
     found: dict[SplitName | None, tuple[Path, Path]] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        split, pair = split_of(folder.name), _pair(folder)
+        split, pair = split_of(folder.name), _pair(folder, target)
         if split is not None and pair is not None:
             found[split] = pair
     return found
 
 
-def _pair(folder: Path) -> tuple[Path, Path] | None:
+def _pair(folder: Path, target: str) -> tuple[Path, Path] | None:
     images = next((folder / name for name in _IMAGES if (folder / name).is_dir()), None)
-    masks = next((folder / name for name in _MASKS if (folder / name).is_dir()), None)
+    usual = _DEPTHS if target == "depth" else _MASKS
+    masks = next((folder / name for name in usual if (folder / name).is_dir()), None)
     return (images, masks) if images is not None and masks is not None else None
 
 
-def _add(listing: Listing, root: Path, images: Path, masks: Path, split: SplitName | None) -> None:
+def _add(
+    listing: Listing,
+    root: Path,
+    images: Path,
+    masks: Path,
+    split: SplitName | None,
+    make: _Maker,
+) -> None:
     """Add the images of one folder with the masks of another, found by their paths without the suffix."""
     if not masks.is_dir():
         raise DataError(f"There is no folder {masks} with the masks of {images}.")
@@ -104,15 +141,6 @@ def _add(listing: Listing, root: Path, images: Path, masks: Path, split: SplitNa
         stem = path.relative_to(images).with_suffix("").as_posix()
         mask = next((by_stem[stem + ending] for ending in _ENDINGS if stem + ending in by_stem), None)
         if mask is None:
-            listing.problems.add("missing_mask", name, f"there is no {stem}.* in {readable(masks.name)}")
+            listing.problems.add(make.missing, name, f"there is no {stem}.* in {readable(masks.name)}")
             continue
-        listing.add(split, Item(name, "", FilePicture(path), Mask(FilePicture(mask))))
-
-
-def _names(root: Path) -> list[str] | None:
-    """Names of the classes, where a file tells them."""
-    for name in _NAMES:
-        if (root / name).is_file():
-            lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
-            return [line.strip() for line in lines if line.strip()]
-    return None
+        listing.add(split, Item(name, "", FilePicture(path), make(mask)))

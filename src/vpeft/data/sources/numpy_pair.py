@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vpeft.data.pixels import MOST_CHANNELS, RGB, Reading, range_of
 from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
 from vpeft.data.targets import Values, target_of
+from vpeft.data.targets.depth import DepthMap
 
 _PREFIXES: dict[str, SplitName | None] = {"": None, **{f"{split}_": split for split in SPLITS}}
 
@@ -25,11 +27,12 @@ class NumpyPair:
     """Images (N, H, W), (N, H, W, C) or (N, C, H, W); labels (N,) or (N, 1), numbers or names; `classes` names them.
 
     Instead of labels (also `y` or `targets`): 0 and 1 (N, K) for several labels, numbers (N,) or (N, K) for values,
-    class numbers (N, H, W) for masks (also `masks`). Images may be called `x`, and `x_train` is `train_images`.
+    class numbers (N, H, W) for masks (also `masks`), depths (N, H, W) (also `depth`). Images may be called `x`, and
+    `x_train` is `train_images`.
     """
 
     name = "numpy"
-    targets = ("label", "labels", "values", "mask")
+    targets = ("label", "labels", "values", "mask", "depth")
     title = "an .npz with images and labels (or train_images, train_labels, ...), or 'images.npy,labels.npy'"
 
     def claims(self, config: DataConfig) -> Claim:
@@ -67,6 +70,7 @@ class NumpyPair:
             given = target.of_array(arrays[f"{prefix}labels"], classes, f"{config.source}, {prefix}labels")
             if isinstance(target, Values):
                 listing.labels = target.names
+            given = [one._replace(value=_scaled(one.value, config)) for one in given]
             if len(images) != len(given):
                 raise DataError(f"{config.source} has {len(images)} {prefix}images but {len(given)} {prefix}labels.")
             for index, (text, value) in enumerate(given):
@@ -78,6 +82,10 @@ class NumpyPair:
                 f"{config.source} holds {', '.join(_arrays(config.source)) or 'nothing'}. {listing.expected}"
             )
         return listing
+
+
+def _scaled(value: Any, config: DataConfig) -> Any:
+    return replace(value, scale=config.depth_scale) if isinstance(value, DepthMap) else value
 
 
 def _arrays(text: str) -> Mapping[str, NDArray[Any]]:
@@ -98,7 +106,8 @@ def _arrays(text: str) -> Mapping[str, NDArray[Any]]:
 
 def _usual_names(arrays: Mapping[str, NDArray[Any]], config: DataConfig) -> dict[str, NDArray[Any]]:
     """Arrays under the names images, labels, train_images, ...; those under other usual names are renamed."""
-    targets = ("masks", "labels", "y", "targets") if config.target == "mask" else ("labels", "y", "targets", "values")
+    own: dict[str, tuple[str, ...]] = {"mask": ("masks",), "depth": ("depth", "depths")}
+    targets = (*own.get(config.target, ()), "labels", "y", "targets", *(() if config.target in own else ("values",)))
     images = ("images", "x", "X")
     found = dict(arrays)
     for prefix, split in _PREFIXES.items():

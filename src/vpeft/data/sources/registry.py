@@ -106,3 +106,12 @@ def find_source(config: DataConfig) -> Source:
         raise DataError(f"{config.source} exists, but is none of the layouts that vpeft reads:\n{kinds}")
     hint = nearest(config.source, known_names())
     raise DataError(f"There is no file or folder {config.source}, and no data set of that name. {hint}")
+
+
+def with_its_target(config: DataConfig) -> DataConfig:
+    """The configuration for a source that has no labels, with the first kind of target that it has instead."""
+    try:
+        had = getattr(find_source(config), "targets", ("label",))
+    except DataError:
+        return config  # opening it says why
+    return config if config.target in had else config.model_copy(update={"target": had[0]})

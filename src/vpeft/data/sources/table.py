@@ -15,6 +15,7 @@ from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
 from vpeft.data.targets import Target, target_of
 from vpeft.errors import nearest, need_extra
+from vpeft.guarded import short
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -44,13 +45,13 @@ class Table:
     """Paths start from `root`, or from the list's own folder.
 
     One label is in the column `label`; several are in one cell, with ; | or , between them, or in a column for each,
-    with 0 and 1; values are numbers in one or several columns; `mask` is the path of a mask. In Parquet the image may
-    be the bytes of a file, or {bytes, path} as Hugging Face writes it.
+    with 0 and 1; values are numbers in one or several columns; `mask` is the path of a mask, `depth` that of a depth
+    map. In Parquet the image may be the bytes of a file, or {bytes, path} as Hugging Face writes it.
     """
 
     name = "table"
     title = "a csv, tsv or Parquet file with the columns path, label[, split]"
-    targets = ("label", "labels", "values", "mask")
+    targets = ("label", "labels", "values", "mask", "depth")
 
     def claims(self, config: DataConfig) -> Claim:
         path = Path(config.source).expanduser()
@@ -82,7 +83,12 @@ class Table:
             split = split_of(row.split) if row.split else None
             if with_split and split is None:
                 raise DataError(f"{path}, line {row.line}: the split {row.split!r} is none of train, val, test.")
-            name = f"{row.line:06d}" if isinstance(row.image, bytes) else found.name(row.image)
+            try:
+                name = f"{row.line:06d}" if isinstance(row.image, bytes) else found.name(row.image)
+            except OSError as error:
+                raise DataError(
+                    f"{path}, line {row.line}: {short(str(row.image), 200)} cannot be opened: {error.strerror}."
+                ) from None
             picture: Picture = BytesPicture(row.image) if isinstance(row.image, bytes) else FilePicture(root / name)
             if one is None:
                 listing.problems.add("unlabelled", name, f"line {row.line}")
