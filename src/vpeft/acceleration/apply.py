@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vpeft.acceleration import decoded_images, prefix_cache, shared_trunk
+from vpeft.acceleration import decoded_images, host_prefix, prefix_cache, shared_trunk
 from vpeft.acceleration.acceleration import Acceleration, NotApplicable
 from vpeft.acceleration.attention_kernel import AttentionKernel
 from vpeft.acceleration.class_token_only import ClassTokenOnly
@@ -27,6 +27,7 @@ from vpeft.acceleration.equivalence import (
 from vpeft.acceleration.frozen_precision import FrozenPrecision
 from vpeft.acceleration.fused_low_rank import FusedLowRank
 from vpeft.acceleration.fused_scale_shift import FusedScaleShift
+from vpeft.acceleration.host_prefix import CachedHost
 from vpeft.acceleration.key_value_prompts import KeyValuePrompts
 from vpeft.acceleration.names import NAMES, wanted
 from vpeft.acceleration.patches import Patches
@@ -82,7 +83,10 @@ class Accelerated:
     """
 
     def __init__(
-        self, patches: Patches, outcomes: list[AccelerationOutcome], prefix: CachedPrefix | StreamedPrefix | None
+        self,
+        patches: Patches,
+        outcomes: list[AccelerationOutcome],
+        prefix: CachedPrefix | CachedHost | StreamedPrefix | None,
     ) -> None:
         self._patches, self.outcomes, self.prefix = patches, outcomes, prefix
         self.train: ImageSet | None = None
@@ -169,6 +173,8 @@ def _on_the_model(
     unfit = _unfit(tuned)
     if unfit is not None:
         return Accelerated(patches, [AccelerationOutcome(name, False, unfit, True) for name in names], None)
+    if tuned.description.host is not None and tuned.head is None:
+        return _on_a_host(tuned, names, situation, patches)
     prefix = None
     try:
         if prefix_cache.NAME in names and situation is not None:
@@ -213,9 +219,26 @@ def _unfit(tuned: TunedModel) -> str | None:
         return "the adapter is disabled or merged"
     if any(p.is_meta for p in tuned.parameters()):
         return "the model has no weights"
-    if tuned.description.host is not None and tuned.head is None:
-        return "the tower runs inside a host, whose forward pass cannot be tested here"
     return None
+
+
+def _on_a_host(tuned: TunedModel, names: list[str], situation: Situation | None, patches: Patches) -> Accelerated:
+    """Cache what the frozen part of a host gives; nothing else is known to be exact in a forward pass of its own."""
+    outcomes: list[AccelerationOutcome] = []
+    prefix: CachedHost | None = None
+    for name in names:
+        reason = "the tower runs inside a host, whose forward pass cannot be tested here"
+        if name == prefix_cache.NAME and situation is not None:
+            try:
+                prefix, text = host_prefix.build(tuned, patches, situation)
+            except NotApplicable as why:
+                patches.undo()
+                reason = str(why)
+            else:
+                outcomes.append(AccelerationOutcome(name, True, text, text.endswith("the same bits on a sample")))
+                continue
+        outcomes.append(AccelerationOutcome(name, False, reason, True))
+    return Accelerated(patches, outcomes, prefix)
 
 
 def _record(

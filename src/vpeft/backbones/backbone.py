@@ -12,6 +12,7 @@ from ..errors import nearest
 from .blocks import Block, Stage
 from .grids import Rounding, Scale
 from .inputs import InputSpec
+from .module_names import place_name, whole_name
 from .places import WHOLE, Edit, Norm, Place, Projection, Site, Span
 from .points import Layout, MissingPlace, Point
 
@@ -127,6 +128,7 @@ class Backbone:
         self.unused = tuple(unused)
         self.module = module
         self.host: nn.Module | None = None
+        self.parts: dict[str, Backbone] = {}  # of the host, beside its towers, once methods are put there
         self.tower_name = ""  # among several towers of a host
         self.facts = facts
         self.pixels = pixels
@@ -290,17 +292,19 @@ class Backbone:
         return found
 
     def module_place(self, name: str) -> Site:
-        """Return a module or parameter of the model or its host, by dotted name, as a place that can be unfrozen.
+        """Return a module or parameter of the model or its host as a place that can be unfrozen.
+
+        Args:
+            name: its dotted name, or the end of it where only one module has that: `decoder` for `model.decoder`.
 
         Raises:
-            MissingPlace: the module does not exist or has no parameters.
+            MissingPlace: the module does not exist or has no parameters, or several have this name.
         """
+        name = whole_name(self.root, name)
         modules = dict(self.root.named_modules())
         owner, _, leaf = name.rpartition(".")
-        if owner in modules and modules[owner]._parameters.get(leaf) is not None:
+        if name not in modules:
             own = {leaf: (modules[owner], leaf)}
-        elif name not in modules or not name:
-            raise MissingPlace(f"{type(self.root).__name__} has no module {name!r}. {nearest(name, modules)}")
         else:
             own = {
                 f"{path}.{attribute}" if path else attribute: (inner, attribute)
@@ -311,7 +315,7 @@ class Backbone:
         if not own:
             raise MissingPlace(f"The module {name!r} has no parameters to train.")
         return Site(
-            name=name,
+            name=place_name(name),
             width=0,
             layout=Layout.VECTOR,
             enter=None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -120,14 +121,23 @@ class HfPooling:
 
     def enters(self, model: nn.Module) -> Point | None:
         """Where the images enter when a larger model runs this one; None where these are no images (B, C, H, W)."""
-        if self.prepare not in (as_pixels, unmasked):
+        if self.prepare not in (as_pixels, unmasked, with_hidden_states):
             return None
         return Point(model if for_maps(model) else tower(model), "input", "pixel_values")
 
 
 def as_pixels(inner: Any, images: Tensor) -> dict[str, Any]:
-    """Most models take the images as they are."""
+    """Most models take the images as they are; some interpolate their positions for another size if they are asked."""
+    stated = getattr(inner.config, "image_size", None)
+    own = (stated, stated) if isinstance(stated, int) else tuple(stated or images.shape[-2:])
+    if own != tuple(images.shape[-2:]) and "interpolate_pos_encoding" in signature(inner.forward).parameters:
+        return {"pixel_values": images, "interpolate_pos_encoding": True}
     return {"pixel_values": images}
+
+
+def with_hidden_states(inner: Any, images: Tensor) -> dict[str, Any]:
+    """The images, and the wish for what each layer gives."""
+    return {"pixel_values": images, "output_hidden_states": True}
 
 
 def unmasked(inner: Any, images: Tensor) -> dict[str, Any]:
@@ -160,6 +170,12 @@ def as_patches(inner: Any, images: Tensor) -> dict[str, Any]:
 
 def first_token(model: Any, outputs: Any) -> Tensor:
     token: Tensor = outputs.last_hidden_state[:, 0]
+    return token
+
+
+def token_of_last_layer(model: Any, outputs: Any) -> Tensor:
+    """The class token as the last layer leaves it, without the norm behind the layers."""
+    token: Tensor = outputs.hidden_states[-1][:, 0]
     return token
 
 

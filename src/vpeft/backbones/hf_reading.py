@@ -22,7 +22,9 @@ from .hf_model import (
     normed_mean,
     pooler_output,
     still_clip,
+    token_of_last_layer,
     unmasked,
+    with_hidden_states,
 )
 from .points import Point
 
@@ -149,6 +151,8 @@ def read_model(model: Any, inner: Any, layers: Any, prefix: int) -> CheckpointRe
         if classes or not inner.use_head:
             return CheckpointReading(HfPooling(prepare, mean_of_tokens), "avg", final, mean=Point(final, "output"))
         return CheckpointReading(HfPooling(prepare, pooler_output), "map", final)
+    if name.startswith("DPT"):  # its decoder reads the layers; nothing reads the norm behind them
+        return CheckpointReading(HfPooling(with_hidden_states, token_of_last_layer), "token")
     if name.startswith("VideoMAE"):
         if not inner.config.use_mean_pooling:
             return CheckpointReading(HfPooling(still_clip, first_token), "token", final)

@@ -113,6 +113,7 @@ class Towers(Backbone):
         """`towers` by name; their places are renamed so that they begin with it."""
         first = next(iter(towers.values()))
         self.module, self.host, self.tower_name = model, model, ""
+        self.parts: dict[str, Backbone] = {}
         self._towers = {name: in_host(tower, model) for name, tower in towers.items()}
         for name, tower in towers.items():
             tower.name_places(name)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone, no_blocks
 from ..backbones.edits import Edit
+from ..backbones.host_parts import part_of
 from ..backbones.points import MissingPlace
 from ..method import Method
 from .node import AdapterError as AdapterError
@@ -178,7 +179,7 @@ def require_equal_shapes(given: dict[str, Tensor], own: dict[str, Tensor]) -> No
 
 
 def edits_of(description: Backbone, placed: Sequence[Placed]) -> list[Edit]:
-    """What the methods ask for, each on its tower.
+    """What the methods ask for, each on its tower or its part of the host.
 
     Raises:
         MissingPlace: a method walks over blocks, and the description has none.
@@ -189,7 +190,7 @@ def edits_of(description: Backbone, placed: Sequence[Placed]) -> list[Edit]:
         if one.tower == TOGETHER:
             edits += one.method.edits_across(description.towers)
         else:
-            edits += _edits_of(description.towers[one.tower], one.method)
+            edits += _edits_of(description.towers.get(one.tower) or part_of(description, one.tower), one.method)
     return edits
 
 

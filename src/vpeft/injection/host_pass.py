@@ -38,7 +38,8 @@ def checked_pass(tuned: TunedModel, name: str, run: Callable[[], Any]) -> tuple[
     switch, ran = tuned._wiring.switch, list[object]()
     before, switch.watched = switch.watched, ran
     learns = tuned.training and torch.is_grad_enabled()
-    blocks = [block for tower in tuned.description.towers.values() for block in tower.blocks] if learns else []
+    described = (*tuned.description.towers.values(), *tuned.description.parts.values())
+    blocks = [block for one in described for block in one.blocks] if learns else []
     ends: dict[str, Any] = {}
     handles = [
         block.exit.module.register_forward_hook(partial(_note, ends, block))
@@ -51,7 +52,7 @@ def checked_pass(tuned: TunedModel, name: str, run: Callable[[], Any]) -> tuple[
         switch.watched = before
         for handle in handles:
             handle.remove()
-    require_all_ran(tuned, name, ran)
+    require_all_ran(tuned, name, ran, training=tuned.training)
     if learns:
         _require_read(tuned, name, blocks, ends, out)
     return out, learns

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.host import outside_of_host
+from ..backbones.host_parts import part_of
 from ..backbones.places import Place
 from ..backbones.points import MissingPlace
 from ..errors import nearest
@@ -18,12 +19,14 @@ TOGETHER = "*"
 """In place of a tower's name: the method edits all towers together, by its `edits_across`."""
 
 MethodLike = Method | Mapping[str, Method | Sequence[Method]]
-"""A method; for a host with several towers a mapping from their names to one method or several."""
+"""A method; for a host a mapping from its towers and parts, by their names, to one method or several."""
+ONLY = "image"
+"""The name of the only tower of a host in such a mapping."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A method and the tower that it is on: empty where there is one tower, "*" for all of them together."""
+    """A method and where it is: a tower (empty where there is one), a part of the host, or "*" for all towers."""
 
     method: Method
     tower: str = ""
@@ -33,10 +36,11 @@ class Placed:
 
 
 def placed_methods(description: Backbone, given: Sequence[MethodLike]) -> tuple[Placed, ...]:
-    """Methods as they were given to `tune`, each with its tower.
+    """Methods as they were given to `tune`, each with its tower or its part of the host.
 
     Raises:
         AdapterError: there is none; something is no method; a tower does not exist, or none was named among several.
+        MissingPlace: a part of the host does not exist or cannot take methods.
     """
     if not given:
         raise AdapterError("No method was given. For a head alone, attach the linear probe.")
@@ -53,21 +57,40 @@ def placed_methods(description: Backbone, given: Sequence[MethodLike]) -> tuple[
                 )
             placed.append(Placed(method))
             continue
-        if not several:
+        if not several and description.host is None:
             raise AdapterError(
                 f"{description.facts.architecture} has one tower, so that methods are given by themselves and not by"
                 " tower: tune(model, method)."
             )
-        for tower, methods in one.items():
-            if tower not in towers and tower != TOGETHER:
-                raise AdapterError(
-                    f"{description.facts.architecture} has no tower {tower!r}. {nearest(tower, [*towers, TOGETHER])}"
-                )
+        for name, methods in one.items():
+            where = _where(description, name)
             listed = methods if isinstance(methods, (list, tuple)) else [methods]
-            placed += [Placed(_method(method), tower) for method in listed]
+            placed += [Placed(_method(method), where) for method in listed]
     if not placed:
         raise AdapterError("No method was given: the mapping from towers to methods is empty.")
     return tuple(placed)
+
+
+def _where(description: Backbone, name: str) -> str:
+    """A tower by its name, a part of the host by its whole name, or "*"; empty for the only tower.
+
+    Raises:
+        AdapterError: there is neither a tower nor a part with this name.
+    """
+    towers = description.towers
+    if name in towers or (name == TOGETHER and len(towers) > 1):
+        return name
+    if name == ONLY and len(towers) == 1:
+        return ""
+    try:
+        part = part_of(description, name)
+    except MissingPlace as error:
+        offered = [ONLY] if len(towers) == 1 else [*towers, TOGETHER]
+        raise AdapterError(
+            f"{description.facts.architecture} has no tower {name!r}. {nearest(name, offered)} A part of the model can"
+            f" be named too: {error}"
+        ) from None
+    return next(key for key, known in description.parts.items() if known is part)
 
 
 def _method(one: object) -> Method:

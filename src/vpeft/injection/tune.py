@@ -36,8 +36,9 @@ def tune(
     Args:
         model: the pre-trained model, or its description. A host, such as a detector or a CLIP, is accepted too: `tune`
             edits the tower inside, and the host's own forward pass runs.
-        methods: one method, or several that act together in this order. For a host with several towers, mappings from
-            tower names to methods: {"image": VPTDeep(), "text": LoRA()}; "*" means all towers together.
+        methods: one method, or several that act together in this order. For a host, mappings from names to methods:
+            of its towers ({"image": VPTDeep(), "text": LoRA()}; "*" means all together, and the only tower is "image")
+            and of its parts, by module name ({"image": AdaptFormer(), "decoder": LoRA()}).
         num_classes: classes of a new linear head. Without num_classes, head and task, the model's own head stays,
             frozen.
         head: a head of your own: a `Head`, a module (B, D) -> anything, a function (description, width) -> head, or a

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.features import Feature, Features
+from ..backbones.module_names import whole_name
 from ..errors import nearest
 from ..head import Head
 from ..method import Method
@@ -90,8 +91,8 @@ class TunedModel(nn.Module):
         Waits until the forward passes of other threads have ended.
 
         Args:
-            methods: at least one; several act together, in order. For a host with several towers, mappings from tower
-                names to methods; "*" means all towers together.
+            methods: at least one; several act together, in order. For a host, mappings from the names of its towers
+                and parts to methods; see `tune`.
             name: the name of the adapter: letters, digits, `-` and `_`.
             num_classes: classes of a new linear head.
             head: a head of your own: a `Head`, a module (B, D) -> anything, a function (description, width) -> head,
@@ -120,10 +121,11 @@ class TunedModel(nn.Module):
         if self.quantised is not None:
             raise AdapterError(f"The frozen weights are {self.quantised}; attach every adapter before quantising.")
         edits = edits_of(self.description, placed)
-        edits += [self.description.module_place(part).unfreeze() for part in train]
         if not edits and not all(method.trains_head_only for method in chosen):
             idle = " + ".join(type(method).__name__ for method in chosen)
             raise AdapterError(f"{idle} changes nothing on {self.description.facts.architecture}.")
+        train = tuple(whole_name(self.description.root, part) for part in train)
+        edits += [self.description.module_place(part).unfreeze() for part in train]
         width = feature_width(edits, self.description)
         own_classifier = (
             head is None

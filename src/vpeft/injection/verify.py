@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..backbones.host_parts import in_part
 from ..backbones.inputs import fitted_to
+from ..backbones.module_names import place_name
 from ..backbones.places import WHOLE
 from ..errors import VpeftError
 from ..head import raw_outputs
 from .heads import reads_of
+from .operations import Slot
 from .outputs import tensors_in
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ class Report:
 SCALES = (".weight", ".gamma")  # of norms and LayerScale
 STEP = 1e-2  # relative size of the trial step; it only has to leave zero-initialised factors
 IDENTITY = 1e-5
+BESIDE = "it belongs to the host, and `verify` runs only the tower"
 
 
 def verify(
@@ -154,7 +158,8 @@ def _look(
     dormant = _dormant(tuned, name)
     if live:  # tensors that the head cannot see get no gradient, and that is no error
         dormant |= _behind_the_head(tuned, name, [key for key in parameters if key not in live])
-    operations = tuned._wiring.operations(name)
+    beside = _operations_of_parts(tuned, name)
+    operations = [op for op in tuned._wiring.operations(name) if id(op) not in beside]
     asleep = sorted(
         {_where(tuned, name, op) for op in operations if id(op) not in ran_once and name not in tuned._merged}
     )
@@ -217,27 +222,53 @@ def _behind_the_head(tuned: TunedModel, name: str, keys: list[str]) -> dict[str,
     return found
 
 
+def _operations_of_parts(tuned: TunedModel, name: str) -> set[int]:
+    """Return the ids of the operations that act in parts of the host, which `verify` does not run."""
+    edits = tuned.adapter(name).edits
+    layers = {id(edit.layer) for edit in edits if edit.layer is not None and in_part(tuned.description, edit.place)}
+    operations = tuned._wiring.operations(name)
+    acting = [one for one in operations if id(getattr(one, "layer", None)) in layers]
+    slots = {id(slot) for one in acting for slot in _slots_of(one)}
+    return {id(one) for one in (*acting, *(one for one in operations if slots & {id(s) for s in _slots_of(one)}))}
+
+
+def _slots_of(operation: object) -> list[Slot]:
+    """Return the slots that an operation fills or empties."""
+    held = vars(operation).values()
+    listed = [one for value in held for one in (value if isinstance(value, (list, tuple)) else (value,))]
+    return [one for one in listed if isinstance(one, Slot)]
+
+
 def _dormant(tuned: TunedModel, name: str) -> dict[str, str]:
     """Return the tensors that get no gradient by declaration: a layer's attribute `dormant` maps names to reasons."""
     found: dict[str, str] = {}
     adapter = tuned.adapter(name)
     if tuned.description.host is not None:
         for key, _ in adapter.trained():
-            if any(key.startswith(f"{part}.unfreeze") for part in adapter.train_too):
-                found[key] = "it belongs to the host, and `verify` runs only the tower"
+            if any(key.startswith(f"{place_name(part)}.unfreeze") for part in adapter.train_too):
+                found[key] = BESIDE
+    for edit, prefix in zip(adapter.edits, adapter.keys, strict=True):
+        if in_part(tuned.description, edit.place):
+            found |= {key: BESIDE for key, _ in adapter.trained() if key.startswith(f"{prefix}.")}
     for prefix, module in adapter.named_modules():
         for key, reason in getattr(module, "dormant", {}).items():
             found[f"{prefix}.{key}" if prefix else key] = reason
     return found
 
 
-def require_all_ran(tuned: TunedModel, name: str, ran: list[object]) -> None:
-    """Raise `DeadPlace` unless a host's forward pass executed every edit of the towers that it ran."""
+def require_all_ran(tuned: TunedModel, name: str, ran: list[object], *, training: bool) -> None:
+    """Raise `DeadPlace` unless a host's forward pass executed every edit of the towers that it ran.
+
+    `training`: whether it was a pass in training, in which the parts beside the towers run too.
+    """
     noted = {id(operation) for operation in ran}
     adapter = tuned.adapter(name)
     places = {id(edit.layer): edit.place.name for edit in adapter.edits}
     towers: dict[str, list[tuple[bool, str]]] = {}
+    beside = set() if training else _operations_of_parts(tuned, name)
     for operation in tuned._wiring.operations(name):
+        if id(operation) in beside:
+            continue
         place = places.get(id(getattr(operation, "layer", None)), "")
         tower = place.partition(".")[0] if len(tuned.description.towers) > 1 else ""
         towers.setdefault(tower, []).append((id(operation) in noted, _where(tuned, name, operation)))

@@ -31,9 +31,10 @@ MODELING = "transformers.models.resnet.modeling_resnet"
     f"{MODELING}.ResNetModel",
     f"{MODELING}.ResNetForImageClassification",
     f"{MODELING}.ResNetBackbone",
+    "transformers.models.rt_detr.modeling_rt_detr_resnet.RTDetrResNetBackbone",
 )
 def describe_hf_resnet(model: nn.Module) -> Backbone:
-    """transformers ResNet, alone, for classification or as a detector's backbone."""
+    """transformers ResNet and RT-DETR's ResNet, alone, for classification or as a detector's backbone."""
     inner = tower(model)
     stem: Any = inner.embedder
     units = [_unit(layer) for stage in inner.encoder.stages for layer in stage.layers]

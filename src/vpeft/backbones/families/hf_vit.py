@@ -16,7 +16,7 @@ from vpeft.backbones import outline
 from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block, MlpSite
 from ..builders import Where, attention_core, norm, own_parameters, projection, site, token_rewrites
-from ..describe import family
+from ..describe import UnknownBackbone, family
 from ..hf_attention import edited_class
 from ..hf_model import architecture, classifier, pair, pixels, pooler_output, size_of, tower
 from ..hf_reading import CheckpointReading, Layer, read_layer, read_model
@@ -55,11 +55,17 @@ MODELING = "transformers.models"
     f"{MODELING}.siglip2.modeling_siglip2.Siglip2ForImageClassification",
     f"{MODELING}.videomae.modeling_videomae.VideoMAEModel",
     f"{MODELING}.videomae.modeling_videomae.VideoMAEForVideoClassification",
+    f"{MODELING}.dpt.modeling_dpt.DPTModel",
 )
 def describe_hf_vit(model: nn.Module) -> Backbone:
-    """transformers ViT, DeiT, ViT-MAE, DINOv2, DINOv3, BEiT, CLIP, SigLIP, VideoMAE, alone or for classification."""
+    """transformers ViT, DeiT, ViT-MAE, DINOv2, DINOv3, BEiT, CLIP, SigLIP, VideoMAE, DPT, alone or for a task."""
     inner = tower(model)
     config, stem = inner.config, inner.embeddings
+    if getattr(config, "is_hybrid", False):
+        raise UnknownBackbone(
+            f"This {type(model).__name__} is a hybrid, whose transformer reads the maps of a convolutional net; places"
+            " are known for the plain one (is_hybrid=False)."
+        )
     layers = (
         inner.layers
         if "layers" in inner._modules
