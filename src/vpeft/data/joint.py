@@ -90,8 +90,7 @@ class Scene:
             masks = masks[:, top : top + height, left : left + width]
         if boxes is not None:
             shifted = boxes.as_subclass(Tensor) - torch.tensor([left, top, left, top], dtype=boxes.dtype)
-            limits = torch.tensor([width, height, width, height], dtype=boxes.dtype)
-            cut = shifted.clamp(min=0).minimum(limits)
+            cut = _inside(shifted, (height, width))
             sides = cut[:, 2:] - cut[:, :2]
             # An object that was smaller than a pixel before the crop stays where none of it is lost.
             seen = (sides >= torch.minimum(torch.ones(()), shifted[:, 2:] - shifted[:, :2])).all(1)
@@ -122,6 +121,12 @@ class Scene:
 def corners(boxes: Tensor, size: Size) -> BoundingBoxes:
     """Boxes (N, 4) left, top, right, bottom on an image of `size`, as torchvision's type."""
     return BoundingBoxes(boxes.reshape(-1, 4), format=BoundingBoxFormat.XYXY, canvas_size=size)
+
+
+def _inside(boxes: Tensor, size: Size) -> Tensor:
+    """Boxes (N, 4) cut at the border of an image of `size`."""
+    limits = torch.tensor([size[1], size[0], size[1], size[0]], dtype=boxes.dtype)
+    return boxes.clamp(min=0).minimum(limits)
 
 
 def _nearest(maps: Tensor, size: Size) -> Tensor:
@@ -459,7 +464,7 @@ class DetectionTransform(_Dense):
         scene = self._changed(scene)
         assert scene.boxes is not None  # as given
         target: dict[str, Any] = {
-            "boxes": scene.boxes.as_subclass(Tensor),
+            "boxes": _inside(scene.boxes.as_subclass(Tensor), scene.size),  # rounding may put them a bit over it
             "labels": labels[scene.kept],
             "crowd": crowd[scene.kept],
         }
