@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 import vpeft
 from tests.families import EVERY
 from tests.models import ANY_SIZE, images_for, library_features
+from tests.unit.injection import concurrency
 from vpeft.injection.merge import CannotMerge
 from vpeft.injection.operations import NothingRead
 from vpeft.injection.tuned_model import TunedModel
@@ -403,6 +404,23 @@ def exports(cell: Cell) -> None:
     assert torch.allclose(program.module()(cell.images()), before, atol=1e-5, rtol=1e-5)
 
 
+def threads(cell: Cell) -> None:
+    """Four threads, and two asyncio tasks, use one model with two adapters; each gets the answers of its adapter."""
+
+    def two_adapters() -> TunedModel:
+        tuned = cell.trained()
+        second = cell.method if cell.method.restorable else companion(cell)
+        tuned.attach(second, name="second", num_classes=CLASSES)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name in tuned.adapters:
+                for _, parameter in tuned.trainable(name):
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        return tuned.eval()
+
+    concurrency.threads(two_adapters, [cell.images(), 1.0 - cell.images()], rounds=10)
+
+
 FAST: tuple[Callable[[Cell], None], ...] = (
     starts_as_promised,
     every_tensor_learns,
@@ -421,7 +439,7 @@ FAST: tuple[Callable[[Cell], None], ...] = (
     takes_another_size,
     plan_tells_the_truth,
 )
-SLOW: tuple[Callable[[Cell], None], ...] = (traces_whole, exports)
+SLOW: tuple[Callable[[Cell], None], ...] = (traces_whole, exports, threads)
 # What depends on the backbone as much as on the method: run in the fast tests on every family
 OF_FAMILIES: tuple[Callable[[Cell], None], ...] = (
     starts_as_promised,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.e2e.random_kills import count
 from tests.e2e.training_process import SETTINGS, train
 from vpeft.training.checkpoint import read_checkpoint
 from vpeft.training.loop import CHECKPOINT
@@ -83,3 +84,11 @@ def test_asked_to_stop_it_saves_the_step_in_progress_and_exits_in_order(tmp_path
     assert result.resumed_at is not None
     assert result.resumed_at >= 6
     assert all(torch.equal(final[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_bit_equal() -> None:
+    """A few; `benchmarks/kills.py --kills 100` makes many."""
+    found = count(kills=12, seed=1)
+    assert found.good, found
+    assert found.kills == 12 and found.trainings >= 2 and len(set(found.steps)) > 1, found

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import random
 import resource
 import sys
@@ -144,7 +145,8 @@ def _change(value: Any, draw: random.Random) -> None:
         elif kind == 1:
             value[f"{key}{draw.choice('x. ')}"] = value[key]
         elif kind == 2 and isinstance(value[key], (int, float)):
-            value[key] = value[key] * draw.choice((-1, 0, 2, 10**6, 10**12))
+            product = value[key] * draw.choice((-1, 0, 2, 10**6, 10**12))
+            value[key] = product if math.isfinite(product) else 1e308  # JSON has no infinity
         else:
             value[key] = copy.deepcopy(draw.choice(EXTREME))
         return
