@@ -15,9 +15,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Mask
 
+from vpeft.data.on_pixels import IGNORED
 from vpeft.data.problems import DataError
 from vpeft.data.steps import Fit, nearest_resized
-from vpeft.data.targets import IGNORED
 from vpeft.errors import VpeftError, nearest
 
 Policy = Callable[[Fit], list[nn.Module]]

@@ -21,10 +21,10 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from vpeft.data.augmentation import UnknownPolicy
 from vpeft.data.objects import ImageObjects
+from vpeft.data.on_pixels import IGNORED
 from vpeft.data.preprocessing import AsPicture, Preprocessing
 from vpeft.data.problems import DataError
 from vpeft.data.steps import height_and_width
-from vpeft.data.targets.mask import IGNORED
 from vpeft.errors import nearest
 
 Fitting = Literal["longer", "squash"]

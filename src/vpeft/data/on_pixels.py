@@ -9,6 +9,8 @@ from vpeft.data.problems import Kind
 
 CheckDepth = Literal["decode", "header", "none"]
 Size = tuple[int, int]
+# The class number of pixels that do not count, as in Pascal VOC and Cityscapes.
+IGNORED = 255
 
 
 class Note(NamedTuple):

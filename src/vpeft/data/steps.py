@@ -17,8 +17,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Mask, wrap
 
+from vpeft.data.on_pixels import IGNORED
 from vpeft.data.problems import DataError
-from vpeft.data.targets import IGNORED
 
 Resize = Literal["shorter", "squash", "longer"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]

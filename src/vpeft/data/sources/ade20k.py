@@ -10,8 +10,9 @@ from vpeft.data.config import DataConfig
 from vpeft.data.images import files_below, pictures_among, readable
 from vpeft.data.items import FilePicture, Item, Listing, SplitName, split_of
 from vpeft.data.mapped_picture import RenumberedMask
+from vpeft.data.on_pixels import IGNORED
 from vpeft.data.sources.registry import Claim, source
-from vpeft.data.targets.mask import IGNORED, Mask
+from vpeft.data.targets.mask import Mask
 
 # The published list of names: number, ratio, images, stuff, names separated by commas.
 _NAMES = "objectInfo150.txt"

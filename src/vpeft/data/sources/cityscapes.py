@@ -9,8 +9,9 @@ from vpeft.data.config import DataConfig
 from vpeft.data.images import files_below, readable
 from vpeft.data.items import FilePicture, Item, Listing, Picture, split_of
 from vpeft.data.mapped_picture import RenumberedMask
+from vpeft.data.on_pixels import IGNORED
 from vpeft.data.sources.registry import Claim, source
-from vpeft.data.targets.mask import IGNORED, Mask
+from vpeft.data.targets.mask import Mask
 
 CLASSES = (
     *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),

@@ -15,7 +15,7 @@ from torchvision.tv_tensors import Mask as PixelMask
 
 from vpeft.data.config import DataConfig
 from vpeft.data.items import ArrayPicture, FilePicture, Item, Picture, digest
-from vpeft.data.on_pixels import CheckDepth, CheckedTarget, OnPixels, Size
+from vpeft.data.on_pixels import IGNORED, CheckDepth, CheckedTarget, OnPixels, Size
 from vpeft.data.pixels import UnreadableImage
 from vpeft.data.problems import DataError, Problems
 from vpeft.data.table_cells import (
@@ -25,9 +25,6 @@ from vpeft.data.table_cells import (
     is_number,
 )
 from vpeft.data.target import Given, Target, note_unseen, register_target
-
-# The class number of pixels that do not count, as in Pascal VOC and Cityscapes.
-IGNORED = 255
 
 
 @dataclass(frozen=True, slots=True)
