@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .backbones.backbone import Backbone
     from .data.preprocessing import Preprocessing
 
+# Probability from which a pixel belongs to an object.
+INSIDE = 0.5
 # The task of a data set and a model that say nothing of one.
 DEFAULT = "classification"
 
@@ -65,7 +67,8 @@ class DetectedObjects:
         numbers: class numbers (N,).
         labels: names of the classes.
         scores: (N,), from 0 to 1.
-        masks: bool (N, H, W), or None.
+        shapes: None for boxes alone; else the masks bool (N, H, W), or what they are made of when somebody asks for
+            `masks`: float (N, 1, M, M), the probability of each part of the box.
         size: rows and columns of the image.
         sure: how many of the first ones are sure enough to be shown.
     """
@@ -74,9 +77,31 @@ class DetectedObjects:
     numbers: Tensor
     labels: tuple[str, ...]
     scores: Tensor
-    masks: Tensor | None
+    shapes: Tensor | None
     size: tuple[int, int]
     sure: int
+
+    @property
+    def masks(self) -> Tensor | None:
+        """The masks, bool (N, H, W); None where the task finds boxes alone."""
+        if self.shapes is None or not self.shapes.is_floating_point():
+            return self.shapes
+        from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+        pasted: Tensor = paste_masks_in_image(self.shapes, self.boxes, self.size)
+        return pasted[:, 0] >= INSIDE
+
+    def first(self, count: int) -> DetectedObjects:
+        """The best `count` of them."""
+        return DetectedObjects(
+            self.boxes[:count],
+            self.numbers[:count],
+            self.labels[:count],
+            self.scores[:count],
+            None if self.shapes is None else self.shapes[:count],
+            self.size,
+            min(self.sure, count),
+        )
 
 
 @dataclass(frozen=True)

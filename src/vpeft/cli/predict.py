@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import Parameter, validators
-from PIL import Image
 from rich.text import Text
 
 from vpeft.batch import Sample
 from vpeft.cli import show
+from vpeft.cli.coco_objects import CocoObjects
+from vpeft.cli.drawings import Drawings
 from vpeft.cli.failure import say_warning
 from vpeft.cli.flags import Switch
 from vpeft.cli.loaded import Device, Loaded, open_adapter
+from vpeft.cli.nothing_to_predict import NothingToPredict
 from vpeft.data.images import UnreadableImage, find_images
 from vpeft.data.preprocessing import Preprocessing
-from vpeft.errors import VpeftError
 from vpeft.task import Prediction
 
 _POSITIVE = Parameter(validator=validators.Number(gte=1))
-
-
-class NothingToPredict(VpeftError):
-    """None of the images could be read."""
 
 
 def predict(
@@ -34,7 +32,7 @@ def predict(
     /,
     *images: str,
     top: Annotated[int, _POSITIVE] = 5,
-    format: Literal["table", "json", "csv"] = "table",
+    format: Literal["table", "json", "csv", "coco"] = "table",
     batch: Annotated[int, _POSITIVE] = 32,
     device: Device = "auto",
     weights: Path | None = None,
@@ -54,7 +52,7 @@ def predict(
     top:
         Number of answers for each image, best first.
     format:
-        A table to read, or JSON or CSV for programs.
+        A table to read, or JSON or CSV for programs; coco writes found objects as COCO does, all of them.
     batch:
         Images per pass.
     device:
@@ -68,7 +66,8 @@ def predict(
     strict:
         Stop at the first image that cannot be read, instead of skipping it with a warning.
     draw:
-        Folder for a PNG of each map, if the task predicts maps; its grey values are class numbers.
+        Folder for a picture of each image with what is found: boxes, masks and names, or classes or depths in
+        colours. Class maps also go to masks/ as PNGs of class numbers, depths to depth/ as arrays for numpy.
     """
     if not images:
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
@@ -76,12 +75,21 @@ def predict(
     loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download)
     if loaded.unsealed is not None:
         say_warning(loaded.unsealed)
-    predictions = list(predictions_for(loaded, files, batch=batch, strict=strict))
+    predictions: list[Prediction] = []
+    drawings = None if draw is None else Drawings(draw, loaded)
+    coco = CocoObjects(loaded.labels) if format == "coco" else None
+    for one in predictions_for(loaded, files, batch=batch, strict=strict):
+        if drawings is not None:
+            drawings.add(one)
+        if coco is not None:
+            coco.add(one)
+        predictions.append(replace(one, map=None, objects=None))  # pixels of many images would fill the memory
     if not predictions:
         raise NothingToPredict(f"None of the {len(files)} files could be read as an image.")
-    if draw is not None:
-        _draw(predictions, draw)
-    _print(predictions, top, format)
+    if coco is not None:
+        show.as_json(coco.document())
+    else:
+        _print(predictions, top, format)
 
 
 def predictions_for(
@@ -118,16 +126,6 @@ def _readable(files: Iterable[Path], preprocessing: Preprocessing, strict: bool)
             if strict:
                 raise
             say_warning(f"skipped: {error}")
-
-
-def _draw(predictions: Sequence[Prediction], folder: Path) -> None:
-    maps = [one for one in predictions if one.map is not None]
-    if not maps:
-        raise NothingToPredict("This adapter's task does not predict maps, so there is nothing to draw.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for one in maps:
-        assert one.map is not None
-        Image.fromarray(one.map.to(torch.uint8).numpy()).save(folder / f"{Path(one.id).stem}.png")
 
 
 def _print(predictions: Sequence[Prediction], top: int, format: str) -> None:

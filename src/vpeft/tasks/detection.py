@@ -16,7 +16,7 @@ from ..data.joint import Fitting, detection_transform
 from ..data.preprocessing import Preprocessing
 from ..head import HeadText, make_head
 from ..task import DetectedObjects, Leading, Prediction, TargetKind, Task, UnsuitableTargets, register_task
-from .object_scores import MASKS, ObjectScores, in_original_pixels, masks_in_original, true_masks
+from .object_scores import MASKS, ObjectScores, in_original_pixels, true_masks
 from .semantic_segmentation import NoClasses
 from .targets import label_names, refusal, told_targets
 
@@ -198,7 +198,7 @@ class Detection(Task):
         """The objects of each image, best first; those of at least `confidence` are printed."""
         found = []
         for number, (one, target) in enumerate(zip(outputs, batch.targets, strict=True)):
-            masks = masks_in_original(one, target) if self.masks else None
+            masks = one["masks"] if self.masks else None
             boxes = in_original_pixels(one["boxes"], target)
             found.append(self._prediction(number, batch, target, boxes, one["labels"], one["scores"], masks))
         return found

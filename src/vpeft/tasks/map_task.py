@@ -18,7 +18,7 @@ from ..batch import Batch, Sample, as_sample, collate
 from ..data.joint import Fitting, FitTo, MapTransform, ShorterSide, with_shorter_side, within
 from ..data.preprocessing import Preprocessing
 from ..data.steps import CropTo, ResizeTo, height_and_width
-from ..task import Task
+from ..task import Prediction, Task
 
 # Sides of images of several sizes in one batch are padded to a multiple of these pixels, the coarsest stride of most
 # backbones.
@@ -126,6 +126,15 @@ class MapTask(Task):
     def sample_of(self, image: Any, transform: Callable[..., Any], id: str) -> Sample:
         """A sample of an image without a target, which holds where the image lies in what the model is given."""
         return Sample(transform(image), window_of(transform, height_and_width(image)).as_target(), id)
+
+    def truth(self, batch: Batch) -> list[Prediction]:
+        """The target of each sample as a map (H, W)."""
+        if not isinstance(batch.targets, Tensor):
+            return []
+        maps = batch.targets.as_subclass(Tensor)
+        maps = maps.reshape(len(maps), *maps.shape[-2:])
+        ids = batch.ids or tuple(str(number) for number in range(len(maps)))
+        return [Prediction(name, (), map=one) for name, one in zip(ids, maps, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import box_convert
 
 from ..errors import VpeftError, need_extra
+from ..task import INSIDE
 from .targets import label_names
 from .voc_ap import voc_ap
 
@@ -35,8 +36,6 @@ IOUS: list[float] = np.linspace(0.5, 0.95, 10).tolist()
 RECALLS: list[float] = np.linspace(0.0, 1.0, 101).tolist()
 MASKS = "mask_"
 VOC = "VOC_AP50"
-# Share of a mask's probability from which a pixel belongs to the object.
-INSIDE = 0.5
 
 
 class NoObjects(VpeftError):

@@ -38,6 +38,7 @@ from vpeft.training.fit import fit
 from vpeft.training.randomness import derived_seed, seed_everything, untouched_randomness
 from vpeft.training.recipe import Recipe
 from vpeft.training.result import Result, Scores
+from vpeft.training.validation_panel import PANEL, validation_panel
 from vpeft.version import __version__
 
 ADAPTER = "adapter.safetensors"
@@ -137,8 +138,17 @@ class ReadyRun:
                 preprocessing=preprocessing.model_dump(mode="json"),
                 scores=scores,
             )
+            self._draw_validation(out)
         record = self.record(result, scored)
         return RunOutcome(self.recipe, result, scored, self.tuned, self.data, preprocessing, adapter, record)
+
+    def _draw_validation(self, out: Path) -> None:
+        """Write the panel of validation predictions, if the task's targets can be drawn."""
+        if self.val is None:
+            return
+        picture = validation_panel(self.tuned, self.val, self.tuned.task, self.preprocessing)
+        if picture is not None:
+            picture.save(out / PANEL)
 
     def without_adapter(self, result: Result, record: Path | None = None) -> RunOutcome:
         """Return the outcome of an unfinished run."""
