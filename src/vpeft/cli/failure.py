@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -77,8 +78,8 @@ def _guarded(app: App, arguments: Sequence[str]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else DONE
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
-            say_error(f"{error.strerror}: {error.filename or 'no file named'}")
+        if (said := _of_the_machine(error)) is not None:
+            say_error(said)
             return MISTAKE
         path = write_report(arguments, error)
         say_error(
@@ -89,16 +90,33 @@ def _guarded(app: App, arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else DONE
 
 
+def _of_the_machine(error: Exception) -> str | None:
+    """What is said of an error that comes from the machine or from a name, and not from vpeft; None for all others."""
+    if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+        return f"{error.strerror}: {error.filename if error.filename is not None else 'no file named'}"
+    if isinstance(error, MemoryError) or "not enough memory" in str(error):  # the words of torch's allocator on a CPU
+        return (
+            f"There is not enough memory: {str(error)[:300] or 'no figures are known'}. Take smaller sizes or batches."
+        )
+    if isinstance(error, UnicodeEncodeError):
+        return f"A name cannot be written as {error.encoding}: {error.object[:100]}. Rename it."
+    if isinstance(error, RuntimeError) and str(error) == "Could not determine home directory.":
+        return "A path begins with ~ and the name of a user that this machine does not know."
+    return None
+
+
 def say_error(message: str) -> None:
     """Print one message on stderr, in red if the terminal can."""
     console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), visible(message.rstrip())))
+    with suppress(OSError):  # a terminal that was closed
+        console.print(Text.assemble(("error: ", "bold red"), visible(message.rstrip())))
 
 
 def say_warning(message: str) -> None:
     """Print one remark on stderr; the command goes on."""
     console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("warning: ", "bold yellow"), visible(message.rstrip())))
+    with suppress(OSError):  # a terminal that was closed
+        console.print(Text.assemble(("warning: ", "bold yellow"), visible(message.rstrip())))
 
 
 def _shown_as_remark(

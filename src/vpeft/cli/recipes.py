@@ -8,7 +8,14 @@ from rich.text import Text
 
 from vpeft.cli import show
 from vpeft.cli.flags import Switch
+from vpeft.errors import VpeftError
+from vpeft.guarded import TEXT_BYTES, read_bytes, text_of
 from vpeft.recipes import recipe_file, shipped_recipes
+from vpeft.safe_text import visible
+
+
+class UnreadableRecipe(VpeftError):
+    """The file is no text."""
 
 
 def recipes(name: str | None = None, /, *, json: Switch = False) -> None:
@@ -23,7 +30,10 @@ def recipes(name: str | None = None, /, *, json: Switch = False) -> None:
     """
     known = shipped_recipes()
     if name is not None:
-        show.console().print(Text(recipe_file(Path(name)).read_text(encoding="utf-8").rstrip()), soft_wrap=True)
+        what = f"The recipe {name}"
+        data = read_bytes(recipe_file(Path(name)), what, UnreadableRecipe, TEXT_BYTES)
+        text = text_of(data, what, UnreadableRecipe)
+        show.console().print(Text(visible(text.rstrip())), soft_wrap=True)
         return
     if json:
         show.as_json([{"id": one.id, "title": one.title, "source": one.source} for one in known.values()])

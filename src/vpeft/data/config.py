@@ -135,6 +135,16 @@ class DataConfig(BaseModel):
     cache_gib: float = Field(default=4.0, gt=0, description="Largest memory of the decoded images, in GiB.")
     workers: int = Field(default=0, ge=0, description="Processes that load images; 0 loads in the training process.")
 
+    @field_validator("source", "root", "masks")
+    @classmethod
+    def _home_is_known(cls, path: Any) -> Any:
+        if path is not None and str(path).startswith("~"):
+            try:
+                Path(path).expanduser()
+            except RuntimeError:
+                raise ValueError(f"{path} names the home folder of a user that this machine does not know") from None
+        return path
+
     @field_validator("window")
     @classmethod
     def _black_below_white(cls, window: Window) -> Window:

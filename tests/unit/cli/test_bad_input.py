@@ -1,0 +1,57 @@
+"""Bad input is never called a bug of ours: every command ends with 1 and one message, or does its work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.bad_input import BESIDES, FILES, WORDS, commands, flags, give, lay_out
+
+COMMANDS = {" ".join(words): app for words, app in commands()}
+# Whatever the words are, these do something that takes long.
+_BUSY = ("demo",)
+
+
+@pytest.fixture(autouse=True)
+def _among_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_all_commands_are_there() -> None:
+    assert {"train", "predict", "data check", "recipes"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in _BUSY])
+def test_wrong_words_and_files(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for value in (*WORDS[:4], *FILES[:3]):
+        give([*command.split(), value], capsys)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_some_flags_with_wrong_words(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command.split()
+    there = flags(COMMANDS[command])
+    for place, (flag, switch) in enumerate(there[:: 1 + len(there) // 4]):
+        value = WORDS[place % 4]
+        given = [f"{flag}={value}"] if switch else [flag, value]
+        give([*words, *BESIDES.get(tuple(words), ()), *given], capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in _BUSY])
+def test_all_wrong_words_and_files(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for value in (*WORDS, *FILES):
+        give([*command.split(), value], capsys)
+        give([*command.split(), value, value], capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_with_wrong_words_and_files(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command.split()
+    for flag, switch in flags(COMMANDS[command]):
+        for value in (*WORDS[:6], FILES[0], FILES[1]):
+            given = [f"{flag}={value}"] if switch else [flag, value]
+            give([*words, *BESIDES.get(tuple(words), ()), *given], capsys)
