@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,6 +190,13 @@ class Backbone:
     def towers(self) -> Mapping[str, Backbone]:
         """The towers of the model by name. A model with one tower has it under the empty name."""
         return {"": self}
+
+    def with_stages(self, stages: Sequence[Stage]) -> Backbone:
+        """Return the same description with other stages, for a head that is to read them; the model's are kept."""
+        twin = copy(self)
+        twin.stages = list(stages)
+        twin._index = {**self._index, **{stage.name: stage for stage in stages}}
+        return twin
 
     def name_places(self, tower: str) -> None:
         """Put the tower's name before the names of all places; `place` still accepts the names without it."""

@@ -60,11 +60,14 @@ def read_for_head(places: Sequence[Place], adapter: str, wiring: Wiring) -> None
         wiring.at(point, ReadForHead(adapter, rank, place, wiring.switch, point.overwritten))
 
 
-def sequence_for_head(places: Sequence[Place], edits: Sequence[Edit], adapter: str, wiring: Wiring) -> None:
-    """Let a head see the last tokens of a layer at the outlet, where the layer gives some; see `SequenceForHead`.
+def sequence_for_head(
+    places: Sequence[Place], levels: Sequence[Place], edits: Sequence[Edit], adapter: str, wiring: Wiring
+) -> None:
+    """Let a head see the last tokens and the levels of a layer at the outlet; see `SequenceForHead`.
 
     Args:
-        places: that the head reads, without the outlet.
+        places: of the backbone that the head reads, without the outlet.
+        levels: of the layer that it reads; none, or all that there are.
         edits: of the adapter, carried out.
         adapter: its name.
         wiring: of the TunedModel.
@@ -74,9 +77,10 @@ def sequence_for_head(places: Sequence[Place], edits: Sequence[Edit], adapter: s
         if not getattr(edit.layer, "gives_sequence", False) or not sources:
             continue
         behind = [place for place in places if place.depth >= sources[-1].depth]
+        own = levels if getattr(edit.layer, "gives_levels", ()) else ()
         for operation in wiring.operations(adapter):
-            if behind and isinstance(operation, Apply) and operation.layer is edit.layer:
-                operation.sequence = SequenceForHead(adapter, wiring.switch, behind, sources[-1])
+            if (behind or own) and isinstance(operation, Apply) and operation.layer is edit.layer:
+                operation.sequence = SequenceForHead(adapter, wiring.switch, behind, sources[-1], own)
 
 
 def _enter(place: Place) -> Point:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
 
 from ..backbones.backbone import Backbone
+from ..backbones.blocks import Stage
 from ..backbones.edits import Edit
+from ..backbones.grids import Scale
+from ..backbones.points import Layout
 from ..batch import Batch
 from ..head import Head, get_head
 from .adapter import AdapterError
@@ -31,6 +35,39 @@ def feature_width(edits: Sequence[Edit], description: Backbone) -> int:
         if edit.place is description.outlet:
             width = int(getattr(edit.layer, "feature_width", width))
     return width
+
+
+def level_places(edits: Sequence[Edit], description: Backbone) -> list[Stage]:
+    """The levels that a layer at the outlet makes, as places that heads read in place of the backbone's stages.
+
+    Such a layer states `gives_levels`, the channels and the stride of each level, high resolution first.
+    """
+    found: list[Stage] = []
+    scale = Scale(description.inputs.size)
+    for edit in edits:
+        if edit.place is description.outlet:
+            for number, (width, stride) in enumerate(getattr(edit.layer, "gives_levels", ())):
+                found.append(
+                    Stage(
+                        name=f"levels.{number}",
+                        width=width,
+                        layout=Layout.MAP,
+                        enter=None,
+                        exit=description.outlet.exit,
+                        verbs=frozenset(),
+                        depth=description.outlet.depth,
+                        grid=scale.grid(description.inputs.size, stride),
+                        stride=stride,
+                        scale=scale,
+                    )
+                )
+    return found
+
+
+def seen_by_heads(edits: Sequence[Edit], description: Backbone) -> Backbone:
+    """The description as a head sees it: with the levels that a method makes as its stages, where one makes some."""
+    levels = level_places(edits, description)
+    return description.with_stages(levels) if levels else description
 
 
 class Heads(Head):
@@ -78,6 +115,40 @@ def made_head(
     if head is not None:
         return head(description, width)
     return None if task is None else task.head(description, width)
+
+
+class FreshHead(UserWarning):
+    """The model's own classifier stays frozen, and its weights look as they were initialised."""
+
+
+def own_head(description: Backbone, head: nn.Module | None, trained: Sequence[nn.Parameter]) -> nn.Module | None:
+    """The model's own classifier, where the adapter has no head and the classifier stays frozen; else None."""
+    if head is not None or description.host is not None or len(description.towers) > 1:
+        return None
+    classifier = description.classifier
+    parameters = list(classifier.parameters())
+    train = {id(parameter) for parameter in trained}
+    return classifier if parameters and not any(id(parameter) in train for parameter in parameters) else None
+
+
+def looks_fresh(classifier: nn.Module) -> bool:
+    """Whether the last linear map or convolution has the values that the libraries initialise one with.
+
+    These are a bias of zeros, weights of zeros, or torch's uniform numbers up to 1 / sqrt(inputs). Training leaves none
+    of them.
+    """
+    layers = [layer for layer in classifier.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    if not layers or any(parameter.is_meta for parameter in classifier.parameters()):
+        return False
+    weight, bias = layers[-1].weight.detach().float(), layers[-1].bias
+    if bias is not None and not bool(bias.detach().any()):
+        return True
+    bound = 1.0 / math.sqrt(weight[0].numel())
+    highest = float(weight.abs().max())
+    uniform = 0.95 * bound < highest <= bound * 1.001 and math.isclose(
+        float(weight.std()), bound / math.sqrt(3.0), rel_tol=0.05
+    )
+    return highest == 0.0 or (uniform and weight.numel() >= 256)
 
 
 def reads_of(head: nn.Module | None) -> tuple[str, ...]:

@@ -169,31 +169,42 @@ class Apply(Operation):
 
 
 class SequenceForHead:
-    """Lets a head that reads the last tokens see those of a layer at the outlet, such as a side network's.
+    """Lets a head see the last tokens of a layer at the outlet, such as a side network's, or its levels.
 
     Such a layer says `gives_sequence = True`: called with `sequence=True` it returns the pooled feature and its last
-    tokens or map, channels last, which lie as the last thing that it reads.
+    tokens or map, channels last, which lie as the last thing that it reads. One with `gives_levels`, the channels and
+    the stride of each, called with `levels=True` returns behind these a list of maps (B, H, W, D).
 
     Args:
         adapter: whose head it is.
         switch: knows the pass.
         places: what the head reads that comes behind everything the layer reads.
         source: the last place that the layer reads.
+        levels: the layer's own levels, where the head reads them.
     """
 
-    def __init__(self, adapter: str, switch: Switch, places: Sequence[Place], source: Place) -> None:
+    def __init__(
+        self, adapter: str, switch: Switch, places: Sequence[Place], source: Place, levels: Sequence[Place] = ()
+    ) -> None:
         self.adapter, self.switch, self.places, self.source = adapter, switch, tuple(places), source
+        self.levels = tuple(levels)
 
     def __call__(
         self, layer: nn.Module, ground: RunTimeGrid | None, hidden: Tensor, values: Sequence[Tensor]
     ) -> Tensor:
-        """The layer's pooled feature; its tokens become what the head reads."""
+        """The layer's pooled feature; its tokens and levels become what the head reads."""
         named = {} if ground is None else ground(hidden, values, False)
-        pooled, tokens = layer(hidden, *values, sequence=True, **named)
+        asked = {"sequence": bool(self.places), **({"levels": True} if self.levels else {})}
+        pooled, *given = layer(hidden, *values, **asked, **named)
         now, place = self.switch.present, self.source
-        grid = grid_of(place, tokens, False, now.size)
-        for read in self.places:
-            now.features_of(self.adapter)[read.name] = Feature(tokens, place.prefix, grid, place.stride)
+        features = now.features_of(self.adapter)
+        if self.places:
+            tokens = given.pop(0)
+            grid = grid_of(place, tokens, False, now.size)
+            for read in self.places:
+                features[read.name] = Feature(tokens, place.prefix, grid, place.stride)
+        for read, level in zip(self.levels, given[0] if self.levels else (), strict=True):
+            features[read.name] = Feature(level, 0, tuple(level.shape[1:3]), read.stride)
         out: Tensor = pooled
         return out
 

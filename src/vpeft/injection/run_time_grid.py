@@ -29,8 +29,8 @@ def images_size(inputs: Any, time_axis: int | None = None) -> Grid | None:
     return int(inputs.shape[time_axis or 1]), int(height), int(width)
 
 
-def grid_of(place: Place | None, tensor: Tensor, first: bool, size: Grid | None) -> Grid | None:
-    """The grid on which a tensor of a place lies; None where it lies on none.
+def grid_of(place: Place | None, tensor: Any, first: bool, size: Grid | None) -> Grid | None:
+    """The grid on which a tensor of a place lies; None where it lies on none, or is no tensor but several.
 
     Args:
         place: where the tensor was seen; None where that is not known.
@@ -38,6 +38,8 @@ def grid_of(place: Place | None, tensor: Tensor, first: bool, size: Grid | None)
         first: whether the channels of a map come first.
         size: of the images of this pass.
     """
+    if not isinstance(tensor, Tensor):
+        return None
     if tensor.dim() > 3:
         return tuple(int(length) for length in (tensor.shape[2:] if first else tensor.shape[1:-1]))
     if place is None or tensor.dim() < 3 or place.grid is None:

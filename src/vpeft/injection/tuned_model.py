@@ -21,7 +21,7 @@ from .adapter_file import Manifest, save
 from .carry_out import carry_out, read_for_head, sequence_for_head
 from .enabled import Enabled, beside_no_pass
 from .forward_pass import Choice, ForwardPass, Within
-from .heads import HasHead, HeadLike, feature_width, made_head, reads_of
+from .heads import HasHead, HeadLike, feature_width, made_head, reads_of, seen_by_heads
 from .hooks import Wiring
 from .merge import Merged, merge_edits
 from .placed import MethodLike, Placed, placed_methods, require_on_host_path
@@ -138,7 +138,8 @@ class TunedModel(nn.Module):
                 f"With {' + '.join(type(method).__name__ for method in chosen)} the features have {width} channels,"
                 f" but the backbone's own classifier takes {self.description.facts.width}. Give num_classes or a head."
             )
-        made = made_head(self.description, width, num_classes, head, task)
+        seen = seen_by_heads(edits, self.description)
+        made = made_head(seen, width, num_classes, head, task)
         if made is None:
             require_on_host_path(self.description, edits)
         elif len(self.description.towers) > 1:
@@ -164,10 +165,12 @@ class TunedModel(nn.Module):
                     edit.layer.to(device=like.device, dtype=like.dtype)
                 adapter.put(edit)
                 carry_out(edit, name, self._wiring)
-            others = [self.description.place(place) for place in reads_of(made) if place != "outlet"]
-            if others:
+            read = [seen.place(place) for place in reads_of(made) if place != "outlet"]
+            levels = [place for place in read if seen is not self.description and place in seen.stages]
+            others = [place for place in read if place not in levels]
+            if read:
                 read_for_head(others, name, self._wiring)
-                sequence_for_head(others, edits, name, self._wiring)
+                sequence_for_head(others, levels, edits, name, self._wiring)
         except Exception:
             self._wiring.remove(name)
             self._activate(previous)

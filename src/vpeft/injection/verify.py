@@ -14,7 +14,7 @@ from ..backbones.module_names import place_name
 from ..backbones.places import WHOLE
 from ..errors import VpeftError
 from ..head import raw_outputs
-from .heads import reads_of
+from .heads import reads_of, seen_by_heads
 from .operations import Slot
 from .outputs import tensors_in
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 class DeadPlace(VpeftError):
     """An edit is never executed, a new tensor gets no gradient, or the model at step 0 differs from the frozen one."""
+
+
+class NotPooled(VpeftError):
+    """The head reads one feature of each image, and the backbone gives several."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Report:
 
 SCALES = (".weight", ".gamma")  # of norms and LayerScale
 STEP = 1e-2  # relative size of the trial step; it only has to leave zero-initialised factors
-IDENTITY = 1e-5
+IDENTITY = 1e-5  # in 16 bits four roundings, since another kernel adds in another order
 BESIDE = "it belongs to the host, and `verify` runs only the tower"
 
 
@@ -88,6 +92,7 @@ def _verified(tuned: TunedModel, name: str, batch: Tensor | dict[str, Tensor] | 
             images = _images(tuned, batch)
             with tuned.disable(), torch.no_grad():
                 plain = tuned.features(images)
+            _require_pooled(tuned, name, plain)
             tuned._wiring.switch.forget()  # graphs of other adapters that wait for their backward pass do not matter
             with tuned.enable(name):
                 report = _look(tuned, name, images, plain, parameters, first)
@@ -107,6 +112,17 @@ def _verified(tuned: TunedModel, name: str, batch: Tensor | dict[str, Tensor] | 
     if changed:
         report.problems.append(f"Frozen tensors of the backbone were written to: {', '.join(changed[:4])}.")
     return report
+
+
+def _require_pooled(tuned: TunedModel, name: str, features: Tensor) -> None:
+    """Raise `NotPooled` if the head reads pooled features (B, D), and the backbone gives tokens or maps."""
+    if features.dim() == 2 or "outlet" not in reads_of(tuned.adapter(name).head):
+        return
+    raise NotPooled(
+        f"{tuned.description.facts.architecture} gives features of the shape {tuple(features.shape)} for"
+        f" {len(features)} inputs, and this head reads one feature (B, D) of each. Create the model with pooling, in"
+        " timm global_pool='avg' or, with a class token, 'token'; or take a head that reads other places."
+    )
 
 
 def _images(tuned: TunedModel, batch: Tensor | dict[str, Tensor] | None) -> Any:
@@ -133,7 +149,7 @@ def _look(
         features = tuned.features(images)
         if step == 0:
             identity = features.shape == plain.shape and bool(
-                (features.detach() - plain).abs().max() <= IDENTITY * plain.abs().max().clamp(min=1.0)
+                (features.detach() - plain).abs().max() <= _equal(plain.dtype) * plain.abs().max().clamp(min=1.0)
             )
             ran_once = {id(operation) for operation in ran}
         loss = torch.zeros((), device=features.device)
@@ -177,6 +193,11 @@ def _look(
     return Report(len(ran_once), sorted(live), dormant, identity, problems)
 
 
+def _equal(kind: torch.dtype) -> float:
+    """How far two features that are equal may be from each other, as a share of their size."""
+    return max(IDENTITY, 4 * torch.finfo(kind).eps)
+
+
 def _blocked_by_zeros(tuned: TunedModel) -> list[str]:
     """Return a likely cause of missing gradients: frozen scales that are zero, as in some random initialisations."""
     zero = [
@@ -200,7 +221,8 @@ def _behind_the_head(tuned: TunedModel, name: str, keys: list[str]) -> dict[str,
     reads = reads_of(adapter.head)
     if not reads or "outlet" in reads:
         return {}
-    last = max(description.place(read).depth for read in reads)
+    seen = seen_by_heads(adapter.edits, description)
+    last = max(seen.place(read).depth for read in reads)
     homes = {
         (id(module), attribute): place.depth
         for place in description.places()
