@@ -25,7 +25,7 @@ Levels = OrderedDict[str, Tensor]
 
 Detections = dict[str, Tensor]
 """Detections of one image: `boxes` (N, 4) xyxy in pixels of the batch, `labels` (N,) that count from 0, `scores` (N,),
-best first, and for some heads `masks` (N, 1, M, M), the probability of each part of the box."""
+best first, and for some heads `box_masks` (N, 1, M, M), the probability of each part of the box."""
 
 
 class ObjectHead(Head):

@@ -95,7 +95,9 @@ class RegionHead(ObjectHead):
         """The detections of each image."""
         proposals, _ = self.rpn(images, levels)
         found, _ = self.roi_heads(levels, proposals, images.image_sizes)
-        return [{**one, "labels": one["labels"] - 1} for one in found]
+        # torchvision's masks are those of the boxes, until its models paste them into the image
+        named = [{"box_masks" if name == "masks" else name: value for name, value in one.items()} for one in found]
+        return [{**one, "labels": one["labels"] - 1} for one in named]
 
     def raw(self, images: ImageList, levels: Levels) -> Mapping[str, Tensor]:
         """Objectness and box codes at each anchor, and what the RoI heads say of the whole image as one box."""

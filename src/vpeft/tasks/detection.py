@@ -16,7 +16,7 @@ from ..data.joint import Fitting, detection_transform
 from ..data.preprocessing import Preprocessing
 from ..head import HeadText, make_head
 from ..task import DetectedObjects, Leading, Prediction, TargetKind, Task, UnsuitableTargets, register_task
-from .object_scores import MASKS, ObjectScores, in_original_pixels, true_masks
+from .object_scores import MASKS, ObjectScores, in_original_pixels, shapes_in_original, true_masks
 from .semantic_segmentation import NoClasses
 from .targets import label_names, refusal, told_targets
 
@@ -61,7 +61,7 @@ class Detection(Task):
     image_changes: str = Field(default="", alias="augment")
     """changes of training images, joined by +: flip, photometric, crop, scale_jitter; else the data set's own"""
     multiple: int = Field(default=32, ge=1)
-    """the sides of a batch are multiples of so many pixels"""
+    """sides of a batch of images of several sizes are multiples of so many pixels"""
 
     @property
     def leading(self) -> Leading:
@@ -78,6 +78,13 @@ class Detection(Task):
                 " data that name theirs, task.bind(train)."
             )
         return make_head(self.head_kind, backbone, width, len(self.labels))
+
+    @property
+    def shown_size(self) -> tuple[int, int] | Literal["own", "any"]:
+        """That of `size`, or the backbone's own, where no shorter side is stated."""
+        if self.shortest:
+            return "any"
+        return (self.size, self.size) if isinstance(self.size, int) else self.size or "own"
 
     def transforms(self, preprocessing: Preprocessing, augmentation: str, training: bool) -> Callable[..., Any]:
         """Image and objects together; `augment` or else the data set's augmentation, changes of data/joint.py."""
@@ -116,8 +123,10 @@ class Detection(Task):
             UnsuitableTargets: a target is of another kind, a class number is out of range, or a box is no box.
         """
         whole = [as_sample(sample) for sample in samples]
-        height, width = (max(sample.input.shape[axis] for sample in whole) for axis in (-2, -1))
-        height, width = (math.ceil(side / self.multiple) * self.multiple for side in (height, width))
+        sizes = {tuple(sample.input.shape[-2:]) for sample in whole}
+        height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+        if len(sizes) > 1 or self.shortest:
+            height, width = (math.ceil(side / self.multiple) * self.multiple for side in (height, width))
         first = whole[0].input
         inputs = first.new_zeros((len(whole), first.shape[0], height, width))
         targets = []
@@ -198,7 +207,7 @@ class Detection(Task):
         """The objects of each image, best first; those of at least `confidence` are printed."""
         found = []
         for number, (one, target) in enumerate(zip(outputs, batch.targets, strict=True)):
-            masks = one["masks"] if self.masks else None
+            masks = shapes_in_original(one, target) if self.masks else None
             boxes = in_original_pixels(one["boxes"], target)
             found.append(self._prediction(number, batch, target, boxes, one["labels"], one["scores"], masks))
         return found

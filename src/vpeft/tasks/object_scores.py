@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics.detection import MeanAveragePrecision
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import box_convert
 
 from ..errors import VpeftError, need_extra
-from ..task import INSIDE
+from ..task import INSIDE, DetectedObjects
 from .targets import label_names
 from .voc_ap import voc_ap
 
@@ -141,12 +140,31 @@ def in_original_pixels(boxes: Tensor, target: Mapping[str, Any]) -> Tensor:
     return boxes * boxes.new_tensor([across, down, across, down])
 
 
+def shapes_in_original(found: Mapping[str, Tensor], target: Mapping[str, Any]) -> Tensor:
+    """What the masks of detections are made of: `DetectedObjects.shapes`.
+
+    A head gives `box_masks` (N, 1, M, M), which are kept as they are; a host gives `masks` (N, 1, H, W), probabilities
+    in pixels of the batch, of which masks in the original image are made.
+    """
+    if "box_masks" in found:
+        return found["box_masks"]
+    height, width = (int(side) for side in target["size"])
+    size = (int(target["original"][0]), int(target["original"][1]))
+    shown = found["masks"].reshape(-1, *found["masks"].shape[-2:])[:, :height, :width]
+    if tuple(shown.shape[-2:]) != size and len(shown):
+        shown = functional.interpolate(shown[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+    return shown.reshape(-1, *size) >= INSIDE if len(shown) else shown.new_zeros((0, *size), dtype=torch.bool)
+
+
 def masks_in_original(found: Mapping[str, Tensor], target: Mapping[str, Any]) -> Tensor:
     """The masks bool (N, H, W) of detections, in the original image; their boxes are in pixels of the batch."""
-    rows, columns = (int(side) for side in target["original"])
     boxes = in_original_pixels(found["boxes"], target)
-    pasted: Tensor = paste_masks_in_image(found["masks"], boxes, (rows, columns))
-    return pasted[:, 0] >= INSIDE
+    rows, columns = (int(side) for side in target["original"])
+    none: list[str] = [""] * len(boxes)
+    shapes = shapes_in_original(found, target)
+    masks = DetectedObjects(boxes, found["labels"], tuple(none), found["scores"], shapes, (rows, columns), 0).masks
+    assert masks is not None
+    return masks
 
 
 def true_masks(target: Mapping[str, Any]) -> Tensor:

@@ -90,6 +90,8 @@ def kind_of(target: Any) -> tuple[TargetKind | None, str]:
         if inner and all(isinstance(one, (bool, int, float)) for one in inner):
             return kind_of(torch.tensor(inner))
         return None, f"a {type(target).__name__} of {len(inner)}"
+    if isinstance(target, Mapping) and "boxes" in target:
+        return "objects", f"the objects of an image, {len(target['boxes'])} boxes"
     if isinstance(target, Tensor):
         return _kind_of_tensor(target)
     return None, f"a {type(target).__name__}"

@@ -178,10 +178,10 @@ def test_detections_stay_inside_the_part_of_the_batch_that_is_the_image(kind: st
     for one in (small, large):
         assert one["labels"].min() >= 0 and one["labels"].max() < CLASSES
         assert bool((one["scores"].diff() <= 0).all())  # best first
-        assert ("masks" in one) == kind.endswith("mask_rcnn")
-        if "masks" in one:
-            assert one["masks"].shape == (len(one["boxes"]), 1, 28, 28)
-            assert float(one["masks"].min()) >= 0 and float(one["masks"].max()) <= 1
+        assert ("box_masks" in one) == kind.endswith("mask_rcnn")
+        if "box_masks" in one:
+            assert one["box_masks"].shape == (len(one["boxes"]), 1, 28, 28)
+            assert float(one["box_masks"].min()) >= 0 and float(one["box_masks"].max()) <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -50,7 +50,7 @@ def random_scenes(seed: int, images: int = 8) -> list[tuple[dict[str, Any], dict
         order = scores.argsort(descending=True)
         covers = torch.ones(len(found), 1, 28, 28)
         scenes.append(
-            ({"boxes": found[order], "labels": said[order], "scores": scores[order], "masks": covers}, target)
+            ({"boxes": found[order], "labels": said[order], "scores": scores[order], "box_masks": covers}, target)
         )
     return scenes
 
@@ -103,7 +103,7 @@ def by_pycocotools(scenes: list, folder: Path, kind: str) -> list[float]:
 def pasted(found: dict[str, Any], k: int) -> np.ndarray:
     from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-    made = paste_masks_in_image(found["masks"][k : k + 1], 2 * found["boxes"][k : k + 1], (SIDE, SIDE))
+    made = paste_masks_in_image(found["box_masks"][k : k + 1], 2 * found["boxes"][k : k + 1], (SIDE, SIDE))
     return (made[0, 0] >= 0.5).byte().numpy()
 
 
