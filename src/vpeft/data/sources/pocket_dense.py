@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpeft.data.config import DataConfig
+from vpeft.data.config import DataConfig, TargetName
 from vpeft.data.items import SPLITS, ArrayPicture, Item, Listing
 from vpeft.data.objects import Objects, PixelsWithNumber
 from vpeft.data.problems import DataError
@@ -75,6 +75,13 @@ class PocketDense:
 
     def names(self) -> Iterable[str]:
         return [_PREFIX + name for name in _sets()]
+
+    def targets_in(self, config: DataConfig) -> tuple[TargetName, ...]:
+        """What one set has, its objects first, which export then writes as COCO JSON."""
+        one = _sets().get(config.source.removeprefix(_PREFIX))
+        if one is None:
+            return self.targets
+        return tuple(kind for kind in ("objects", "mask", "depth") if _TARGETS[kind][0](one))
 
     def read(self, config: DataConfig) -> Listing:
         name = config.source.removeprefix(_PREFIX)

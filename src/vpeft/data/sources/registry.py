@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from vpeft.data.config import DataConfig
+from vpeft.data.config import DataConfig, TargetName
 from vpeft.data.items import Listing
 from vpeft.data.problems import DataError
 from vpeft.errors import nearest
@@ -33,7 +33,7 @@ class Source(Protocol):
     """One way of keeping labelled images.
 
     A source that gives other targets than one label for each image lists them in `targets`, names as in
-    `DataConfig.target`.
+    `DataConfig.target`. Where these depend on what is named, a method `targets_in(config)` returns them.
     """
 
     name: str
@@ -109,9 +109,24 @@ def find_source(config: DataConfig) -> Source:
 
 
 def with_its_target(config: DataConfig) -> DataConfig:
-    """The configuration for a source that has no labels, with the first kind of target that it has instead."""
-    try:
-        had = getattr(find_source(config), "targets", ("label",))
-    except DataError:
-        return config  # opening it says why
-    return config if config.target in had else config.model_copy(update={"target": had[0]})
+    """The configuration with the kind of target that its source holds: that of the strongest claim.
+
+    Where a source claims several kinds alike, it is the first in its `targets`.
+    """
+    known = sources()
+    chosen = [known[config.layout]] if config.layout in known else list(known.values())
+    strongest, found = Claim.NONE, config
+    for one in chosen:
+        for kind in targets_in(one, config):
+            asked = config.model_copy(update={"target": kind})
+            claim = one.claims(asked)
+            if claim > strongest:
+                strongest, found = claim, asked
+    return found
+
+
+def targets_in(one: Source, config: DataConfig) -> tuple[TargetName, ...]:
+    """The kinds of target that a source has; for a source with a method `targets_in`, those of what `config` names."""
+    told: Callable[[DataConfig], tuple[TargetName, ...]] | None = getattr(one, "targets_in", None)
+    had: tuple[TargetName, ...] = getattr(one, "targets", ("label",))
+    return had if told is None or not one.claims(config) else told(config)
