@@ -157,7 +157,7 @@ def open_for_evaluation(config: DataConfig, labels: Sequence[str] | None) -> Ima
     """
     source = find_source(config)
     target = _target(source, config)
-    if target.on_pixels and not config.label_names and labels:
+    if target.name == "mask" and not config.label_names and labels:
         config = config.model_copy(update={"label_names": tuple(labels)})
     listing = source.read(config)
     if any(listing.splits.values()):
