@@ -21,7 +21,8 @@ _OBEYED = re.compile(
 # What Excel, LibreOffice and Google Sheets take for the start of a formula (OWASP, "CSV Injection").
 _MARKS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?%?|[+-]?(inf|nan)", re.ASCII | re.IGNORECASE)
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&])")
+# An underscore inside a word is one; elsewhere it may begin emphasis.
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|~$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 
 
 def visible(text: str) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from vpeft.safe_text import visible_line
+
 _COLUMNS = 8
 # Told apart without colour vision too: wrong ones also say what would have been right.
 _RIGHT, _WRONG = "#1b6e53", "#b3261e"
@@ -36,8 +38,9 @@ def write_picture(shown: Sequence[Shown], path: Path, title: str) -> Path:
         axes.imshow(one.pixels, interpolation="nearest")
         right = one.said == one.label
         text = f"{one.said}  {one.probability:.0%}" if right else f"{one.said}  {one.probability:.0%}, is {one.label}"
-        axes.set_title(text, y=-0.22, fontsize=9, color=_RIGHT if right else _WRONG)
-    figure.suptitle(title, fontsize=11)
+        colour = _RIGHT if right else _WRONG
+        axes.set_title(visible_line(text), y=-0.22, fontsize=9, color=colour, parse_math=False)
+    figure.suptitle(visible_line(title), fontsize=11, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..safe_text import visible_line
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -37,7 +39,7 @@ def confusion_picture(
     count = len(names)
     side = min(3 + 0.35 * count, 16.0)
     figure = Figure(figsize=(side * (1.8 if scores else 1) + 1, side), layout="constrained")
-    shown = [name.replace("$", r"\$") for name in names]
+    shown = [visible_line(name).replace("$", r"\$") for name in names]
     if not scores:
         _matrix(figure, figure.subplots(), confusion, shown, percent)
         return figure

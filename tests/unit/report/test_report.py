@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import re
@@ -20,6 +22,7 @@ from vpeft.report.board import boards
 from vpeft.report.figure import COLOURS, as_png, as_svg, points
 from vpeft.report.tables import as_csv, as_markdown
 from vpeft.report.words import count, percent, seconds, signed, size, spread
+from vpeft.safe_text import SafeConsole
 
 from .ledgers import a_failure, a_run, grid, keep
 
@@ -306,3 +309,65 @@ def test_a_metric_goes_by_its_own_name_everywhere(tmp_path: Path) -> None:
     assert "| +10.8" in other
     (row, *_) = csv.DictReader(io.StringIO(as_csv(records)))
     assert (row["leading"], float(row["mae"])) == ("mae", 12.34)
+
+
+# -- names that try to be more than names ------------------------------------------------------------------------------
+
+ODD = [
+    "=cmd|' /C calc'!A0",
+    "a\x1b]0;owned\x07\u202eb",
+    "cost $5 and $x^$",
+    "$\\frac{$",
+    "[/red] [bold]x",
+    "</script><script>alert(1)</script>",
+    "a|b\nc",
+]
+
+
+def test_odd_names_end_no_output_and_reach_nothing_that_obeys_them(tmp_path: Path) -> None:
+    made = [a_run("lora", "flags", 0), a_failure("ssf", "flags", 0)]
+    made += [
+        a_run(f"lora(as={odd})", task).model_copy(update={"label": odd, "group": group, "suite": suite})
+        for odd in ODD
+        for task, group, suite in (("flags", "natural", ODD[2]), ("photos", odd, ODD[4]))
+    ]
+    assert set(ODD) <= {point.label for board in boards(made) for point in points(board)}
+    keep(tmp_path / "ledger", made)
+    out = {kind: tmp_path / f"page.{kind}" for kind in ("html", "csv", "markdown", "png")}
+    report = make_report(tmp_path / "ledger", **out)
+    terminal = io.StringIO()
+    SafeConsole(file=terminal, width=200).print(report)
+    for kind in ("html", "csv", "markdown"):
+        terminal.write(out[kind].read_text(encoding="utf-8"))
+    assert not {letter for letter in terminal.getvalue() if not (letter.isprintable() or letter in "\n\t\u00a0")}
+    assert "[/red] [bold]x" in terminal.getvalue()
+    rows = list(csv.DictReader(io.StringIO(out["csv"].read_text(encoding="utf-8"))))
+    assert {row["label"] for row in rows} >= {f"'{ODD[0]}", ODD[2]}
+    page = out["html"].read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    with Image.open(out["png"]) as picture:
+        assert picture.width > 100
+
+
+def test_the_policy_of_the_page_allows_its_own_script_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+    keep(tmp_path / "ledger", FULL)
+    page = tmp_path / "page.html"
+    make_report(tmp_path / "ledger", html=page)
+    text = page.read_text(encoding="utf-8")
+    stated = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', text)
+    assert stated is not None
+    policy = dict(part.strip().split(" ", 1) for part in stated[1].split(";"))
+    assert policy["default-src"] == "'none'"
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts]
+    assert policy["script-src"] == " ".join(f"'sha256-{one}'" for one in hashes)
+    assert not re.search(r"<[^>]+\son[a-z]+\s*=", text)  # no handlers in attributes, which the policy would stop
+    assert text.index("Content-Security-Policy") < text.index("<style>")
+
+
+def test_a_failure_without_a_message_does_not_end_the_page(tmp_path: Path) -> None:
+    failure = a_failure("ssf", "flags", 0)
+    assert failure.error is not None
+    keep(tmp_path / "ledger", [failure.model_copy(update={"error": failure.error.model_copy(update={"message": ""})})])
+    make_report(tmp_path / "ledger", html=tmp_path / "page.html")
+    assert "Failed runs" in (tmp_path / "page.html").read_text(encoding="utf-8")

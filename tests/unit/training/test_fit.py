@@ -22,6 +22,7 @@ from vpeft.training import machine
 from vpeft.training.checkpoint import BadCheckpoint, read_checkpoint
 from vpeft.training.evaluate import UnsuitableData, evaluate
 from vpeft.training.fit import UnsuitableSettings, fit
+from vpeft.training.interrupts import StopRequest
 from vpeft.training.machine import UnsuitableMachine
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.result import EpochRecord, Result
@@ -223,7 +224,7 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     assert quickly(anew, out=tmp_path, resume=False).resumed_at is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_the_next_call_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     class Interrupting(Patches):
         left = 12
@@ -237,19 +238,30 @@ def test_a_signal_saves_and_the_next_call_goes_on(tmp_path: Path, number: signal
     settings, task = SHORT.model_copy(update={"checkpoint_every": 0}), Classification(mixup=0.3)
     whole = tuned_vit()
     fit(whole, Patches(24, noise=0.2), Patches(6), optimisation=settings, task=task, progress=False)
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    handlers = signal.getsignal(number)
     tuned = tuned_vit()
     data = Interrupting(24, noise=0.2)
     stopped = fit(tuned, data, Patches(6), optimisation=settings, task=task, out=tmp_path, progress=False)
     assert (stopped.state, stopped.steps, stopped.history) == ("stopped", 2, [])
     assert stopped.reason is not None
     assert number.name in stopped.reason
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert signal.getsignal(number) == handlers
     later = tuned_vit(seed=7)
     val = Patches(6)
     result = fit(later, Patches(24, noise=0.2), val, optimisation=settings, task=task, out=tmp_path, progress=False)
     assert (result.state, result.resumed_at) == ("done", 2)
     assert same(weights(whole), weights(later))
+
+
+def test_a_signal_that_the_process_ignores_as_under_nohup_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert stop.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_without_a_folder_ctrl_c_is_what_it_always_was() -> None:
