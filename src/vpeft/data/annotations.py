@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from vpeft.data.decoding import Limits, opened_image, recognised
 from vpeft.data.items import SplitName, split_of
 from vpeft.data.objects import Polygons, RunLengths, Shape
@@ -69,10 +71,10 @@ def shape_of(segmentation: Any) -> Shape | None:
     if not isinstance(segmentation, (list, tuple)):
         raise ValueError(f"a {type(segmentation).__name__}")
     parts = [segmentation] if isinstance(segmentation[0], (int, float)) else segmentation
-    usable = [tuple(float(one) for one in part) for part in parts if _is_polygon(part)]
+    usable = [part for part in parts if _is_polygon(part)]
     if not usable:
         raise ValueError("a polygon of fewer than three points")
-    return Polygons(tuple(usable))
+    return Polygons.of(usable)
 
 
 def _is_polygon(part: Any) -> bool:
@@ -88,9 +90,9 @@ def around(shape: Shape | None) -> tuple[float, float, float, float]:
     """The box around polygons, for an object that states none; NaN for other shapes."""
     if not isinstance(shape, Polygons):
         return (math.nan,) * 4
-    across = [one for part in shape.parts for one in part[::2]]
-    down = [one for part in shape.parts for one in part[1::2]]
-    return min(across), min(down), max(across), max(down)
+    points = np.concatenate([part.reshape(-1, 2) for part in shape.parts])
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    return float(left), float(top), float(right), float(bottom)
 
 
 def image_size(file: Path) -> tuple[int, int] | None:

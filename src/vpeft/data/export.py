@@ -11,7 +11,6 @@ import csv
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vpeft.atomic import disk_full, is_full, new_folder, sweep
 from vpeft.data.datasets import Datasets
 from vpeft.data.image_set import ImageSet
 from vpeft.data.items import Item
@@ -35,13 +35,13 @@ def export_folder(datasets: Datasets, out: Path) -> Path:
     """Write all splits of `datasets` into `out`, which must not exist or be empty; returns it.
 
     Image files are copied as they are; other images become PNG, without loss. `data.json` is the manifest. The folder
-    appears complete or not at all. Raises `DataError` if `out` holds something.
+    appears complete or not at all. Raises `DataError` if `out` holds something, `DiskFull` if there is no room.
     """
     out = out.expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not an empty folder. Name a new one.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    sweep(out)  # what a killed export left
+    building, lock = new_folder(out)
     try:
         kind = datasets.train.target.name
         if kind == "label":
@@ -55,13 +55,17 @@ def export_folder(datasets: Datasets, out: Path) -> Path:
         else:
             _write_list(datasets, building)
         (building / "data.json").write_text(datasets.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        building.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         if out.exists():
             out.rmdir()
         building.rename(out)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
+    except OSError as error:
+        if is_full(error):
+            raise disk_full(out.parent, f"{out.name} could not be written", "Nothing was left there.") from None
         raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
     return out
 
 
@@ -152,7 +156,7 @@ def coco_annotations(objects: Objects, number: Mapping[str, int], height: int, w
 
 def _segmentation(shape: Shape, mask: NDArray[np.uint8]) -> Any:
     if isinstance(shape, Polygons):
-        return [list(part) for part in shape.parts]
+        return [part.tolist() for part in shape.parts]
     codec = need_extra("faster_coco_eval.core.mask", "dense")
     code = codec.encode(np.asfortranarray(mask))
     return {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
@@ -208,9 +212,3 @@ def _file_name(stem: str, item: Item) -> str:
     file = item.picture.file
     assert file is not None  # the caller looked
     return f"{stem}_{file.stem}{file.suffix.lower()}".replace(" ", "_")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

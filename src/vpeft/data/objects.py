@@ -25,17 +25,25 @@ class Shape(Protocol):
         """1 on the object, 0 elsewhere, uint8 (height, width) of the image. Raises `UnreadableImage`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Polygons:
-    """One or several polygons, each x, y, x, y, ... in pixels; the object is their union."""
+    """One or several polygons, each x, y, x, y, ... in pixels; the object is their union.
 
-    parts: tuple[tuple[float, ...], ...]
+    They are arrays, since a large set has a hundred million coordinates.
+    """
+
+    parts: tuple[NDArray[np.float64], ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Sequence[float]]) -> Self:
+        """Polygons out of plain lists."""
+        return cls(tuple(np.asarray(part, np.float64) for part in parts))
 
     def mask(self, height: int, width: int) -> NDArray[np.uint8]:
         codec = _codec()
         try:
             return _plain(
-                codec.decode(codec.merge(codec.frPyObjects([list(one) for one in self.parts], height, width)))
+                codec.decode(codec.merge(codec.frPyObjects([one.tolist() for one in self.parts], height, width)))
             )
         except (ValueError, TypeError, RuntimeError) as error:
             raise UnreadableImage(f"a polygon cannot be drawn: {error}") from error
@@ -241,6 +249,9 @@ class Objects(OnPixels):
         parts = [self.boxes.tobytes(), repr(self.labels).encode(), self.crowd.tobytes()]
         pictures: dict[int, str] = {}
         for shape in self.shapes or ():
+            if isinstance(shape, Polygons):
+                parts += [b"polygons", *(part.tobytes() for part in shape.parts)]
+                continue
             if not isinstance(shape, PixelsWithNumber):
                 parts.append(repr(shape).encode())
                 continue

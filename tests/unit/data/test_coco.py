@@ -320,7 +320,7 @@ def test_other_json_is_refused(tmp_path: Path, told: str, said: str) -> None:
 
 
 def test_one_label_is_not_what_is_there(tmp_path: Path) -> None:
-    write(tmp_path)
+    write(tmp_path, name="annotations/instances_all.json")
     with pytest.raises(DataError, match="objects with boxes are given where classification wants one"):
         open_data(DataConfig(source=str(tmp_path)))
 

@@ -101,7 +101,7 @@ def test_depth_in_memory_and_what_is_none() -> None:
 
 def test_no_two_objects_with_the_same_content_differ_in_their_digest() -> None:
     def content(*corners: float, label: str = "a") -> str:
-        found = Objects.of([[1, 2, 3, 4]], [label], shapes=[Polygons((corners,))])
+        found = Objects.of([[1, 2, 3, 4]], [label], shapes=[Polygons.of([corners])])
         return found.checked("decode", (9, 9), None).content
 
     assert content(1, 1, 3, 1, 3, 3) == content(1, 1, 3, 1, 3, 3) != content(1, 1, 3, 1, 3, 4)

@@ -188,7 +188,7 @@ def _objects(image: Path, text: Path, names: Mapping[int, str] | None, unknown: 
             continue
         points = tuple(one * (height if place % 2 else width) for place, one in enumerate(cells[1:]))
         boxes.append((min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])))
-        shapes.append(Polygons((points,)))
+        shapes.append(Polygons.of([points]))
     return Objects.of(boxes, labels, shapes=shapes, size=size)
 
 
