@@ -188,7 +188,10 @@ def count(files: int, seed: int = 0) -> Counts:
         for number in range(files):
             data, manifest, tensors = draw.choice(sound)
             is_damaged = draw.random() < 0.6
-            made = damaged(data, draw) if is_damaged else forged(manifest.model_dump(mode="json"), tensors, draw)
+            try:
+                made = damaged(data, draw) if is_damaged else forged(manifest.model_dump(mode="json"), tensors, draw)
+            except vpeft.VpeftError:  # nothing that a file can hold
+                continue
             if made == data:
                 continue
             changed.write_bytes(made)

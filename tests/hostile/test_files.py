@@ -27,7 +27,7 @@ from vpeft.bench.record_table import NAME, read_table
 from vpeft.cli.loaded import open_adapter
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_data
-from vpeft.injection.adapter_file import read, read_manifest
+from vpeft.injection.adapter_file import read, read_manifest, sealed_bytes
 from vpeft.safe_text import visible
 from vpeft.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vpeft.training.recipe import Recipe
@@ -175,3 +175,8 @@ def test_the_checksum_of_weights_is_that_of_the_bytes_that_were_read(tmp_path: P
         save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
         expected = hashlib.sha256(path.read_bytes()).hexdigest()
         assert load_weights(torch.nn.Linear(3, 2), path).sha256 == expected
+
+
+def test_a_manifest_that_the_format_cannot_hold_is_ours_to_say() -> None:
+    with pytest.raises(vpeft.VpeftError, match="cannot be written as JSON: .*header too large"):
+        sealed_bytes({"extra": "x" * 101_000_000}, {})

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.unit.bench.test_ledger import a_record
 from tests.unit.training.material import Patches, same, tuned_vit, weights
@@ -25,6 +26,9 @@ from vpeft.acceleration.prefix_store import Spec, Store
 from vpeft.atomic import CannotWrite, DiskFull, replace_file, write_json, write_text
 from vpeft.bench.ledger import Ledger
 from vpeft.bench.record_table import read_table, write_table
+from vpeft.data.config import DataConfig
+from vpeft.data.datasets import open_data
+from vpeft.data.export import export_folder
 from vpeft.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vpeft.training.fit import fit
 from vpeft.training.loop import CHECKPOINT
@@ -169,6 +173,19 @@ def test_a_file_that_may_not_be_so_large_is_said_with_what_is_still_good(tmp_pat
             Store.on_disk(tmp_path / "cache", 1000, [Spec((2000,), torch.float32)], {"weights": "a"})
     assert read_checkpoint(path).facts == {"epoch": 1} and read_table(table) == {"a": {"key": "a"}}
     assert sorted(one.name for one in tmp_path.rglob("*")) == ["cache", path.name, table.name]
+
+
+def test_an_export_without_room_leaves_nothing_and_sweeps_what_a_killed_one_left(tmp_path: Path) -> None:
+    for number in range(12):
+        folder = tmp_path / "images" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(folder / f"{number}.png")
+    (tmp_path / ".out.0123456789abcdef.partial").mkdir()
+    datasets = open_data(DataConfig(source=str(tmp_path / "images")))
+    with no_file_above(50), pytest.raises(DiskFull, match="out could not be written. Nothing was left there"):
+        export_folder(datasets, tmp_path / "out")
+    assert [one.name for one in tmp_path.iterdir()] == ["images"]
+    assert (export_folder(datasets, tmp_path / "out") / "data.json").is_file()
 
 
 @pytest.mark.parametrize("place", ["folder", "below a file", "long", "protected"])
