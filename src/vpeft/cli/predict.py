@@ -20,7 +20,9 @@ from vpeft.cli.failure import say_warning
 from vpeft.cli.flags import Switch
 from vpeft.cli.loaded import Device, Loaded, open_adapter
 from vpeft.cli.nothing_to_predict import NothingToPredict
+from vpeft.data.decoding import Limits
 from vpeft.data.images import UnreadableImage, find_images
+from vpeft.data.pixels import DEFAULT
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.task import Prediction
 
@@ -40,6 +42,9 @@ def predict(
     allow_download: Switch = False,
     strict: Switch = False,
     draw: Path | None = None,
+    max_pixels: Annotated[int | None, _POSITIVE] = None,
+    max_aspect: Annotated[float | None, _POSITIVE] = None,
+    max_mib: Annotated[int | None, _POSITIVE] = None,
 ) -> None:
     """Predict labels, numbers or maps of images with a saved adapter, as its task defines.
 
@@ -68,6 +73,12 @@ def predict(
     draw:
         Folder for a picture of each image with what is found: boxes, masks and names, or classes or depths in
         colours. Class maps also go to masks/ as PNGs of class numbers, depths to depth/ as arrays for numpy.
+    max_pixels:
+        Height times width of the largest image to read, 178956970 by default; JPEG is read smaller.
+    max_aspect:
+        Longer side of the narrowest image to read, divided by its shorter side; 200 by default.
+    max_mib:
+        Memory of one decoded image, and size of its file, in MiB; 4096 by default.
     """
     if not images:
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
@@ -78,7 +89,8 @@ def predict(
     predictions: list[Prediction] = []
     drawings = None if draw is None else Drawings(draw, loaded)
     coco = CocoObjects(loaded.labels) if format == "coco" else None
-    for one in predictions_for(loaded, files, batch=batch, strict=strict):
+    limits = Limits(max_pixels, max_aspect, max_mib)
+    for one in predictions_for(loaded, files, batch=batch, strict=strict, limits=limits):
         if drawings is not None:
             drawings.add(one)
         if coco is not None:
@@ -93,35 +105,49 @@ def predict(
 
 
 def predictions_for(
-    loaded: Loaded, files: Iterable[Path], *, batch: int = 32, strict: Switch = False
+    loaded: Loaded,
+    files: Iterable[Path],
+    *,
+    batch: int = 32,
+    strict: Switch = False,
+    limits: Limits = DEFAULT,
 ) -> Iterator[Prediction]:
-    """Predict image files in order. A file that cannot be read is skipped with a warning, or raises if
-    `strict`.
+    """Predict image files in order. A file that cannot be read is skipped with a warning, or raises if `strict`.
 
-    If a sample of the task has several images, the files are taken in groups of that size.
+    If a sample of the task has several images, the files are taken in groups of that size. Each image is brought to the
+    size of the model before the next one is read, so that memory holds one image of a file's size.
     """
+    samples = _samples(loaded, _readable(files, loaded.preprocessing, strict, limits))
+    while chunk := list(islice(samples, batch)):
+        yield from loaded.predictions(chunk)
+
+
+def _samples(loaded: Loaded, images: Iterable[tuple[Path, Any]]) -> Iterator[Sample]:
+    """Samples for the task of images in their own size; raises `NothingToPredict` if some are left over."""
     transform, each = loaded.task.transforms(loaded.preprocessing, "none", False), loaded.task.images_per_sample
-    readable = _readable(files, loaded.preprocessing, strict)
-    while chunk := list(islice(readable, batch * each)):
-        if len(chunk) % each:
-            raise NothingToPredict(
-                f"The task {loaded.task.name} takes {each} images at a time, and {len(chunk) % each} are left over."
-            )
-        samples = []
-        for first in range(0, len(chunk), each):
-            some = chunk[first : first + each]
-            name = " ".join(str(file) for file, _ in some)
-            if each == 1:
-                samples.append(loaded.task.sample_of(some[0][1], transform, name))
-            else:
-                samples.append(Sample(torch.stack([transform(image) for _, image in some]), None, name))
-        yield from loaded.predictions(samples)
+    names: list[str] = []
+    group: list[torch.Tensor] = []
+    for file, image in images:
+        if each == 1:
+            yield loaded.task.sample_of(image, transform, str(file))
+            continue
+        names.append(str(file))
+        group.append(transform(image))
+        if len(group) == each:
+            yield Sample(torch.stack(group), None, " ".join(names))
+            names, group = [], []
+    if group:
+        raise NothingToPredict(
+            f"The task {loaded.task.name} takes {each} images at a time, and {len(group)} are left over."
+        )
 
 
-def _readable(files: Iterable[Path], preprocessing: Preprocessing, strict: bool) -> Iterator[tuple[Path, Any]]:
+def _readable(
+    files: Iterable[Path], preprocessing: Preprocessing, strict: bool, limits: Limits
+) -> Iterator[tuple[Path, Any]]:
     for file in files:
         try:
-            yield file, preprocessing.read(file)
+            yield file, preprocessing.read(file, limits.max_pixels, limits.max_aspect, limits.max_mib)
         except UnreadableImage as error:
             if strict:
                 raise
