@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from .backbone import Backbone
 
 SAMPLES = 8  # values of each tensor that show a write which leaves no other trace
+PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)  # in which the same weights are recognised
+COMPARED = 64  # values of all tensors together, by which two rounded copies are compared
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class _State:
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[dict[str, _State], str]] = WeakKeyDictionary()
+_ROUNDED: WeakKeyDictionary[nn.Module, tuple[str, dict[str, str]]] = WeakKeyDictionary()
 
 
 def weights_digest(description: Backbone) -> str:
@@ -58,6 +61,44 @@ def weights_digest(description: Backbone) -> str:
     return digest
 
 
+def rounded_digests(description: Backbone) -> dict[str, str]:
+    """Digests of the weights as they are after a conversion to each of `PRECISIONS`, by the name of the precision.
+
+    Two copies of a checkpoint in different precisions agree in the coarser one, unless these are float16 and bfloat16.
+    """
+    own = weights_digest(description)
+    known = _ROUNDED.get(description.root)
+    if known is None or known[0] != own:
+        tensors = frozen_tensors(description)
+        known = own, {_name(kind): tensors_digest(tensors, kind) for kind in PRECISIONS}
+        _ROUNDED[description.root] = known
+    return dict(known[1])
+
+
+def precision_of(description: Backbone) -> str:
+    """The name of the coarsest floating-point type among the model's tensors."""
+    kinds = {value.dtype for value in frozen_tensors(description).values() if value.is_floating_point()}
+    return _name(max(kinds, key=lambda kind: torch.finfo(kind).eps)) if kinds else _name(torch.float32)
+
+
+def compared_values(description: Backbone) -> list[float]:
+    """Some values of the model's floating-point tensors, at places that depend on names and shapes only."""
+    tensors = frozen_tensors(description)
+    flat = [tensors[key].detach() for key in sorted(tensors) if tensors[key].is_floating_point()]
+    total = sum(value.numel() for value in flat)
+    found: list[float] = []
+    before = 0
+    for value in flat:
+        while len(found) < min(COMPARED, total) and (at := len(found) * total // COMPARED - before) < value.numel():
+            found.append(float(gathered(value).flatten()[at]))
+        before += value.numel()
+    return found
+
+
+def _name(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
 def frozen_tensors(description: Backbone) -> dict[str, Tensor]:
     """Parameters and stored buffers of the model by name, without those of its classifier and counters of batches.
 
@@ -70,11 +111,18 @@ def frozen_tensors(description: Backbone) -> dict[str, Tensor]:
     return {key: value for key, value in found.items() if id(value) not in unused and "num_batches_tracked" not in key}
 
 
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes, in the order of the names."""
+def tensors_digest(tensors: Mapping[str, Tensor], precision: torch.dtype | None = None) -> str:
+    """sha256 over names, types, shapes and bytes, in the order of the names.
+
+    Args:
+        tensors: by name.
+        precision: to which floating-point tensors are converted first; None leaves them as they are.
+    """
     digest = hashlib.sha256()
     for key in sorted(tensors):
         value = tensors[key].detach()
+        if precision is not None and value.is_floating_point():
+            value = gathered(value).to(precision)
         digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
         digest.update(_bytes(value))
     return digest.hexdigest()

@@ -41,14 +41,15 @@ def _evaluate(
     weights: Path | None = None,
     backbone: str | None = None,
     allow_download: Switch = False,
+    include_used: Switch = False,
     json: Switch = False,
     picture: Path | None = None,
     given: dict[str, Any],
 ) -> None:
     """Evaluate a saved adapter on samples with known targets.
 
-    If the source states splits, the test split is used, otherwise val, otherwise all of it. A folder that `vpeft train`
-    split itself states none: name images that were not used for training.
+    If the source states splits, the test split is used, otherwise val, otherwise all of it. Images that `vpeft train`
+    used for this adapter are left out, wherever they lie now, and it is said how many.
 
     Parameters
     ----------
@@ -64,6 +65,8 @@ def _evaluate(
         The backbone, if the adapter file cannot create it: py:FILE.py:NAME for your own code.
     allow_download:
         Download a backbone hf:ID that the adapter names, if it is not on this machine.
+    include_used:
+        Score the images that training used, too.
     json:
         Print JSON, with all details (a confusion matrix), instead of tables.
     picture:
@@ -78,7 +81,10 @@ def _evaluate(
         say_warning(loaded.unsealed)
     task = loaded.task
     config = config.model_copy(update={"target": task.target_kind})
-    images = open_for_evaluation(config, task.data_labels).prepared(loaded.preprocessing, task)
+    used = None if include_used else loaded.used_images
+    images = open_for_evaluation(config, task.data_labels, used).prepared(loaded.preprocessing, task)
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise NoPicture(f"The picture is a PNG file: name it {picture.with_suffix('.png').name}, not {picture.name}.")
     if picture is not None and type(task).picture is Task.picture:
         raise NoPicture(f"The task {task.name} draws no picture of its scores. Leave out --picture.")
     scores = score(loaded.model, task.dataset(images, False), task=task, batch=batch, workers=config.workers)

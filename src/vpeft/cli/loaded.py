@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
-from vpeft.backbones.origin import Origin
+from vpeft.backbones.origin import Origin, origin_of
 from vpeft.backbones.own_code import OWN_CODE
 from vpeft.backbones.positions import ResizedPositions
 from vpeft.backbones.trust import TYPED, Trust
 from vpeft.backbones.weights import file_digest
 from vpeft.batch import Sample, run_model
 from vpeft.data.preprocessing import Preprocessing
+from vpeft.data.used_images import UsedImages
 from vpeft.errors import VpeftError
 from vpeft.guarded import printable, short
 from vpeft.injection.adapter_file import CannotTell, Manifest, read
@@ -30,6 +31,7 @@ from vpeft.injection.tuned_model import TunedModel
 from vpeft.task import Prediction, Task, all_tasks
 from vpeft.training.evaluate import on_processor
 from vpeft.training.randomness import seed_everything, untouched_randomness
+from vpeft.training.run import USED
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 # Numbers in a backbone that a file, and not the user, names: 8 GB in single precision, and 1.6 GB.
@@ -60,6 +62,15 @@ class Loaded:
         return (
             f"{self.path} is of format {self.manifest.format}, which has no seal, so edited labels would not be noticed"
         )
+
+    @property
+    def used_images(self) -> UsedImages | None:
+        """The images that trained the adapter, if its file says so."""
+        stated = self.manifest.extra.get(USED)
+        try:
+            return None if stated is None else UsedImages.model_validate(stated)
+        except ValidationError:
+            raise VpeftError(f"{self.path}: what it says about the images of its training is not usable.") from None
 
     @property
     def labels(self) -> list[str]:
@@ -137,6 +148,7 @@ def _require_fits(manifest: Manifest, tensors: Mapping[str, Tensor], path: Path)
     options: dict[str, Any] = {
         "pretrained": False,
         "image_size": origin.image_size,
+        "any_size": origin.any_size,
         "channels": origin.channels,
         "channels_rule": origin.channels_rule,
         "described": manifest.anatomy is None,
@@ -218,18 +230,23 @@ def _made_again(
         warnings.simplefilter("ignore", ResizedPositions)  # it was said when the adapter was trained
         if origin.seed is not None:
             seed_everything(origin.seed)
-        return create_backbone(
+        model = create_backbone(
             named or origin.name,
             pretrained=origin.pretrained,
             weights=file,
             prefix=origin.prefix,
             allow=origin.allow,
             image_size=origin.image_size,
+            any_size=origin.any_size,
             channels=origin.channels,
             channels_rule=origin.channels_rule,
             described=described,
             trust=trust,
         )
+    read = origin_of(model)
+    if weights is None and file is not None and (read is None or read.weights_sha256 != origin.weights_sha256):
+        raise VpeftError(f"{file} changed while it was read. Wait until it is written, and try again.")
+    return model
 
 
 def pick_device(device: Device) -> torch.device:

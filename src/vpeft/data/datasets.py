@@ -20,6 +20,7 @@ from vpeft.data.problems import DataError, Kind, Problem, Problems
 from vpeft.data.sources.registry import Source, find_source
 from vpeft.data.splits import at_most, hold_out
 from vpeft.data.target import Target, target_of
+from vpeft.data.used_images import UsedImages
 
 if TYPE_CHECKING:
     from vpeft.task import Task
@@ -30,7 +31,7 @@ class Datasets:
     """The splits of one data set, with the same `labels`. The test split is for the final evaluation only.
 
     `labels` are those of all splits; if the splits have different labels, `labels_present` of a split lists its own.
-    `config.window` holds the numbers that "auto" found.
+    `config.window` holds the numbers that "auto" found. `used` marks the images of train and val, for adapter files.
     """
 
     train: ImageSet
@@ -39,6 +40,7 @@ class Datasets:
     labels: list[str]
     manifest: DataManifest
     config: DataConfig
+    used: UsedImages | None = None
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -144,13 +146,15 @@ def open_data(config: DataConfig) -> Datasets:
         problems=problems.found,
         target=target.name,
     )
-    return Datasets(sets["train"], sets.get("val"), sets.get("test"), labels, manifest, config)
+    used = UsedImages.of(splits, content)
+    return Datasets(sets["train"], sets.get("val"), sets.get("test"), labels, manifest, config, used)
 
 
-def open_for_evaluation(config: DataConfig, labels: Sequence[str] | None) -> ImageSet:
+def open_for_evaluation(config: DataConfig, labels: Sequence[str] | None, used: UsedImages | None = None) -> ImageSet:
     """Open images to evaluate a model with `labels` (any labels if None).
 
-    It returns the test split if the source states one, else its val split, else all images.
+    It returns the test split if the source states one, else its val split, else all images; without those that are
+    `used`, which a `DataWarning` says.
 
     Raises:
         DataError: the model does not know a label, or as `open_data`.
@@ -160,12 +164,16 @@ def open_for_evaluation(config: DataConfig, labels: Sequence[str] | None) -> Ima
     if target.name == "mask" and not config.label_names and labels:
         config = config.model_copy(update={"label_names": tuple(labels)})
     listing = source.read(config)
-    if any(listing.splits.values()):
+    stated = any(listing.splits.values())
+    if stated:
         chosen = next(name for name in reversed(SPLITS) if listing.splits.get(name))
         listing.whole, listing.splits = listing.splits[chosen], {}
     cache = _memory(config)
-    config = _look(listing, config, cache).config
+    looked = _look(listing, config, cache)
+    config = looked.config
     listing.problems.report(config.source, strict=config.strict)
+    if used is not None:
+        listing.whole = used.held_out(listing.whole, looked.content, stated=stated)
     if labels is None:
         labels = target.labels(listing.whole, listing.labels)
     return ImageSet(listing.whole, labels, seed=config.seed, cache=cache, target=target, reading=_reading(config))
@@ -181,7 +189,7 @@ def _target(source: Source, config: DataConfig) -> Target:
 
 
 def _reading(config: DataConfig) -> Reading:
-    return Reading(config.channels or 3, config.window, config.max_pixels)
+    return Reading(config.channels or 3, config.window, config.max_pixels, config.max_aspect, config.max_mib)
 
 
 @dataclass(frozen=True)
@@ -213,9 +221,9 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
     boxes: list[tuple[int, int, int]] = []
     values, wide = listing.values, len(everything) if listing.values is not None else 0
     # Looked at as plain numbers where the window is found out here, since these may have no range of their own.
-    reading = Reading(
-        config.channels or 3, "percentiles" if config.window == "auto" else config.window, config.max_pixels
-    )
+    reading = _reading(config)
+    if config.window == "auto":
+        reading = replace(reading, window="percentiles")
     classes = len(listing.labels) if listing.labels else None
     for seen in look_at_all(everything, config.check, keep=keep, reading=reading, classes=classes):
         name = seen.item.name
@@ -230,9 +238,9 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
             listing.problems.add(seen.on_pixels.fault[0], name, seen.on_pixels.fault[1])
         else:
             content[name] = seen.content
+            changed[name] = seen.item
             if seen.on_pixels is not None:
                 masks[name] = seen.on_pixels.content
-                changed[name] = seen.item
                 boxes.append(seen.on_pixels.boxes)
                 for note in seen.on_pixels.notes:
                     listing.problems.add(note.kind, name, note.detail)

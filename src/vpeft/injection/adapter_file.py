@@ -105,6 +105,9 @@ class Manifest(BaseModel):
     anatomy: dict[str, Any] | None = None
     statistics: Literal["frozen", "adapt"] = "frozen"
     base_digest: str
+    base_precision: str | None = None
+    base_rounded: dict[str, str] = Field(default_factory=dict)
+    base_values: list[float] = Field(default_factory=list)
     base_license: str | None = None
     base_source: str | None = None
     origin: Origin | None = None
@@ -189,6 +192,7 @@ def save(
         anatomy=description.anatomy,
         statistics="adapt" if tuned.adapter(name).moving else "frozen",
         base_digest=weights_digest(description, tuned),
+        **_in_other_precisions(tuned),
         base_license=config.get("license"),
         base_source=config.get("hf_hub_id") or config.get("url") or None,
         origin=origin_of(tuned.backbone),
@@ -215,6 +219,18 @@ def save(
     return path
 
 
+def _in_other_precisions(tuned: TunedModel) -> dict[str, Any]:
+    """By what the frozen weights are recognised in another precision; nothing once they are trained or rounded."""
+    if tuned.origin is not None:
+        return {}
+    with tuned.disable():
+        return {
+            "base_precision": digest.precision_of(tuned.description),
+            "base_rounded": digest.rounded_digests(tuned.description),
+            "base_values": digest.compared_values(tuned.description),
+        }
+
+
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
@@ -228,7 +244,7 @@ def sealed_bytes(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     try:
         said = json.dumps({**manifest, "seal": BLANK}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         data = to_bytes(dict(tensors), metadata={KEY: said})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, SafetensorError) as error:  # the format has a limit for its header
         raise BadAdapterFile(f"The manifest cannot be written as JSON: {error}.") from None
     at = _place_of(BLANK, data)
     if at is None:

@@ -112,9 +112,10 @@ class PointHook(ByAdapter[Operation]):
             self.switch.watched.extend(running)
         # With no graph to keep it for, what is added can be added where the output lies.
         here = self.makes_new and not torch.is_grad_enabled() and all(isinstance(one, Add) for one in running)
+        kind = hidden.dtype
         for operation in running:
             hidden = operation.into(hidden) if here else operation.act(hidden)
-        return (hidden,)
+        return (hidden.to(kind) if self.switch.keeps_precision else hidden,)
 
 
 class InputHook(PointHook):
@@ -163,9 +164,10 @@ class WeightEdits(ByAdapter[EditWeight]):
             refuse_reentrant(now, self.lists)
         if self.switch.watched is not None:
             self.switch.watched.extend(running)
+        kind = weight.dtype
         for operation in running:
             weight = operation.act(weight)
-        return weight
+        return weight.to(kind) if self.switch.keeps_precision else weight
 
 
 class CoreEdits(ByAdapter[EditCore]):
@@ -185,9 +187,10 @@ class CoreEdits(ByAdapter[EditCore]):
         running = (self.lists.get(now.on) if now.on is not None else None) or ()
         if running and self.switch.watched is not None:
             self.switch.watched.extend(running)
+        kind = q.dtype
         for operation in running:
             q, k, v = operation.act(q, k, v)
-        return q, k, v
+        return (q.to(kind), k.to(kind), v.to(kind)) if self.switch.keeps_precision else (q, k, v)
 
     @property
     def asking(self) -> int | None:
@@ -223,7 +226,8 @@ class CoreEdits(ByAdapter[EditCore]):
     def _mapped(self, now: ForwardPass, step: str, values: Tensor) -> tuple[Tensor]:
         for operation in (self.lists.get(now.on) if now.on is not None else None) or ():
             if operation.edits(step):
-                values = getattr(operation.layer, step)(values)
+                edited = getattr(operation.layer, step)(values)
+                values = edited.to(values.dtype) if self.switch.keeps_precision else edited
         return (values,)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,16 @@ from .adapter_file import (
 from .as_it_was import AsItWas
 from .implied import budget, implied_tensors
 from .other_layout import relaid
+from .other_precision import (
+    COARSE_TOLERANCE,
+    OtherPrecision,
+    coarse,
+    precision_hint,
+    said,
+    same_in_other_precision,
+)
 from .quantise import quantise
+from .tuned_already import refuse_tuned
 from .tuned_model import TunedModel
 from .weights_digest import weights_digest
 
@@ -70,9 +81,12 @@ def load(
         description = model.description
         found = weights_digest(description, model)
     else:
+        refuse_tuned(model.root if isinstance(model, Backbone) else model)
         description = model if isinstance(model, Backbone) else _described(model, manifest, path)
         found = weights_digest(description)
-    other = found != manifest.base_digest
+    rounded = _rounded(description, manifest, path, found, model)
+    other = found != manifest.base_digest and not rounded
+    limit = LAYOUT_TOLERANCE if other else COARSE_TOLERANCE if rounded or coarse(description) else PROBE_TOLERANCE
     if other and not (other_library and description.facts.family != manifest.family):
         hint = (
             f" If these are the same weights as {description.facts.library} lays them out, pass other_library=True."
@@ -82,11 +96,12 @@ def load(
         raise BadAdapterFile(
             f"{path} was made on {manifest.backbone} with weights {manifest.base_digest[:12]}, but this is"
             f" {description.facts.architecture} with weights {found[:12]}. Load the backbone {manifest.backbone!r}"
-            f" with its pre-trained weights.{hint}"
+            f" with its pre-trained weights.{hint}{precision_hint(description, manifest)}"
         )
     if isinstance(head, nn.Linear) and manifest.head is not None and head.out_features != manifest.head.classes:
         raise BadAdapterFile(
             f"{path} has a head for {manifest.head.classes} classes, but the given head is for {head.out_features}."
+            " To go on with other classes, train anew and start from this file: vpeft train --start FILE."
         )
 
     require_implied(manifest, tensors, description, path, head=head, other=other)
@@ -97,7 +112,7 @@ def load(
         if other:
             _check_layout(tuned, manifest, path, check)
         made = _head_of(manifest, description, path, head)
-        _put_on(tuned, manifest, tensors, name or manifest.name, made, path, check, other, task, before)
+        _put_on(tuned, manifest, tensors, name or manifest.name, made, path, check, other, limit, task, before)
     except BaseException as error:
         before.restore(tuned)
         if isinstance(error, Exception) and not isinstance(error, VpeftError):
@@ -108,6 +123,19 @@ def load(
         raise
     tuned.manifest = manifest
     return tuned
+
+
+def _rounded(
+    description: Backbone, manifest: Manifest, path: str | Path, found: str, model: nn.Module | Backbone
+) -> bool:
+    """Whether the weights are those of the file in another precision, which is said then."""
+    if found == manifest.base_digest:
+        return False
+    with model.disable() if isinstance(model, TunedModel) else nullcontext():
+        same = same_in_other_precision(description, manifest)
+    if same:
+        warnings.warn(said(description, manifest, path), OtherPrecision, stacklevel=3)
+    return same
 
 
 def _head_of(manifest: Manifest, description: Backbone, path: str | Path, head: nn.Module | None) -> nn.Module | None:
@@ -125,6 +153,7 @@ def _put_on(
     path: str | Path,
     check: bool,
     other: bool,
+    limit: float,
     task: Any,
     before: AsItWas,
 ) -> None:
@@ -136,7 +165,7 @@ def _put_on(
     if manifest.quantised is not None and check:
         quantise(tuned, manifest.quantised)
     if check:
-        _compare(probe(tuned, key), manifest.probe, LAYOUT_TOLERANCE if other else PROBE_TOLERANCE, manifest, path)
+        _compare(probe(tuned, key), manifest.probe, limit, manifest, path)
 
 
 def _described(model: nn.Module, manifest: Manifest, path: str | Path) -> Backbone:
@@ -223,7 +252,7 @@ def start_from(tuned: TunedModel, path: str | Path) -> str:
     """
     manifest, tensors = read(path)
     found = weights_digest(tuned.description, tuned)
-    if found != manifest.base_digest:
+    if found != manifest.base_digest and not _rounded(tuned.description, manifest, path, found, tuned):
         raise BadAdapterFile(
             f"{path} was made on {manifest.backbone} with weights {manifest.base_digest[:12]}, but this is"
             f" {tuned.description.facts.architecture} with weights {found[:12]}. Take an adapter of this backbone."

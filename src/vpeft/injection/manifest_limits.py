@@ -73,10 +73,13 @@ def check_manifest(raw: Mapping[str, Any]) -> None:
             raise ValueError(f"the score {short(name)} is {value!r}, which is no finite number")
     for name in ("name", "backbone", "family", "base_digest", "tensors_digest", "base_license", "base_source"):
         _check_word(raw.get(name), name, 1_000)
-    for name in ("probe", "base_probe"):
+    for name, most in (("probe", 16), ("base_probe", 16), ("base_values", 64)):
         numbers = raw.get(name)
-        if isinstance(numbers, list) and (len(numbers) > 16 or not all(map(_finite, numbers))):
-            raise ValueError(f"{name} is no list of at most 16 finite numbers")
+        if isinstance(numbers, list) and (len(numbers) > most or not all(map(_finite, numbers))):
+            raise ValueError(f"{name} is no list of at most {most} finite numbers")
+    rounded = raw.get("base_rounded")
+    if isinstance(rounded, dict) and len(rounded) > 16:
+        raise ValueError(f"base_rounded names {len(rounded)} precisions; at most 16 are read")
 
 
 def check_labels(labels: Sequence[Any]) -> None:

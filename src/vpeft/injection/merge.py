@@ -21,6 +21,7 @@ from ..backbones.edits import Edit
 from ..backbones.places import Norm, Projection, Span, stored_weight
 from ..backbones.rows import Rows
 from ..errors import VpeftError
+from .mixed_precision import HALF
 
 
 class CannotMerge(VpeftError):
@@ -50,7 +51,9 @@ class Merged:
         if key not in self._other:
             self._other[key] = (module, attribute, None if current is None else current.detach().clone())
         if current is None:
-            module._parameters[attribute] = nn.Parameter(value.detach().clone(), requires_grad=False)
+            like = module._parameters.get("weight")
+            made = value.detach().clone() if like is None else value.detach().clone().to(like.dtype)
+            module._parameters[attribute] = nn.Parameter(made, requires_grad=False)
         else:
             with torch.no_grad():
                 current.copy_(value)
@@ -198,7 +201,12 @@ def _gain(span: Span) -> Tensor:
 
 
 def _weight(place: Projection) -> Tensor:
-    return stored_weight(place.module)
+    return _at_least_single(stored_weight(place.module))
+
+
+def _at_least_single(value: Tensor) -> Tensor:
+    """Weights in 16 bits in single precision, in which what is folded in is added before both are rounded."""
+    return value.float() if value.dtype in HALF else value
 
 
 def _add(merged: Merged, place: Projection, delta: Tensor, shift: Tensor | None) -> None:
@@ -216,8 +224,9 @@ def _pad(change: Tensor, rows: Rows | None, total: int) -> Tensor:
 def _bias(place: Projection) -> Tensor | None:
     """Return the bias of all rows of the place's module as one tensor."""
     if place.biases:
-        return torch.cat([getattr(module, attribute) for module, attribute in place.biases])
-    return place.module._parameters.get("bias")
+        return _at_least_single(torch.cat([getattr(module, attribute) for module, attribute in place.biases]))
+    bias = place.module._parameters.get("bias")
+    return None if bias is None else _at_least_single(bias)
 
 
 def _set_bias(merged: Merged, place: Projection, value: Tensor) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from ..backbones.edits import Edit
+from ..safe_text import SafeConsole
+from .heads import own_head
 from .merge import why_not
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Plan:
         backbone_parameters: number of parameters of the backbone without its classifier.
         bytes_on_disk: bytes of the tensors in the adapter file; the manifest adds a few kB.
         reach: how far back gradients travel: "none", "from block k" or "full".
+        own_head: what the model's own classifier is, where it stays, frozen; None where the adapter has a head.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Plan:
     backbone_parameters: int
     bytes_on_disk: int
     reach: str
+    own_head: str | None = None
 
     @property
     def share(self) -> float:
@@ -80,10 +84,11 @@ class Plan:
 
     def totals(self) -> str:
         """Return the totals in one line."""
+        kept = "" if self.own_head is None else f"; the model's own {self.own_head} stays, frozen"
         return (
             f"{self.trainable:,} trained parameters ({self.share:.3%} of {self.backbone_parameters:,}),"
             f" {self.trainable_with_head:,} with the head; {self.bytes_on_disk / 1e6:.2f} MB on disk;"
-            f" gradients reach: {self.reach}; {'mergeable' if self.mergeable else 'not mergeable'}"
+            f" gradients reach: {self.reach}; {'mergeable' if self.mergeable else 'not mergeable'}{kept}"
         )
 
     def __rich__(self) -> Table:
@@ -99,7 +104,7 @@ class Plan:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=140, color_system=None)
+        console = SafeConsole(width=140, color_system=None)
         with console.capture() as capture:
             console.print(self)
         return capture.get().rstrip()
@@ -198,7 +203,17 @@ def make_plan(tuned: TunedModel, name: str) -> Plan:
         backbone_parameters=total,
         bytes_on_disk=sum(t.numel() * t.element_size() for t in tuned.adapter_state(name).values()),
         reach=_whole_reach(starts, depths),
+        own_head=_own_head(tuned, name),
     )
+
+
+def _own_head(tuned: TunedModel, name: str) -> str | None:
+    """Return what the model's own frozen classifier is, such as "classifier (48 -> 7)"."""
+    own = own_head(tuned.description, tuned.adapter(name).head, [p for _, p in tuned.adapter(name).trained()])
+    if own is None:
+        return None
+    last = [layer for layer in own.modules() if isinstance(layer, nn.Linear)][-1:]
+    return f"classifier ({last[0].in_features} -> {last[0].out_features})" if last else "classifier"
 
 
 def _size(shape: tuple[int, ...]) -> int:

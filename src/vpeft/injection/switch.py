@@ -103,6 +103,8 @@ class Switch:
         guard: who may run at the same time.
         carriers: what carries inserted tokens.
         asks_query: the adapters with an edit that reads the frozen model's own feature.
+        keeps_precision: whether what an edit makes returns to the precision of what it edits: in a backbone of 16 bits
+            with adapters in 32.
         watched: None except while `verify` looks: then each operation that runs is noted there.
     """
 
@@ -117,6 +119,7 @@ class Switch:
         self.guard = Guard()
         self.carriers: list[TokenCarrier] = []
         self.asks_query: set[str] = set()
+        self.keeps_precision = False
         self.watched: list[object] | None = None
         self._start()
 

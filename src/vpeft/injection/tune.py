@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
 from ..backbones.origin import origin_of
 from ..backbones.own_model import Anatomy
-from .heads import HasHead, HeadLike
+from .heads import FreshHead, HasHead, HeadLike, looks_fresh, own_head
 from .placed import MethodLike
 from .tuned_model import TunedModel
 from .verify import DeadPlace
@@ -40,7 +41,7 @@ def tune(
             of its towers ({"image": VPTDeep(), "text": LoRA()}; "*" means all together, and the only tower is "image")
             and of its parts, by module name ({"image": AdaptFormer(), "decoder": LoRA()}).
         num_classes: classes of a new linear head. Without num_classes, head and task, the model's own head stays,
-            frozen.
+            frozen; a `FreshHead` warns if its weights look as they were initialised.
         head: a head of your own: a `Head`, a module (B, D) -> anything, a function (description, width) -> head, or a
             mapping from task names to these.
         task: the task; it makes the head, and the adapter keeps it for training, evaluation and saving.
@@ -70,8 +71,17 @@ def tune(
         report = look(tuned, name, first=True)
         if not report:
             raise DeadPlace(" ".join(report.problems))
+    own = own_head(tuned.description, tuned.head, [parameter for _, parameter in tuned.trainable()])
+    if own is not None and looks_fresh(own):
+        warnings.warn(
+            f"No new head was asked for, so {tuned.description.facts.architecture} keeps its own classifier, frozen,"
+            " and its weights look as they were initialised. Give num_classes or a head, or name the classifier in"
+            " train=(...).",
+            FreshHead,
+            stacklevel=2,
+        )
     if show:
-        from rich.console import Console
+        from ..safe_text import SafeConsole
 
-        Console().print(tuned.plan(name))
+        SafeConsole().print(tuned.plan(name))
     return tuned

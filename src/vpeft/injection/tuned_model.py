@@ -18,17 +18,21 @@ from ..head import Head
 from ..method import Method
 from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes
 from .adapter_file import Manifest, save
+from .call_inputs import by_position, with_loss
 from .carry_out import carry_out, read_for_head, sequence_for_head
 from .enabled import Enabled, beside_no_pass
 from .forward_pass import Choice, ForwardPass, Within
 from .heads import HasHead, HeadLike, feature_width, made_head, reads_of, seen_by_heads
 from .hooks import Wiring
+from .image_size import RAISED, size_refused
 from .merge import Merged, merge_edits
+from .mixed_precision import HALF, in_precision, mixed_precision
 from .placed import MethodLike, Placed, placed_methods, require_on_host_path
 from .routed import Routing
 from .run_time_grid import images_size
 from .statistics import hold_still
 from .switch import Shares
+from .tuned_already import clean_up_after, refuse_tuned
 from .weights_digest import weights_digest
 
 if TYPE_CHECKING:
@@ -49,6 +53,9 @@ class TunedModel(nn.Module):
     needs other tensors in the backbone (of an adapter with unfrozen parameters, adapted statistics or merged weights)
     waits for the running passes; attach, detach, merge, unmerge and verify wait for the passes of other threads. With
     compiled blocks, one pass runs at a time. Calling the backbone itself does not use these locks.
+
+    A model has one TunedModel at a time. When that is gone, its hooks are gone too, and the model is as it was before;
+    only merged weights and weights that were trained in place stay.
     """
 
     backbone: nn.Module
@@ -56,6 +63,7 @@ class TunedModel(nn.Module):
 
     def __init__(self, description: Backbone) -> None:
         super().__init__()
+        refuse_tuned(description.root)
         self.backbone = description.root
         self.adapters = nn.ModuleDict()
         self.description = description
@@ -72,6 +80,11 @@ class TunedModel(nn.Module):
         self._flags = [parameter.requires_grad for parameter in self.backbone.parameters()]
         self.backbone.requires_grad_(False)
         self.training = self.backbone.training  # evaluates or trains as the given model did
+        clean_up_after(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        clean_up_after(self)
 
     # -- attach and detach ------------------------------------------------------------------------------------------
 
@@ -157,12 +170,14 @@ class TunedModel(nn.Module):
         if self.origin is None and any(edit.verb == "unfreeze" and not edit.keep_original for edit in edits):
             self._remember_origin()
         like = _anchor(self.backbone)
+        precision = torch.float32 if like.dtype in HALF else like.dtype
+        self._wiring.switch.keeps_precision = like.dtype in HALF
         try:
             if statistics == "adapt":
                 adapter.moving.add(adapter, self.backbone)
             for edit in edits:
                 if edit.layer is not None:
-                    edit.layer.to(device=like.device, dtype=like.dtype)
+                    edit.layer.to(device=like.device, dtype=precision)
                 adapter.put(edit)
                 carry_out(edit, name, self._wiring)
             read = [seen.place(place) for place in reads_of(made) if place != "outlet"]
@@ -176,7 +191,7 @@ class TunedModel(nn.Module):
             self._activate(previous)
             raise
         if adapter.head is not None:
-            adapter.head.to(like.device)
+            adapter.head.to(like.device, torch.float64 if like.dtype == torch.float64 else None)
         adapter.train(self.training)
         self.adapters[name] = adapter
         self._methods[name] = placed
@@ -345,6 +360,11 @@ class TunedModel(nn.Module):
         self.adapter().task = task
 
     @property
+    def host_alone(self) -> nn.Module | None:
+        """The host, where it runs with its own head: tasks then speak to it in its own format. None otherwise."""
+        return self.description.host if self.head is None else None
+
+    @property
     def rows_per_sample(self) -> int:
         """The number of images in one sample of the active adapter's task."""
         return int(getattr(self.task, "images_per_sample", 1))
@@ -352,14 +372,36 @@ class TunedModel(nn.Module):
     # -- forward ----------------------------------------------------------------------------------------------------
 
     takes_batch = True
+    accepts_loss_kwargs = False  # for the Trainer of transformers: the loss is a mean over the batch
 
-    def forward(self, *inputs: Any, batch: Batch | None = None, **named: Any) -> Any:
+    def forward(
+        self,
+        *inputs: Any,
+        batch: Batch | None = None,
+        pixel_values: Any = None,
+        labels: Any = None,
+        **named: Any,
+    ) -> Any:
         """Return the output of the active adapter's head, for a classifier (B, classes); see the class.
 
         Args:
             inputs, named: the model's inputs, such as images (B, C, H, W).
             batch: for heads that need more than features: the task of the batch, its targets.
+            pixel_values: the images, by the name that transformers gives them.
+            labels: the targets, by the name that transformers gives them. The result is then {"loss": scalar,
+                "logits": output}, as its `Trainer` wants it; the loss is that of the adapter's task, or of
+                classification. A host is given them as they are.
         """
+        if pixel_values is not None:
+            named["pixel_values"] = pixel_values
+        named.pop("num_items_in_batch", None)
+        if self.description.host is None:
+            inputs, named = by_position(self.description, inputs, named), {}
+        if labels is not None:
+            if self.head is None and self.description.host is not None:
+                named["labels"] = labels
+            else:
+                return with_loss(self, inputs, named, labels)
         if self._route is not None:
             self._require_no_host()
             return self._routing(self, inputs[0], self._route)
@@ -371,7 +413,8 @@ class TunedModel(nn.Module):
     def _run(self, batch: Batch | None, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Compute the output inside an open pass."""
         if self.head is None and self.description.host is not None:
-            return self._hosted(*inputs, **named)
+            with mixed_precision(self.backbone, self.adapters):
+                return self._hosted(*in_precision(self.backbone, inputs), **named)
         return self.outputs(self._pooled(*inputs, **named), batch)
 
     def each(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
@@ -403,8 +446,22 @@ class TunedModel(nn.Module):
             return self._pooled(images)
 
     def _pooled(self, images: Tensor) -> Tensor:
-        features: Tensor = self.description.outlet_anchor(self.description.pooled(images))
+        with mixed_precision(self.backbone, self.adapters):
+            images = in_precision(self.backbone, images)
+            features: Tensor = self.description.outlet_anchor(self._of_backbone(images))
         return features
+
+    def _of_backbone(self, images: Tensor) -> Tensor:
+        """The backbone's pooled feature; an error that the images' size explains says so."""
+        if torch.compiler.is_compiling():
+            return self.description.pooled(images)
+        try:
+            return self.description.pooled(images)
+        except RAISED as error:
+            refused = size_refused(self.description, images_size(images), error)
+            if refused is None:
+                raise
+            raise refused from error
 
     @contextmanager
     def _pass(
@@ -448,13 +505,14 @@ class TunedModel(nn.Module):
         A head that reads other places gets their values from the present pass.
         """
         head = self.head
-        if head is None:
-            out = self.description.classifier(features)
-        elif isinstance(head, Head):
-            out = head(self._read(features), batch)
-        else:
-            out = head(features)
-        return self.description.logits_anchor(out)
+        with mixed_precision(self.backbone, self.adapters):
+            if head is None:
+                out = self.description.classifier(features)
+            elif isinstance(head, Head):
+                out = head(self._read(features), batch)
+            else:
+                out = head(features)
+            return self.description.logits_anchor(out)
 
     def _read(self, features: Tensor) -> Features:
         """Return the features that the head reads in this pass, by place."""

@@ -100,7 +100,9 @@ class FrozenPath:
 
 def _run(steps: tuple[nn.Module, ...], x: Tensor) -> Tensor:
     for step in steps:
-        x = step.forward(x)  # past the step's own hooks: they belong to the image tokens
+        own = next(step.parameters(), None)
+        # in the precision of the frozen layers; past the step's own hooks: they belong to the image tokens
+        x = step.forward(x if own is None or own.dtype == torch.float32 else x.to(own.dtype))
     return x
 
 

@@ -23,6 +23,7 @@ from vpeft.training.optimisation import Optimisation
 from vpeft.training.progress import Display, display
 from vpeft.training.randomness import untouched_randomness
 from vpeft.training.result import Result
+from vpeft.training.run_folder import own_folders
 
 if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
@@ -84,11 +85,44 @@ def fit(
         UnsuitableData: a data set is empty.
         UnsuitableTargets: the targets are of another kind than the task learns.
         UnsuitableSettings: early stopping or keep = "best" without validation images.
+        UnusableFolder: another training writes into `out`, or it cannot be made or written.
     """
     settings = checked_settings(optimisation, train, val, epochs=epochs, acceleration=acceleration)
     folder = Path(out) if out is not None else None
+    with own_folders(folder):
+        return _fit(
+            tuned,
+            train,
+            val,
+            settings,
+            folder=folder,
+            resume=resume,
+            shown=display(progress),
+            workers=workers,
+            after_epoch=after_epoch,
+            identity=identity,
+            task=task,
+            shared=shared,
+        )
+
+
+def _fit(
+    tuned: TunedModel,
+    train: Samples,
+    val: Samples | None,
+    settings: Optimisation,
+    *,
+    folder: Path | None,
+    resume: bool,
+    shown: Display,
+    workers: int,
+    after_epoch: AfterEpoch | None,
+    identity: dict[str, Any] | None,
+    task: Task | None,
+    shared: SharedRecords | None,
+) -> Result:
+    """Train as `fit` says, with checked settings and a folder that no other training writes into."""
     facts = checkpoint_facts(tuned, folder, identity)
-    shown = display(progress)
     if resume and folder is not None:
         settings = extended(tuned, folder, facts, settings, shown)
     if batched_adapters.NAME in wanted(settings.acceleration):

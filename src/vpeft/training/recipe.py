@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from vpeft.backbones.host_create import host_name
 from vpeft.backbones.names import fetches_or_runs
 from vpeft.backbones.own_model import Anatomy, anatomy_from
 from vpeft.backbones.probe import BadAnatomy
@@ -122,6 +123,11 @@ class Recipe(BaseModel):
         description="Pre-trained model: a name from `vpeft backbones`, hf:ID or hf:FOLDER (transformers), or"
         " py:FILE.py:NAME (your own function or class)."
     )
+    host: str | None = Field(
+        default=None,
+        description="In place of a backbone, a whole model that keeps its own heads and loss: hf:FOLDER (transformers),"
+        " torchvision:NAME or py:FILE.py:NAME. Without a task it learns what it is made for.",
+    )
     pretrained: bool = Field(default=True, description="Load the backbone's weights; false: random weights.")
     weights: Path | None = Field(
         default=None, description="File of weights to load instead: .safetensors, .npz or .pth (weights only)."
@@ -169,6 +175,10 @@ class Recipe(BaseModel):
             given["method"] = {"name": first.name, **first.fields}
             if more:
                 given["also"] = [*({"name": one.name, **one.fields} for one in more), *given.get("also", ())]
+        if isinstance(given.get("host"), str):
+            named = given.setdefault("backbone", host_name(given["host"]))
+            if named != host_name(given["host"]):
+                raise ValueError(f"host {given['host']!r} and backbone {named!r} are two models; give one of them")
         return _with_moved_options(given)
 
     @field_validator("anatomy", mode="before")
@@ -202,7 +212,7 @@ class Recipe(BaseModel):
         """
         given, typed = read_toml(path, f"The recipe {path}", BadRecipe), _nested(overrides or {})
         recipe = cls.from_mapping(_merged(given, typed), where=f"The recipe {path}")
-        if "backbone" not in typed and fetches_or_runs(recipe.backbone):
+        if not typed.keys() & {"backbone", "host"} and fetches_or_runs(recipe.backbone):
             recipe._backbone_of_file = True
         return recipe
 

@@ -11,17 +11,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from vpeft.atomic import write_json, write_text
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
+from vpeft.backbones.host_create import host_name
 from vpeft.backbones.origin import Origin, origin_of, remember
 from vpeft.backbones.own_code import OWN_CODE
 from vpeft.backbones.trust import Trust
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
+from vpeft.host_formats.host_format import format_of
 from vpeft.injection.adapter_file import read_manifest, require_labels
 from vpeft.injection.load_adapter import start_from
 from vpeft.injection.quantise import quantise
@@ -30,20 +33,23 @@ from vpeft.injection.tuned_model import TunedModel
 from vpeft.injection.weights_digest import weights_digest
 from vpeft.method import Method
 from vpeft.method_spec import MethodSpec, text_of
-from vpeft.task import Task
+from vpeft.safe_text import visible
+from vpeft.task import Task, usual_task
 from vpeft.training.batches import Samples
 from vpeft.training.evaluate import evaluate
 from vpeft.training.failures import TrainingFailed
 from vpeft.training.fit import fit
 from vpeft.training.randomness import derived_seed, seed_everything, untouched_randomness
-from vpeft.training.recipe import Recipe
+from vpeft.training.recipe import Recipe, TaskChoice
 from vpeft.training.result import Result, Scores
+from vpeft.training.run_folder import own_folders, refuse_several_processes
 from vpeft.training.validation_panel import PANEL, validation_panel
 from vpeft.version import __version__
 
 ADAPTER = "adapter.safetensors"
 RECIPE = "recipe.toml"
 RECORD = "run.json"
+USED = "used_images"  # the field of the adapter file that marks the images of the training
 _FORMAT = 1
 
 
@@ -137,6 +143,7 @@ class ReadyRun:
                 out / ADAPTER,
                 preprocessing=preprocessing.model_dump(mode="json"),
                 scores=scores,
+                extra={} if self.data.used is None else {USED: self.data.used.model_dump(mode="json")},
             )
             self._draw_validation(out)
         record = self.record(result, scored)
@@ -183,8 +190,16 @@ def run_recipe(
     Raises:
         VpeftError: an error that the user can correct, in any of the steps. The record holds failures of the training.
     """
-    trust = recipe.trust(code=trust_code, download=allow_download)
-    ready = ready_run(recipe, progress=progress, show=show, trust=trust)
+    refuse_several_processes()
+    with own_folders(recipe.out):
+        trust = recipe.trust(code=trust_code, download=allow_download)
+        ready = ready_run(recipe, progress=progress, show=show, trust=trust)
+        return _trained(ready, resume=resume, progress=progress, test=test)
+
+
+def _trained(ready: ReadyRun, *, resume: bool, progress: bool, test: bool) -> RunOutcome:
+    """Train, evaluate and save."""
+    recipe = ready.recipe
     ready.write_recipe()
     try:
         result = fit(
@@ -230,49 +245,63 @@ def ready_run(
     # For a backbone without pre-trained weights; the same recipe must find the same one again.
     seed = derived_seed(recipe.seed, "backbone")
     trust = recipe.trust(code=False, download=False) if trust is None else trust
-    model = _backbone(recipe, seed, None, trust)
+    unbound = recipe.task.build()
+    shown = unbound.shown_size
+    model = _backbone(recipe, seed, None, trust, any_size=shown == "any")
+    if recipe.host is not None and recipe.task == TaskChoice():
+        unbound = usual_task(model)()
     described = describe(model, recipe.anatomy)
     size = None if recipe.data.image_size is None else (recipe.data.image_size,) * 2
-    own_size = recipe.anatomy is None and not recipe.backbone.startswith(OWN_CODE)
+    size = shown if isinstance(shown, tuple) else size
+    own_size = recipe.anatomy is None and recipe.host is None and not recipe.backbone.startswith(OWN_CODE)
     if size is not None and own_size and not described.facts.dynamic_size and size != described.facts.image_size:
         model = _backbone(recipe, seed, size, trust)  # its positions are resized, and it is said
         described = describe(model)
-    origin = origin_of(model) or Origin(name=recipe.backbone, pretrained=recipe.pretrained)
-    if not origin.pretrained:  # random tensors, or some where the file lacks them: the seed brings them back
-        origin = origin.model_copy(update={"seed": seed})
-        remember(model, origin)
     stated = Preprocessing.from_model(model)
     if recipe.anatomy is not None:
         stated = stated.resized(described.facts.image_size)
     preprocessing = stated.for_data(recipe.data)
-    unbound = recipe.task.build()
     data = images(recipe.data.model_copy(update={"target": unbound.target_kind}), preprocessing, unbound)
     preprocessing = data.preprocessing_of(preprocessing)  # a window that was found out is stated
     train = unbound.dataset(data.train, True)
     val = None if data.val is None else unbound.dataset(data.val, False)
     task = unbound.bind(train)
     require_labels(task.labels)
+    if recipe.host is not None:
+        classes = format_of(model, task.target_kind).classes
+        if classes is not None and classes != len(task.labels):
+            # before its layers are named as places: another model, with outputs for these classes
+            named = recipe.model_copy(update={"backbone": host_name(recipe.host, len(task.labels))})
+            model = _backbone(named, seed, None, trust)
+            described = describe(model)
+    origin = origin_of(model) or Origin(name=recipe.backbone, pretrained=recipe.pretrained)
+    # random tensors, or some where the file lacks them: the seed brings them back
+    if not origin.pretrained or (recipe.host is not None and origin.fresh):
+        origin = origin.model_copy(update={"seed": seed})
+        remember(model, origin)
     with untouched_randomness():
         seed_everything(derived_seed(recipe.seed, "tune"))
         statistics = recipe.optimisation.batch_norm
-        tuned = tune(described, *recipe.methods, task=task, statistics=statistics, train=recipe.train, show=show)
+        made = None if recipe.host is not None else task  # a host keeps its own heads
+        tuned = tune(described, *recipe.methods, task=made, statistics=statistics, train=recipe.train, show=show)
+        tuned.task = task
     if progress:
         what = " + ".join(text_of(MethodSpec(name=one.name, fields=_stated(one))) for one in recipe.methods)
         outputs = f" ({len(task.labels)} labels)" if task.labels else ""
         held = "" if val is None else f", {len(val)} for validation"
-        print(
+        said = (
             f"{what} on {recipe.backbone} learns {task.name}{outputs} from {len(train)} samples of"
-            f" {recipe.data.source}{held}",
-            file=sys.stderr,
+            f" {recipe.data.source}{held}"
         )
+        print(visible(said), file=sys.stderr)
     if recipe.start is not None:
         said = start_from(tuned, recipe.start)
         if progress:
-            print(said, file=sys.stderr)
+            print(visible(said), file=sys.stderr)
     if recipe.quantise is not None:
         said = quantise(tuned, recipe.quantise)
         if progress:
-            print(said, file=sys.stderr)
+            print(visible(said), file=sys.stderr)
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "recipe": recipe.model_dump(mode="json"),
@@ -285,6 +314,7 @@ def ready_run(
         "data": data.manifest.model_dump(mode="json"),
         "versions": _versions(),
         "system": f"{platform.system()} {platform.machine()}",
+        "threads": {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()},
         "started": started.isoformat(timespec="seconds"),
     }
     identity = {
@@ -307,7 +337,9 @@ def _stated(method: Method) -> dict[str, Any]:
     return method.model_dump(mode="json", exclude_defaults=True)
 
 
-def _backbone(recipe: Recipe, seed: int, size: tuple[int, int] | None, trust: Trust) -> nn.Module:
+def _backbone(
+    recipe: Recipe, seed: int, size: tuple[int, int] | None, trust: Trust, any_size: bool = False
+) -> nn.Module:
     with untouched_randomness():
         seed_everything(seed)
         return create_backbone(
@@ -317,6 +349,7 @@ def _backbone(recipe: Recipe, seed: int, size: tuple[int, int] | None, trust: Tr
             prefix=recipe.weights_prefix,
             allow=recipe.weights_allow,
             image_size=size,
+            any_size=any_size,
             described=recipe.anatomy is None,
             trust=trust,
             channels=recipe.data.channels,

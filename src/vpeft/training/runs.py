@@ -11,12 +11,14 @@ from typing import Literal
 
 from vpeft.backbones.trust import Trust
 from vpeft.errors import VpeftError
+from vpeft.safe_text import visible
 from vpeft.training.concurrent_run import Run
 from vpeft.training.fit import checked_settings, refuse_foreign_checkpoint
 from vpeft.training.grouping import DataReading, Opened, passes, said
 from vpeft.training.recipe import Recipe
 from vpeft.training.result import Result
 from vpeft.training.run import ReadyRun, RunOutcome, ready_run
+from vpeft.training.run_folder import own_folders, refuse_several_processes
 from vpeft.training.together import fit_together
 
 
@@ -62,6 +64,22 @@ def run_recipes(
     """
     called = list(names) if names is not None else [str(one.out or f"run {n + 1}") for n, one in enumerate(recipes)]
     _refuse(recipes, called)
+    refuse_several_processes()
+    with own_folders(*(recipe.out for recipe in recipes)):
+        return _run(recipes, called, resume, progress, show, test, trust_code, allow_download)
+
+
+def _run(
+    recipes: Sequence[Recipe],
+    called: Sequence[str],
+    resume: bool,
+    progress: bool,
+    show: bool,
+    test: bool,
+    trust_code: bool,
+    allow_download: bool,
+) -> list[RunOutcome]:
+    """Run all recipes, whose folders no other training writes into."""
     trusts = [recipe.trust(code=trust_code, download=allow_download) for recipe in recipes]
     several = list(_ready(recipes, called, trusts, resume, progress, show))
     readings = [
@@ -71,7 +89,7 @@ def run_recipes(
     grouped = passes(readings)
     if progress and len(recipes) > 1:
         for line in said(readings, grouped):
-            print(line, file=sys.stderr)
+            print(visible(line), file=sys.stderr)
     outcomes: dict[int, RunOutcome] = {}
     stopped = False
     for number, group in enumerate(grouped):
@@ -156,7 +174,7 @@ def _ready(
     images = Opened()
     for recipe, name, trust in zip(recipes, names, trusts, strict=True):
         if show and len(recipes) > 1:
-            print(f"{name}:")
+            print(visible(f"{name}:"))
         try:
             run = ready_run(recipe, progress=progress, show=show, images=images, trust=trust)
             settings = checked_settings(recipe.optimisation, run.train, run.val)

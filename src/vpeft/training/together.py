@@ -25,6 +25,7 @@ from vpeft.training.machine import accelerator
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.progress import Display, OneOf, display
 from vpeft.training.result import Result
+from vpeft.training.run_folder import own_folders
 
 
 def fit_together(
@@ -78,6 +79,7 @@ def fit_together(
     shown = display(progress)
     with ExitStack() as stack:
         stack.callback(shown.close)
+        stack.enter_context(own_folders(*folders))
         tasks = [task_of(run.tuned, train, run.task) for run in runs]
         streams = _streams(settings, tasks, train, workers, shown)
         grounds = JointSteps()

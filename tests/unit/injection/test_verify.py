@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import vpeft
 from tests.models import images_for, tiny_vit
 from tests.unit.injection.test_verbs import Dense, Plain
+from vpeft.injection.verify import NotPooled
 from vpeft.methods import LoRA
 
 
@@ -98,3 +99,12 @@ def test_verify_leaves_no_trace() -> None:
     assert all(value.equal(state[key]) for key, value in tuned.state_dict().items())
     assert all(p.grad is not None and p.grad.equal(grads[key]) for key, p in tuned.trainable())
     assert tuned.training and tuned.active == "default"
+
+
+@pytest.mark.parametrize(("name", "shape"), [("test_vit", r"\(2, 101, 64\)"), ("test_resnet", r"\(2, 96, 5, 5\)")])
+def test_a_model_that_does_not_pool_is_one_sentence(name: str, shape: str) -> None:
+    import timm
+
+    model = timm.create_model(name, global_pool="", num_classes=0)
+    with pytest.raises(NotPooled, match=f"features of the shape {shape}.*global_pool='avg'"):
+        vpeft.tune(model, LoRA(rank=2), num_classes=3)
