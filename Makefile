@@ -70,6 +70,7 @@ docs-check: $(VENV)/.dev
 	$(BIN)/python tools/docs.py --check
 	$(TEST_ENV) $(BIN)/python tools/method_pages.py --check
 	$(TEST_ENV) $(BIN)/python tools/pocket_page.py --check
+	$(TEST_ENV) $(BIN)/python tools/pocket_dense_page.py --check
 	$(TEST_ENV) $(BIN)/python tools/counts.py --check
 	PYTHONPATH=src:. $(BIN)/python -m tests.contract.matrix --check docs/coverage.md
 
@@ -84,6 +85,7 @@ matrix: $(VENV)/.dev  ## run the contract on every method (or ONLY=name) and fam
 docs: $(VENV)/.dev  ## write the generated tables and snippets of docs/ and README.md anew
 	$(BIN)/python tools/docs.py
 	$(TEST_ENV) $(BIN)/python tools/pocket_page.py
+	$(TEST_ENV) $(BIN)/python tools/pocket_dense_page.py
 	$(TEST_ENV) $(BIN)/python tools/counts.py
 	$(TEST_ENV) $(BIN)/python tools/method_pages.py
 

@@ -27,9 +27,10 @@ def names() -> list[str]:
 def __getattr__(name: str) -> Callable[[], Suite]:
     if name.startswith("_"):
         raise AttributeError(name)
-    found = suite(name)
+    # "pocket-dense" is no name in Python; `pocket_dense` is.
+    found = suites().get(name.replace("_", "-")) or suite(name)
     return lambda: found
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *names()]
+    return [*__all__, *names(), *(name.replace("-", "_") for name in names() if "-" in name)]

@@ -12,7 +12,7 @@ apart by whether hyper-parameters are searched:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -140,10 +140,34 @@ def choose(candidates: Sequence[tuple[Point, RunRecord | None]]) -> Chosen:
     )
 
 
+_OF_CLASSIFICATION = {"label_smoothing": 0.0, "mixup": 0.0}
+
+
 def _protocol(
-    name: str, title: str, *, epochs: int, grid: Grid, own_weights: Grid, seeds: int, legacy_best_on_test: bool = False
+    name: str,
+    title: str,
+    *,
+    epochs: int,
+    grid: Grid,
+    own_weights: Grid,
+    seeds: int,
+    batch: int = 32,
+    measure: str = "top-1",
+    of_task: Mapping[str, Any] = _OF_CLASSIFICATION,
+    augmentation: str = "none",
+    legacy_best_on_test: bool = False,
 ) -> Protocol:
-    """A protocol of the family used by the suites here: AdamW, warm-up and cosine, no augmentation, the last epoch."""
+    """A protocol of the family used by the suites here: AdamW, warm-up and cosine, the last epoch counts.
+
+    Args:
+        name, title, seeds, legacy_best_on_test: see `Protocol`.
+        epochs, batch: of the optimisation. 25 to 32 steps an epoch: with few epochs the number of steps is what small
+            batches buy.
+        grid, own_weights: of the methods, and of those that move the backbone's own weights.
+        measure: the leading metric in words.
+        of_task: settings that are options of the task.
+        augmentation: of the training images.
+    """
     searches = len(grid.points()) > 1
     rule = (
         "Learning rate and weight decay chosen by the top-1 on the validation split after training on the training "
@@ -159,21 +183,19 @@ def _protocol(
         rule=rule,
         optimisation={
             "epochs": epochs,
-            # 25 to 32 steps an epoch: with few epochs the number of steps is what small batches buy.
-            "batch": 32,
+            "batch": batch,
             "accumulate": 1,
             "head_lr": None,
             "warmup": 0.1,
             "schedule": "cosine",
             "min_lr": 1e-5,
-            "label_smoothing": 0.0,
-            "mixup": 0.0,
+            **of_task,
             "clip": 1.0,
             "early_stopping": None,
             "keep": "last",
             "drop_last": False,
             "batch_norm": "frozen",
-            "augmentation": "none",
+            "augmentation": augmentation,
         },
         grid=grid,
         # The rates at which AdamW fine-tunes whole weights of a pre-trained backbone are a tenth of an adapter's.
@@ -193,6 +215,9 @@ _BRIEF = Grid(lr=(2e-3, 1e-2), weight_decay=(1e-4,))
 _BRIEF_OWN = Grid(lr=(2e-4, 1e-3), weight_decay=(1e-4,))
 _STATED = Grid(lr=(2e-3,), weight_decay=(1e-4,))
 _STATED_OWN = Grid(lr=(2e-4,), weight_decay=(1e-4,))
+# Of dense prediction: what a run at the stated rate costs is minutes, and heads are learnt from nothing at the same
+# rate as the method.
+_DENSE: dict[str, Any] = {"batch": 16, "measure": "leading metric", "of_task": {}}
 
 PROTOCOLS: dict[str, Protocol] = {
     rules.id: rules
@@ -205,6 +230,27 @@ PROTOCOLS: dict[str, Protocol] = {
         _protocol("pocket-quick", "pocket, no search", epochs=6, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
         _protocol("pocket-demo", "pocket, the demo", epochs=8, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
         _protocol("pocket-smoke", "pocket, one look", epochs=3, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
+        _protocol(
+            "pocket-dense", "pocket-dense", epochs=12, grid=_SEARCHED, own_weights=_SEARCHED_OWN, seeds=3, **_DENSE
+        ),
+        _protocol(
+            "pocket-dense-quick",
+            "pocket-dense, no search",
+            epochs=8,
+            grid=_STATED,
+            own_weights=_STATED_OWN,
+            seeds=1,
+            **_DENSE,
+        ),
+        _protocol(
+            "pocket-dense-smoke",
+            "pocket-dense, one look",
+            epochs=2,
+            grid=_STATED,
+            own_weights=_STATED_OWN,
+            seeds=1,
+            **_DENSE,
+        ),
     )
 }
 

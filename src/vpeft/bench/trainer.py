@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import statistics
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -16,6 +17,7 @@ from torch import nn
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
 from vpeft.backbones.digest import weights_digest
+from vpeft.backbones.positions import ResizedPositions
 from vpeft.bench.engine import Assignment
 from vpeft.bench.key import Numerics
 from vpeft.bench.record import Costs, RecordedScores
@@ -86,7 +88,7 @@ class VpeftEngine:
         after_epoch: Callable[[Trained], None] | None,
     ) -> TrainedModel:
         identity = assignment.identity
-        model = copy.deepcopy(_backbone(identity.backbone))
+        model = copy.deepcopy(_backbone(identity.backbone, assignment.image_size))
         settings, augmentation, unbound = self._settings(assignment)
         prepared = Preprocessing.from_model(model)
         if assignment.image_size is not None:
@@ -176,13 +178,15 @@ class TrainedModel:
         )
 
 
-@lru_cache(maxsize=1)
-def _backbone(name: str) -> nn.Module:
-    """The backbone, made once per process; every run gets a copy."""
+@lru_cache(maxsize=2)
+def _backbone(name: str, image_size: tuple[int, int] | None = None) -> nn.Module:
+    """The backbone for images of a size, its own where none is stated; made once per process, every run gets a copy."""
     plain = name.removeprefix(RANDOM)
-    with untouched_randomness():
+    with untouched_randomness(), warnings.catch_warnings():
+        # The suite states the size, so there is nothing to say about positions that are resized to it.
+        warnings.simplefilter("ignore", ResizedPositions)
         seed_everything(0)
-        return create_backbone(plain, pretrained=plain == name).eval()
+        return create_backbone(plain, pretrained=plain == name, image_size=image_size).eval()
 
 
 @lru_cache(maxsize=4)

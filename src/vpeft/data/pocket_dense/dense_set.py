@@ -187,4 +187,4 @@ def _cache_folder() -> Path:
 
 def _write(path: Path, pictures: DensePictures) -> None:
     with path.open("wb") as file:
-        np.savez_compressed(file, **pictures.arrays())
+        np.savez(file, **pictures.arrays())
