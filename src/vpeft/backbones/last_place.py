@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .backbone import MAPS, Backbone
+from .backbone import Backbone
 from .places import Place
 from .points import Layout, MissingPlace
 
@@ -30,7 +30,7 @@ def last_map(backbone: Backbone, named: Any = None) -> Place:
         MissingPlace: there is none, or the named place has no grid.
     """
     for place in _candidates(backbone, named):
-        if place.layout in MAPS or (place.layout is Layout.TOKENS and place.grid is not None):
+        if place.maps:
             return place
     raise MissingPlace(_nothing(backbone, named, "a map of rows and columns"))
 

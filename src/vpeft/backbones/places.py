@@ -39,6 +39,8 @@ class Place:
         depth: order in the forward pass: -1 before the first block, the block's index, or the number of blocks.
         width_in: channels of the input.
         grid: rows and columns of the tokens or the map for inputs of the backbone's own size; None without a grid.
+        arrangement: (H, W), the number of the token at each cell, for a sequence that is not in the order of rows;
+            heads read it as a map, and layers are told no grid. None for any other.
         local: True if the grid is that of a window or a pooled map and does not grow with the image.
         frames: time steps of the grid, for clips of the backbone's own length; None without a time axis.
         prefix: tokens before the grid (class token, registers).
@@ -67,6 +69,7 @@ class Place:
     depth: int
     width_in: int = 0
     grid: tuple[int, int] | None = None
+    arrangement: Tensor | None = None
     local: bool = False
     frames: int | None = None
     prefix: int = 0
@@ -155,6 +158,12 @@ class Place:
                 f" {self.grid[0]} x {self.grid[1]}."
             )
         return found
+
+    @property
+    def maps(self) -> bool:
+        """Whether a head can read a map of rows and columns here."""
+        in_rows = self.grid is not None or self.arrangement is not None
+        return self.layout in (Layout.MAP, Layout.CHANNELS_FIRST) or (self.layout is Layout.TOKENS and in_rows)
 
     def require_grid(self) -> None:
         """Raise `MissingPlace` if the tokens do not form a grid of rows and columns."""

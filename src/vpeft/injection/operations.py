@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..backbones.features import Feature
 from ..backbones.places import Place
-from ..backbones.points import Layout, NothingRead
+from ..backbones.points import Layout, MissingPlace, NothingRead
 from ..backbones.rows import Rows
 from ..backbones.tokens import TokenCarrier
 from .forward_pass import Cell
@@ -402,9 +402,23 @@ class ReadForHead(Operation):
         value = hidden.clone() if self.copy else hidden
         if place.layout is Layout.CHANNELS_FIRST:
             value = value.movedim(1, -1)
+        if place.arrangement is not None:
+            value = _arranged(value, place)
         grid = grid_of(place, value, False, now.size)
         now.features_of(self.adapter)[place.name] = Feature(value, place.prefix, grid, place.stride)
         return hidden
+
+
+def _arranged(value: Tensor, place: Place) -> Tensor:
+    """Tokens (B, N, D) in an order of their own as a map (B, H, W, D)."""
+    order = place.arrangement
+    assert order is not None
+    if value.shape[1] != order.numel():
+        raise MissingPlace(
+            f"The {order.numel()} tokens of {place.name} are in an order of their own, which is known for images of the"
+            f" backbone's own size alone, and here there are {value.shape[1]}."
+        )
+    return value[:, order.to(value.device).flatten()].unflatten(1, tuple(order.shape))
 
 
 class EditWeight(Operation):

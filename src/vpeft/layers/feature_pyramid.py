@@ -11,11 +11,11 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..backbones.backbone import MAPS, Backbone
+from ..backbones.backbone import Backbone
 from ..backbones.features import Features
 from ..backbones.last_place import last_map
 from ..backbones.places import Place
-from ..backbones.points import Layout, MissingPlace
+from ..backbones.points import MissingPlace
 
 NormKind = Literal["train", "frozen"]
 
@@ -166,7 +166,7 @@ def _levels(backbone: Backbone) -> list[Place]:
     """The last stage of each resolution, high resolution first; the last map alone where there is one resolution."""
     found: dict[int, Place] = {}
     for stage in backbone.stages:
-        if stage.exit is not None and (stage.layout in MAPS or (stage.layout is Layout.TOKENS and stage.grid)):
+        if stage.exit is not None and stage.maps:
             found[stage.stride] = stage
     if len(found) < 2:
         return [last_map(backbone)]

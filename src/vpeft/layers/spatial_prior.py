@@ -226,7 +226,7 @@ def _grid(grid: tuple[int, ...] | None) -> tuple[int, int]:
 
 
 def _laid_out(tokens: Tensor, sizes: Sequence[tuple[int, ...]], counts: Sequence[int]) -> list[Tensor]:
-    parts = tokens.split(list(counts), dim=1)
+    parts = torch.split(tokens, list(counts), dim=1)
     return [part.reshape(len(part), *size, part.shape[-1]) for part, size in zip(parts, sizes, strict=True)]
 
 

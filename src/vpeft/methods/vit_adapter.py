@@ -9,6 +9,7 @@ from pydantic import Field
 from ..backbones.backbone import Backbone
 from ..backbones.blocks import Block
 from ..backbones.edits import Edit
+from ..backbones.places import Place
 from ..backbones.points import MissingPlace
 from ..layers.spatial_prior import Extractor, Extractors, Injector, LevelsOut, SpatialPrior
 from ..method import BadField, Method, register
@@ -66,7 +67,7 @@ class ViTAdapter(Method):
             steps = [Extractor(width, heads, self.points, ratio, self.ffn_ratio, self.drop_path) for _ in range(count)]
             state = group[-1].tap(Extractors(steps), reads=(state,))
             yield state
-        read = (*(group[-1] for group in groups), state)
+        read: tuple[Place | Edit, ...] = (*(group[-1] for group in groups), state)
         yield backbone.outlet.after(LevelsOut(width, len(groups), self.add_tokens), reads=read)
 
     def _groups(self, backbone: Backbone) -> list[list[Block]]:

@@ -159,7 +159,7 @@ class Depth(MapTask):
         """
         depths = _as_depths(batch.targets)
         known = self._known(depths)
-        losses = {self.loss_kind: self._error(logits_of(outputs), depths, known)}
+        losses: dict[str, Tensor] = {self.loss_kind: self._error(logits_of(outputs), depths, known)}
         for name, further in auxiliary_of(outputs).items():
             losses[name] = self.auxiliary_weight * self._error(further, depths, known)
         return losses

@@ -351,7 +351,8 @@ def edges_in_common(truth: Tensor, said: Tensor, classes: int, ignore: int) -> T
     reach = max(1, round(BOUNDARY_SHARE * math.hypot(height, width)))
     counts = torch.zeros(2, classes, dtype=torch.int64, device=truth.device)
     counted = truth != ignore
-    for k in torch.cat((truth[counted], said[counted])).unique().tolist():
+    seen = torch.bincount(torch.cat((truth[counted], said[counted])), minlength=classes)
+    for k in seen.nonzero().flatten().tolist():
         one, other = (_edge(mask == k, reach) & counted for mask in (truth, said))
         counts[0, k], counts[1, k] = (one & other).sum(), (one | other).sum()
     return counts

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.families import EVERY
 from tests.models import tiny_convnext, tiny_swin, tiny_vit
 from torch import Tensor, nn
 from torch.nn import functional
@@ -142,3 +143,16 @@ def test_refusals() -> None:
     clip = Features({"norm": Feature(torch.randn(1, 2, 3, 4, 6))}, None)
     with pytest.raises(MissingPlace, match="time axis"):
         StageMaps(["norm"], [6], [16])(clip)
+
+
+def test_mask_units_of_hiera_are_laid_out_as_the_library_lays_them() -> None:
+    model = EVERY["timm_hiera"]()
+    maps, found = _levels_of(model, (32, 32), norm="frozen")
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        theirs = model.forward_intermediates(images, intermediates_only=True)  # type: ignore[operator]
+    assert (maps.strides, maps.channels) == ([4, 8], [one.shape[1] for one in theirs])
+    for one, other in zip(found, theirs, strict=True):
+        torch.testing.assert_close(
+            one, functional.layer_norm(other.movedim(1, -1), other.shape[1:2], eps=1e-6).movedim(-1, 1)
+        )

@@ -1,13 +1,16 @@
 """timm's Hiera: mask units in the order in which they are pooled, so a sequence without rows and columns.
 
 A block that changes the width pools its queries and its shortcut; it belongs to the downsampling before the blocks of
-its stage, so that every block keeps its shape. Tokens and maps have no place between units of fixed size.
+its stage, so that every block keeps its shape. Heads read what leaves a block or a stage as a map: the library's own
+way back from mask units tells the cell of each token. Tokens and maps have no place between units of fixed size.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
+import torch
 from timm.models.hiera import HieraBlock, MaskUnitAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -81,6 +84,8 @@ def describe_timm_hiera(model: nn.Module) -> Backbone:
     tokens = Where(-1, Layout.TOKENS, None, 0, stride)
     positions = ("pos_embed", "pos_embed_win", "pos_embed_spatial", "pos_embed_temporal")
     own = {name: (model, name) for name in positions if model._parameters.get(name) is not None}
+    for one in (place for stage in made.stages for place in (stage, *stage.blocks)):
+        one.arrangement = _arrangement(net, one.exit)
     final = net.head.norm
     return Backbone(
         module=model,
@@ -106,6 +111,17 @@ def describe_timm_hiera(model: nn.Module) -> Backbone:
         classifier=own_classifier,
         end=Point(net.head, "input"),
     )
+
+
+def _arrangement(net: Any, exit: Point | None) -> Tensor | None:
+    """(H, W): which token lies at each cell behind a block, by the library's own way back from mask units."""
+    index = next((number for number, block in enumerate(net.blocks) if exit is not None and block is exit.module), None)
+    if index is None:
+        return None
+    _, size = net.reroll.schedule[index]
+    numbers = net.reroll(torch.arange(prod(size), device="cpu")[None, :, None], index)
+    found: Tensor = numbers[0, ..., 0]
+    return found
 
 
 def _step(module: Any, pool: int) -> Passage | BlockMaker:
