@@ -1,0 +1,43 @@
+"""The error for images of a size that a backbone does not take, in place of the library's own."""
+
+from __future__ import annotations
+
+from torch import OutOfMemoryError
+
+from ..backbones.backbone import Backbone
+from ..backbones.library_create import UnsuitableSize
+from ..errors import VpeftError
+
+# What libraries raise when a table of positions, a mask or a window does not fit the images.
+RAISED = (AssertionError, IndexError, RuntimeError, ValueError)
+
+
+def size_refused(description: Backbone, size: tuple[int, ...] | None, error: Exception) -> UnsuitableSize | None:
+    """The error that says that images of `size` do not fit; None where the size does not explain `error`.
+
+    Args:
+        description: of the backbone that ran.
+        size: height and width of the images of the pass; None where none were seen.
+        error: what the pass raised.
+    """
+    if isinstance(error, (VpeftError, OutOfMemoryError)) or description.host is not None:
+        return None
+    facts = description.facts
+    if size is None or len(size) != 2 or size == facts.image_size:
+        return None
+    patch = max((place.stride for place in description.places() if place.name == "patch"), default=1)
+    whole = all(side % patch == 0 for side in size)
+    if facts.dynamic_size and whole:
+        return None
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    if facts.dynamic_size:
+        way = f"Take sides that are multiples of its patches of {patch} pixels."
+    else:
+        own = " x ".join(map(str, facts.image_size))
+        way = (
+            f"It takes {own}. Make it for this size, create_backbone(name, image_size={size}), or, where its library"
+            " can, for any size, create_backbone(name, any_size=True); in timm these are img_size=... and"
+            " dynamic_img_size=True."
+        )
+    asked = " x ".join(map(str, size))
+    return UnsuitableSize(f"{facts.architecture} does not take images of {asked} pixels: {said.rstrip('.')}. {way}")
