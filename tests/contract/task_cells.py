@@ -91,7 +91,7 @@ def _sample(kind: TargetKind, index: int, shape: tuple[int, ...], generator: tor
     elif kind == "depth":
         target = torch.full(shape[-2:], 1.0 + level)
     elif kind == "objects":
-        target = _objects(image, level, generator)
+        target = _objects(image if len(shape) == 3 else torch.zeros(3, 32, 32), level, generator)
     return Sample(image, target, f"{index}.png")
 
 
@@ -207,7 +207,7 @@ def attach_default_head(family: str, task: str) -> None:
     data = TinySet(learnt(task).target_kind, inputs.shape, count=6, make=inputs.make)
     bound = learnt(task).bind(data)
     torch.manual_seed(1)
-    tuned = vpeft.tune(description, LinearProbe(), task=bound, verify=False, show=False)
+    tuned = vpeft.tune(description, LinearProbe(), task=bound, verify=False, show=False).train()
     batch = whole(bound, bound.dataset(data, training=True))
     _head_learns(tuned, torch.stack(list(bound.loss(run_model(tuned, batch), batch).values())).sum())
 
@@ -226,7 +226,7 @@ def attach_head(family: str, kind: str) -> None:
         head=lambda backbone, width: make_head(f"{kind}({HEADS.get(kind, '')})", backbone, width, 3),
         verify=False,
         show=False,
-    )
+    ).train()
     with raw_outputs():
         outputs = tuned(description.inputs.example(2, torch.Generator().manual_seed(1)))
     if isinstance(outputs, Tensor):

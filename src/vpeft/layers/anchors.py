@@ -10,9 +10,10 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import initLevelMapper
 
-from ..backbones.points import MissingPlace
+# A box of this side is pooled from the level of this stride; torchvision adds so much before it rounds down.
+CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
+ROUNDING = 1e-6
 
 
 class StrideAnchors(AnchorGenerator):
@@ -48,21 +49,30 @@ class StridePool(MultiScaleRoIAlign):
     pixels from stride 16, half of that from stride 8.
 
     Args:
-        strides: pixels per cell of each level, high resolution first; each is twice the one before.
+        strides: pixels per cell of each level, high resolution first.
         size: rows and columns of the result.
         samples: points per cell of the result, in each direction.
-
-    Raises:
-        MissingPlace: the strides do not double from level to level.
     """
 
     def __init__(self, strides: Sequence[int], size: int, samples: int = 2) -> None:
         super().__init__([str(level) for level in range(len(strides))], size, samples)
-        exponents = [round(math.log2(stride)) for stride in strides]
-        if exponents != list(range(exponents[0], exponents[0] + len(exponents))):
-            raise MissingPlace(
-                f"Boxes are pooled from levels of which each has half the resolution of the one before, and this"
-                f" backbone has the strides {list(strides)}. Take a single map: head(place=...)."
-            )
         self.scales = [1 / stride for stride in strides]
-        self.map_levels = initLevelMapper(exponents[0], exponents[-1])
+        self.map_levels = LevelOfBox(strides)
+
+
+class LevelOfBox:
+    """The number of the level that a box is pooled from, for levels of any strides: torchvision's rule for powers of 2.
+
+    Where equation 1 names a stride that no level has, it is the next coarser level.
+    """
+
+    def __init__(self, strides: Sequence[int]) -> None:
+        self.strides = [float(stride) for stride in strides]
+
+    def __call__(self, boxlists: list[Tensor]) -> Tensor:
+        """Boxes (N, 4) of each image -> levels (sum of N)."""
+        boxes = torch.cat(boxlists)
+        side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+        exponent = torch.floor(math.log2(CANONICAL_STRIDE) + torch.log2(side / CANONICAL_SIDE) + ROUNDING)
+        known = boxes.new_tensor([round(math.log2(stride)) for stride in self.strides])
+        return torch.searchsorted(known, exponent).clamp(max=len(known) - 1)

@@ -13,13 +13,13 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, box_iou, nms
+from torchvision.ops.poolers import LevelMapper
 
 from vpeft.backbones.features import Feature, Features
-from vpeft.backbones.points import MissingPlace
 from vpeft.batch import Batch
 from vpeft.head import Head, get_head, raw_outputs
 from vpeft.heads.cascade_mask_rcnn import CODES, IOUS, WEIGHTS, CascadeMaskRCNNHead
-from vpeft.layers.anchors import StrideAnchors, StridePool
+from vpeft.layers.anchors import LevelOfBox, StrideAnchors, StridePool
 
 SIZE, CLASSES = 64, 3
 MAPS: dict[str, Any] = {
@@ -340,5 +340,14 @@ def test_boxes_are_pooled_by_the_strides_whatever_the_first_image_was() -> None:
     narrow = [(20, 20)]  # a small image in a large batch: torchvision takes a cell for a pixel and a quarter
     assert torch.equal(own(levels, boxes, narrow), own(levels, boxes, [(64, 64)]))
     assert not torch.allclose(theirs(levels, boxes, narrow), own(levels, boxes, narrow))
-    with pytest.raises(MissingPlace, match="half the resolution"):
-        StridePool([4, 16], 7)
+
+
+def test_the_level_of_a_box_is_torchvisions_and_the_next_coarser_one_where_a_level_is_missing() -> None:
+    corner = 100 * torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
+    side = 2 ** (10 * torch.rand(500, 2, generator=torch.Generator().manual_seed(1)))
+    boxes = torch.cat([torch.cat([corner, corner + side], 1), torch.tensor([[0.0, 0, 224, 224], [0, 0, 112, 112]])])
+    levels = LevelOfBox([4, 8, 16, 32])([boxes])
+    assert torch.equal(levels, LevelMapper(2, 5)([boxes]))
+    assert set(levels.tolist()) == {0, 1, 2, 3} and levels[-2:].tolist() == [2, 1]
+    sparse = LevelOfBox([4, 32])([boxes])
+    assert torch.equal(sparse, (levels > 0).long())
