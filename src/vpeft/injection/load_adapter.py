@@ -101,7 +101,7 @@ def load(
     if isinstance(head, nn.Linear) and manifest.head is not None and head.out_features != manifest.head.classes:
         raise BadAdapterFile(
             f"{path} has a head for {manifest.head.classes} classes, but the given head is for {head.out_features}."
-            " To go on with other classes, train anew and start from this file: vpeft train --start FILE."
+            " To go on with other classes, train anew and start from this file: vpeft train --from FILE."
         )
 
     require_implied(manifest, tensors, description, path, head=head, other=other)
