@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .batch import Batch, Sample, collate, run_model
 from .errors import VpeftError, nearest
+from .host_formats.host_format import run_in_format, usual_format
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -281,8 +282,18 @@ class Task(BaseModel):
         return None
 
     def run(self, model: Callable[..., Any], batch: Batch) -> Any:
-        """The model's outputs for a batch, in training and in evaluation; the default calls the model."""
-        return run_model(model, batch)
+        """The model's outputs for a batch, in training and in evaluation; the default calls the model.
+
+        A whole model that runs with its own head is given images and targets in its own format, and answers as a head
+        does; see vpeft/host_formats.
+
+        Raises:
+            NoHostFormat: no convention is known for it, or it has another number of classes than the task.
+        """
+        host = getattr(model, "host_alone", None)
+        if host is None:
+            return run_model(model, batch)
+        return run_in_format(model, host, batch, self.target_kind, self.labels)
 
     # -- how it is learnt ---------------------------------------------------------------------------------------------
 
@@ -326,6 +337,20 @@ class Task(BaseModel):
     def truth(self, batch: Batch) -> list[Prediction]:
         """The targets of a batch in the form of predictions, to be drawn beside them; empty where nothing is drawn."""
         return []
+
+
+def usual_task(host: nn.Module) -> type[Task]:
+    """The task that a whole model with its own heads is made for.
+
+    Raises:
+        NoHostFormat: no convention is known for it.
+        UnknownTask: no task learns what it gives.
+    """
+    spoken = usual_format(host)
+    for kind in all_tasks().values():
+        if kind.target_kind == spoken.kind and bool(getattr(kind, "masks", False)) == spoken.gives_masks:
+            return kind
+    raise UnknownTask(f"No task learns {spoken.kind}, which {type(host).__name__} gives.")
 
 
 TaskT = TypeVar("TaskT", bound=type[Task])

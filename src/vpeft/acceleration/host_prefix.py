@@ -7,6 +7,7 @@ Afterwards the host runs as always, on the same inputs, and that module returns 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from vpeft.acceleration.frozen_prefix import all_modes
 from vpeft.acceleration.patches import Patches
 from vpeft.acceleration.prefix_cache import SAMPLE, Situation
 from vpeft.acceleration.prefix_store import Spec, Store, digest_of, mebibytes, room
+from vpeft.backbones.backbone import Backbone
 from vpeft.backbones.host_parts import in_part
 from vpeft.batch import Batch, Sample, as_sample, run_model
 from vpeft.batch import collate as stacked_batch
@@ -31,6 +33,8 @@ from vpeft.injection.weights_digest import weights_digest
 from vpeft.method import Method
 
 LOOKED_AT = 8
+Run = Callable[[Any, Batch], Any]
+Collate = Callable[[Sequence[Any]], Batch]
 
 
 class _Reached(Exception):
@@ -38,14 +42,12 @@ class _Reached(Exception):
 
 
 class PlayedBack:
-    """Mixin of the frozen module: in a replay it returns what it gave for these images before."""
+    """Mixin of the frozen module in a replay: it returns what it gave for these images before."""
 
-    vpeft_played: FrozenPart
+    vpeft_given: Any
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.vpeft_played.replaying:
-            return self.vpeft_played.given
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return self.vpeft_given
 
 
 class FrozenPart:
@@ -53,23 +55,20 @@ class FrozenPart:
 
     Attributes:
         name: the module's name in the host.
-        replaying: whether it returns `given` instead of running.
-        given: what it gives in a replay.
+        module: the module.
     """
 
     def __init__(self, tuned: TunedModel, name: str, patches: Patches) -> None:
         self.tuned, self.name = tuned, name
-        self.replaying, self.given = False, None
         self._specs: list[Spec] = []
         self._constants: list[Any] = []
         self._tree: TreeSpec | None = None
-        module = tuned.backbone.get_submodule(name)
-        self.module = module
-        patches.stand_in(module, PlayedBack, vpeft_played=self)
+        self.module = tuned.backbone.get_submodule(name)
+        self._patches = patches
 
     @torch.no_grad()
-    def run(self, batch: Batch) -> Any:
-        """What the module gives for a batch; the host stops behind it."""
+    def run(self, batch: Batch, run: Run) -> Any:
+        """What the module gives for a batch that `run` puts through the model; the host stops behind the module."""
         seen: list[Any] = []
 
         def stop(_: nn.Module, args: Any, out: Any) -> None:
@@ -78,7 +77,7 @@ class FrozenPart:
 
         handle = self.module.register_forward_hook(stop)
         try:
-            run_model(self.tuned, batch)
+            run(self.tuned, batch)
         except _Reached:
             return seen[0]
         finally:
@@ -123,11 +122,13 @@ class FrozenPart:
         assert self._tree is not None
         left = iter(rows)
         leaves = [next(left) if constant is None else constant[0] for constant in self._constants]
-        self.given, self.replaying = tree_unflatten(leaves, self._tree), True
+        # its class changes for the replay only: transformers looks up by it which hidden states a module can give
+        before = len(self._patches)
+        self._patches.stand_in(self.module, PlayedBack, vpeft_given=tree_unflatten(leaves, self._tree))
         try:
             yield
         finally:
-            self.given, self.replaying = None, False
+            self._patches.undo(before)
 
 
 class NamedSamples:
@@ -176,6 +177,11 @@ class CachedHost:
         """The host itself."""
         return self.tuned.backbone
 
+    @property
+    def host_alone(self) -> nn.Module | None:
+        """The host, which runs with its own head."""
+        return self.tuned.host_alone
+
     def modules(self) -> Iterator[nn.Module]:
         """The modules of the tuned model."""
         return self.tuned.modules()
@@ -200,25 +206,32 @@ def build(tuned: TunedModel, patches: Patches, situation: Situation) -> tuple[Ca
         NotApplicable: with the reason; the caller undoes the patches.
     """
     _require_useful(tuned, situation)
-    collate: Callable[[Sequence[Any]], Batch] = stacked_batch if situation.task is None else situation.task.collate
+    collate: Collate = stacked_batch if situation.task is None else situation.task.collate
+    run: Run = run_model if situation.task is None else situation.task.run
     device = next(tuned.parameters()).device
-    part = FrozenPart(tuned, _frozen_module(tuned, situation, collate), patches)
+    part = FrozenPart(tuned, _frozen_module(tuned, situation, collate, run), patches)
     sets = [NamedSamples(situation.train, 0)]
     if situation.val is not None and why_not_the_same(situation.val) is None:
         sets.append(NamedSamples(situation.val, len(situation.train)))
 
     def given(samples: Sequence[Sample]) -> Any:
-        with situation.autocast():
-            return part.run(collate(samples).to(device))
+        try:
+            with situation.autocast():
+                return part.run(collate(samples).to(device), run)
+        except NotApplicable:
+            raise
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise NotApplicable(f"images far apart in the data set do not go into one batch ({first})") from None
 
     with PerturbedParameters(tuned):
         ends = [sets[0][0], sets[0][len(sets[0]) - 1]]
-        specs = part.learn(given(ends), 2, given(ends[:1]), 1)
-        found = []
-        for seed in (0, 1):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                found.append(part.rows(given(ends)))
+        first = given(ends)
+        specs = part.learn(first, 2, given(ends[:1]), 1)
+        found = [part.rows(first)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            found.append(part.rows(given(ends)))
         if not all(torch.equal(one, other) for one, other in zip(*found, strict=True)):
             raise NotApplicable("the frozen part gives different numbers each time it runs")
     each = sum(spec.bytes for spec in specs)
@@ -238,7 +251,7 @@ def build(tuned: TunedModel, patches: Patches, situation: Situation) -> tuple[Ca
             with PerturbedParameters(tuned):
                 _fill(part, store, sets, situation.batch, given)
         cached = CachedHost(tuned, part, store, sets[0], sets[1] if len(sets) > 1 else None)
-        worst = _prove(cached, situation, collate, device)
+        worst = _prove(cached, situation, collate, run, device)
         store.finish()
     except BaseException:
         store.discard()
@@ -264,23 +277,20 @@ def _require_useful(tuned: TunedModel, situation: Situation) -> None:
         raise NotApplicable(changing)
 
 
-def _frozen_module(tuned: TunedModel, situation: Situation, collate: Callable[[Sequence[Any]], Batch]) -> str:
+def _frozen_module(tuned: TunedModel, situation: Situation, collate: Collate, run: Run) -> str:
     """The name of the largest module that holds the tower, runs once, and in which nothing trains or draws."""
     host = tuned.backbone
     towers = tuned.description.towers
     if len(towers) > 1:
         raise NotApplicable("the host has several towers")
-    tower = next(iter(towers.values())).module
-    path = next((name for name, module in host.named_modules() if module is tower and name), None)
-    if path is None:
-        raise NotApplicable("the host is one with its tower, whose blocks the queries join")
+    path = _path(next(iter(towers.values())), host)
     edited = {
         id(point.module)
         for edit in tuned.adapter().edits
         for point in (edit.place.enter, edit.place.exit)
         if edit.layer is not None and point is not None
     }
-    steps = path.split(".")
+    steps = path.split(".") if path else []
     reason = "trained places are inside the tower, so nothing of the host is frozen before them"
     for end in range(1, len(steps) + 1):
         name = ".".join(steps[:end])
@@ -293,10 +303,20 @@ def _frozen_module(tuned: TunedModel, situation: Situation, collate: Callable[[S
         if drawing is not None:
             reason = f"{name}.{drawing} is random or gathers statistics, and it is before the trained places"
             continue
-        if _runs_once(tuned, module, situation, collate):
+        if _runs_once(tuned, module, situation, collate, run):
             return name
         reason = f"the host does not run {name} once in each pass"
     raise NotApplicable(reason)
+
+
+def _path(tower: Backbone, host: nn.Module) -> str:
+    """The name of the tower in its host; of what holds all its blocks where the host is described as the tower."""
+    names = {id(module): name for name, module in host.named_modules()}
+    if tower.module is not host:
+        return names[id(tower.module)]
+    blocks = [names[id(block.exit.module)].split(".") for block in tower.blocks if block.exit is not None]
+    shared = itertools.takewhile(lambda steps: len(set(steps)) == 1, zip(*blocks, strict=False))
+    return ".".join(steps[0] for steps in shared)
 
 
 def _drawing_layer(top: nn.Module) -> str | None:
@@ -312,15 +332,13 @@ def _drawing_layer(top: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def _runs_once(
-    tuned: TunedModel, module: nn.Module, situation: Situation, collate: Callable[[Sequence[Any]], Batch]
-) -> bool:
+def _runs_once(tuned: TunedModel, module: nn.Module, situation: Situation, collate: Collate, run: Run) -> bool:
     calls: list[int] = []
     handle = module.register_forward_hook(lambda _, args, out: calls.append(1))
     device = next(tuned.parameters()).device
     try:
         with PerturbedParameters(tuned), torch.random.fork_rng(devices=[]), situation.autocast():
-            run_model(tuned, collate([as_sample(situation.train[0])]).to(device))
+            run(tuned, collate([as_sample(situation.train[0])]).to(device))
     finally:
         handle.remove()
     return len(calls) == 1
@@ -359,9 +377,7 @@ def _fill(
             store.put(images.first + start, part.rows(given(some)))
 
 
-def _prove(
-    cached: CachedHost, situation: Situation, collate: Callable[[Sequence[Any]], Batch], device: torch.device
-) -> float:
+def _prove(cached: CachedHost, situation: Situation, collate: Collate, run: Run, device: torch.device) -> float:
     """Return the largest relative difference of the host and the host on the cache, in training and evaluation mode.
 
     Raises:
@@ -380,8 +396,7 @@ def _prove(
                 for model in (tuned, cached):
                     with torch.random.fork_rng(devices=[]):
                         torch.manual_seed(0)
-                        found = run_model(model, batch) if situation.task is None else situation.task.run(model, batch)
-                        out.append([tensor.float() for tensor in tensors_in(found)])
+                        out.append([tensor.float() for tensor in tensors_in(run(model, batch))])
                 worst = max(worst, _difference(*out))
                 if not worst <= tolerance:
                     raise NotApplicable(f"from the cache, the outputs for a sample differ by {worst:.0e} of their size")

@@ -82,7 +82,7 @@ def create_from_transformers(
     model.config._name_or_path = where
     if "classifier" in model._modules:
         model.classifier = nn.Identity()
-    model.__dict__["preprocessor_config"] = _processor(transformers, where, trust)
+    model.__dict__["preprocessor_config"] = stated_processor(where, trust)
     if getattr(whole, "architectures", None) is None:
         notes.append(f"{where} does not say which class it was saved from; {kind.__name__} was used.")
     return model.eval(), notes
@@ -129,7 +129,7 @@ def _made(
     if asked:
         raise BadWeights(f"There is no difference {asked[0]!r} to allow; there are: {', '.join(DIFFERENCES)}.")
     try:
-        with _quiet():  # what differs is said below, in one sentence
+        with quiet():  # what differs is said below, in one sentence
             model, told = kind.from_pretrained(
                 where,
                 config=config,
@@ -182,7 +182,7 @@ def _unused(model: nn.Module) -> tuple[nn.Parameter, ...]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own report of loading and its progress bars."""
     logging: Any = importlib.import_module("transformers.utils.logging")
 
@@ -226,7 +226,7 @@ def _sized(
     return twin, report.notes
 
 
-def _processor(transformers: Any, where: str, trust: Trust) -> dict[str, Any] | None:
+def stated_processor(where: str, trust: Trust) -> dict[str, Any] | None:
     """The preprocessing that the checkpoint states, if it states one."""
     from transformers.image_processing_base import ImageProcessingMixin
 

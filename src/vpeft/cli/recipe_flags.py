@@ -40,6 +40,7 @@ class SameFolder(VpeftError):
 _COMMON = frozenset(
     {
         ("backbone",),
+        ("host",),
         ("weights",),
         ("method",),
         ("task",),
@@ -115,7 +116,11 @@ def recipe_from(file: Path | None, given: Mapping[str, Any]) -> Recipe:
         f"--{name}{hint}"
         for name, hint, there in (
             ("data", " FOLDER", "source" in {**_table(stated, "data"), **_table(typed, "data")}),
-            ("backbone", " NAME (`vpeft backbones`, pocket_vit is shipped)", "backbone" in {**stated, **typed}),
+            (
+                "backbone",
+                " NAME (`vpeft backbones`, pocket_vit is shipped)",
+                bool({"backbone", "host"} & {*stated, *typed}),
+            ),
             ("method", " NAME (`vpeft methods`)", "method" in {**stated, **typed}),
             ("out", " FOLDER for the adapter and the record", "out" in {**stated, **typed}),
         )

@@ -19,6 +19,12 @@ def auxiliary_of(outputs: Any) -> dict[str, Tensor]:
     return {str(k): v for k, v in outputs.items() if k != "logits"} if isinstance(outputs, Mapping) else {}
 
 
+def own_losses(outputs: Any) -> dict[str, Tensor] | None:
+    """The losses that a whole model computed by itself, by name; None where it gives none."""
+    losses = outputs.get("losses") if isinstance(outputs, Mapping) else None
+    return None if losses is None else dict(losses)
+
+
 def to_size(logits: Tensor, size: Sequence[int]) -> Tensor:
     """(B, K, h, w) -> (B, K, H, W), bilinearly, about the centres of the cells."""
     if tuple(logits.shape[-2:]) == tuple(size):

@@ -19,7 +19,7 @@ from ..data.preprocessing import Preprocessing
 from ..errors import VpeftError
 from ..head import HeadText, make_head
 from ..task import BadOption, Leading, Prediction, TargetKind, UnsuitableTargets, register_task
-from .map_outputs import auxiliary_of, logits_of, to_size
+from .map_outputs import auxiliary_of, logits_of, own_losses, to_size
 from .map_task import MapTask, windows_of
 from .targets import label_names, refusal, told_targets
 
@@ -157,8 +157,11 @@ class SemanticSegmentation(MapTask):
 
         The Dice score of a class is 2 sum(p t) / (sum(p) + sum(t)) over the pixels of the batch that count, for the
         probabilities p and the truth t; classes that are not in the batch's masks are left out (Milletari et al., arXiv
-        1606.04797).
+        1606.04797). A whole model that computes losses by itself learns by these.
         """
+        own = own_losses(outputs)
+        if own is not None:
+            return own
         masks = _as_masks(batch.targets)
         counted = masks != self.ignore
         logits = to_size(logits_of(outputs).float(), masks.shape[-2:])
