@@ -14,7 +14,7 @@ import numpy as np
 
 from vpeft.data.decoding import Limits, opened_image, recognised
 from vpeft.data.items import SplitName, split_of
-from vpeft.data.objects import Polygons, RunLengths, Shape
+from vpeft.data.objects import FARTHEST, Polygons, RunLengths, Shape
 from vpeft.data.problems import DataError, Kind, Problems
 from vpeft.guarded import MEBI, read_bytes, text_of
 
@@ -43,7 +43,7 @@ def corners_of(numbers: Any, form: BoxFormat) -> tuple[float, float, float, floa
     """A box as left, top, right, bottom; NaN where there are no four numbers."""
     if not isinstance(numbers, Sequence) or isinstance(numbers, str) or len(numbers) != 4:
         return (math.nan,) * 4
-    if not all(isinstance(one, (int, float)) for one in numbers):
+    if not all(_is_number(one) for one in numbers):
         return (math.nan,) * 4
     left, top, third, fourth = (float(one) for one in numbers)
     return (left, top, third, fourth) if form == "corners" else (left, top, left + third, top + fourth)
@@ -73,7 +73,7 @@ def shape_of(segmentation: Any) -> Shape | None:
     parts = [segmentation] if isinstance(segmentation[0], (int, float)) else segmentation
     usable = [part for part in parts if _is_polygon(part)]
     if not usable:
-        raise ValueError("a polygon of fewer than three points")
+        raise ValueError(f"a polygon of fewer than three points, or with one farther out than {FARTHEST:g} pixels")
     return Polygons.of(usable)
 
 
@@ -82,8 +82,13 @@ def _is_polygon(part: Any) -> bool:
         isinstance(part, (list, tuple))
         and len(part) >= 6
         and len(part) % 2 == 0
-        and all(isinstance(one, (int, float)) and math.isfinite(one) for one in part)
+        and all(_is_number(one) and abs(one) <= FARTHEST for one in part)
     )
+
+
+def _is_number(one: Any) -> bool:
+    """Whether a value of JSON is a number that a box or a polygon may have, or NaN."""
+    return isinstance(one, float) or (isinstance(one, int) and abs(one) < 2**53)
 
 
 def around(shape: Shape | None) -> tuple[float, float, float, float]:

@@ -17,6 +17,9 @@ from vpeft.data.pixels import UnreadableImage
 from vpeft.data.problems import Kind
 from vpeft.errors import need_extra
 
+# The largest coordinate of a polygon: memory for drawing one grows with its length.
+FARTHEST = 1e6
+
 
 class Shape(Protocol):
     """The pixels of one object, decoded late. Instances are pickled to data-loading workers."""
@@ -40,11 +43,12 @@ class Polygons:
         return cls(tuple(np.asarray(part, np.float64) for part in parts))
 
     def mask(self, height: int, width: int) -> NDArray[np.uint8]:
+        if not all((np.abs(part) <= FARTHEST).all() for part in self.parts):
+            raise UnreadableImage(f"a polygon has a point farther out than {FARTHEST:g} pixels")
         codec = _codec()
         try:
-            return _plain(
-                codec.decode(codec.merge(codec.frPyObjects([one.tolist() for one in self.parts], height, width)))
-            )
+            parts = codec.frPyObjects([one.tolist() for one in self.parts], height, width)
+            return _plain(codec.decode(codec.merge(parts)))
         except (ValueError, TypeError, RuntimeError) as error:
             raise UnreadableImage(f"a polygon cannot be drawn: {error}") from error
 

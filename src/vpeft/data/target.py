@@ -129,7 +129,8 @@ class Target(ABC):
 
     def transforms(self, preprocessing: Preprocessing, augmentation: str, training: bool) -> Callable[..., Any]:
         """The transform of image and target where no task states its own; `augmentation` acts in training alone."""
-        return preprocessing.augmented(augmentation) if training else preprocessing.transform()
+        made: Callable[..., Any] = preprocessing.augmented(augmentation) if training else preprocessing.transform()
+        return made
 
     def untransformed(self, drawn: Any, size: tuple[int, int]) -> Any:
         """What a sample carries where there is no transform, for a target on the pixels of an image (H, W)."""

@@ -17,7 +17,8 @@ from pycocotools.coco import COCO
 from torchvision.datasets import CocoDetection
 
 from vpeft.data import DataConfig, Datasets, Preprocessing, open_data
-from vpeft.data.objects import Objects
+from vpeft.data.joint import detection_transform
+from vpeft.data.objects import Objects, Polygons
 from vpeft.data.problems import DataError, DataWarning
 from vpeft.data.sources.registry import find_source
 
@@ -150,14 +151,11 @@ def test_splits_as_coco_names_them(tmp_path: Path) -> None:
 def test_masks_are_decoded_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path)
     data = _open(tmp_path)
-    from vpeft.data import objects
 
     def never(self: Any, height: int, width: int) -> Any:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(objects.Polygons, "mask", never)
-    from vpeft.data.joint import detection_transform
-
+    monkeypatch.setattr(Polygons, "mask", never)
     assert "masks" not in data.train.with_transform(detection_transform(Preprocessing(), False, masks=False))[0].target
     with pytest.raises(AssertionError, match="decoded"):
         data.train.with_transform(detection_transform(Preprocessing(), False))[0]
@@ -189,6 +187,7 @@ def _box(place: int, box: list[Any]) -> Any:
         ([2.0, 3.0, math.nan, 4.0], "a number that is not finite; these boxes are removed: images/0.png", None),
         ([2.0, 3.0, "wide", 4.0], "a number that is not finite", None),
         ([2.0, 3.0], "a number that is not finite", None),
+        ([2.0, 3.0, 10**400, 4.0], "a number that is not finite", None),
         (
             [2.0, 3.0, 0.0, 4.0],
             "boxes without an area; these boxes are removed: images/0.png (cat at 2, 3, 2",
@@ -292,6 +291,18 @@ def test_files_and_sizes(tmp_path: Path) -> None:
     left, top, right, bottom = target["boxes"][0].int().tolist()
     assert target["masks"][0].sum() == (right - left) * (bottom - top)
     assert target["masks"][0, top:bottom, left:right].all()
+
+
+@pytest.mark.parametrize("far", [1e9, math.inf, math.nan, 10**400])
+def test_a_polygon_that_reaches_too_far_is_not_drawn(tmp_path: Path, far: float) -> None:
+    def change(told: dict[str, Any]) -> None:
+        told["annotations"][0]["segmentation"] = [[1.0, 2.0, 3.0, far, 5.0, 9.0]]
+
+    text, data = _said(tmp_path, change)
+    assert "whose shape cannot be drawn; the whole box counts as their mask: images/0.png" in text
+    assert _objects(data)["0.png"].shapes is not None
+    with pytest.raises(DataError, match="farther out"):
+        Polygons.of([[1.0, 2.0, 3.0, 1e9, 5.0, 9.0]]).mask(9, 9)
 
 
 def test_a_damaged_code_leaves_the_image_out(tmp_path: Path) -> None:

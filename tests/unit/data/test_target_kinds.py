@@ -30,11 +30,11 @@ def test_every_file_is_a_kind_of_its_name() -> None:
 
 
 def test_an_unknown_kind_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UnknownTarget, match="no kind of target 'maks'. Did you mean 'mask'"):
-        target_of("maks")
+    with pytest.raises(UnknownTarget, match="no kind of target 'msk'. Did you mean 'mask'"):
+        target_of("msk")
     Image.new("RGB", (4, 4)).save((tmp_path / "a").with_suffix(".png"))
-    with pytest.raises(UnknownTarget, match="no kind of target 'maks'"):
-        open_data(DataConfig(source="digits", target="maks"))
+    with pytest.raises(UnknownTarget, match="no kind of target 'msk'"):
+        open_data(DataConfig(source="digits", target="msk"))
 
 
 def test_a_kind_from_elsewhere_is_found_and_learns_its_words() -> None:
