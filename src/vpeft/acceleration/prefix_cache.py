@@ -227,7 +227,7 @@ def _target(images: ImageSource, index: int) -> Any:
 def _specs(tuned: TunedModel, prefix: Prefix, situation: Situation) -> tuple[list[Spec], str]:
     """Return the specs of an image's rows, and a digest of the frozen part's outputs for the first and last image."""
     device = next(tuned.parameters()).device
-    images = torch.stack([situation.train[i][0] for i in (0, len(situation.train) - 1)]).to(device)
+    images = _of_one_size([situation.train[i][0] for i in (0, len(situation.train) - 1)]).to(device)
     found = []
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]), situation.autocast():
@@ -236,6 +236,15 @@ def _specs(tuned: TunedModel, prefix: Prefix, situation: Situation) -> tuple[lis
     if not all(torch.equal(one, other) for one, other in zip(*found, strict=True)):
         raise NotApplicable("the frozen part gives different numbers each time it runs")
     return [Spec(tuple(value.shape[1:]), value.dtype) for value in found[0]], digest_of(found[0])
+
+
+def _of_one_size(images: Sequence[Tensor], like: Tensor | None = None) -> Tensor:
+    """The images as rows; raises `NotApplicable` where they differ in size from each other or from `like`."""
+    sizes = {tuple(image.shape) for image in (*images, *(() if like is None else (like,)))}
+    if len(sizes) > 1:
+        found = " and ".join(" x ".join(map(str, size[-2:])) for size in sorted(sizes)[:2])
+        raise NotApplicable(f"images have several sizes ({found}), and cached outputs are of one size")
+    return torch.stack(list(images))
 
 
 def _keeps(situation: Situation) -> bool:
@@ -266,11 +275,12 @@ def _fill(
 ) -> list[int]:
     device = next(tuned.parameters()).device
     labels: list[Any] = []
+    first = situation.train[0][0]
     for images in sets:
         for start in range(0, len(images), situation.batch):
             some = [images[i] for i in range(start, min(start + situation.batch, len(images)))]
             with situation.autocast():
-                rows = prefix.record(torch.stack([image for image, _ in some]).to(device))
+                rows = prefix.record(_of_one_size([image for image, _ in some], first).to(device))
             store.put(len(labels), rows)
             labels += [target for _, target in some]
     return labels

@@ -16,10 +16,12 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 from torchvision.tv_tensors import Mask
 
+import vpeft
 from vpeft import describe
 from vpeft.batch import Batch, Sample
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.heads.linear_map import LinearMapHead
+from vpeft.methods import LinearProbe
 from vpeft.task import BadOption, Leading, UnsuitableTargets, all_tasks, get_task
 from vpeft.tasks.map_task import window_of
 from vpeft.tasks.semantic_segmentation import NoClasses, SemanticSegmentation
@@ -366,3 +368,18 @@ def test_options_that_do_not_fit() -> None:
         SemanticSegmentation(size=0)
     assert SemanticSegmentation(size=32).reads_alike != SemanticSegmentation(size=48).reads_alike
     assert SemanticSegmentation(dice=1).reads_alike == SemanticSegmentation().reads_alike
+
+
+def test_learns_from_images_of_several_sizes() -> None:
+    """Nothing is computed once for all images, which would need one size; batches are padded."""
+    samples = []
+    for number in range(8):
+        height, width = ((40, 56), (64, 48), (50, 50), (64, 64))[number % 4]
+        mask = torch.zeros(height, width, dtype=torch.int64)
+        mask[: height // 2] = 1
+        samples.append((torch.randn(3, height, width) * 0.1 + mask, mask))
+    task = SemanticSegmentation(labels=("a", "b"), head="segformer_map(channels=8)")
+    tuned = vpeft.tune(tiny_vit(dynamic_img_size=True), LinearProbe(), task=task)
+    result = vpeft.fit(tuned, samples, samples[:4], optimisation=vpeft.Optimisation(epochs=3, batch=4, lr=3e-3))
+    losses = [epoch.train_loss for epoch in result.history]
+    assert losses[-1] < losses[0] and result.val is not None and result.val.values["miou"] > 0.5
