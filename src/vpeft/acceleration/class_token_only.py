@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vpeft.acceleration.acceleration import Acceleration, NotApplicable
 from vpeft.acceleration.patches import Patches
+from vpeft.injection.heads import reads_of
 from vpeft.injection.tuned_model import TunedModel
 
 
@@ -52,6 +53,9 @@ class ClassTokenOnly(Acceleration):
         if facts.pooling != "token":
             raise NotApplicable(f"the feature is pooled by {facts.pooling!r}, not read from the class token")
         block = tuned.description.blocks[-1]
+        for name in {name for adapter in adapters for name in reads_of(tuned.adapter(adapter).head)} - {"outlet"}:
+            if tuned.description.place(name).depth >= block.depth:
+                raise NotApplicable(f"the head reads {name}, and all of its tokens")
         if not block.leading or not block.has("attn.core") or block.has("attn.gate"):
             raise NotApplicable(f"{block.name} cannot compute its first token only")
         for module, kind in block.leading:

@@ -11,6 +11,7 @@ from tests.models import tiny_vit
 from vpeft.acceleration.apply import accelerate
 from vpeft.method import Method
 from vpeft.methods import get
+from vpeft.tasks import Detection
 
 
 def products(method: Method, choice: str) -> int:
@@ -48,3 +49,13 @@ def test_a_projection_that_is_edited_still_runs_whole(fields: dict[str, tuple[st
     assert [one.applied for one in made.outcomes] == [True], made.lines()  # one that is wrong is refused by its proof
     assert torch.allclose(tuned(images), expected, atol=1e-5)
     made.close()
+
+
+def test_a_head_that_reads_a_map_behind_the_last_block_needs_all_tokens() -> None:
+    task = Detection(labels=("a", "b"), head="retinanet(channels=16)")
+    torch.manual_seed(0)
+    tuned = vpeft.tune(tiny_vit(), get("lora")(rank=2), task=task, show=False, verify=False).train()
+    with accelerate(tuned, "class_token_only,fused_low_rank") as made:
+        lines = made.lines()
+    assert "- class_token_only: the head reads norm, and all of its tokens" in lines
+    assert any(line.startswith("+ fused_low_rank") for line in lines)  # others are proved on the raw outputs
