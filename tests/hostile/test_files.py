@@ -180,3 +180,19 @@ def test_the_checksum_of_weights_is_that_of_the_bytes_that_were_read(tmp_path: P
 def test_a_manifest_that_the_format_cannot_hold_is_ours_to_say() -> None:
     with pytest.raises(vpeft.VpeftError, match="cannot be written as JSON: .*header too large"):
         sealed_bytes({"extra": "x" * 101_000_000}, {})
+
+
+def test_weights_that_change_between_their_check_and_their_reading_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, state = tmp_path / "w.safetensors", vpeft.create_backbone("pocket_vit").state_dict()
+    save_file(state, path)
+    model = vpeft.create_backbone("pocket_vit", weights=path)
+    tuned = vpeft.tune(model, vpeft.methods.LoRA(rank=2), num_classes=2, verify=False, show=False)
+    adapter = tuned.save(tmp_path / "a.safetensors", labels=["a", "b"])
+    assert open_adapter(adapter, device="cpu").labels == ["a", "b"]
+    checked = hashlib.sha256(path.read_bytes()).hexdigest()
+    save_file({name: value + 1 for name, value in state.items()}, path)
+    monkeypatch.setattr("vpeft.cli.loaded.file_digest", lambda file: checked)
+    with pytest.raises(vpeft.VpeftError, match="w.safetensors changed while it was read"):
+        open_adapter(adapter, device="cpu")

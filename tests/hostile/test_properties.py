@@ -88,7 +88,16 @@ def read_list(path: Path) -> Any:
     return open_data(DataConfig(source=str(path)))
 
 
+def read_folder(path: Path) -> Any:
+    """The data set of which this file is the list."""
+    return open_data(DataConfig(source=str(path.parent)))
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
+    "train.json": read_folder,
+    "train800val200.txt": read_folder,
+    "_annotations.coco.json": read_folder,
+    "data.yaml": read_folder,
     "j.json": read_record,
     "t.xz": read_table,
     "l.lease": read_lease,
@@ -102,6 +111,13 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "w.npz": read_weights,
     "r.toml": Recipe.from_toml,
     "n.toml": read_anatomy,
+}
+
+
+COCO = {
+    "images": [{"id": 1, "file_name": "0.png", "width": 8, "height": 8}],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
+    "categories": [{"id": 3, "name": "cat"}],
 }
 
 
@@ -147,6 +163,10 @@ def sound_files() -> dict[str, bytes]:
         "j.json": json.dumps(record()).encode(),
         "t.xz": lzma.compress(json.dumps(record()).encode() + b"\n"),
         "l.lease": json.dumps({"token": "t", "pid": 1, "since": "1", "place": "there", "beats": 3}).encode(),
+        "train.json": b'{"a/0.png": 1, "a/1.png": 2}',
+        "train800val200.txt": b"a/0.png 0\na/1.png 1\n",
+        "_annotations.coco.json": json.dumps(COCO).encode(),
+        "data.yaml": b"names: [cat, dog]\ntrain: images\nval: images/val\n",
         **{f"i.{kind}": data for kind, data in sound_lists(folder).items()},
         "n.toml": b'blocks = "layers"\nattn = "attn"\nimage_size = [32, 32]\n',
     }
@@ -181,7 +201,7 @@ def test_changed_files(name: str, changes: list[tuple[float, bytes]], tmp_path: 
 def test_cut_files(end: float, tmp_path: Path) -> None:
     sound = sound_files()
     for name, reader in READERS.items():
-        if name.endswith((".safetensors", ".xz", ".json")):
+        if name.endswith((".safetensors", ".xz", "j.json")):
             (tmp_path / name).write_bytes(sound[name][: int(end * len(sound[name]))])
             with pytest.raises(vpeft.VpeftError):
                 reader(tmp_path / name)

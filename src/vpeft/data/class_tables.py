@@ -72,6 +72,6 @@ def _named(row: list[str], where: str) -> tuple[str, Colour | None]:
         return row[0], None
     cells = row[1:4] if len(row) == 4 else row[-3:]
     name = row[0] if len(row) <= 4 else next((cell for cell in row if not cell.isdigit()), row[0])
-    if len(row) < 4 or not all(cell.isdigit() and int(cell) <= 255 for cell in cells):
+    if len(row) < 4 or not all(re.fullmatch("[0-9]{1,3}", cell) and int(cell) <= 255 for cell in cells):
         raise DataError(f"{where}: a line needs a name and red, green and blue from 0 to 255.")
     return name, (int(cells[0]), int(cells[1]), int(cells[2]))

@@ -269,9 +269,9 @@ def in_order(labels: Sequence[str] | set[str]) -> list[str]:
 
 
 def is_whole_number(text: str) -> bool:
-    """Whether `text` is an integer in ASCII digits."""
+    """Whether `text` is an integer in at most 18 ASCII digits, so that it fits into 64 bits."""
     digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdigit()
+    return len(digits) <= 18 and digits.isascii() and digits.isdigit()
 
 
 def digest(content: bytes) -> str:

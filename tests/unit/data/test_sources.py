@@ -320,7 +320,7 @@ def test_fgvc_ids_are_numbered_together(tmp_path: Path, folder: str) -> None:
         ('{"a.png": "cat"}', r"train\.json: the label 'cat' of a\.png is not a number"),
         ('{"a.png": true}', "True"),
         ('["a.png"]', "holds a list"),
-        ('{"a.png": 1', "is not JSON"),
+        ('{"a.png": 1', "is not usable JSON"),
     ],
 )
 def test_mistakes_in_fgvc_lists(tmp_path: Path, text: str, message: str) -> None:

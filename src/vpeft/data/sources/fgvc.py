@@ -6,14 +6,16 @@ per split, so that a class missing from one split shifts the rest; here the ids 
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from vpeft.data.annotations import read_json_file
 from vpeft.data.config import DataConfig
 from vpeft.data.items import SPLITS, FilePicture, Item, Listing, is_whole_number
 from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
+from vpeft.guarded import printable, short
 
 # Where the five sets keep their images, relative to the lists.
 _IMAGE_FOLDERS = ("", "images", "Images")
@@ -47,21 +49,19 @@ class FGVC:
 
 
 def _table(path: Path) -> dict[str, str]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+    table = read_json_file(path)
     if not isinstance(table, dict):
         raise DataError(f"{path} holds a {type(table).__name__}; expected {{image path: class id}}.")
     for name, label in table.items():
         if isinstance(label, bool) or not is_whole_number(str(label)):
-            raise DataError(f"{path}: the label {label!r} of {name} is not a number; this layout needs class ids.")
+            said = f"the label {short(str(label))} of {printable(name, 60)} is not a number"
+            raise DataError(f"{path}: {said}; this layout needs class ids.")
     return {name: str(int(label)) for name, label in table.items()}
 
 
 def _image_folder(lists: Path, names: list[str]) -> Path:
     """The folder in which the first listed images are; several are tried, since one may be missing."""
     for folder in _IMAGE_FOLDERS:
-        if any((lists / folder / name).is_file() for name in names[:20]):
+        if any(os.path.isfile(lists / folder / name) for name in names[:20]):
             return lists / folder
     return lists
