@@ -242,6 +242,15 @@ def test_yolo_without_a_yaml_file_and_with_faults(tmp_path: Path) -> None:
         _open(tmp_path, layout="yolo")
 
 
+@pytest.mark.parametrize("names", ["cat", "[[1], [2]]", "{x: cat}", "[&a [x, x], *a]", "3"])
+def test_yolo_names_that_are_none(tmp_path: Path, names: str) -> None:
+    with pytest.raises(DataError, match="names is a list of the classes"):
+        _open(_yolo(tmp_path, f"names: {names}\n"))
+    (tmp_path / "data.yaml").write_text("names: [")
+    with pytest.raises(DataError, match="is not usable YAML"):
+        _open(tmp_path)
+
+
 def test_an_image_that_lies_on_its_side_is_measured_as_it_is_shown(tmp_path: Path) -> None:
     _yolo(tmp_path, "names: [cat, dog]\n")
     file = tmp_path / "images" / "train" / "0train.jpg"

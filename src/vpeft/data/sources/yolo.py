@@ -18,6 +18,8 @@ from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
 from vpeft.guarded import MEBI, read_bytes, text_of
 
+# More classes than any data set has.
+_CLASSES = 100_000
 _SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -102,12 +104,12 @@ def _names(told: Mapping[str, Any], root: Path, config: DataConfig) -> dict[int,
         names = None if file is None else read_lines(file)
     if names is None:
         count = told.get("nc")
-        return {number: str(number) for number in range(count)} if isinstance(count, int) else None
-    if isinstance(names, Mapping):
-        return {int(number): str(name) for number, name in sorted(names.items(), key=lambda pair: int(pair[0]))}
-    if not isinstance(names, (list, tuple)):
-        raise DataError(f"{root}: names is {names!r}; it is a list of the classes, or number: name.")
-    return dict(enumerate(map(str, names)))
+        return {number: str(number) for number in range(min(count, _CLASSES))} if isinstance(count, int) else None
+    named = isinstance(names, (Mapping, list, tuple))
+    pairs = list(names.items()) if isinstance(names, Mapping) else list(enumerate(names)) if named else []
+    if not named or not all(isinstance(n, int) and isinstance(one, (str, int, float)) for n, one in pairs):
+        raise DataError(f"{root}: names is a list of the classes, or a number and a name for each.")
+    return {number: str(name) for number, name in sorted(pairs)}
 
 
 def _images(root: Path, told: Mapping[str, Any], listing: Listing) -> Iterator[tuple[SplitName | None, Path]]:
