@@ -14,6 +14,7 @@ from ..backbones.origin import origin_of
 from ..backbones.own_model import Anatomy
 from .heads import FreshHead, HasHead, HeadLike, looks_fresh, own_head
 from .placed import MethodLike
+from .tuned_already import refuse_tuned
 from .tuned_model import TunedModel
 from .verify import DeadPlace
 from .verify import verify as look
@@ -60,8 +61,10 @@ def tune(
 
     Raises:
         MissingPlace: the method needs a place that this backbone does not have.
+        TunedAlready: another TunedModel acts on the model; attach to that one, or take its adapters off.
         DeadPlace: an edit has no effect, or does not start as the method states; the message names it.
     """
+    refuse_tuned(model.root if isinstance(model, Backbone) else model)
     tuned = TunedModel(model if isinstance(model, Backbone) else describe(model, anatomy))
     origin = origin_of(tuned.backbone)
     fresh = () if origin is None else tuple(part for part in origin.fresh if part not in train)

@@ -47,6 +47,8 @@ def clean_up_after(tuned: TunedModel) -> None:
 def _ended(
     backbone: nn.Module, wiring: Wiring, adapters: nn.ModuleDict, merged: dict[str, Merged], flags: Sequence[bool]
 ) -> None:
+    if not adapters:
+        return  # all were detached, and the backbone may be another TunedModel's by now
     for name, adapter in adapters.items():
         assert isinstance(adapter, Adapter)
         if name not in merged:

@@ -63,7 +63,6 @@ class TunedModel(nn.Module):
 
     def __init__(self, description: Backbone) -> None:
         super().__init__()
-        refuse_tuned(description.root)
         self.backbone = description.root
         self.adapters = nn.ModuleDict()
         self.description = description
@@ -117,10 +116,12 @@ class TunedModel(nn.Module):
                 then belong to this adapter. "frozen" keeps the pre-trained statistics.
 
         Raises:
-            AdapterError: the name is in use or not valid, the methods change nothing, the model is compiled, or a
-                forward pass of the same thread is running.
+            AdapterError: the name is in use or not valid, the methods change nothing, the model is compiled, another
+                TunedModel acts on it, or a forward pass of the same thread is running.
             MissingPlace: a method needs a place that this backbone does not have.
         """
+        if not self.adapters:
+            refuse_tuned(self.backbone)
         if self._compiled:
             raise AdapterError("This model is compiled, and hooks added afterwards would be ignored. Attach first.")
         if name in self.adapters or not name.replace("-", "").replace("_", "").isalnum():

@@ -64,7 +64,7 @@ def test_a_part_of_a_tuned_model_and_a_copy_of_one_are_refused() -> None:
     with pytest.raises(TunedAlready):
         vpeft.tune(twin.backbone, LoRA(rank=2), num_classes=3)
     with pytest.raises(TunedAlready):
-        vpeft.TunedModel(vpeft.describe(model))
+        vpeft.TunedModel(vpeft.describe(model)).attach(LoRA(rank=2))
 
 
 def test_a_second_load_is_refused_with_the_way_to_add_one(tmp_path: Path) -> None:
@@ -96,6 +96,16 @@ def test_one_that_is_gone_leaves_nothing(method: vpeft.Method, make: type) -> No
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
     vpeft.tune(model, method, num_classes=3)
+
+
+def test_one_that_was_detached_does_not_disturb_the_next() -> None:
+    model = tiny_vit()
+    first = _tuned(model, LoRA(rank=2))
+    first.detach()
+    second = vpeft.tune(model, LoRA(rank=2), num_classes=3)
+    del first
+    gc.collect()
+    assert not any(parameter.requires_grad for parameter in second.backbone.parameters()) and _hooks(model)
 
 
 def test_merged_weights_stay_when_it_is_gone() -> None:
