@@ -37,6 +37,7 @@ from vpeft.data.datasets import open_data
 from vpeft.guarded import check_value, parse_json, parse_tensor_header, parse_toml
 from vpeft.injection.adapter_file import KEY, Manifest, read, sealed_bytes
 from vpeft.method_spec import parse
+from vpeft.report.published import published
 from vpeft.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vpeft.training.recipe import Recipe
 
@@ -93,7 +94,18 @@ def read_folder(path: Path) -> Any:
     return open_data(DataConfig(source=str(path.parent)))
 
 
+def read_published(path: Path) -> Any:
+    """A published table: of its two files one is this, the other is sound."""
+    for kind in ("csv", "json"):
+        if path.suffix != f".{kind}":
+            path.with_suffix(f".{kind}").write_bytes(sound_files()[f"p.{kind}"])
+    found = published(path.with_suffix(".csv"))
+    return [(found.group_means(row), row.mean, row.ppt, row.slips()) for row in found.rows]
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
+    "p.csv": read_published,
+    "p.json": read_published,
     "train.json": read_folder,
     "train800val200.txt": read_folder,
     "_annotations.coco.json": read_folder,
@@ -163,6 +175,10 @@ def sound_files() -> dict[str, bytes]:
         "j.json": json.dumps(record()).encode(),
         "t.xz": lzma.compress(json.dumps(record()).encode() + b"\n"),
         "l.lease": json.dumps({"token": "t", "pid": 1, "since": "1", "place": "there", "beats": 3}).encode(),
+        "p.csv": b"Method,a,b,Mean,Params.,PPT\nLoRA,50,60.5,55.25,0.29M,0.54\nSSF,40,50,45,-,-\n",
+        "p.json": json.dumps(
+            {"title": "t", "source": "s", "protocol": "p", "score": "top-1", "groups": {"g": ["a", "b"]}}
+        ).encode(),
         "train.json": b'{"a/0.png": 1, "a/1.png": 2}',
         "train800val200.txt": b"a/0.png 0\na/1.png 1\n",
         "_annotations.coco.json": json.dumps(COCO).encode(),

@@ -8,6 +8,7 @@ tasks and which of its rows is which method here.
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vpeft.bench.ppt import ppt
 from vpeft.errors import VpeftError, nearest
+from vpeft.guarded import MEBI, parse_json, read_bytes, short, text_of
 
-_COUNT = re.compile(r"([\d.]+)\s*([KMB]?)", re.IGNORECASE)
+_COUNT = re.compile(r"(\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})\s*([KMB]?)", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
+_MOST_BYTES = 16 * MEBI
 _FEW = 5  # tasks of a table whose scores are named one by one
 _OTHER_COLUMNS = ("Method", "Mean", "Params.", "PPT")
 
@@ -158,13 +161,20 @@ def _read(name: str, table: Traversable | Path, about: Traversable | Path) -> Pu
             "stated in that file."
         )
     try:
-        source = Source.model_validate_json(about.read_text(encoding="utf-8"))
+        source = Source.model_validate(parse_json(_text(about), str(about), BadTable))
     except ValidationError as error:
         raise BadTable(f"{about} does not describe a table: {error}") from error
-    found = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    try:
+        found = list(csv.DictReader(_text(table).splitlines()))
+    except csv.Error as error:
+        raise BadTable(f"{table} is no CSV: {error}.") from None
     if not found or "Method" not in found[0]:
         raise BadTable(f"{table} has no rows with a column Method.")
+    if any(None in line or None in line.values() for line in found):  # which is what the reader makes of other lengths
+        raise BadTable(f"{table} has rows that are shorter or longer than its first line.")
     tasks = tuple(column for column in found[0] if column not in _OTHER_COLUMNS)
+    if not tasks or not all(source.groups.values()):
+        raise BadTable(f"{table} has no column for a task, or {about} a group without tasks.")
     rows = tuple(_row(line, tasks, str(table)) for line in found)
     methods, columns = {row.method for row in rows}, set(tasks)
     strange = set(source.names.values()) - methods
@@ -174,6 +184,11 @@ def _read(name: str, table: Traversable | Path, about: Traversable | Path) -> Pu
     return PublishedTable(name, source, tasks, rows)
 
 
+def _text(file: Traversable | Path) -> str:
+    data = read_bytes(file, str(file), BadTable, _MOST_BYTES) if isinstance(file, Path) else file.read_bytes()
+    return text_of(data, str(file), BadTable)
+
+
 def _row(line: Mapping[str, str], tasks: tuple[str, ...], table: str) -> ReportedRow:
     method = line["Method"]
 
@@ -181,9 +196,12 @@ def _row(line: Mapping[str, str], tasks: tuple[str, ...], table: str) -> Reporte
         if text is None or text.strip() in ("", "-"):
             return None
         try:
-            return float(text)
+            value = float(text)
         except ValueError:
-            raise BadTable(f"{table}, {method}: {text!r} is not a number.") from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise BadTable(f"{table}, {method}: {short(text)} is not a number.")
+        return value
 
     scores = {}
     for task in tasks:
@@ -206,5 +224,5 @@ def _count(text: str | None, where: str) -> int | None:
         return None
     match = _COUNT.fullmatch(text.strip())
     if match is None:
-        raise BadTable(f"{where}: {text!r} is not a number of parameters such as 0.29M.")
+        raise BadTable(f"{where}: {short(text)} is not a number of parameters such as 0.29M.")
     return round(float(match[1]) * _UNITS[match[2].upper()])
