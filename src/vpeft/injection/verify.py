@@ -120,8 +120,8 @@ def _require_pooled(tuned: TunedModel, name: str, features: Tensor) -> None:
         return
     raise NotPooled(
         f"{tuned.description.facts.architecture} gives features of the shape {tuple(features.shape)} for"
-        f" {len(features)} inputs, and this head reads one feature (B, D) of each. Create the model with pooling, in"
-        " timm global_pool='avg' or, with a class token, 'token'; or take a head that reads other places."
+        f" {len(features)} inputs, and this head reads one feature (B, D) of each. Create the model with"
+        " pooling, such as global_pool='avg' or, with a class token, 'token'; or take a head that reads other places."
     )
 
 
