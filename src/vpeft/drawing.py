@@ -94,7 +94,7 @@ def with_classes(image: Tensor, numbers: Tensor) -> Tensor:
     """The image uint8 (3, H, W) under the colours of a class map (h, w), brought to the map's size."""
     image = resized(image, (int(numbers.shape[0]), int(numbers.shape[1])))
     made = image
-    for number in numbers.unique().tolist():
+    for number in torch.unique(numbers).tolist():
         if number != IGNORED:
             made = draw_segmentation_masks(made, numbers == number, alpha=COVER, colors=[colour(number)])
     return made
@@ -173,7 +173,7 @@ def panel(rows: Sequence[tuple[str, Sequence[Image.Image]]], titles: Sequence[st
 def _with_legend(image: Tensor, numbers: Tensor, labels: Sequence[str]) -> Image.Image:
     """The picture with the names and colours of the classes that are in a map, below it."""
     picture = picture_of(image)
-    there = [number for number in numbers.unique().tolist() if number < len(labels)]
+    there = [number for number in torch.unique(numbers).tolist() if number < len(labels)]
     if not there:
         return picture
     font = _font(12)

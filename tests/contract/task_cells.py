@@ -177,7 +177,7 @@ def attaches_learns_reloads_and_predicts(cell: TaskCell) -> None:
     tuned = vpeft.tune(cell.model(), cell.method, task=task, show=False)
     batch = whole(task, val)
     before = mean_loss(tuned, task, batch)
-    settings = Optimisation(epochs=10, batch=6, lr=5e-3, warmup=0, device="cpu")
+    settings = Optimisation(epochs=10, batch=6, lr=5e-3, warmup=0, validate_every=10, device="cpu")
     result = vpeft.fit(tuned, train, val, task=task, optimisation=settings, progress=False)
     assert task.leading.name in result.history[-1].val, result.history[-1]
     task = tuned.task

@@ -113,7 +113,7 @@ class CascadeMaskRCNNHead(RegionHead):
         return made
 
 
-class CascadeRoIHeads(RoIHeads):
+class CascadeRoIHeads(RoIHeads):  # type: ignore[misc]
     """torchvision's RoI heads, several in a row; those of the last stage suppress and count the final detections.
 
     Args:
@@ -184,7 +184,8 @@ class CascadeRoIHeads(RoIHeads):
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
-        for number, (stage, weight) in enumerate(zip(self.stages, WEIGHTS, strict=True)):
+        stages: list[Any] = list(self.stages)
+        for number, (stage, weight) in enumerate(zip(stages, WEIGHTS, strict=True)):
             sampled, matched, labels, wanted = stage.select_training_samples(list(proposals), targets)
             logits, codes = _said(stage, features, sampled, image_shapes)
             of_classes, of_boxes = fastrcnn_loss(logits, codes, labels, wanted)

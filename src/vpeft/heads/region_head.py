@@ -82,6 +82,8 @@ class RegionHead(ObjectHead):
         rest = dict(options)
         norm: NormKind = rest.pop("level_norm", "train")
         maps = StageMaps.on(backbone, norm=norm, place=rest.pop("place", None)).settings
+        if len(maps["places"]) == 1 and "channels" in rest:  # all levels are made here, as wide as the head asks
+            maps = {**maps, "out_channels": rest["channels"]}
         return cls.with_options(rest, pyramid=maps, outputs=outputs)
 
     def losses(self, images: ImageList, levels: Levels, targets: list[Detections]) -> dict[str, Tensor]:
@@ -125,13 +127,15 @@ class RegionHead(ObjectHead):
         }
 
 
-def masks_of(heads: RoIHeads, levels: Levels, boxes: list[Tensor], sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
+def masks_of(
+    heads: RoIHeads, levels: Mapping[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
+) -> dict[str, Tensor]:
     """The logits of the masks of given boxes, for all classes."""
     pooled = heads.mask_roi_pool(levels, boxes, sizes)
     return {"masks": heads.mask_predictor(heads.mask_head(pooled))}
 
 
-class ProposalHead(RPNHead):
+class ProposalHead(RPNHead):  # type: ignore[misc]
     """torchvision's, with results in single precision: box coordinates need it under autocast."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -155,7 +159,7 @@ def box_network(channels: int, convs: int, fcs: int, hidden: int, norm: str | No
     return FastRCNNConvFCHead((channels, BOX_SIZE, BOX_SIZE), [channels] * convs, [hidden] * fcs, norm_layer=layer)
 
 
-class BoxPredictor(FastRCNNPredictor):
+class BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
     """torchvision's classes and box codes of each box, in single precision; `agnostic` has one code for all classes.
 
     Returns logits (N, outputs + 1), the background first, and codes (N, 4 (outputs + 1)), for `agnostic` the same for

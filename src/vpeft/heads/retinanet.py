@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.image_list import ImageList
@@ -124,7 +125,7 @@ class RetinaNetHead(ObjectHead):
         anchors = self.detector.anchor_generator(images, maps)
         each = self.detector.anchor_generator.num_anchors_per_location()
         counts = [number * level.shape[-2] * level.shape[-1] for number, level in zip(each, maps, strict=True)]
-        by_level = {name: list(value.split(counts, dim=1)) for name, value in self.raw(images, levels).items()}
-        split = [list(one.split(counts)) for one in anchors]
+        by_level = {name: list(torch.split(value, counts, dim=1)) for name, value in self.raw(images, levels).items()}
+        split = [list(torch.split(one, counts)) for one in anchors]
         found = self.detector.postprocess_detections(by_level, split, images.image_sizes)
         return cast(list[Detections], found)

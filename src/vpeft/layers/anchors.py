@@ -16,7 +16,7 @@ CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
 ROUNDING = 1e-6
 
 
-class StrideAnchors(AnchorGenerator):
+class StrideAnchors(AnchorGenerator):  # type: ignore[misc]
     """torchvision's anchors, for levels whose pixels per cell are stated.
 
     torchvision divides the size of the image by that of the map and rounds down, which moves the anchors away from
@@ -42,7 +42,7 @@ class StrideAnchors(AnchorGenerator):
         return [anchors for _ in image_list.image_sizes]
 
 
-class StridePool(MultiScaleRoIAlign):
+class StridePool(MultiScaleRoIAlign):  # type: ignore[misc]
     """torchvision's RoI align on a pyramid, with stated strides in place of those that it guesses from the first batch.
 
     A box is pooled from the level that equation 1 of the FPN paper (Lin et al., arXiv 1612.03144) names: sides of 224

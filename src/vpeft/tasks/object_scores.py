@@ -71,7 +71,7 @@ class ObjectScores(MeanAveragePrecision):
         self.warn_on_many_detections = False
         self.names, self.masks, self.most = tuple(labels), masks, detections
 
-    def update(self, outputs: Sequence[Mapping[str, Tensor]], batch: Batch) -> None:
+    def update(self, outputs: Sequence[Mapping[str, Tensor]], batch: Batch) -> None:  # type: ignore[override]
         """Count a batch: detections in pixels of the batch, and its targets."""
         found = [_detected(one, target, self.masks) for one, target in zip(outputs, batch.targets, strict=True)]
         true = [_true(target, self.masks) for target in batch.targets]
@@ -90,7 +90,7 @@ class ObjectScores(MeanAveragePrecision):
         made = super().compute()
         kinds = {"": "bbox_", MASKS: "segm_"} if self.masks else {"": ""}
         values: dict[str, Any] = {}
-        present = torch.cat(self.groundtruth_labels).unique().tolist()
+        present = torch.unique(torch.cat(self.groundtruth_labels)).tolist()
         names = label_names(self.names, max(len(self.names), *(k + 1 for k in present)))
         rows = {k: {"label": names[k], "objects": self._count(k)} for k in present}
         for prefix, theirs in kinds.items():
