@@ -19,7 +19,7 @@ from vpeft.backbones.own_code import OWN_CODE
 from vpeft.backbones.positions import ResizedPositions
 from vpeft.backbones.trust import TYPED, Trust
 from vpeft.backbones.weights import file_digest
-from vpeft.batch import Sample, run_model
+from vpeft.batch import Sample
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.data.used_images import UsedImages
 from vpeft.errors import VpeftError
@@ -81,7 +81,7 @@ class Loaded:
         """Return the predictions for preprocessed samples, such as images (C, H, W), in their order."""
         batch = self.task.collate(samples)
         with torch.inference_mode():
-            outputs = on_processor(run_model(self.model, batch.to(self.device)))
+            outputs = on_processor(self.task.run(self.model, batch.to(self.device)))
         return self.task.predictions(outputs, batch)
 
 

@@ -148,7 +148,7 @@ class Detection(Task):
             raise UnsuitableTargets(
                 f"{where} has boxes of the shape {tuple(boxes.shape)} and {len(labels)} labels; give (N, 4) and (N,)."
             )
-        if self.masks and ("masks" not in target or len(target["masks"]) != len(boxes)):
+        if self.masks and len(target.get("masks", ())) != len(boxes):
             raise UnsuitableTargets(
                 f"{where} has {len(boxes)} boxes and {len(target['masks']) if 'masks' in target else 'no'} masks, and"
                 f" the task {self.name} learns the mask of each object. For boxes alone there is the task detection."
