@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vpeft.data.decoding import Limits, opened_image, recognised
 from vpeft.data.items import SplitName, split_of
@@ -71,23 +72,24 @@ def shape_of(segmentation: Any) -> Shape | None:
     if not isinstance(segmentation, (list, tuple)):
         raise ValueError(f"a {type(segmentation).__name__}")
     parts = [segmentation] if isinstance(segmentation[0], (int, float)) else segmentation
-    usable = [part for part in parts if _is_polygon(part)]
+    usable = tuple(points for part in parts if (points := _polygon(part)) is not None)
     if not usable:
         raise ValueError(f"a polygon of fewer than three points, or with one farther out than {FARTHEST:g} pixels")
-    return Polygons.of(usable)
+    return Polygons(usable)
 
 
-def _is_polygon(part: Any) -> bool:
-    return (
-        isinstance(part, (list, tuple))
-        and len(part) >= 6
-        and len(part) % 2 == 0
-        and all(_is_number(one) and abs(one) <= FARTHEST for one in part)
-    )
+def _polygon(part: Any) -> NDArray[np.float64] | None:
+    """The points of a polygon, x, y, x, y, ...; None where it has fewer than three, or one that cannot be drawn."""
+    try:
+        points = np.array(part, np.float64)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    drawable = points.ndim == 1 and len(points) >= 6 and len(points) % 2 == 0 and (np.abs(points) <= FARTHEST).all()
+    return points if drawable else None
 
 
 def _is_number(one: Any) -> bool:
-    """Whether a value of JSON is a number that a box or a polygon may have, or NaN."""
+    """Whether a value of JSON is a number that a box may have, or NaN."""
     return isinstance(one, float) or (isinstance(one, int) and abs(one) < 2**53)
 
 
