@@ -50,7 +50,7 @@ def page(records: Sequence[RunRecord], counts: Mapping[str, Any]) -> str:
         "```\n"
         "vpeft train --task semantic_segmentation --data pocket-dense/land --backbone pocket_vit --out runs/land\n"
         "vpeft train --task detection --data pocket-dense/digits --backbone pocket_vit --out runs/digits\n"
-        "vpeft data export pocket-dense/digits out/ --target objects\n```",
+        "vpeft data export pocket-dense/digits out/\n```",
         "## Sets",
         _overview(counts),
         *_sets(counts),

@@ -161,8 +161,8 @@ def _protocol(
 
     Args:
         name, title, seeds, legacy_best_on_test: see `Protocol`.
-        epochs, batch: of the optimisation. 25 to 32 steps an epoch: with few epochs the number of steps is what small
-            batches buy.
+        epochs, batch: of the optimisation. With few epochs the number of steps is what small batches buy: 25 to 32 an
+            epoch by default.
         grid, own_weights: of the methods, and of those that move the backbone's own weights.
         measure: the leading metric in words.
         of_task: settings that are options of the task.
@@ -215,9 +215,8 @@ _BRIEF = Grid(lr=(2e-3, 1e-2), weight_decay=(1e-4,))
 _BRIEF_OWN = Grid(lr=(2e-4, 1e-3), weight_decay=(1e-4,))
 _STATED = Grid(lr=(2e-3,), weight_decay=(1e-4,))
 _STATED_OWN = Grid(lr=(2e-4,), weight_decay=(1e-4,))
-# Of dense prediction: what a run at the stated rate costs is minutes, and heads are learnt from nothing at the same
-# rate as the method.
-_DENSE: dict[str, Any] = {"batch": 16, "measure": "leading metric", "of_task": {}}
+# Of dense prediction: 50 to 75 steps an epoch, since heads are learnt from nothing.
+_DENSE: dict[str, Any] = {"batch": 8, "measure": "leading metric", "of_task": {}}
 
 PROTOCOLS: dict[str, Protocol] = {
     rules.id: rules

@@ -22,9 +22,9 @@ DIGESTS = {
     "pocket-quick@1": "35eecfd175f3",
     "pocket-demo@1": "be7069a55f90",
     "pocket-smoke@1": "abd865634306",
-    "pocket-dense@1": "e164e355718a",
-    "pocket-dense-quick@1": "b6f0f5f6cda1",
-    "pocket-dense-smoke@1": "7d02b41e6f5c",
+    "pocket-dense@1": "6ec066513423",
+    "pocket-dense-quick@1": "ce3cf3c51077",
+    "pocket-dense-smoke@1": "0a6187c9f458",
 }
 
 

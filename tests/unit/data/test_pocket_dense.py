@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vpeft.data.config import DataConfig
 from vpeft.data.pocket_dense import SIZES, DensePictures, digits, land, pocket_dense_sets, scenes
 from vpeft.data.pocket_dense.canvas import Patch, all_seen, resample, visible
 from vpeft.data.pocket_dense.dense_set import ABSENT, SIDE, digest, stored_digests
 from vpeft.data.problems import DataError
+from vpeft.data.sources.registry import sources, targets_in, with_its_target
 
 NAMES = tuple(pocket_dense_sets())
 WITH_OBJECTS = tuple(name for name, one in pocket_dense_sets().items() if one.object_labels)
@@ -226,3 +228,36 @@ def test_a_missing_package_and_an_unknown_split_are_one_sentence() -> None:
         replace(one, needs=("no_such_package",)).generate("train")
     with pytest.raises(DataError, match="no split 'all'"):
         one.load("all")
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("land", ("mask",)), ("digits", ("objects", "mask")), ("scenes", ("objects", "mask", "depth"))]
+)
+def test_a_set_gives_every_target_that_it_has_and_refuses_others(name: str, kinds: tuple[str, ...]) -> None:
+    source = sources()["pocket-dense"]
+    plain = DataConfig(source=f"pocket-dense/{name}")
+    assert targets_in(source, plain) == kinds
+    assert with_its_target(plain).target == kinds[0]
+    for kind in set(source.targets) - set(kinds):
+        with pytest.raises(DataError, match=rf"pocket-dense/{name} has no {kind}; it has {', '.join(kinds)}"):
+            source.read(plain.model_copy(update={"target": kind}))
+
+
+def test_items_carry_objects_masks_and_depth_of_one_picture() -> None:
+    pictures = pocket_dense_sets()["scenes"].load("val")
+    read = {}
+    for kind in ("objects", "mask", "depth"):
+        listing = sources()["pocket-dense"].read(DataConfig(source="pocket-dense/scenes", target=kind))
+        assert {split: len(items) for split, items in listing.splits.items()} == SIZES
+        read[kind] = listing.splits["val"][3].target
+        assert tuple(listing.labels or ()) == {"objects": scenes.THINGS, "mask": ("floor", "wall", *scenes.THINGS)}.get(
+            kind, ("depth",)
+        )
+    seen = pictures.objects(3)
+    assert read["objects"].labels == tuple(scenes.THINGS[thing.label] for thing in seen)
+    assert read["objects"].boxes.tolist() == [list(map(float, thing.box)) for thing in seen]
+    for shape, thing in zip(read["objects"].shapes, seen, strict=True):
+        assert (shape.mask(SIDE, SIDE) == thing.mask).all()
+    assert (read["mask"].numbers().numpy() == pictures.mask[3]).all()
+    assert pictures.depth is not None
+    assert np.allclose(read["depth"].values().numpy(), pictures.depth[3] / 1000)

@@ -25,7 +25,7 @@ from vpeft.task import get_task
 NAME = "pocket-dense"
 # Heads are sized so that a run takes minutes on a processor: objects are 10 to 60 pixels wide, anchors 12, 24, 48, 96
 # and 192.
-_REGIONS = "channels=64, hidden=256, anchor_scale=3, proposals=200, rois=64, detections=20"
+_REGIONS = "channels=64, hidden=256, anchor_scale=3, proposals=100, rois=32, detections=20"
 
 
 class OtherPictures(VpeftError):
@@ -44,7 +44,7 @@ class _Learnt:
 # Lakes are a fiftieth of the pixels of `land`, which the Dice part of the loss makes up for.
 _TASKS = {
     "land": _Learnt("land", "semantic_segmentation", {"head_kind": "linear_map", "dice": 1.0}),
-    "digits": _Learnt("digits", "instance_segmentation", {"head_kind": f"mask_rcnn({_REGIONS}, mask_channels=64)"}),
+    "digits": _Learnt("digits", "instance_segmentation", {"head_kind": f"mask_rcnn({_REGIONS}, mask_channels=32)"}),
     "scenes": _Learnt("scenes", "detection", {"head_kind": f"faster_rcnn({_REGIONS})"}),
     "scenes-depth": _Learnt("scenes", "depth", {"head_kind": "linear_map"}),
 }

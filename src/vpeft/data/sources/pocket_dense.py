@@ -53,8 +53,8 @@ def _depth(one: DenseSet, pictures: DensePictures, index: int) -> DepthMap:
 _TARGETS: Mapping[
     str, tuple[Callable[[DenseSet], tuple[str, ...]], Callable[[DenseSet, DensePictures, int], object]]
 ] = {
-    "mask": (lambda one: one.mask_labels, _mask),
     "objects": (lambda one: one.object_labels, _objects),
+    "mask": (lambda one: one.mask_labels, _mask),
     "depth": (lambda one: ("depth",) if one.has_depth else (), _depth),
 }
 
@@ -65,7 +65,7 @@ class PocketDense:
 
     name = "pocket-dense"
     title = "a set for dense prediction of the offline suite, 'pocket-dense/NAME'"
-    targets = tuple(_TARGETS)
+    targets: tuple[TargetName, ...] = tuple(_TARGETS)
 
     def claims(self, config: DataConfig) -> Claim:
         if not config.source.startswith(_PREFIX):
@@ -91,8 +91,7 @@ class PocketDense:
         one = sets[name]
         names, target = _TARGETS[config.target]
         if not names(one):
-            had = [kind for kind, (labels, _) in _TARGETS.items() if labels(one)]
-            raise DataError(f"{config.source} has no {config.target}; it has {', '.join(had)}.")
+            raise DataError(f"{config.source} has no {config.target}; it has {', '.join(self.targets_in(config))}.")
         listing = Listing(f"Expected: {self.title}.", labels=names(one))
         for split in SPLITS:
             pictures = one.load(split)
