@@ -19,11 +19,12 @@ from vpeft.cli.flags import Flag, flags_of, nested
 from vpeft.cli.method_flags import all_method_flags, fields_by_method
 from vpeft.errors import VpeftError
 from vpeft.guarded import read_toml
-from vpeft.method_spec import parse
+from vpeft.method_spec import parse, parse_one
 from vpeft.recipes import recipe_file
 from vpeft.training.optimisation import Optimisation
-from vpeft.training.recipe import BadRecipe, Recipe
+from vpeft.training.recipe import BadRecipe, Recipe, TaskChoice
 
+HEAD = "The head of the task, for tasks with a choice: `faster_rcnn`, or with options `upernet(channels=256)`."
 _RUN = Group("The run", sort_key=10)
 _OPTIMISATION = Group("The optimisation", sort_key=30)
 
@@ -87,6 +88,7 @@ def run_flags() -> tuple[Flag, ...]:
             renamed={"start": ("--from",)},
         ),
         Flag(("--task",), ("task",), task, _RUN, task.description or ""),
+        Flag(("--head",), ("head",), FieldInfo(annotation=str, default=None), _RUN, HEAD),
         Flag(("--anatomy",), ("anatomy",), FieldInfo(annotation=str, default=None), _RUN, nouns),
         Flag(("--method",), ("method",), method, _RUN, method.description or ""),
         Flag(("--also",), ("also",), also, _RUN, also.description or ""),
@@ -112,6 +114,7 @@ def recipe_from(file: Path | None, given: Mapping[str, Any]) -> Recipe:
     typed = nested(run_flags(), given)
     stated = _read(file)
     _methods(typed, stated, given)
+    _head(typed, stated)
     missing = [
         f"--{name}{hint}"
         for name, hint, there in (
@@ -188,6 +191,18 @@ def _methods(typed: dict[str, Any], stated: Mapping[str, Any], given: Mapping[st
         typed["method"] = {**first, **fields.get(first["name"], {})}
     if "also" in typed or ("method" in typed and further) or any(one.get("name") in fields for one in further):
         typed["also"] = [{**one, **fields.get(one.get("name", ""), {})} for one in further]
+
+
+def _head(typed: dict[str, Any], stated: Mapping[str, Any]) -> None:
+    """Enter the head into the options of the task, typed or of the file."""
+    head = typed.pop("head", None)
+    if head is None:
+        return
+    task = typed.get("task", stated.get("task", TaskChoice().name))
+    if isinstance(task, str):
+        spec = parse_one(task, "task")
+        task = {"name": spec.name, **spec.fields}
+    typed["task"] = {**task, "head": head}
 
 
 def _read(file: Path | None) -> dict[str, Any]:

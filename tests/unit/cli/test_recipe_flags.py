@@ -184,3 +184,16 @@ def test_one_folder_for_several_files_holds_one_for_each(file: Path) -> None:
         recipes(str(file), str(other), str(twin), "--out", "all")
     with pytest.raises(IncompleteRun, match=r"other\.toml and the command do not say everything. Add --out"):
         recipes(str(file), str(other))
+
+
+def test_the_head_is_an_option_of_the_task_wherever_that_is_stated(tmp_path: Path) -> None:
+    head = "faster_rcnn(channels=64)"
+    made = recipe(*FLAGS, "--task", "detection(confidence=0.5)", "--head", head).task
+    assert (made.name, made.fields) == ("detection", {"confidence": 0.5, "head": head})
+    assert recipe(*FLAGS, "--head", "mlp(hidden=8)").task.fields == {"head": "mlp(hidden=8)"}
+    file = tmp_path / "a.toml"
+    file.write_text(FILE + '[task]\nname = "instance"\nlead = "AP"\n')
+    made = recipe("--head", "cascade_mask_rcnn", file=file).task
+    assert (made.name, made.fields) == ("instance_segmentation", {"lead": "AP", "head": "cascade_mask_rcnn"})
+    with pytest.raises(BadRecipe, match="faster_rcn"):
+        recipe(*FLAGS, "--task", "detection", "--head", "faster_rcn")
