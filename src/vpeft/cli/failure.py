@@ -21,7 +21,7 @@ from cyclopts import App, CycloptsError
 from rich.text import Text
 
 from vpeft.errors import VpeftError
-from vpeft.safe_text import SafeConsole, visible
+from vpeft.safe_text import SafeConsole, visible, visible_line
 from vpeft.version import __version__
 
 DONE, MISTAKE, BUG, INTERRUPTED = 0, 1, 2, 130
@@ -36,6 +36,10 @@ _SURROUNDINGS = frozenset(
     )
     if hasattr(errno, name)
 )
+
+# What torch says of sizes that no memory holds, and of numbers that 64 bits do not hold.
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+_TOO_LARGE = ("multiplication overflow", "calculation overflowed", "Overflow when unpacking long")
 
 # What a report lists besides vpeft, in the order in which one looks.
 _PACKAGES = (
@@ -94,12 +98,15 @@ def _of_the_machine(error: Exception) -> str | None:
     """What is said of an error that comes from the machine or from a name, and not from vpeft; None for all others."""
     if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
         return f"{error.strerror}: {error.filename if error.filename is not None else 'no file named'}"
-    if isinstance(error, MemoryError) or "not enough memory" in str(error):  # the words of torch's allocator on a CPU
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
         return (
             f"There is not enough memory: {str(error)[:300] or 'no figures are known'}. Take smaller sizes or batches."
         )
+    if isinstance(error, OverflowError) or any(words in str(error) for words in _TOO_LARGE):
+        return f"A number is too large to compute with: {str(error).splitlines()[0][:300]}. Take smaller ones."
     if isinstance(error, UnicodeEncodeError):
-        return f"A name cannot be written as {error.encoding}: {error.object[:100]}. Rename it."
+        part = error.object[max(0, error.start - 30) : error.end + 30]
+        return f"A name cannot be written as {error.encoding}: {visible_line(part)}. Rename it."
     if isinstance(error, RuntimeError) and str(error) == "Could not determine home directory.":
         return "A path begins with ~ and the name of a user that this machine does not know."
     return None

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -88,11 +88,11 @@ def look(
 
 def _stamped(target: OnPixels) -> OnPixels:
     """The target with the stamp of its file, by which a later change is noticed; its own check says what is wrong."""
-    picture = getattr(target, "picture", None)
-    if not isinstance(picture, FilePicture) or not is_dataclass(target):
-        return target
-    with suppress(UnreadableImage):
-        return replace(target, picture=picture.stamped())
+    made: Any = target
+    picture = getattr(made, "picture", None)
+    if isinstance(picture, FilePicture):
+        with suppress(UnreadableImage):
+            return cast(OnPixels, replace(made, picture=picture.stamped()))
     return target
 
 
@@ -105,7 +105,7 @@ def _looked(picture: Picture, depth: CheckDepth, reading: Reading) -> tuple[Pict
     with opened_image(picture.file, reading.limits) as file:
         stamp, content_digest, image = Stamp.of(file), "", None
         if depth != "none":
-            content_digest = hashlib.file_digest(file, "sha256").hexdigest()
+            content_digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto
         if depth == "decode":
             image = read(file, reading)
         elif depth == "header":

@@ -133,7 +133,9 @@ class DataConfig(BaseModel):
     )
     cache: Literal["none", "ram"] = Field(default="none", description="Keep decoded images in memory.")
     cache_gib: float = Field(default=4.0, gt=0, description="Largest memory of the decoded images, in GiB.")
-    workers: int = Field(default=0, ge=0, description="Processes that load images; 0 loads in the training process.")
+    workers: int = Field(
+        default=0, ge=0, le=256, description="Processes that load images; 0 loads in the training process."
+    )
 
     @field_validator("source", "root", "masks")
     @classmethod

@@ -73,6 +73,31 @@ def test_a_full_disk_is_not_called_a_bug(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == "error: No space left on device: a/b\n"
 
 
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "not enough memory",
+        ),
+        (RuntimeError("numel: integer multiplication overflow"), "A number is too large"),
+        (OverflowError("Python int too large to convert to C long"), "A number is too large"),
+        ("a\udcffb".encode, "A name cannot be written as utf-8: a\\udcffb"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "Not a directory: a/b"),
+        (RuntimeError("Could not determine home directory."), "begins with ~"),
+    ],
+)
+def test_what_the_machine_or_a_name_causes_is_not_called_a_bug(
+    raised: object, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not isinstance(raised, Exception):
+        with pytest.raises(UnicodeEncodeError) as caught:
+            raised("utf-8")  # type: ignore[operator]
+        raised = caught.value
+    assert guarded(app_that(raised), []) == MISTAKE
+    assert said in capsys.readouterr().err
+
+
 def test_an_interrupt_is_not_called_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(app_that(KeyboardInterrupt()), []) == INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
