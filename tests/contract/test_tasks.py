@@ -3,6 +3,9 @@ every task's own head and every kind of head, or refuses it as the stored table 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 
 import vpeft
@@ -10,6 +13,7 @@ from tests.contract import refusals
 from tests.contract.matrix import cell_or_refusal
 from tests.contract.refusals import difference, kind_of
 from tests.contract.task_cells import (
+    HEADS,
     LEARNT,
     TaskCell,
     attach_default_head,
@@ -30,6 +34,15 @@ from vpeft.methods import LST, SSF, AdaptFormer, BitFit, LinearProbe, LoRA, Mona
 FOUR: tuple[Method, ...] = (LoRA(), Mona(), VPTDeep(), LST())
 # On what layers give, beside the MLP, on own parameters, in a form that merges, and the head alone.
 FIVE: tuple[Method, ...] = (SSF(), AdaptFormer(), BitFit(), RepAdapter(), LinearProbe())
+
+# Heads of seconds: the fast suite has detection with four methods, the slow one all.
+SECONDS = {"detection", "instance_segmentation", "semantic_segmentation with upernet", *HEADS}
+
+
+def marked(names: Iterable[str]) -> list[Any]:
+    """The names, those of heads that take seconds marked as slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SECONDS else name for name in names]
+
 
 # These choose what they train by the class of each image, so classification alone serves them.
 BY_CLASS = {"gps", "sct"}
@@ -58,16 +71,22 @@ def run(method: Method, task: str, family: str, size: tuple[int, int]) -> None:
         pytest.skip(f"refused: {missing or unread}")
 
 
+@pytest.mark.parametrize("method", FOUR, ids=lambda method: method.name)
+@pytest.mark.parametrize("family", ANY_SIZE)
+def test_detection_is_served_by_four_methods(family: str, method: Method) -> None:
+    run(method, "detection", family, ANY_SIZE[family][1][0])
+
+
 @pytest.mark.parametrize("size", [0, 1], ids=["size", "taller"])
 @pytest.mark.parametrize("method", FOUR, ids=lambda method: method.name)
-@pytest.mark.parametrize("task", LEARNT)
+@pytest.mark.parametrize("task", marked(LEARNT))
 @pytest.mark.parametrize("family", ANY_SIZE)
 def test_the_same_objects_serve_every_task_at_two_sizes(family: str, task: str, method: Method, size: int) -> None:
     run(method, task, family, ANY_SIZE[family][1][size])
 
 
 @pytest.mark.parametrize("method", FIVE, ids=lambda method: method.name)
-@pytest.mark.parametrize("task", LEARNT)
+@pytest.mark.parametrize("task", marked(LEARNT))
 @pytest.mark.parametrize("family", ANY_SIZE)
 def test_unlike_methods_serve_every_task(family: str, task: str, method: Method) -> None:
     run(method, task, family, ANY_SIZE[family][1][0])
@@ -84,13 +103,13 @@ def test_every_method_serves_every_task(family: str, task: str, name: str) -> No
     run(cell.method, task, family, ANY_SIZE[family][1][0])
 
 
-@pytest.mark.parametrize("task", LEARNT)
+@pytest.mark.parametrize("task", marked(LEARNT))
 @pytest.mark.parametrize("family", EVERY)
 def test_every_family_carries_the_head_of_every_task(family: str, task: str) -> None:
     as_stored("tasks", task, family, refusal_of(attach_default_head, family, task))
 
 
-@pytest.mark.parametrize("kind", all_heads())
+@pytest.mark.parametrize("kind", marked(all_heads()))
 @pytest.mark.parametrize("family", EVERY)
 def test_every_family_carries_every_head(family: str, kind: str) -> None:
     as_stored("heads", kind, family, refusal_of(attach_head, family, kind))
