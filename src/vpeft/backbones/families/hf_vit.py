@@ -101,7 +101,7 @@ def describe_hf_vit(model: nn.Module) -> Backbone:
     tokens, after = Where(-1, Layout.TOKENS, grid, prefix, side[0]), Where(depth, Layout.TOKENS, grid, prefix, side[0])
     start = Where(0, Layout.TOKENS, grid, prefix, side[0])
     trunk, stage = outline.tower(blocks, start, reading.mean)
-    others: list[Place] = [_patch(patch, tokens), _embedding(inner, stem, tokens, width)]
+    others: list[Place] = [_patch(patch, tokens), _embedding(inner, stem, layers[0], tokens, width)]
     if "pre_layrnorm" in inner._modules:
         others.append(norm("norm_pre", inner.pre_layrnorm, tokens, width))
     final = None
@@ -155,7 +155,7 @@ def _patch(module: nn.Module, tokens: Where) -> Projection:
     return projection("patch", module, tokens.but(layout, 0))
 
 
-def _embedding(inner: Any, stem: Any, tokens: Where, width: int) -> Site:
+def _embedding(inner: Any, stem: Any, first: nn.Module, tokens: Where, width: int) -> Site:
     """The sequence as it enters the first layer; its own parameters under the names that every library shares."""
     names = {
         "cls_token": ("cls_token", "class_embedding"),
@@ -171,6 +171,8 @@ def _embedding(inner: Any, stem: Any, tokens: Where, width: int) -> Site:
     }
     if "position_embedding" in stem._modules:
         own["pos_embed"] = (stem.position_embedding, "weight")
+    if type(stem).__name__.startswith("DPT"):  # it gives the sequence in an output of several fields
+        return outline.embedding(Point(first, "input"), tokens, width, own=own, nesting=-1)
     source = inner._modules.get("pre_layrnorm", stem)
     return outline.embedding(Point(source, "output"), tokens, width, own=own)
 
