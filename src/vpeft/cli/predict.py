@@ -180,7 +180,10 @@ def _print(predictions: Sequence[Prediction], top: int, format: str) -> None:
         width = max((len(one.rows[:top]) for one in predictions), default=0)
         names = ("image", "says", *(f"{place}." for place in range(2, width + 1)))
         table = [
-            (one.id, *(" ".join(_written(value) for value in row.values()) for row in one.rows[:top]))
+            (
+                one.id,
+                *(" ".join(_written(value) for value in row.values()) for row in one.rows[:top] or ({"": "nothing"},)),
+            )
             for one in predictions
         ]
         show.console().print(show.table(names, [(*row, *[""] * (len(names) - len(row))) for row in table]))
