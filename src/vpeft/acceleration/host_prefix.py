@@ -311,11 +311,13 @@ def _frozen_module(tuned: TunedModel, situation: Situation, collate: Collate, ru
 
 def _path(tower: Backbone, host: nn.Module) -> str:
     """The name of the tower in its host; of what holds all its blocks where the host is described as the tower."""
-    names = {id(module): name for name, module in host.named_modules()}
+    names: dict[int, str] = {id(module): name for name, module in host.named_modules()}
     if tower.module is not host:
         return names[id(tower.module)]
     blocks = [names[id(block.exit.module)].split(".") for block in tower.blocks if block.exit is not None]
-    shared = itertools.takewhile(lambda steps: len(set(steps)) == 1, zip(*blocks, strict=False))
+    shared: list[tuple[str, ...]] = list(
+        itertools.takewhile(lambda steps: len(set(steps)) == 1, zip(*blocks, strict=False))
+    )
     return ".".join(steps[0] for steps in shared)
 
 
