@@ -200,9 +200,9 @@ def _panel(axes: Any, kind: str, one: DenseSet, pictures: DensePictures, index: 
         axes.imshow(colours[pictures.mask[index]], interpolation="nearest")
     else:
         shown = image.astype(np.float64) * 0.45
-        colours = colormaps["tab10"].colors
+        colours = colormaps["tab10"](np.arange(10))[:, :3]
         for thing in pictures.objects(index):
-            ink = np.array(colours[thing.label % len(colours)])
+            ink = colours[thing.label % len(colours)]
             shown[thing.mask] = 255 * (0.25 * image[thing.mask] / 255 + 0.75 * ink)
         axes.imshow(shown.astype(np.uint8), interpolation="nearest")
         for thing in pictures.objects(index):

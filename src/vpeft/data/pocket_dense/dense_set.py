@@ -187,4 +187,5 @@ def _cache_folder() -> Path:
 
 def _write(path: Path, pictures: DensePictures) -> None:
     with path.open("wb") as file:
-        np.savez(file, **pictures.arrays())
+        arrays: dict[str, Any] = pictures.arrays()
+        np.savez(file, **arrays)

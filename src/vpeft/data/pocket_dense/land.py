@@ -135,7 +135,11 @@ def crops() -> dict[str, _Crops]:
     whole = _Crops(np.concatenate(places), np.concatenate(blocks), np.concatenate(lakes))
     # neighbours in every direction are of different kinds
     kind = (whole.block // wide * 7 + whole.block % wide * 3) % 10
-    return {split: _Crops(*(part[np.isin(kind, mine)] for part in whole)) for split, mine in SPLIT_KINDS.items()}
+    found = {}
+    for split, mine in SPLIT_KINDS.items():
+        here = np.isin(kind, mine)
+        found[split] = _Crops(whole.places[here], whole.block[here], whole.lake[here])
+    return found
 
 
 def _summed(layer: Field) -> Field:
