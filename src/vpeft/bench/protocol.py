@@ -170,8 +170,8 @@ def _protocol(
     """
     searches = len(grid.points()) > 1
     rule = (
-        "Learning rate and weight decay chosen by the top-1 on the validation split after training on the training "
-        f"split (seed 0, {len(grid.points())} points), refitted on both, tested once; the last epoch counts."
+        f"Learning rate and weight decay chosen by the {measure} on the validation split after training on the "
+        f"training split (seed 0, {len(grid.points())} points), refitted on both, tested once; the last epoch counts."
         if searches
         else "Learning rate and weight decay as stated, no search; trained on the training and validation splits "
         "together, tested once; the last epoch counts."
