@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +166,31 @@ def test_no_detection_at_all_scores_nothing_and_no_object_at_all_is_refused() ->
     found, true = scenes[0]
     alone, beside = scored([(found, true)])["AP"], scored([(found, true), (found, empty)])["AP"]
     assert beside <= alone
+
+
+GATHERING = """
+import sys
+
+import torch
+from torch import distributed
+
+from tests.unit.tasks.test_object_scores import random_scenes, scored
+
+rank, file = int(sys.argv[1]), sys.argv[2]
+alone = scored(random_scenes(3), masks=True)
+distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+together = scored(random_scenes(3)[rank::2], masks=True)
+distributed.destroy_process_group()
+per_class = together.pop("per_class"), alone.pop("per_class")
+assert per_class[0] == per_class[1], per_class
+assert set(alone) == set(together)
+assert all(abs(alone[name] - together[name]) < 1e-6 for name in alone), (alone, together)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_saw_half_of_the_images_each_have_the_scores_of_all(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    words = [sys.executable, "-c", GATHERING]
+    both = [subprocess.Popen([*words, str(rank), str(tmp_path / "meet")], cwd=root) for rank in range(2)]
+    assert [one.wait(timeout=300) for one in both] == [0, 0]
