@@ -85,6 +85,10 @@ def test_fit_on_what_the_encoder_gave_has_the_same_numbers(name: str) -> None:
     assert losses == pytest.approx(again, rel=1e-5)
     assert plain.keys() == cached.keys()
     for key, value in plain.items():
+        if key.endswith(
+            "k_proj.bias"
+        ):  # softmax takes it out: its gradient is rounding, which Adam brings to full steps
+            continue
         assert torch.allclose(value, cached[key], atol=1e-6), key
 
 
