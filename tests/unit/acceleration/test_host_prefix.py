@@ -89,7 +89,8 @@ def test_fit_on_what_the_encoder_gave_has_the_same_numbers(name: str) -> None:
             "k_proj.bias"
         ):  # softmax takes it out: its gradient is rounding, which Adam brings to full steps
             continue
-        assert torch.allclose(value, cached[key], atol=1e-6), key
+        # SAM 2's maps are rounded in another order where a batch holds other images: 2.5e-6 after six steps
+        assert torch.allclose(value, cached[key], atol=5e-6 if name == "sam2" else 1e-6), key
 
 
 class Counted:
