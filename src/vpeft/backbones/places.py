@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import nearest
@@ -366,6 +367,18 @@ class Projection(Place):
     def weight(self) -> Tensor:
         """The rows of the weight that belong to this place: (out, in) or (out, in / groups, kh, kw)."""
         whole = stored_weight(self.module)
+        return whole if self.rows is None else self.rows.take(whole, 0)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The entries of the bias that belong to this place, (out,); None if the model has no bias here."""
+        if self.biases:
+            whole: Tensor = torch.cat([getattr(module, attribute) for module, attribute in self.biases])
+        else:
+            found = self.module._parameters.get("bias")
+            if found is None:
+                return None
+            whole = found
         return whole if self.rows is None else self.rows.take(whole, 0)
 
 
