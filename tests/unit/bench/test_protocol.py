@@ -22,7 +22,7 @@ DIGESTS = {
     "pocket-quick@1": "35eecfd175f3",
     "pocket-demo@1": "be7069a55f90",
     "pocket-smoke@1": "abd865634306",
-    "pocket-dense@1": "7bdcd9598ac2",
+    "pocket-dense@1": "ac83abd6ef1c",
     "pocket-dense-quick@1": "ce3cf3c51077",
     "pocket-dense-smoke@1": "0a6187c9f458",
 }
