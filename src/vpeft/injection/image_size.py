@@ -36,7 +36,7 @@ def size_refused(description: Backbone, size: tuple[int, ...] | None, error: Exc
         own = " x ".join(map(str, facts.image_size))
         way = (
             f"It takes {own}. Make it for this size, create_backbone(name, image_size={size}), or, where its library"
-            " can, for any size, create_backbone(name, any_size=True); in timm these are img_size=... and"
+            " can, for any size, create_backbone(name, any_size=True). Libraries call these img_size=... and"
             " dynamic_img_size=True."
         )
     asked = " x ".join(map(str, size))
