@@ -74,11 +74,11 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on `device`."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The batch with every tensor in page-locked memory; the data loader calls it."""
-        return self._mapped(lambda tensor: tensor.pin_memory())
+        return self.mapped(lambda tensor: tensor.pin_memory())
 
     def with_(self, **changed: Any) -> Batch:
         """The batch with some attributes changed."""
@@ -120,7 +120,9 @@ class Batch:
             size=None if self.size is None else last - first,
         )
 
-    def _mapped(self, change: Any) -> Batch:
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor of its inputs and targets changed."""
+
         def walk(part: Any) -> Any:
             if isinstance(part, Tensor):
                 return change(part)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from accelerate import Accelerator
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,7 +17,7 @@ from vpeft.acceleration.apply import accelerate
 from vpeft.errors import VpeftError
 from vpeft.training.batches import Samples
 from vpeft.training.failures import buffers_as_they_were
-from vpeft.training.memory_plan import MemoryPlan, measure_memory
+from vpeft.training.memory_plan import MemoryPlan, largest, measure_memory
 from vpeft.training.modes import to_training_mode
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.randomness import untouched_randomness
@@ -26,9 +25,12 @@ from vpeft.training.sizes import bytes_of, readable
 
 if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
+    from vpeft.task import Task
 
 # Measured on a processor: parts of eight images take no longer than a whole batch. Smaller ones are the last resort.
 SMALL_PART = 8
+# Images of a data set may differ in size; the largest of so many is measured.
+LOOKED_AT = 8
 LOW_MEMORY, AGAIN = "low_memory", "recompute_blocks"
 
 Planning = Callable[[str], MemoryPlan]
@@ -77,9 +79,9 @@ class Choice:
 
 
 def within(
-    tuned: TunedModel, images: Samples, settings: Optimisation, machine: Accelerator
+    tuned: TunedModel, images: Samples, settings: Optimisation, machine: Accelerator, task: Task
 ) -> tuple[Optimisation, list[str]]:
-    """Return `settings` changed so that a step stays within `fit_memory`, and lines to print; measured on three images.
+    """Return `settings` changed so that a step stays within `fit_memory`, and lines to print; measured on one sample.
 
     The cache of a frozen part is not counted: it has its own limit.
 
@@ -89,7 +91,8 @@ def within(
     if settings.fit_memory is None:
         return settings, []
     limit = bytes_of(settings.fit_memory)
-    some = torch.stack([images[i % len(images)][0] for i in range(3)]).to(machine.device)
+    with untouched_randomness():
+        sample = largest([images[index] for index in range(min(LOOKED_AT, len(images)))])
 
     def plan(acceleration: str) -> MemoryPlan:
         made = accelerate(tuned, acceleration, autocast=machine.autocast, precision=settings.precision)
@@ -97,7 +100,7 @@ def within(
         try:
             with machine.autocast(), buffers_as_they_were(tuned):
                 precision = settings.precision
-                return measure_memory(tuned, some, settings.batch, precision=precision, accelerations=used)
+                return measure_memory(tuned, sample, settings.batch, task=task, precision=precision, accelerations=used)
         finally:
             made.close()
 

@@ -96,7 +96,7 @@ class Training:
             seed_everything(derived_seed(settings.seed, "prepare"))
             tuned.prepare(_OnDevice(self.batches, self.device))
         begin_training(tuned)
-        self.settings, said = within(tuned, train, settings, self.machine)
+        self.settings, said = within(tuned, train, settings, self.machine, self.task)
         settings = self.settings
         for line in said:
             shown.say(line)

@@ -24,22 +24,22 @@ def saved_bytes(module: nn.Module, batch: Tensor | Batch, run: Callable[[nn.Modu
         run: how the model is called; a task's own `run`.
     """
     given = batch if isinstance(batch, Batch) else Batch(batch)
-    with torch.enable_grad(), SavedForBackward(module, _tensors(given)) as saved:
+    with torch.enable_grad(), SavedForBackward(module, tensors_of(given)) as saved:
         output = run(module, given)
         del output
         return saved.bytes
 
 
-def _tensors(part: Any) -> Iterator[Tensor]:
-    """All tensors of a batch."""
+def tensors_of(part: Any) -> Iterator[Tensor]:
+    """All tensors in a batch, or in parts of one."""
     if isinstance(part, Tensor):
         yield part
     elif isinstance(part, Mapping):
         for value in part.values():
-            yield from _tensors(value)
+            yield from tensors_of(value)
     elif isinstance(part, (list, tuple, Batch)):
         for value in part:
-            yield from _tensors(value)
+            yield from tensors_of(value)
 
 
 def process_peak() -> int | None:

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from vpeft.acceleration.acceleration import NotApplicable
 from vpeft.acceleration.apply import ACCELERATIONS
 from vpeft.acceleration.names import wanted
 from vpeft.acceleration.patches import Patches
+from vpeft.batch import Batch, run_model
+from vpeft.errors import VpeftError
 from vpeft.training.fake_tensors import without_numbers
-from vpeft.training.memory import saved_bytes
+from vpeft.training.memory import saved_bytes, tensors_of
 from vpeft.training.optimisation import Precision
 from vpeft.training.sizes import readable
 
 if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
+    from vpeft.task import Task
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class CannotPlan(VpeftError):
+    """The memory of a step depends on the values of a batch, not on shapes alone."""
 
 
 class MemoryPlan(BaseModel):
@@ -67,18 +75,40 @@ class MemoryPlan(BaseModel):
 
 
 def plan_memory(
-    tuned: TunedModel, batch: int, *, precision: Precision = "fp32", acceleration: str = "off", device: str = "cpu"
+    tuned: TunedModel,
+    batch: int,
+    *,
+    precision: Precision = "fp32",
+    acceleration: str = "off",
+    device: str = "cpu",
+    task: Task | None = None,
+    sample: Any = None,
 ) -> MemoryPlan:
     """Predict the memory of one step on `batch` images. `tuned` may be on the meta device and does not change.
 
     The pass uses this number of images, so tensors that do not grow with the batch (a weight that is computed in each
     step) are counted once. Accelerations are applied without the test that precedes a run, which could reject one.
 
+    Args:
+        tuned: the model.
+        batch: images at a time.
+        precision, acceleration, device: of the step.
+        task: of `sample`; that of the model unless stated.
+        sample: (input, target) of the task. With it the batch has its size and targets, and the loss is counted too:
+            for maps of many classes that is a large part. Without it inputs are blank, of the backbone's own size.
+
     Raises:
         UnknownAcceleration: a name does not exist.
+        CannotPlan: the head chooses by values, as detectors do in training.
     """
     modes = [(module, module.training) for module in tuned.modules()]
-    inputs = tuned.description.inputs
+    inputs, learnt = tuned.description.inputs, task or tuned.task
+
+    def made(images: int) -> Batch:
+        if sample is None or learnt is None:
+            return Batch(inputs.blank(images, device))
+        return learnt.collate([sample] * images).mapped(lambda tensor: mode.from_tensor(tensor).to(device))
+
     counted = {}
     try:
         tuned.train()
@@ -89,7 +119,13 @@ def plan_memory(
                 casts = _casts(tuned)
                 for images in (batch, batch + 1):
                     with mode:
-                        counted[images] = saved_bytes(tuned, inputs.blank(images, device))
+                        run = run_model if sample is None or learnt is None else _with_loss(learnt, device)
+                        counted[images] = saved_bytes(tuned, made(images), run)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise CannotPlan(
+            "The memory of a step depends on the values of the batch here, so shapes alone do not tell it. Set"
+            ' fit_memory (for example "8GB"), which measures on samples of the training data.'
+        ) from error
     finally:
         for module, training in modes:
             module.training = training
@@ -97,15 +133,33 @@ def plan_memory(
 
 
 def measure_memory(
-    tuned: TunedModel, images: Tensor, batch: int, *, precision: Precision, accelerations: list[str]
+    tuned: TunedModel, sample: Any, batch: int, *, task: Task, precision: Precision, accelerations: list[str]
 ) -> MemoryPlan:
-    """Measure with two and three of `images` and extrapolate to `batch`; exact if memory grows linearly.
+    """Measure with two and three copies of a sample and extrapolate to `batch`; exact if memory grows linearly.
 
-    `tuned` is in training mode, with its accelerations and under autocast.
+    The loss is counted too. `tuned` is in training mode, with its accelerations and under autocast.
     """
-    two, three = (saved_bytes(tuned, images[:count]) for count in (2, 3))
+    device = next(tuned.parameters()).device
+    run = _with_loss(task, device.type)
+    two, three = (saved_bytes(tuned, task.collate([sample] * count).to(device), run) for count in (2, 3))
     each = max(0, three - two)
     return _plan(tuned, batch, precision, accelerations, _casts(tuned), two + each * (batch - 2), each)
+
+
+def largest(samples: list[Any]) -> Any:
+    """The sample whose input has most numbers."""
+    return max(samples, key=lambda sample: sum(tensor.numel() for tensor in tensors_of(sample[0])))
+
+
+def _with_loss(task: Task, device: str) -> Callable[[nn.Module, Batch], Any]:
+    """A forward pass and the loss, which is computed outside autocast, as in training."""
+
+    def run(model: nn.Module, batch: Batch) -> Any:
+        outputs = task.run(model, batch)
+        with torch.autocast(device, enabled=False):
+            return task.loss(outputs, batch)
+
+    return run
 
 
 def _casts(tuned: TunedModel) -> int:

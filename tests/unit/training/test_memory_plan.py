@@ -7,17 +7,20 @@ from typing import Literal
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 import vpeft
 from tests.contract.matrix import cell_or_refusal
 from tests.families import EVERY
 from tests.models import FAMILIES, tiny_vit
 from vpeft.acceleration.apply import accelerate
+from vpeft.backbones.create import create_backbone
 from vpeft.cli import main
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.methods import all_methods, get
+from vpeft.task import Task, get_task
 from vpeft.training.memory import SavedForBackward, saved_bytes
-from vpeft.training.memory_plan import measure_memory, plan_memory
+from vpeft.training.memory_plan import CannotPlan, largest, measure_memory, plan_memory
 
 # Three times as many tokens as the other tests have, so that a wrong guess at the attention would show.
 SIZE = {"img_size": 64, "patch_size": 8}
@@ -82,11 +85,74 @@ def test_with_accelerations_it_is_what_they_leave(
     with autocast(precision), SavedForBackward(tuned, [images]) as saved:
         tuned(images)
     with autocast(precision):
-        measured = measure_memory(tuned, images[:3], 6, precision=precision, accelerations=used)
+        task = get_task("classification")()
+        measured = measure_memory(tuned, (images[0], 0), 6, task=task, precision=precision, accelerations=used)
     made.close()
     assert plan.activations == pytest.approx(saved.bytes, rel=0.02)
     assert measured.activations == pytest.approx(saved.bytes, rel=0.05)
     assert measured.weights == plan.weights
+
+
+CLASSES = tuple(f"class {number}" for number in range(20))
+
+
+def kept_by_step(tuned: TunedModel, task: Task, sample: object, count: int) -> int:
+    """What a forward pass and its loss keep, counted here: storages by their address, each once."""
+    batch = task.collate([sample] * count)
+    there = {one.untyped_storage().data_ptr() for one in (*tuned.parameters(), *tuned.buffers(), *batch)}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in there:
+            kept[storage.data_ptr()] = storage
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = task.loss(task.run(tuned, batch), batch)
+        sum(losses.values())
+        return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("head", ["linear_map", "upernet(channels=64)"])
+@pytest.mark.parametrize("size", [128, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["pocket_vit", "swin_tiny_patch4_window7_224"])
+def test_a_head_for_maps_is_planned_with_its_loss(name: str, size: int, head: str) -> None:
+    task = get_task("semantic_segmentation")(labels=CLASSES, head=head)
+    model = create_backbone(name, pretrained=False, image_size=(size, size))
+    tuned = vpeft.tune(model, get("lora")(), task=task, show=False, verify=False).train()
+    sample = (torch.randn(3, size, size), torch.randint(0, len(CLASSES), (size, size)))
+    kept = kept_by_step(tuned, task, sample, 3)
+    plan = plan_memory(tuned, 3, task=task, sample=sample)
+    assert plan.activations == pytest.approx(kept, rel=0.02)
+    measured = measure_memory(tuned, sample, 3, task=task, precision="fp32", accelerations=[])
+    assert measured.activations == pytest.approx(kept, rel=0.02)
+    # One number for each class and pixel, which the loss keeps in single precision, is more than a tenth here.
+    alone = plan_memory(tuned, 3).activations
+    assert kept - alone >= 3 * len(CLASSES) * size**2 * 4
+
+
+def test_a_head_that_looks_at_values_is_measured_and_not_planned() -> None:
+    task = get_task("detection")(labels=CLASSES[:2], head="faster_rcnn(channels=16, hidden=16, proposals=20, rois=8)")
+    tuned = vpeft.tune(tiny_vit(img_size=64), get("lora")(), task=task, show=False, verify=False).train()
+    target = {
+        "boxes": torch.tensor([[4.0, 4.0, 30.0, 40.0]]),
+        "labels": torch.tensor([1]),
+        "crowd": torch.tensor([False]),
+        "size": torch.tensor([64, 64]),
+        "original": torch.tensor([64, 64]),
+    }
+    sample = (torch.randn(3, 64, 64), target)
+    with pytest.raises(CannotPlan, match="Set fit_memory"):
+        plan_memory(tuned, 2, task=task, sample=sample)
+    measured = measure_memory(tuned, sample, 4, task=task, precision="fp32", accelerations=[])
+    assert measured.activations > measured.per_image > 0
+    assert not any(isinstance(one, FakeTensor) for one in (*tuned.parameters(), *tuned.buffers()))
+
+
+def test_the_largest_sample_is_measured() -> None:
+    sizes = [(8, 8), (8, 12), (4, 4)]
+    assert largest([(torch.zeros(3, *size), 0) for size in sizes])[0].shape == (3, 8, 12)
 
 
 @pytest.mark.slow
