@@ -46,7 +46,8 @@ class ARC(Method):
         for block in backbone.blocks:
             for site in self.sites:
                 key = site, block.dim
-                shared.setdefault(key, SharedProjection(block.dim, self.bottleneck))
+                if key not in shared:
+                    shared[key] = SharedProjection(block.dim, self.bottleneck)
                 layer = Recomposed(shared[key], self.dropout, zero=site == "attn")
                 if site == "mlp":
                     backbone.require("stream1" if self.stream else "norm2")
