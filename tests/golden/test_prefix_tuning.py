@@ -34,8 +34,8 @@ def test_equals_a_restatement_in_shifted_windows(fields: dict[str, object], comp
         made = torch.tanh(layer.table @ layer.first.weight.T + layer.first.bias) @ layer.second.weight.T
         keys, values = (made + layer.second.bias).split(24, dim=1)
     else:
-        factor = layer.factor if "init" in fields else 1.0
-        keys, values = layer.keys * factor, layer.values * factor
+        first, second = (layer.key_factor, layer.value_factor) if "init" in fields else (1.0, 1.0)
+        keys, values = layer.keys * first, layer.values * second
     block = plain.layers[0].blocks[1]
     attn, windows = block.attn, torch.randn(32, 16, 24)  # two images of 16 windows
     q, k, v = attn.qkv(windows).reshape(32, 16, 3, 2, 12).permute(2, 0, 3, 1, 4)
@@ -73,7 +73,7 @@ def test_collapses_exactly(make: type[torch.nn.Module], fields: dict[str, object
     ("model", "method", "count"),
     [
         ("vit_base_patch16_224", PrefixTuning(length=20), 368_640),
-        ("vit_base_patch16_224", PrefixTuning(length=10, init="lae", blocks=(0, 1, 2, 3, 4)), 5 * (15_360 + 1)),
+        ("vit_base_patch16_224", PrefixTuning(length=10, init="lae", blocks=(0, 1, 2, 3, 4)), 5 * (15_360 + 2)),
         (
             "vit_base_patch16_224",
             PrefixTuning(length=16, form="mlp", hidden=64),
@@ -103,11 +103,32 @@ def test_two_prefixes_each_compensate_their_own_columns() -> None:
     first, second = (tuned.adapter().get_submodule(f"blocks.0.attn.core.{k}") for k in ("extend", "extend_2"))
     q = torch.randn(1, 3, 17, 16)
     _, k, _ = second(*first(q, q, q))
-    weights = (q @ k.mT).softmax(-1)
+    weights = (q @ k.mT / 4).softmax(-1)  # scaled as attention is: no frozen key takes all of it
     changed = second.weights(first.weights(weights))
     assert torch.allclose(changed[..., :3].sum(-1), torch.ones(()))
     assert torch.allclose(changed[..., 3:5].sum(-1), torch.ones(()))
     assert torch.equal(changed[..., 5:], weights[..., 5:])
+
+
+def test_a_dominant_frozen_key_leaves_compensation_finite() -> None:
+    plain = tiny_vit()
+    with torch.no_grad():
+        plain.blocks[1].attn.qkv.weight[:96] *= 8  # queries and keys: the softmax of the prefix underflows to zero
+    tuned = vpeft.tune(plain, PrefixTuning(init="lae", compensate=True), show=False)
+    features = tuned.features(images_for(plain))
+    features.sum().backward()
+    assert features.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for _, p in tuned.trainable())
+
+
+def test_keys_and_values_have_a_factor_each() -> None:
+    tuned = vpeft.tune(tiny_vit(), PrefixTuning(init="lae", blocks=(0,)), show=False)
+    layer = tuned.adapter().get_submodule("blocks.0.attn.core.extend")
+    with torch.no_grad():
+        layer.key_factor.fill_(2.0)
+        layer.value_factor.fill_(-3.0)
+    keys, values = layer.rows()
+    assert torch.equal(keys, 2.0 * layer.keys) and torch.equal(values, -3.0 * layer.values)
 
 
 def test_needs_attention() -> None:

@@ -17,9 +17,10 @@ class Prefix(nn.Module):
         heads, head_width: h and d; D = h d.
         count: n.
         bound: bound of the uniform start.
-        start: "vpt" in (-bound, bound), "uniform" in (-1, 1), "lae" in (0, 0.01) with a learned factor that starts at
-            1.
-        compensate: after the softmax, divide the prefix columns of each row by their sum (LAE).
+        start: "vpt" in (-bound, bound), "uniform" in (-1, 1), "lae" in (0, 0.01) with two learned factors, of the
+            keys and of the values, that start at 1.
+        compensate: after the softmax, divide the prefix columns of each row by their sum, or by 1e-12 where that is
+            smaller: a frozen key may take the whole softmax (LAE).
     """
 
     def __init__(
@@ -29,7 +30,8 @@ class Prefix(nn.Module):
         self.heads, self.count = heads, count
         low, high = {"vpt": (-bound, bound), "uniform": (-1.0, 1.0), "lae": (0.0, 0.01)}[start]
         self._make(heads * head_width, low, high)
-        self.factor = nn.Parameter(torch.ones(1)) if start == "lae" else None
+        self.key_factor = nn.Parameter(torch.ones(1)) if start == "lae" else None
+        self.value_factor = nn.Parameter(torch.ones(1)) if start == "lae" else None
         self.behind = 0  # keys behind ours in this forward pass
         if compensate:
             self.weights = self._compensate
@@ -40,9 +42,9 @@ class Prefix(nn.Module):
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """The keys and values that join, each (n, D)."""
-        if self.factor is None:
+        if self.key_factor is None or self.value_factor is None:
             return self.keys, self.values
-        return self.keys * self.factor, self.values * self.factor
+        return self.keys * self.key_factor, self.values * self.value_factor
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.behind = k.shape[2]
@@ -55,10 +57,10 @@ class Prefix(nn.Module):
         return split.to(like.dtype).expand(like.shape[0], -1, -1, -1)
 
     def _compensate(self, weights: Tensor) -> Tensor:
-        """Each row's prefix columns sum to one; the other columns keep their values."""
+        """Each row's prefix columns sum to one, where they are not all zero; the other columns keep their values."""
         start = weights.shape[-1] - self.behind - self.count
         before, ours, after = torch.split(weights, [start, self.count, self.behind], dim=-1)
-        return torch.cat([before, ours / ours.sum(dim=-1, keepdim=True), after], dim=-1)
+        return torch.cat([before, ours / ours.sum(dim=-1, keepdim=True).clamp(min=1e-12), after], dim=-1)
 
 
 class MadePrefix(Prefix):

@@ -38,7 +38,7 @@ class PrefixTuning(Method):
     hidden: int = Field(default=128, gt=0)
     """m, for "mlp\""""
     init: Start = "vpt"
-    """for "direct": uniform in VPT's bound, in (-1, 1) (DualPrompt), or in (0, 0.01) times a learned factor (LAE)"""
+    """for "direct": uniform in VPT's bound, in (-1, 1) (DualPrompt), or in (0, 0.01) times two learned factors (LAE)"""
     compensate: bool = False
     """whether the prefix columns of the attention map are divided by their sum (LAE)"""
     blocks: tuple[int, ...] | None = None
