@@ -138,6 +138,11 @@ class Method(BaseModel):
         """Whether the features at step 0 are those of the frozen backbone (a promise that `verify` checks)."""
         return True
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether `prepare` is called with batches before training: where it is overridden, unless this says no."""
+        return type(self).prepare is not Method.prepare
+
     def prepare(self, tuned: TunedModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Look at real batches before training, for methods that select by data. The default does nothing."""
 

@@ -574,7 +574,7 @@ class TunedModel(nn.Module):
 
     def prepare(self, batches: Iterable[Any]) -> None:
         """Call `prepare` of the active methods with batches of training data."""
-        kept = [method for method in self.methods() if type(method).prepare is not Method.prepare]
+        kept = [method for method in self.methods() if method.reads_data]
         if kept:
             batches = list(batches)
             for method in kept:

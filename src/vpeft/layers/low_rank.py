@@ -39,6 +39,28 @@ class LowRank(nn.Module):
         return self.scale * self.B @ self.A, None
 
 
+class LowRankFromStart(LowRank):
+    """x -> scale * (B A drop(x) - B0 A0 x): the same beside a layer whose weight has lost scale * B0 A0 (PiSSA, OLoRA).
+
+    A0 and B0 are where A and B start; they are frozen, and saved with the adapter. So step 0 is the frozen layer.
+    """
+
+    A0: Tensor
+    B0: Tensor
+
+    def __init__(self, A: Tensor, B: Tensor, scale: float, dropout: float) -> None:
+        super().__init__(A.shape[1], len(B), len(A), scale, dropout)
+        self.A, self.B = nn.Parameter(A.clone()), nn.Parameter(B.clone())
+        self.register_buffer("A0", A)
+        self.register_buffer("B0", B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - F.linear(F.linear(x, self.A0), self.B0) * self.scale
+
+    def weight_delta(self) -> tuple[Tensor, None]:
+        return self.scale * (self.B @ self.A - self.B0 @ self.A0), None
+
+
 class LowRankWeight(nn.Module):
     """W -> W + scale * reshape(B A), for a weight of any shape (out, ...): linear, convolution, depthwise.
 
@@ -55,3 +77,19 @@ class LowRankWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + (self.scale * self.B @ self.A).reshape(weight.shape)
+
+
+class LowRankWeightFromStart(LowRankWeight):
+    """W -> W + scale * reshape(B A - B0 A0), as `LowRankFromStart` for a weight of any shape."""
+
+    A0: Tensor
+    B0: Tensor
+
+    def __init__(self, shape: tuple[int, ...], A: Tensor, B: Tensor, scale: float) -> None:
+        super().__init__(shape, len(A), scale)
+        self.A, self.B = nn.Parameter(A.clone()), nn.Parameter(B.clone())
+        self.register_buffer("A0", A)
+        self.register_buffer("B0", B)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.scale * (self.B @ self.A - self.B0 @ self.A0)).reshape(weight.shape)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, get_args
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.blocks import Block
 from ..backbones.edits import Edit
 from ..backbones.places import Projection
 from ..backbones.points import MissingPlace
-from ..layers.low_rank import LowRank, LowRankWeight
+from ..layers.low_rank import LowRank, LowRankFromStart, LowRankWeight, LowRankWeightFromStart
+from ..layers.low_rank_starts import (
+    PARTS_OF_WEIGHT,
+    InputDirections,
+    Start,
+    from_weight,
+    start_gaussian,
+    start_orthogonal,
+)
 from ..method import Method, register
+
+if TYPE_CHECKING:
+    from ..injection.tuned_model import TunedModel
 
 Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2", "conv", "all"]
 
@@ -29,6 +43,13 @@ class LoRA(Method):
     pair of convolutions; dropout does not act there. `qkv` is one A for the fused projection, as NOAH and OSU use it.
     `all` is every linear and convolution of the blocks, and of the whole model where no blocks are described. Without
     targets it is q and v, as in the paper, in blocks with attention, and all of the others.
+
+    `use_rslora`: s = alpha / sqrt(R) (rsLoRA, 2312.03732). `start`: gaussian, A ~ N(0, 1 / R); orthogonal, B A = 0 with
+    both factors random; pissa (2404.02948) and olora (2406.01775), s B A is the part of W of the R largest singular
+    values, or of the first R columns of its QR, and the frozen rest is W - s B A, so step 0 is the frozen model up to
+    rounding; eva (2410.07170), A is the R principal directions of what enters the projection, which `prepare` measures.
+    Here W itself stays: s (B A - B0 A0) is added to it, with the frozen start B0, A0. EVA's redistribution of ranks
+    over the layers is left out (rho = 1). The convolutions' starts are ours: peft has them for linears only.
     """
 
     variants = ({"targets": ("fc1", "fc2")}, {"targets": ("conv",)}, {"targets": ("all",)})
@@ -42,35 +63,118 @@ class LoRA(Method):
     targets: tuple[Target, ...] | None = None
     """projections of each block: q, k, v, qkv, proj, fc1, fc2, conv (all convolutions of that name), or all; None for q
     and v where the block has attention, else for all"""
+    use_rslora: bool = False
+    """s = alpha / sqrt(R) instead of alpha / R, which keeps the size of the update for large R"""
+    start: Start = "kaiming"
+    """where A and B start: kaiming (as nn.Linear, B zero), gaussian, orthogonal, pissa, olora, eva"""
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
-        scale = 1.0 if self.alpha is None else self.alpha / self.rank
-        for place in self._places(backbone):
+        alpha = self.rank if self.alpha is None else self.alpha
+        scale = alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+        for place in chosen_places(backbone, self.targets, type(self).__name__):
             if place.is_conv:
-                yield place.reparametrize(LowRankWeight(tuple(place.weight.shape), self.rank, scale))
+                yield place.reparametrize(self._beside_conv(place, scale))
             else:
-                yield place.parallel(LowRank(place.width_in, place.width, self.rank, scale, self.dropout))
+                yield place.parallel(self._beside_linear(place, scale))
+
+    def _beside_linear(self, place: Projection, scale: float) -> nn.Module:
+        if self.start in PARTS_OF_WEIGHT:
+            return LowRankFromStart(*from_weight(self.start, place, self.rank, scale), scale, self.dropout)
+        return self._started(LowRank(place.width_in, place.width, self.rank, scale, self.dropout))
+
+    def _beside_conv(self, place: Projection, scale: float) -> nn.Module:
+        shape = tuple(place.weight.shape)
+        if self.start in PARTS_OF_WEIGHT:
+            return LowRankWeightFromStart(shape, *from_weight(self.start, place, self.rank, scale), scale)
+        return self._started(LowRankWeight(shape, self.rank, scale))
+
+    def _started(self, layer: LowRank | LowRankWeight) -> nn.Module:
+        if self.start == "gaussian":
+            start_gaussian(layer.A)
+        elif self.start == "orthogonal":
+            start_orthogonal(layer.A, layer.B)
+        elif self.start == "eva":
+            layer.register_buffer("measured", torch.zeros((), dtype=torch.bool))
+        return layer
+
+    @property
+    def reads_data(self) -> bool:
+        return self.start == "eva"
+
+    def prepare(self, tuned: TunedModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        fresh = [
+            InputDirections(edit.place, edit.layer)
+            for edit in tuned.adapter().edits
+            if isinstance(edit.place, Projection)
+            and isinstance(edit.layer, (LowRank, LowRankWeight))
+            and not getattr(edit.layer, "measured", True)  # a loaded or resumed adapter keeps its directions
+        ]
+        if not fresh:
+            return
+        modes = {module: module.training for module in tuned.modules()}
+        tuned.eval()
+        handles = [one.watch() for one in fresh]
+        try:
+            with torch.no_grad():  # B is zero, so this is the frozen model
+                for images, _ in batches:
+                    tuned.features(images.to(next(tuned.parameters()).device))
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, mode in modes.items():
+                module.training = mode
+        for one in fresh:
+            layer = one.layer
+            assert isinstance(layer, (LowRank, LowRankWeight))
+            with torch.no_grad():
+                layer.A.copy_(one.largest(self.rank))
+                layer.get_buffer("measured").fill_(True)
 
     def resolved(self, backbone: Backbone) -> LoRA:
         """With the targets stated, where all blocks get the same ones."""
-        chosen = {_default_targets(block) for block in backbone.blocks} or {("all",)}
-        if self.targets is not None or len(chosen) > 1:
-            return self
-        return self.model_copy(update={"targets": chosen.pop()})
+        return self if (found := same_targets(backbone, self.targets)) is None else self.model_copy(update=found)
 
-    def _places(self, backbone: Backbone) -> Iterator[Projection]:
-        if not backbone.blocks and (self.targets is None or "all" in self.targets):
-            yield from backbone.projections
-        for block in backbone.blocks:
-            for target in _default_targets(block) if self.targets is None else self.targets:
-                found = _named(block, target)
-                if not found:
-                    have = [t for t in get_args(Target) if t != "all" and _named(block, t)]
-                    raise MissingPlace(
-                        f"LoRA was asked for {target!r}, but {block.name} of {backbone.facts.architecture} has no such"
-                        f" projection. Its targets are: {', '.join([*have, 'all'])}."
-                    )
-                yield from found
+
+class OnProjections(Method):
+    """A method that changes the weights of chosen projections, with LoRA's targets."""
+
+    targets: tuple[Target, ...] | None = None
+    """projections of each block: q, k, v, qkv, proj, fc1, fc2, conv (all convolutions of that name), or all; None for q
+    and v where the block has attention, else for all"""
+
+    def places(self, backbone: Backbone) -> list[Projection]:
+        """The projections that it changes, in order."""
+        return list(chosen_places(backbone, self.targets, type(self).__name__))
+
+    def resolved(self, backbone: Backbone) -> Self:
+        """With the targets stated, where all blocks get the same ones."""
+        return self if (found := same_targets(backbone, self.targets)) is None else self.model_copy(update=found)
+
+
+def same_targets(backbone: Backbone, targets: tuple[Target, ...] | None) -> dict[str, tuple[Target, ...]] | None:
+    """The field `targets` with what None means on this backbone; None where it is given, or differs by block."""
+    chosen = {_default_targets(block) for block in backbone.blocks} or {("all",)}
+    return None if targets is not None or len(chosen) > 1 else {"targets": chosen.pop()}
+
+
+def chosen_places(backbone: Backbone, targets: tuple[Target, ...] | None, method: str) -> Iterator[Projection]:
+    """The projections that these targets mean, block by block.
+
+    Raises:
+        MissingPlace: a block has no such projection; the message lists those that it has.
+    """
+    if not backbone.blocks and (targets is None or "all" in targets):
+        yield from backbone.projections
+    for block in backbone.blocks:
+        for target in _default_targets(block) if targets is None else targets:
+            found = _named(block, target)
+            if not found:
+                have = [t for t in get_args(Target) if t != "all" and _named(block, t)]
+                raise MissingPlace(
+                    f"{method} was asked for {target!r}, but {block.name} of {backbone.facts.architecture} has no such"
+                    f" projection. Its targets are: {', '.join([*have, 'all'])}."
+                )
+            yield from found
 
 
 def _default_targets(block: Block) -> tuple[Target, ...]:
