@@ -15,16 +15,17 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 LOCK    := requirements/ci.txt
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED  ?=
-# $(call install,EXTRA): the package itself, editable, with what an extra needs.
+comma   := ,
+# $(call install,EXTRA,ANOTHER): the package itself, editable, with what one or two extras need.
 install = $(if $(LOCKED),$(PIP) --require-hashes --requirement $(LOCK) && $(PIP) --no-deps --no-build-isolation \
-	--editable .,$(PIP) --editable '.[$(1)]')
+	--editable .,$(PIP) --editable '.[$(1)$(if $(2),$(comma)$(2))]')
 
 # Tools for what we depend on live in an environment of their own, so that they are no part of what they look at.
 TOOLS   := $(VENV)/tools
 LOCK_FLAGS := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --no-header
 
-.PHONY: help demo test check format lint types imports docs docs-check spelling slow matrix lock audit sbom clean
+.PHONY: help demo demo-dense test check format lint types imports docs docs-check spelling slow matrix lock audit sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -37,9 +38,13 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(call install,bench)
 	@touch $@
 
+$(VENV)/.dense: pyproject.toml | $(BIN)/python
+	$(call install,bench,dense)
+	@touch $@ $(VENV)/.demo
+
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(call install,test)
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.dense
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(call install,dev)
@@ -47,6 +52,9 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/.demo  ## train a linear probe and three methods on digits, compare, predict, write a page
 	$(BIN)/vpeft demo --out runs/demo
+
+demo-dense: $(VENV)/.dense  ## find things in pictures: a frozen backbone and two methods, boxes and masks drawn
+	$(BIN)/vpeft demo --task detection --out runs/demo-dense
 
 test: $(VENV)/.test  ## the fast tests
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "not slow and not gpu" -p no:cacheprovider

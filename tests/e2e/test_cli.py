@@ -7,12 +7,14 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
 from vpeft.cli import main
+from vpeft.cli.demo_stories import STORIES
 
 # Elsewhere a warning is an error; here it is what the command line prints.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("always::vpeft.data.problems.DataWarning")]
@@ -198,11 +200,18 @@ def test_doctor_finds_nothing_wrong(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_demo_goes_all_the_way(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpeft.cli.demo.METHODS", ("linear_probe", "ssf"))
-    monkeypatch.setattr("vpeft.cli.demo.SECOND_METHODS", ("linear_probe",))
+    story = STORIES["classification"]
+    assert story.second is not None
+    fewer = replace(
+        story,
+        first=replace(story.first, methods=("linear_probe", "ssf")),
+        second=replace(story.second, methods=("linear_probe",)),
+    )
+    monkeypatch.setattr("vpeft.cli.demo.STORIES", {"classification": fewer})
     assert main(["demo", "--out", "demo", "--epochs", "1", "--workers", "1"]) == 0
     said = capsys.readouterr().out
-    assert "the reloaded adapter names" in said
+    assert "the reloaded adapter has top-1" in said
+    assert "on 797 images, as before it was saved" in said
     for file in ("report.html", "comparison.png", "predictions.png", "adapter.safetensors"):
         assert (Path("demo") / file).stat().st_size > 1000
     assert len(list(Path("demo/unseen").glob("*.png"))) == 24
@@ -214,3 +223,24 @@ def test_demo_goes_all_the_way(capsys: pytest.CaptureFixture[str], monkeypatch: 
     # Called again nothing is trained again, and the same is said.
     assert main(["demo", "--out", "demo", "--epochs", "1", "--workers", "1"]) == 0
     assert "0 made" in capsys.readouterr().out
+
+
+def test_demo_of_detection_goes_all_the_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = STORIES["detection"]
+    fewer = replace(story, first=replace(story.first, methods=("linear_probe", "ssf")))
+    monkeypatch.setattr("vpeft.cli.demo.STORIES", {"detection": fewer})
+    assert main(["demo", "--task", "detection", "--epochs", "1", "--workers", "1"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "on 400 images, as before it was saved" in said
+    out = story.folder
+    for file in ("report.html", "comparison.png", "predictions.png", "adapter.safetensors"):
+        assert (out / file).stat().st_size > 1000
+    shown = sorted(path.name for path in (out / "unseen").iterdir())
+    assert shown == sorted(path.name for path in (out / "drawn").iterdir())
+    assert len(shown) == story.drawn
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in (out / "ledger/runs").glob("*.json")]
+    assert {record["identity"]["purpose"] for record in records} == {"final"}
+    best = max(records, key=lambda record: record["chosen"]["validation"])
+    assert f"{best['label']}: {best['chosen']['validation']:.1%} on validation" in said

@@ -10,12 +10,12 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 from vpeft.atomic import CannotWrite
-from vpeft.bench.engine import Assignment, Engine
+from vpeft.bench.engine import Assignment, Engine, TrainedRun
 from vpeft.bench.ledger import Ledger, LostLease
 from vpeft.bench.plan import Job
 from vpeft.bench.protocol import Point, choose
 from vpeft.bench.provenance import provenance
-from vpeft.bench.record import Chosen, Costs, Failure, RecordedScores, RunRecord, State, now
+from vpeft.bench.record import Chosen, Failure, RecordedScores, RunRecord, State, now
 from vpeft.bench.sealed import FinalEvaluator
 from vpeft.bench.suite import BenchTask
 from vpeft.bench.suites import open_task
@@ -131,7 +131,9 @@ def _run(job: Job, record: RunRecord, ledger: Ledger, engine: Engine) -> RunReco
         )
     point, chosen = _point(job, ledger)
     assignment = Assignment(job.identity, point, task.labels, ledger.work(job.key), task.learns, task.image_size)
-    scores, costs, history = _train(job, task, assignment, engine)
+    scores, validation, trained = _train(job, task, assignment, engine)
+    if validation is not None:
+        chosen = chosen.model_copy(update={"validation": validation})
     wall = time.perf_counter() - began
     return record.model_copy(
         update={
@@ -139,8 +141,8 @@ def _run(job: Job, record: RunRecord, ledger: Ledger, engine: Engine) -> RunReco
             "finished": now(),
             "chosen": chosen,
             "scores": scores,
-            "costs": costs.model_copy(update={"wall_seconds": wall}),
-            "history": history,
+            "costs": trained.costs.model_copy(update={"wall_seconds": wall}),
+            "history": trained.history,
         }
     )
 
@@ -157,14 +159,19 @@ def _point(job: Job, ledger: Ledger) -> tuple[Point, Chosen]:
 
 def _train(
     job: Job, task: BenchTask, assignment: Assignment, engine: Engine
-) -> tuple[RecordedScores, Costs, tuple[dict[str, float], ...]]:
-    """Train and score: a search run on the validation split, a final run on the test split, once."""
+) -> tuple[RecordedScores, float | None, TrainedRun]:
+    """Train and score: a search run on the validation split, a final run on the test split, once.
+
+    Beside the scores stands the leading validation score of a final run whose training left that split out.
+    """
     if job.identity.purpose == "search":
         trained = engine.train(assignment, task.train, task.val, None)
-        return trained.evaluate(task.val, "val"), trained.costs, trained.history
+        return trained.evaluate(task.val, "val"), None, trained
     evaluator = FinalEvaluator(job.identity, task.test, legacy=job.legacy)
-    trained = engine.train(assignment, task.train_and_val(), None, evaluator.peek if job.legacy else None)
-    return evaluator.score(trained), trained.costs, trained.history
+    images, held_out = (task.train, task.val) if job.validates else (task.train_and_val(), None)
+    trained = engine.train(assignment, images, held_out, evaluator.peek if job.legacy else None)
+    validation = None if held_out is None else trained.evaluate(held_out, "val").value
+    return evaluator.score(trained), validation, trained
 
 
 def _without_folders(lines: list[str]) -> list[str]:

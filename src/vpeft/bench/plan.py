@@ -39,6 +39,7 @@ class Job(BaseModel):
     rule: str = ""
     minimum_seeds: int = 1
     legacy: bool = False
+    validates: bool = False
 
     def record(self) -> RunRecord:
         """The record of this job before anything was done."""
@@ -123,7 +124,8 @@ def _cell(
     points = grid.points()
     if not rules.searches:
         (point,) = points
-        return [job("final", seed, point.model_dump(), point=point, legacy=rules.legacy_best_on_test) for seed in seeds]
+        rest: dict[str, Any] = {"legacy": rules.legacy_best_on_test, "validates": rules.validates}
+        return [job("final", seed, point.model_dump(), point=point, **rest) for seed in seeds]
     search = [job("search", rules.search_seed, point.model_dump(), point=point) for point in points]
     needs = tuple((point, found.key) for point, found in zip(points, search, strict=True))
     # What is searched, not what is found: the finding follows from it, and the key is known before the search.

@@ -234,7 +234,6 @@ _BRIEF_OWN = Grid(lr=(2e-4, 1e-3), weight_decay=(1e-4,))
 _STATED = Grid(lr=(2e-3,), weight_decay=(1e-4,))
 _STATED_OWN = Grid(lr=(2e-4,), weight_decay=(1e-4,))
 # Of dense prediction: 50 to 75 steps an epoch, since heads are learnt from nothing.
-_DENSE_DEMO = Grid(lr=(4e-3,), weight_decay=(1e-4,))
 _DENSE: dict[str, Any] = {"batch": 8, "measure": "leading metric", "of_task": {}}
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -248,9 +247,7 @@ PROTOCOLS: dict[str, Protocol] = {
         _protocol("pocket-quick", "pocket, no search", epochs=6, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
         _protocol("pocket-demo", "pocket, the demo", epochs=8, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
         _protocol("pocket-smoke", "pocket, one look", epochs=3, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
-        _protocol(
-            "pocket-dense", "pocket-dense", epochs=8, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3, **_DENSE
-        ),
+        _protocol("pocket-dense", "pocket-dense", epochs=8, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3, **_DENSE),
         _protocol(
             "pocket-dense-quick",
             "pocket-dense, no search",
@@ -263,8 +260,8 @@ PROTOCOLS: dict[str, Protocol] = {
         _protocol(
             "pocket-dense-demo",
             "pocket-dense, the demo",
-            epochs=10,
-            grid=_DENSE_DEMO,
+            epochs=8,
+            grid=_STATED,
             own_weights=_STATED_OWN,
             seeds=1,
             validates=True,

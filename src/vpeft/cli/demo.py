@@ -1,59 +1,52 @@
 """`vpeft demo`: everything once, offline: train several methods, compare, save the best, load it, predict, report.
 
-The demo uses the ordinary commands: the comparison is a `vpeft bench` on the digits of scikit-learn and one task of the
-suite pocket, the page is a `vpeft report`, and the predictions use the adapter file as `vpeft predict` does. The best
+The demo uses the ordinary commands: the comparison is a `vpeft bench` on tasks that ship with the package, the page is
+a `vpeft report`, and the pictures of test images are predicted from their files as `vpeft predict` does. The best
 method is chosen on validation images. The final evaluator reads the test images once per method, and once more for the
-reloaded adapter.
+reloaded adapter. What is compared stands in `demo_stories`.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from cyclopts import Parameter, validators
-from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-from vpeft.batch import Sample
 from vpeft.bench.config import BenchConfig
 from vpeft.bench.engine import Assignment
 from vpeft.bench.key import Identity
 from vpeft.bench.ledger import Ledger
 from vpeft.bench.protocol import protocol
-from vpeft.bench.record import RecordedScores, RunRecord, State
+from vpeft.bench.record import RecordedScores, RunRecord, State, title_of
 from vpeft.bench.runner import run_bench
 from vpeft.bench.sealed import FinalEvaluator, Trained
-from vpeft.bench.splits import Split, SplitArrays
+from vpeft.bench.splits import Split
 from vpeft.bench.suites import open_task, suite
 from vpeft.bench.trainer import TrainedModel, VpeftEngine
 from vpeft.cli import show
 from vpeft.cli.demo_picture import Shown, write_picture
+from vpeft.cli.demo_stories import BACKBONE, STORIES, Compared, StoryName
+from vpeft.cli.drawings import Drawings, write
 from vpeft.cli.loaded import Loaded, open_adapter
+from vpeft.cli.predict import predictions_for
+from vpeft.data.image_set import ImageSet
+from vpeft.drawing import picture_of
 from vpeft.errors import VpeftError
 from vpeft.report import make_report
 from vpeft.task import Prediction
+from vpeft.training.validation_panel import validation_panel
 
-METHODS = ("linear_probe", "lora", "adaptformer", "ssf")
-TASK = ("digits", "classes")
-# What frozen features say little of: which way a thing points. Two methods are enough to show it.
-SECOND_TASK = ("pocket", "orientation")
-SECOND_METHODS = ("linear_probe", "lora")
-TIER = "demo"
-BACKBONE = "pocket_vit"
-# How many of the test images are written out and drawn: the first ones, not picked ones.
-DRAWN = 24
-# Rounding differs with the number of images in a batch, and may turn a toss-up the other way.
-MAY_DIFFER = 2
-# Images per pass when the reloaded adapter is scored.
-_BATCH = 128
+# By how much of the leading score a reloaded adapter may differ: rounding may turn a toss-up the other way.
+MAY_DIFFER = 0.01
+# How many predictions the terminal shows, and how many samples stand beside their truth in the panel.
+PRINTED, BESIDE_TRUTH = 8, 6
 
 
 class DemoCannotGoOn(VpeftError):
@@ -89,18 +82,22 @@ def adapter_of(folder: Path, identity: Identity) -> Path:
 
 def demo(
     *,
-    out: Path = Path("runs/demo"),
+    task: StoryName = "classification",
+    out: Path | None = None,
     epochs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     workers: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
 ) -> None:
-    """Adapt the shipped backbone to handwritten digits with several methods, compare them, and use the best one.
+    """Adapt the shipped backbone with several methods, compare them, and use the best one.
 
     It works offline and takes a few minutes on two cores. Called again, it continues where it stopped.
 
     Parameters
     ----------
+    task:
+        Classification of handwritten digits, or detection: things in drawn scenes with boxes and masks.
     out:
-        Folder for the records, the adapters, the page and the pictures.
+        Folder for the records, the adapters, the page and the pictures; by default runs/demo, for detection
+        runs/demo-dense.
     epochs:
         Passes over the training images in each run, instead of the protocol's number.
     workers:
@@ -108,97 +105,102 @@ def demo(
     """
     start = time.perf_counter()
     screen = show.console()
+    story = STORIES[task]
+    first, out = story.first, out or story.folder
     beside = workers or min(os.cpu_count() or 1, 4)
-    _say(screen, f"1. Train {', '.join(METHODS)} on digits with {BACKBONE}; learning rates are chosen on validation.")
-    config = BenchConfig(
-        suite=TASK[0],
-        tier=TIER,
-        tasks=(TASK[1],),
-        methods=METHODS,
-        backbone=BACKBONE,
-        seeds=1,
-        out=out / "ledger",
-        workers=beside,
-        optimisation={} if epochs is None else {"epochs": epochs},
-    )
     engine = KeepingEngine(folder=out / "adapters")
-    ledger = run_bench(config, engine=engine, console=screen)
-    _say(screen, f"   And {' and '.join(SECOND_METHODS)} on {'/'.join(SECOND_TASK)}: which way things point.")
-    second = {"suite": SECOND_TASK[0], "tasks": SECOND_TASK[1:], "methods": SECOND_METHODS}
-    run_bench(config.model_copy(update=second), engine=engine, console=screen)
+
+    def compare(what: Compared) -> Ledger:
+        config = BenchConfig(
+            suite=what.suite,
+            tier=what.tier,
+            tasks=(what.task,),
+            methods=what.methods,
+            backbone=BACKBONE,
+            seeds=1,
+            out=out / "ledger",
+            workers=beside,
+            optimisation={} if epochs is None else {"epochs": epochs},
+        )
+        return run_bench(config, engine=engine, console=screen)
+
+    _say(screen, f"1. Train {', '.join(first.methods)} with {BACKBONE}: {first.about}.")
+    ledger = compare(first)
+    if story.second is not None:
+        _say(screen, f"   And {' and '.join(story.second.methods)}: {story.second.about}.")
+        compare(story.second)
 
     _say(screen, "2. Compare.")
     report = make_report(out / "ledger", html=out / "report.html", png=out / "comparison.png")
     screen.print(report)
 
     _say(screen, "3. Save the best method on validation images, and load it again from its file.")
-    best = best_on_validation(ledger, epochs or epochs_of_the_protocol())
+    best = best_on_validation(ledger, first, epochs or epochs_of_the_protocol(first))
     adapter = save_with_scores(best, out)
     assert best.chosen is not None and best.scores is not None
     screen.print(
         Text(
-            f"{best.label}: {best.chosen.validation:.1%} on validation, {best.scores.value:.1%} on test; "
-            f"{adapter} is {adapter.stat().st_size / 1000:.0f} kB"
+            f"{best.label}: {best.chosen.validation:.1%} on validation, {best.scores.value:.1%} on test"
+            f" ({title_of(best.scores.leading)}); {adapter} is {adapter.stat().st_size / 1000:.0f} kB"
         )
     )
 
     _say(screen, "4. Predict the test images, which were not used for training or for any choice.")
-    shown, right, count = predict_unseen(best, adapter, out / "unseen")
-    screen.print(Text(f"the reloaded adapter names {right} of {count} images right ({right / count:.1%})"))
-    screen.print(show.table(("image", "says", "sure", "is"), [_row(one) for one in shown[:8]]))
-    picture = write_picture(
-        shown, out / "predictions.png", f"{best.label}: the first {len(shown)} of {count} test images"
-    )
+    reloaded = ReloadedAdapter(open_adapter(adapter))
+    scores = score_again(best, first, reloaded)
+    screen.print(Text(f"the reloaded adapter has {scores.sentence()} on {scores.count} images, as before it was saved"))
+    files = write_images(reloaded.images, out / "unseen", story.drawn)
+    predictions = list(predictions_for(reloaded.loaded, files))
+    screen.print(show.table(("image", "says"), [_row(one) for one in predictions[:PRINTED]]))
+    pictures = draw(reloaded, predictions, out, f"{best.label}: the first {len(files)} of {scores.count} test images")
 
     _say(screen, f"Done in {show.duration(time.perf_counter() - start)}. Look at:")
     for file, what in (
         (out / "report.html", "the comparison as a page"),
-        (out / "comparison.png", "accuracy against trained parameters"),
-        (picture, "test images with the adapter's predictions"),
+        (out / "comparison.png", f"{title_of(best.scores.leading)} against trained parameters"),
+        *pictures,
     ):
         screen.print(Text(f"  {file}   {what}"))
     screen.print(Text(f"Try: vpeft predict {adapter} {out / 'unseen'} --top 3"))
 
 
 class ReloadedAdapter:
-    """A loaded adapter in the role of a trained model for the final evaluator; it stores its predictions.
+    """A loaded adapter in the role of a trained model for the final evaluator.
 
     Attributes:
-        said: pixels uint8 (H, W, 3), label and prediction of each image of the evaluation, in order.
+        loaded: the adapter.
+        images: those of the last evaluation, in their own size; none before it.
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        self._loaded = loaded
-        self.said: list[tuple[NDArray[np.uint8], str, Prediction]] = []
+        self.loaded = loaded
+        self._images: ImageSet | None = None
+
+    @property
+    def images(self) -> ImageSet:
+        assert self._images is not None, "nothing has been evaluated"
+        return self._images
 
     def evaluate(self, images: Split, split: str) -> RecordedScores:
-        """Return the leading score on one split: the share of images whose best label is right."""
-        assert isinstance(images, SplitArrays), "the demo learns one class for each image"
-        transform, task = self._loaded.preprocessing.transform(), self._loaded.task
-        self.said = []
-        for start in range(0, len(images.pixels), _BATCH):
-            pixels = images.pixels[start : start + _BATCH]
-            samples = [Sample(transform(Image.fromarray(one))) for one in pixels]
-            truth = [task.labels[int(number)] for number in images.labels[start : start + _BATCH]]
-            self.said += zip(pixels, truth, self._loaded.predictions(samples), strict=True)
-        right = sum(prediction.rows[0]["label"] == label for _, label, prediction in self.said)
-        name = task.leading.name
-        return RecordedScores(split=split, values={name: right / len(self.said)}, leading=name, count=len(self.said))
+        """Return the scores on one split, computed as those of a model that was just trained."""
+        one = self.loaded
+        self._images = images.dataset(one.task.labels, None, 0)
+        return TrainedModel(one.model, one.task, one.preprocessing, "fp32").evaluate(images, split)
 
 
-def epochs_of_the_protocol() -> int:
-    """Return the number of epochs of the demo's protocol."""
-    stated = protocol(suite(TASK[0]).tiers[TIER].protocol).optimisation["epochs"]
+def epochs_of_the_protocol(compared: Compared) -> int:
+    """Return the number of epochs of a comparison's protocol."""
+    stated = protocol(suite(compared.suite).tiers[compared.tier].protocol).optimisation["epochs"]
     assert isinstance(stated, int)
     return stated
 
 
-def best_on_validation(ledger: Ledger, epochs: int) -> RunRecord:
+def best_on_validation(ledger: Ledger, compared: Compared, epochs: int) -> RunRecord:
     """Return the final run with the best validation score; of equal ones that with fewer parameters."""
     finals = [
         record
         for record in ledger
-        if record.suite == TASK[0]
+        if record.suite == compared.suite
         and record.identity.purpose == "final"
         and record.identity.optimisation.get("epochs") == epochs
     ]
@@ -208,8 +210,8 @@ def best_on_validation(ledger: Ledger, epochs: int) -> RunRecord:
         raise DemoCannotGoOn(f"No method could be trained. {errors}")
 
     def rank(record: RunRecord) -> tuple[float, int]:
-        assert record.chosen is not None and record.costs is not None
-        return record.chosen.validation or 0.0, -(record.costs.trainable or 0)
+        assert record.chosen is not None and record.costs is not None and record.scores is not None
+        return record.scores.sign * (record.chosen.validation or 0.0), -(record.costs.trainable or 0)
 
     return max(done, key=rank)
 
@@ -224,10 +226,10 @@ def save_with_scores(record: RunRecord, out: Path) -> Path:
         )
     loaded = open_adapter(kept, device="cpu")
     scores: dict[str, float] = {}
-    if record.chosen is not None and record.chosen.validation is not None:
-        scores["val_top1"] = record.chosen.validation
     if record.scores is not None:
-        scores["test_top1"] = record.scores.value
+        scores[f"test_{record.scores.leading}"] = record.scores.value
+        if record.chosen is not None and record.chosen.validation is not None:
+            scores[f"val_{record.scores.leading}"] = record.chosen.validation
     path: Path = loaded.model.save(
         out / "adapter.safetensors",
         preprocessing=loaded.preprocessing.model_dump(mode="json"),
@@ -236,29 +238,58 @@ def save_with_scores(record: RunRecord, out: Path) -> Path:
     return path
 
 
-def predict_unseen(record: RunRecord, adapter: Path, folder: Path) -> tuple[list[Shown], int, int]:
-    """Evaluate the reloaded adapter on the sealed test images; write the first few with their predictions.
+def score_again(record: RunRecord, compared: Compared, reloaded: ReloadedAdapter) -> RecordedScores:
+    """Evaluate the reloaded adapter on the sealed test images.
 
     Raises RuntimeError if the score differs from the recorded one.
     """
-    scorer = ReloadedAdapter(open_adapter(adapter))
-    scores = FinalEvaluator(record.identity, open_task(*TASK).test).score(scorer)
-    assert record.scores is not None and scores.count is not None
-    right, before = round(scores.value * scores.count), round(record.scores.value * scores.count)
-    if abs(right - before) > MAY_DIFFER:
-        raise RuntimeError(f"the reloaded adapter is right on {right} of {scores.count} images, but was on {before}")
-    folder.mkdir(parents=True, exist_ok=True)
+    scores = FinalEvaluator(record.identity, open_task(compared.suite, compared.task).test).score(reloaded)
+    assert record.scores is not None
+    if abs(scores.value - record.scores.value) > MAY_DIFFER:
+        raise RuntimeError(f"the reloaded adapter has {scores.sentence()}, but had {record.scores.sentence()}")
+    return scores
+
+
+def write_images(images: ImageSet, folder: Path, count: int) -> list[Path]:
+    """Write the first images as files in `folder`, with the label in the name where an image has one."""
+    files = []
+    for index in range(min(count, len(images))):
+        pixels, target = images[index]
+        label = f"_is_{images.labels[target]}" if isinstance(target, int) else ""
+        files.append(folder / f"{index:02d}{label}.png")
+        write(picture_of(pixels), files[-1])
+    return files
+
+
+def draw(reloaded: ReloadedAdapter, predictions: Sequence[Prediction], out: Path, title: str) -> list[tuple[Path, str]]:
+    """Draw the predictions of the first images, and return the files with what each shows.
+
+    Maps and objects are drawn on their images, each in a file, and some of them beside the truth in one picture;
+    labels are written below the images.
+    """
+    loaded, file = reloaded.loaded, out / "predictions.png"
+    prepared = reloaded.images.prepared(loaded.preprocessing, loaded.task)
+    beside = validation_panel(loaded.model, prepared, loaded.task, loaded.preprocessing, BESIDE_TRUTH)
+    if beside is not None:
+        write(beside, file)
+        drawings = Drawings(out / "drawn", loaded)
+        for one in predictions:
+            drawings.add(one)
+        return [(file, "test images, predictions and truth"), (drawings.folder, "predictions drawn, a file for each")]
     shown = []
-    for index, (pixels, label, prediction) in enumerate(scorer.said[:DRAWN]):
-        file = folder / f"{index:02d}_is_{label}.png"
-        Image.fromarray(pixels).save(file)
-        best = prediction.rows[0]
-        shown.append(Shown(file, pixels, label, str(best["label"]), float(best["probability"])))
-    return shown, right, scores.count
+    for index, one in enumerate(predictions):
+        pixels, target = reloaded.images[index]
+        best = one.rows[0]
+        said, sure = str(best["label"]), float(best["probability"])
+        shown.append(Shown(Path(one.id), pixels.permute(1, 2, 0).numpy(), loaded.labels[target], said, sure))
+    return [(write_picture(shown, file, title), "test images with the adapter's predictions")]
 
 
-def _row(one: Shown) -> tuple[str, str, str, str]:
-    return one.file.name, one.said, f"{one.probability:.1%}", one.label
+def _row(one: Prediction) -> tuple[str, str]:
+    """The file, and what is said of it: all objects that are found, or the best answer."""
+    rows = one.rows[:1] if one.objects is None else one.rows
+    said = ("{} {:.0%}".format(*row.values()) for row in rows)
+    return Path(one.id).name, ", ".join(said) or "nothing"
 
 
 def _say(screen: Console, text: str) -> None:

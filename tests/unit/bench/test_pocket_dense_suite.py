@@ -18,6 +18,7 @@ LEARNT = {
     "land": ("semantic_segmentation", "miou", ("land", "lake", "sea")),
     "digits": ("instance_segmentation", "mask_AP", tuple("0123456789")),
     "scenes": ("detection", "AP", ("ball", "block", "ring", "arch", "post", "tree")),
+    "scenes-masks": ("instance_segmentation", "mask_AP", ("ball", "block", "ring", "arch", "post", "tree")),
     "scenes-depth": ("depth", "abs_rel", ("depth",)),
 }
 

@@ -24,6 +24,7 @@ DIGESTS = {
     "pocket-smoke@1": "abd865634306",
     "pocket-dense@1": "ac83abd6ef1c",
     "pocket-dense-quick@1": "ce3cf3c51077",
+    "pocket-dense-demo@1": "c343b19be0dc",
     "pocket-dense-smoke@1": "0a6187c9f458",
 }
 
@@ -51,6 +52,13 @@ def test_methods_that_move_whole_weights_have_their_own_rates() -> None:
     common, own = rules.grid_for([MethodSpec(name="lora")]), rules.grid_for([MethodSpec(name="full_finetuning")])
     assert max(own.lr) < max(common.lr) / 5
     assert len(own.points()) == len(common.points())
+
+
+def test_a_protocol_that_searches_does_not_validate_twice() -> None:
+    assert "validates" not in protocol("pocket@1").model_dump()
+    assert protocol("pocket-dense-demo@1").model_dump()["validates"] is True
+    with pytest.raises(ValueError, match="scores its search runs on the validation split already"):
+        Protocol.model_validate({**protocol("digits@1").model_dump(), "validates": True})
 
 
 def test_a_protocol_searches_for_all_or_for_none() -> None:

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -22,7 +24,8 @@ from vpeft.bench.executors import ExecutorSettings, UnknownExecutor, executors
 from vpeft.bench.executors.executor import UnsuitableExecutor, register_executor
 from vpeft.bench.executors.serial import SerialExecutor
 from vpeft.bench.plan import UnknownSetting, make_plan
-from vpeft.bench.splits import Split
+from vpeft.bench.protocol import PROTOCOLS
+from vpeft.bench.splits import Split, SplitArrays
 from vpeft.bench.suite import UnknownSuite, UnknownTask
 from vpeft.bench.suites import open_task, suites
 from vpeft.errors import VpeftError
@@ -81,6 +84,31 @@ def test_every_method_gets_every_seed_and_a_second_call_does_nothing(tmp_path: P
     again = run_bench(config(tmp_path, "good,poor(noise=100)"), engine=engine)
     assert started(tmp_path) == 6
     assert list(again) == list(ledger)
+
+
+def test_a_protocol_that_validates_leaves_the_validation_split_out_and_scores_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = suites()["digits"].tier("quick")
+    rules = PROTOCOLS[tier.protocol].model_copy(update={"name": "digits-validated", "validates": True})
+    monkeypatch.setitem(PROTOCOLS, rules.id, rules)
+    monkeypatch.setitem(suites()["digits"].tiers, "validated", replace(tier, protocol=rules.id))  # type: ignore[arg-type]
+    engine = StandIn(tmp_path / "log")
+    ledger = run_bench(config(tmp_path, "good,poor", tier="validated", seeds=1), engine=engine)
+    assert started(tmp_path) == 2, "one training for each method"
+    validated = {}
+    for label, (record,) in by_label(ledger).items():
+        assert record.costs is not None and record.chosen is not None and record.scores is not None
+        assert record.costs.trainable == 800_000, "trained on the 800 alone"
+        assert (record.scores.split, record.scores.count) == ("test", 797)
+        assert record.chosen.rule == "stated by the protocol"
+        validated[label] = record.chosen.validation
+    task = open_task("digits", "classes")
+    assert isinstance(task.val, SplitArrays) and isinstance(task.train, SplitArrays)
+    means = [task.train.pixels[task.train.labels == k].mean(axis=0) for k in range(10)]
+    distance = [((task.val.pixels - mean) ** 2).mean(axis=(1, 2, 3)) for mean in means]
+    assert validated["good"] == pytest.approx(float((np.argmin(distance, axis=0) == task.val.labels).mean()))
+    assert validated["poor"] is not None and validated["poor"] < validated["good"]
 
 
 def test_more_seeds_or_methods_only_add(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""pocket-dense: four tasks of dense prediction on three offline sets of 128 x 128 pixels.
+"""pocket-dense: five tasks of dense prediction on three offline sets of 128 x 128 pixels.
 
-The sets and how they are made are in `vpeft.data.pocket_dense`, which also keeps the digests of all splits. Two tasks
-learn from the same pictures of `scenes`: boxes and depth.
+The sets and how they are made are in `vpeft.data.pocket_dense`, which also keeps the digests of all splits. Three
+tasks learn from the same pictures of `scenes`: boxes, boxes with masks, and depth.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ _TASKS = {
     "land": _Learnt("land", "semantic_segmentation", {"head_kind": "linear_map", "dice": 1.0}),
     "digits": _Learnt("digits", "instance_segmentation", {"head_kind": f"mask_rcnn({_REGIONS}, mask_channels=32)"}),
     "scenes": _Learnt("scenes", "detection", {"head_kind": f"faster_rcnn({_REGIONS})"}),
+    "scenes-masks": _Learnt(
+        "scenes", "instance_segmentation", {"head_kind": f"mask_rcnn({_REGIONS}, mask_channels=32)"}
+    ),
     "scenes-depth": _Learnt("scenes", "depth", {"head_kind": "linear_map"}),
 }
 
@@ -93,13 +96,20 @@ def _open(name: str) -> BenchTask:
 SUITE = Suite(
     name=NAME,
     title="pocket-dense",
-    about="Four offline tasks of dense prediction: semantic and instance segmentation, detection, depth; 400 + 200 +"
+    about="Five offline tasks of dense prediction: semantic and instance segmentation, detection, depth; 400 + 200 +"
     " 400 images each.",
-    groups={"land": "semantic", "digits": "instance", "scenes": "detection", "scenes-depth": "depth"},
+    groups={
+        "land": "semantic",
+        "digits": "instance",
+        "scenes": "detection",
+        "scenes-masks": "instance",
+        "scenes-depth": "depth",
+    },
     tiers={
         "smoke": Tier(protocol="pocket-dense-smoke@1", seeds=1, tasks=("land",)),
+        "demo": Tier(protocol="pocket-dense-demo@1", seeds=1, tasks=("scenes-masks",)),
         "quick": Tier(protocol="pocket-dense-quick@1", seeds=1, tasks=("land", "digits", "scenes")),
-        "full": Tier(protocol="pocket-dense@1", seeds=3),
+        "full": Tier(protocol="pocket-dense@1", seeds=3, tasks=("land", "digits", "scenes", "scenes-depth")),
     },
     default_tier="quick",
     open=_open,
