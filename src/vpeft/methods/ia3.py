@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
@@ -11,8 +10,7 @@ from ..backbones.points import MissingPlace
 from ..layers.scale_shift import Scale
 from ..layers.weight_scale import WeightScale
 from ..method import Method, register
-
-Target = Literal["q", "k", "v", "qkv", "proj", "fc1", "fc2", "conv"]
+from .lora import Target, chosen_places
 
 
 @register("ia3", family="reparameter", paper="2205.05638", year=2022, venue="NeurIPS")
@@ -38,11 +36,8 @@ class IA3(Method):
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
         if not self.outputs and not self.inputs:
             raise MissingPlace("IA3 was given no projection. Name some in `outputs` or `inputs`.")
-        for block in backbone.blocks:
-            for target in self.outputs:
-                place = block.projection(target)
-                yield place.after(Scale(place.width))
-            for target in self.inputs:
-                place = block.projection(target)
-                groups = getattr(place.module, "groups", 1)
-                yield place.reparametrize(WeightScale(tuple(place.weight.shape), groups=groups, outputs=False))
+        for place in chosen_places(backbone, self.outputs, "IA3"):
+            yield place.after(Scale(place.width))
+        for place in chosen_places(backbone, self.inputs, "IA3"):
+            groups = getattr(place.module, "groups", 1)
+            yield place.reparametrize(WeightScale(tuple(place.weight.shape), groups=groups, outputs=False))
