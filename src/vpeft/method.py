@@ -153,6 +153,9 @@ class Method(BaseModel):
     def advance(self, tuned: TunedModel, progress: float) -> None:
         """Called before each step with the share of training that is done (0 to 1). The default does nothing."""
 
+    def after_backward(self, tuned: TunedModel) -> None:
+        """Look at the gradients of a whole batch before the optimiser uses them. The default does nothing."""
+
     def search(
         self, tuned: TunedModel, score: Callable[[Method], float], budget: int, evolution: Evolution, seed: int
     ) -> list[Found]:

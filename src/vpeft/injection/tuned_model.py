@@ -590,6 +590,11 @@ class TunedModel(nn.Module):
         for method in self.methods():
             method.advance(self, progress)
 
+    def after_backward(self) -> None:
+        """Let the active methods look at the gradients, after the backward pass and before the optimiser's step."""
+        for method in self.methods():
+            method.after_backward(self)
+
     # -- merge, compile, inspect, save ------------------------------------------------------------------------------
 
     @beside_no_pass

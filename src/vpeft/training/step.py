@@ -187,6 +187,8 @@ class Stepper:
         # With a loss scale an overflowing gradient is ordinary: the step is skipped and the scale lowered.
         if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
             raise self._not_finite(batch, loss, at)
+        if math.isfinite(norm):  # a step whose gradient overflowed is skipped
+            self.tuned.after_backward()
         if self._scaled is None:
             self.optimiser.step()
         else:
