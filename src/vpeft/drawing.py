@@ -62,7 +62,8 @@ def with_objects(image: Tensor, objects: DetectedObjects) -> Tensor:
     colours = [colour(int(number)) for number in objects.numbers]
     masks = objects.masks
     if masks is not None:
-        image = draw_segmentation_masks(image, masks, alpha=COVER, colors=colours)
+        # Where masks overlap the surest object has the pixel; torchvision would paint it black.
+        image = draw_segmentation_masks(image, masks & (masks.cumsum(0) == 1), alpha=COVER, colors=colours)
     certain = bool((objects.scores == 1).all())  # the truth
     words = [
         _plain(name) if certain else f"{_plain(name)} {score:.0%}"

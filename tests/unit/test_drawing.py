@@ -65,6 +65,15 @@ def test_masks_cover_their_pixels_alone() -> None:
     assert (made[:, 52:, :] == 128).all() and (made[:, :, 42:] == 128).all()
 
 
+def test_where_masks_overlap_the_surest_object_has_the_pixel() -> None:
+    found = objects(masks=True)
+    alone = with_objects(torch.full((3, 100, 100), 128, dtype=torch.uint8), found.first(1))
+    assert found.shapes is not None
+    found.shapes[1, 20:50, 10:40] = True
+    both = with_objects(torch.full((3, 100, 100), 128, dtype=torch.uint8), found)
+    assert both[:, 35, 25].tolist() == alone[:, 35, 25].tolist() != [128, 128, 128]
+
+
 def test_a_box_outside_of_the_image_is_drawn_as_far_as_it_is_inside() -> None:
     image = torch.zeros(3, 40, 40, dtype=torch.uint8)
     odd = DetectedObjects(
