@@ -16,7 +16,8 @@ def cayley(skew: Tensor, terms: int | None = None) -> Tensor:
     """
     eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     if terms is None:
-        return torch.linalg.solve(eye - skew, eye + skew)  # both factors commute
+        rotation: Tensor = torch.linalg.solve(eye - skew, eye + skew)  # both factors commute
+        return rotation
     found, power = eye.expand_as(skew), eye
     for number in range(1, terms):
         power = power @ skew

@@ -93,7 +93,8 @@ class InputDirections:
         """Add one batch: (..., D), or (B, C, H, W) in patches of the kernel's size."""
         if isinstance(conv := self.place.module, nn.Conv2d):
             patches = F.unfold(x.float(), conv.kernel_size, conv.dilation, _padding(conv), conv.stride)
-            x = patches.unflatten(1, (conv.groups, -1)).movedim(2, -1)  # each group's filters see its own channels
+            # each group's filters see its own channels
+            x = patches.reshape(len(patches), conv.groups, -1, patches.shape[-1]).movedim(2, -1)
         rows = x.reshape(-1, x.shape[-1]).double()
         self.count += len(rows)
         self.total = self.total.to(rows.device) + rows.sum(dim=0)
@@ -112,7 +113,7 @@ class InputDirections:
             )
         mean = self.total / self.count
         covariance = self.products / self.count - mean[:, None] * mean
-        vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :rank].T
+        vectors: Tensor = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :rank].T
         signs = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True)).sign()
         return vectors * signs
 

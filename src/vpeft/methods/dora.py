@@ -32,7 +32,8 @@ class Direction(WeightChange):
         moved = weight + self.scale * self.B @ self.A
         # a row of zeros has no direction; it stays zero
         length = moved.detach().norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny)
-        return (self.magnitude / length)[:, None] * moved
+        changed: Tensor = (self.magnitude / length)[:, None] * moved
+        return changed
 
 
 @register("dora", family="reparameter", paper="2402.09353", year=2024, venue="ICML")

@@ -30,7 +30,8 @@ class SparseSpectrum(WeightDelta):
     def delta(self) -> Tensor:
         empty = self.coefficients.new_zeros(self.shape[0] * self.shape[1])
         spectrum = empty.scatter(0, self.index.long(), self.coefficients).reshape(self.shape)
-        return torch.fft.ifft2(spectrum).real * self.scale
+        change: Tensor = torch.fft.ifft2(spectrum).real * self.scale
+        return change
 
 
 @register("fourierft", family="reparameter", paper="2405.03003", year=2024, venue="ICML")

@@ -21,9 +21,10 @@ class Hadamard(WeightDelta):
 
     def __init__(self, width_in: int, width: int, rank: int, scale: float) -> None:
         super().__init__()
-        for name, shape in (("A1", (rank, width_in)), ("B1", (width, rank)), ("B2", (width, rank))):
-            self.register_parameter(name, nn.Parameter(nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5))))
-        self.A2 = nn.Parameter(torch.zeros(rank, width_in))
+        self.A1, self.A2 = nn.Parameter(torch.empty(rank, width_in)), nn.Parameter(torch.zeros(rank, width_in))
+        self.B1, self.B2 = nn.Parameter(torch.empty(width, rank)), nn.Parameter(torch.empty(width, rank))
+        for tensor in (self.A1, self.B1, self.B2):
+            nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
         self.scale = scale
 
     def delta(self) -> Tensor:
