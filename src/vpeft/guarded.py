@@ -29,7 +29,7 @@ TEXT_BYTES = 256 * 1024
 # An adapter file holds a copy of what is trained; a fully tuned ViT-g has 4.5 GiB.
 TENSOR_BYTES = 16 * 2**30
 # Manifests of ours have 2 to 60 KiB, and the table of tensors about 120 bytes for each tensor.
-HEADER_BYTES = 32 * MEBI
+HEADER_BYTES = 8 * MEBI
 DEPTH = 32  # levels of lists and mappings inside each other; ours have 6
 ITEMS = 1_000_000  # values in all
 DIGITS = 20  # of a whole number; 64 bits have 20
