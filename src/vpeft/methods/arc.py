@@ -81,7 +81,8 @@ class Recomposed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         P = self.shared.P
-        return x + self.dropout(x @ (P * self.scale)) @ P.T + self.bias
+        out: Tensor = x + self.dropout(x @ (P * self.scale)) @ P.T + self.bias
+        return out
 
     def linear_map(self) -> tuple[Tensor, Tensor]:
         """M = I + P diag(c) P^T and b of x -> M x + b."""

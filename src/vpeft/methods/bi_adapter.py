@@ -83,8 +83,6 @@ def quantised(weight: Tensor, bits: int) -> Tensor:
 class QuantisedPair(nn.Module):
     """x (..., in) -> s Q(W_u) drop(ReLU(Q(W_d) x))."""
 
-    activation = staticmethod(F.relu)
-
     def __init__(self, width_in: int, width: int, bottleneck: int, bits: int, scale: float, dropout: float) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.empty(bottleneck, width_in))
@@ -94,15 +92,20 @@ class QuantisedPair(nn.Module):
         if bits != 32:
             nn.init.trunc_normal_(self.up, std=1e-3, a=-2e-3, b=2e-3)
 
+    def activate(self, inner: Tensor) -> Tensor:
+        """What stands between the two maps."""
+        return F.relu(inner)
+
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.activation(F.linear(x, quantised(self.down, self.bits)))
+        inner = self.activate(F.linear(x, quantised(self.down, self.bits)))
         return F.linear(self.dropout(inner), quantised(self.up, self.bits)) * self.scale
 
 
 class QuantisedLowRank(QuantisedPair):
     """x (..., in) -> s Q(B) drop(Q(A) x)."""
 
-    activation = staticmethod(torch.as_tensor)
+    def activate(self, inner: Tensor) -> Tensor:
+        return inner
 
     def weight_delta(self) -> tuple[Tensor, None]:
         """What to add to the weight (out, in)."""

@@ -85,7 +85,7 @@ class HypercomplexLinear(nn.Module):
                 nn.init.xavier_uniform_(each, gain=math.sqrt(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        pieces = x.unflatten(-1, (len(self.rule.A), -1))
+        pieces = x.reshape(*x.shape[:-1], len(self.rule.A), -1)
         inner = torch.einsum("...ak,jkr->...jra", pieces, self.s)
         inner = torch.einsum("...jra,jac->...jrc", inner, self.rule.A)
         return torch.einsum("...jrc,jrp->...cp", inner, self.t).flatten(-2) + self.b

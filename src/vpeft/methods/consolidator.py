@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -29,7 +30,11 @@ class Consolidator(Method):
     script never turns the shuffle on, though the paper has it. In windows DP draws for each window.
     """
 
-    variants = ({"groups": (24,)}, {"groups": (8,), "targets": ("fc1", "fc2")})
+    variants: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"groups": (24,)},
+        {"groups": (4,)},
+        {"groups": (4,), "targets": ("fc1", "fc2")},
+    )
 
     targets: tuple[Target, ...] = ("qkv", "proj", "fc1", "fc2")
     """projections of each block; qkv is q, k and v where the model stores them apart"""
@@ -65,10 +70,10 @@ class Consolidator(Method):
                         why = "the softmax over keys does not see what is the same for every key"
                         layer.dormant = {"bias": why}
                     yield place.parallel(layer)
-            for place in block.walk() if self.train_biases else ():
-                names = [name for name in place.own if name.rpartition(".")[2] == "bias"]
-                if names and not isinstance(place, Norm):
-                    yield place.unfreeze(*names)
+            for part in block.walk() if self.train_biases else ():
+                names = [name for name in part.own if name.rpartition(".")[2] == "bias"]
+                if names and not isinstance(part, Norm):
+                    yield part.unfreeze(*names)
         for norm in backbone.norms if self.train_norms else ():
             if norm.own:
                 yield norm.unfreeze()
@@ -87,9 +92,9 @@ class GroupedLinear(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        pieces = x.unflatten(-1, (self.groups, -1))
+        pieces = x.reshape(*x.shape[:-1], self.groups, -1)
         if self.shuffle:
-            pieces = pieces.mT.flatten(-2).unflatten(-1, (self.groups, -1))
+            pieces = pieces.mT.reshape(pieces.shape)
         grouped = self.weight.reshape(self.groups, -1, self.weight.shape[1])
         out: Tensor = self.drop_path(torch.einsum("...gi,goi->...go", pieces, grouped).flatten(-2) + self.bias)
         return out

@@ -53,7 +53,9 @@ class ConvAdapter(Method):
             for name, part in stage.parts.items():
                 if isinstance(part, Block):
                     yield self._beside(part, gelu)
-                elif self.reductions and name.endswith("downsample.reduction") and _spatial(part):
+                elif not self.reductions or not name.endswith("downsample.reduction"):
+                    continue
+                elif isinstance(part, Projection) and _spatial(part):
                     yield part.parallel(self._layer(part, gelu))
         for norm in backbone.norms if self.norms else ():
             owner = next(iter(norm.own.values()), (None, ""))[0]
@@ -61,7 +63,7 @@ class ConvAdapter(Method):
                 yield norm.unfreeze()
 
     def _beside(self, block: Block, gelu: bool) -> Edit:
-        found = [place for place in block.projections if _spatial(place)]
+        found: list[Projection] = [place for place in block.projections if _spatial(place)]
         if block.has("mlp.conv") and block.has("mlp.fc2") and len(found) == 1:
             (conv,) = found
             return block.mlp.fc2.before(Joined(self._layer(conv, gelu)), reads=(conv.input,))
@@ -93,9 +95,9 @@ class ConvAdapter(Method):
         return width // self.ratio
 
 
-def _spatial(place: object) -> bool:
+def _spatial(place: Projection) -> bool:
     """Whether this is a convolution with a kernel larger than one."""
-    return isinstance(place, Projection) and isinstance(place.module, nn.Conv2d) and place.module.kernel_size[0] > 1
+    return isinstance(place.module, nn.Conv2d) and place.module.kernel_size[0] > 1
 
 
 class GroupedPair(nn.Module):

@@ -37,7 +37,7 @@ class E2VPT(VPTDeep):
     While it is not zero, rho changes next to nothing: the norm takes the scale of a token away.
     """
 
-    variants = ({"segments": 8},)
+    variants = ({"segments": 8}, {"segments": 4})
 
     tokens: int = Field(default=10, gt=0)
     """p; the paper has 1 to 100 by task"""

@@ -93,4 +93,5 @@ class BankedWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         U, C, V = (self.dropout(factor) for factor in (self.bank.U, self.core.C, self.bank.V))
         delta = U @ C @ V
-        return weight + self.scale * (delta if self.turned else delta.mT).reshape(weight.shape)
+        out: Tensor = weight + self.scale * (delta if self.turned else delta.mT).reshape(weight.shape)
+        return out

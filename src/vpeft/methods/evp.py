@@ -82,7 +82,9 @@ class FramedImage(nn.Module):
         height, width = x.shape[-2:]
         delta: Tensor = self.border(torch.zeros_like(x[:1]))
         size = (height - 2 * w, width - 2 * w)
-        small = F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=True)
+        images = x.reshape(-1, *x.shape[-3:]).float()  # clips frame by frame; no antialiasing in 16 bits
+        small = F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True)
+        small = small.reshape(*x.shape[:-2], *size).to(x.dtype)
         black = (self.mean / self.std).to(x.dtype)
         padded = F.pad(small + black, (w, w, w, w)) - black
         if self.unit:

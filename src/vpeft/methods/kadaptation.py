@@ -29,7 +29,7 @@ class KAdaptation(Method):
     starts at zero, and s for this form, were not verified.
     """
 
-    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"terms": 8},)
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"terms": 8}, {"terms": 4})
 
     terms: int = Field(default=32, gt=0)
     """t; it must divide the width"""

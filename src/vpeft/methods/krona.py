@@ -84,8 +84,9 @@ class KroneckerProduct(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        pieces = x.unflatten(-1, (self.A.shape[1], self.B.shape[1]))
-        return self.scale * (self.A @ (pieces @ self.B.T)).flatten(-2)
+        pieces = x.reshape(*x.shape[:-1], self.A.shape[1], self.B.shape[1])
+        out: Tensor = self.scale * (self.A @ (pieces @ self.B.T)).flatten(-2)
+        return out
 
     def weight_delta(self) -> tuple[Tensor, None]:
         """s A (x) B, (a1 b1, a2 b2)."""

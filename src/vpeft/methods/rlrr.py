@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class RLRR(Method):
     for all places of the kernel (their ResNet has one for each row and column of it).
     """
 
-    variants = ({"targets": ("fc1", "fc2")},)
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({"targets": ("fc1", "fc2")}, {"patch": False})
 
     targets: tuple[Target, ...] = ("q", "k", "v", "proj", "fc1", "fc2")
     """projections of each block"""
@@ -65,10 +66,13 @@ class RLRR(Method):
 
 def _rescaled(place: Projection) -> Iterator[Edit]:
     yield place.reparametrize(RankOneScale(tuple(place.weight.shape)))
-    shift = Shift(place.width)
-    if place.name.endswith(".attn.k"):
-        shift.dormant = {"shift": "the softmax over keys does not see what is the same for every key"}
-    yield place.after(shift)
+    yield place.after((KeyShift if place.name.endswith(".attn.k") else Shift)(place.width))
+
+
+class KeyShift(Shift):
+    """The shift of keys."""
+
+    dormant = {"shift": "the softmax over keys does not see what is the same for every key"}
 
 
 class RankOneScale(nn.Module):

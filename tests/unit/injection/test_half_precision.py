@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import vpeft
+from tests.contract.matrix import cell_or_refusal
 from tests.models import images_for, tiny_convnext, tiny_swin
 from tests.models import tiny_vit as _vit
 from tests.unit.training.material import Patches
@@ -37,8 +38,10 @@ def _moved(tuned: vpeft.TunedModel) -> vpeft.TunedModel:
 @pytest.mark.parametrize("kind", HALF, ids=str)
 @pytest.mark.parametrize("name", sorted(all_methods()))
 def test_every_method_follows_a_vit_in_16_bits(name: str, kind: torch.dtype) -> None:
-    fields = {"width": 4} if name == "visual_prompting_pixel" else {}
-    method, images = get_method(name)(**fields), torch.randn(2, 3, 32, 32)
+    cell, refusal = cell_or_refusal(name, "timm_vit")
+    if cell is None:
+        pytest.skip(f"refused: {refusal}")
+    method, images = cell.method, torch.randn(2, 3, 32, 32)
     torch.manual_seed(0)
     whole = _moved(vpeft.tune(tiny_vit(), method, num_classes=3))
     torch.manual_seed(0)
