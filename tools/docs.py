@@ -10,12 +10,14 @@ A generated part stands between `<!-- generated: KIND ARGUMENTS -->` and `<!-- e
     settings             for each method its settings
     backbones            the table of families
     help COMMAND ...     what `vpeft COMMAND ... --help` prints
+    effective_rank       the table of benchmarks/results/effective_rank.json
 """
 
 from __future__ import annotations
 
 import difflib
 import io
+import json
 import os
 import re
 import sys
@@ -126,12 +128,33 @@ def help(*command: str) -> str:
     return "```text\n" + "\n".join(line.rstrip() for line in said.getvalue().strip().splitlines()) + "\n```"
 
 
+def effective_rank() -> str:
+    """The ranks of what full fine-tuning changes, a row for each task, means over the matrices and seeds."""
+    found = json.loads((ROOT / "benchmarks/results/effective_rank.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, one in found["tasks"].items():
+        mean = one["mean"]
+        shares = [f"{100 * mean[key]:.0f} %" for key in ("effective", "of_90", "in_lora")]
+        score = f"{one['runs'][0]['metric']} {100 * mean['score']:.0f} %"
+        rows.append((name, one["kind"], *shares, f"{100 * mean['change']:.1f} %", score, str(len(one["runs"]))))
+    columns = (
+        "task",
+        "kind",
+        "effective rank",
+        "rank of 90 % of the energy",
+        "energy in 8 directions",
+        "size of the change",
+    )
+    return _table((*columns, "validation", "seeds"), rows)
+
+
 _KINDS: dict[str, Callable[..., str]] = {
     "file": file,
     "methods": methods,
     "settings": settings,
     "backbones": backbones,
     "help": help,
+    "effective_rank": effective_rank,
 }
 
 
