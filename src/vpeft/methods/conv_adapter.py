@@ -75,7 +75,7 @@ class ConvAdapter(Method):
             return block.attn_branch.parallel(OnMap(layer), reads=(block.norm1,))
         raise MissingPlace(
             f"{block.name} has {len(found)} spatial convolutions and no window attention on a map; Conv-Adapter stands"
-            " beside the one convolution of a block (ResNet, ConvNeXt) or the attention of a Swin."
+            " beside the one spatial convolution of a block, or beside attention that reads a map."
         )
 
     def _layer(self, place: Projection, gelu: bool) -> GroupedPair:
@@ -113,6 +113,9 @@ class GroupedPair(nn.Module):
         self.up = nn.Conv2d(inner, width, 1)
         self.alpha = nn.Parameter(torch.ones(width, 1, 1))
         self.gelu = gelu
+        if not gelu and inner < 8:
+            why = f"all {inner} inner channels may be negative all over a small map, where a ReLU has no gradient"
+            self.dormant = dict.fromkeys(("down.weight", "down.bias", "up.weight"), why)
         for conv in (self.down, self.up):
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
