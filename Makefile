@@ -25,7 +25,7 @@ TOOLS   := $(VENV)/tools
 LOCK_FLAGS := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --no-header
 
-.PHONY: help demo demo-dense test check format lint types imports docs docs-check spelling slow matrix lock audit sbom clean
+.PHONY: help demo demo-dense test check format lint types imports docs docs-check spelling slow cells matrix lock audit sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -57,7 +57,7 @@ demo-dense: $(VENV)/.dense  ## find things in pictures: a frozen backbone and tw
 	$(BIN)/vpeft demo --task detection --out runs/demo-dense
 
 test: $(VENV)/.test  ## the fast tests
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "not slow and not gpu" -p no:cacheprovider
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "not slow and not cells and not gpu" -p no:cacheprovider
 
 check: $(VENV)/.dev lint imports types spelling docs-check test  ## everything CI runs after the demo
 
@@ -85,6 +85,9 @@ docs-check: $(VENV)/.dev
 slow: $(VENV)/.dev  ## the slow tests: examples, killed processes, two processes, whole-graph compilation
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "slow and not gpu" -p no:cacheprovider
 	VPEFT_EXAMPLES=1000 $(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -p no:cacheprovider tests/hostile/test_properties.py
+
+cells: $(VENV)/.dev  ## every method (or ONLY=name) on every task: hours
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -q -m "cells and not gpu" -k "$(ONLY)" -p no:cacheprovider tests/contract
 
 matrix: $(VENV)/.dev  ## run the contract on every method (or ONLY=name) and family and write docs/coverage.md
 	$(TEST_ENV) PYTHONPATH=src:. $(BIN)/python -m tests.contract.matrix --write docs/coverage.md --workers $(JOBS) \

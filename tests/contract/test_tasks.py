@@ -92,7 +92,7 @@ def test_unlike_methods_serve_every_task(family: str, task: str, method: Method)
     run(method, task, family, ANY_SIZE[family][1][0])
 
 
-@pytest.mark.slow
+@pytest.mark.cells
 @pytest.mark.parametrize("name", all_methods())
 @pytest.mark.parametrize("task", LEARNT)
 @pytest.mark.parametrize("family", ANY_SIZE)
