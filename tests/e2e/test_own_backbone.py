@@ -22,9 +22,13 @@ from vpeft.injection.adapter_file import read_manifest
 from vpeft.training.recipe import Recipe
 from vpeft.training.run import run_recipe
 
+# What evaluate leaves out, because the training used it, is a remark.
+pytestmark = pytest.mark.filterwarnings("default::vpeft.data.problems.DataWarning")
+
 NET = """
 import torch
 from torch import nn
+
 
 class Layer(nn.Module):
     def __init__(self):

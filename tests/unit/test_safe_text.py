@@ -80,7 +80,9 @@ def test_a_console_sends_nothing_of_it(text: str, label: str) -> None:
     assert not _obeyed(file.getvalue())
 
 
-def test_rich_may_still_move_the_cursor_and_colour() -> None:
+def test_rich_may_still_move_the_cursor_and_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     file = io.StringIO()
     console = SafeConsole(file=file, force_terminal=True, color_system="standard", width=60)
     console.print(Text("red\x1b]0;owned", style="red"))

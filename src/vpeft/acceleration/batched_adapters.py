@@ -79,7 +79,10 @@ def shared_backbone(tuned: TunedModel) -> TunedModel:
 
     Call it before any acceleration is applied to the model.
     """
-    return copy.deepcopy(tuned, {id(parameter): parameter for parameter in tuned.backbone.parameters()})
+    twin = copy.deepcopy(tuned, {id(parameter): parameter for parameter in tuned.backbone.parameters()})
+    # The parameters are those of `tuned`, and stay frozen when the copy is gone.
+    twin._flags[:] = [parameter.requires_grad for parameter in twin.backbone.parameters()]
+    return twin
 
 
 class RandomStream:

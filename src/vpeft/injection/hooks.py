@@ -344,7 +344,8 @@ class Wiring:
     def remove(self, adapter: str) -> None:
         """Take off everything of one adapter; hooks and classes that nothing else needs go with it."""
         for name, listed, operation in self._attached:
-            if name == adapter:
+            # An acceleration that was on when its model was dropped has put another operation in its place.
+            if name == adapter and operation in listed:
                 listed.remove(operation)
         self._attached = [entry for entry in self._attached if entry[0] != adapter]
         for hook, _ in self._hooks.values():

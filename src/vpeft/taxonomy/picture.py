@@ -142,7 +142,8 @@ def picture(plan: Plan, reads: Iterable[str], title: str) -> str:
 def drawn_as(place: str) -> str:
     """The shape for a kind of place: what enters a place is marked at the place; the end of the trunk at its frame."""
     place = place.removesuffix(".input")
-    return "trunk" if place == "end" else place
+    between = {"end": "trunk", "patch_norm": "patch"}
+    return "stages.*" if place.startswith("stages.*.downsample") else between.get(place, place)
 
 
 def _groups(rows: Iterable[PlanRow]) -> list[_Group]:

@@ -127,6 +127,9 @@ def test_pixels_on_disk_are_found_again_unless_anything_differs(photos: Path, tm
     assert "kept in" in kept(replace(given, train=other.prepared(Preprocessing(size=(24, 24))).train))[2]
     touched = given.train.items[0].picture.file  # type: ignore[attr-defined]
     os.utime(touched, (1, 1))
+    with pytest.raises(vpeft.VpeftError, match="changed"):
+        kept(given)
+    given = situation(opened(photos), val=None, folder=tmp_path)
     assert "kept in" in kept(given)[2]
     assert len(list(tmp_path.iterdir())) == 3
     # a folder that is not complete is made again, and so is one with other pixels

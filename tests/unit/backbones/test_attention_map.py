@@ -105,7 +105,7 @@ def vit_of(kind: type[nn.Module]) -> nn.Module:
     """A small timm ViT with blocks of this kind."""
     torch.manual_seed(0)
     return timm.models.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=3, block_fn=kind
+        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=0, block_fn=kind
     ).eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from vpeft.bench.key import digest
 from vpeft.bench.protocol import PROTOCOLS, Grid, Point, Protocol, SearchFailed, UnknownProtocol, choose, protocol
@@ -96,7 +97,8 @@ def test_the_direction_is_the_metrics() -> None:
     chosen = choose([erring(A, 0.5), erring(B, 0.2), erring(C, 0.3)])
     assert (chosen.lr, chosen.validation) == (B.lr, 0.2)
     assert "best validation mae of 3 points" in chosen.rule
-    assert choose([erring(A, float("nan")), erring(B, 0.2)]).lr == B.lr
+    with pytest.raises(ValidationError, match="leading value"):
+        erring(A, float("nan"))  # such a run fails, and `choose` passes it over
 
 
 def test_ties_go_to_the_lower_loss_then_to_the_smaller_rate() -> None:

@@ -37,7 +37,14 @@ def test_the_manifest_says_what_the_file_is(saved: Path) -> None:
     manifest = read_manifest(saved)
     assert manifest.methods[0].model_dump() == {
         "name": "lora",
-        "fields": {"rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": None},
+        "fields": {
+            "rank": 2,
+            "alpha": 4.0,
+            "dropout": 0.0,
+            "targets": None,
+            "use_rslora": False,
+            "start": "kaiming",
+        },
     }
     assert manifest.labels == ["cat", "dog", "owl"] and manifest.scores == {"val/top1": 0.5}
     assert manifest.head is not None and (manifest.head.width, manifest.head.classes) == (48, 3)

@@ -193,6 +193,10 @@ def test_methods_prepare_once_advance_each_step_and_add_their_penalty() -> None:
     calls: dict[str, Any] = {"prepared": [], "progress": []}
 
     class Watching(vpeft.methods.LoRA):  # type: ignore[misc, name-defined]
+        @property
+        def reads_data(self) -> bool:
+            return True
+
         def prepare(self, tuned: TunedModel, batches: Any) -> None:
             torch.rand(100)
             calls["prepared"].append([(tuple(images.shape), labels.dtype) for images, labels in batches])
@@ -238,6 +242,8 @@ def test_a_signal_saves_and_the_next_call_goes_on(tmp_path: Path, number: signal
     settings, task = SHORT.model_copy(update={"checkpoint_every": 0}), Classification(mixup=0.3)
     whole = tuned_vit()
     fit(whole, Patches(24, noise=0.2), Patches(6), optimisation=settings, task=task, progress=False)
+    # A shell that starts tests in the background has them ignore some signals.
+    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     handlers = signal.getsignal(number)
     tuned = tuned_vit()
     data = Interrupting(24, noise=0.2)
@@ -246,6 +252,7 @@ def test_a_signal_saves_and_the_next_call_goes_on(tmp_path: Path, number: signal
     assert stopped.reason is not None
     assert number.name in stopped.reason
     assert signal.getsignal(number) == handlers
+    signal.signal(number, before)
     later = tuned_vit(seed=7)
     val = Patches(6)
     result = fit(later, Patches(24, noise=0.2), val, optimisation=settings, task=task, out=tmp_path, progress=False)

@@ -11,6 +11,7 @@ from PIL import Image
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
+from vpeft.task import get_task
 from vpeft.tasks.classification import Classification
 from vpeft.training.grouping import DataReading, Opened, passes, said
 
@@ -53,8 +54,9 @@ def test_a_data_set_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("vpeft.training.grouping.open_data", counted)
     images, config = Opened(), DataConfig(source=str(tmp_path), val_fraction=0.25, test_fraction=0)
-    first = images(config, Preprocessing(size=(32, 32)))
-    assert images(config.model_copy(update={"workers": 1}), Preprocessing(size=(32, 32))).train is first.train
-    small = images(config, Preprocessing(size=(16, 16)))
+    task = get_task("classification")()
+    first = images(config, Preprocessing(size=(32, 32)), task)
+    assert images(config.model_copy(update={"workers": 1}), Preprocessing(size=(32, 32)), task).train is first.train
+    small = images(config, Preprocessing(size=(16, 16)), task)
     assert (first.train[0][0].shape, small.train[0][0].shape) == ((3, 32, 32), (3, 16, 16))
     assert len(calls) == 1

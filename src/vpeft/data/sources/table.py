@@ -205,9 +205,12 @@ def _parquet(path: Path, config: DataConfig, target: Target) -> Rows:
     image, places, split = _columns(header, config, target, str(path))
     names = [header[place] for place in places]
     classes = _class_names(table.schema.metadata or {}, names[0]) if target.name == "label" else None
-    images = table.column(image).to_pylist()
-    columns = [table.column(place).to_pylist() for place in places]
-    words = table.column(split).to_pylist() if split is not None else [None] * table.num_rows
+    try:
+        images = table.column(image).to_pylist()
+        columns = [table.column(place).to_pylist() for place in places]
+        words = table.column(split).to_pylist() if split is not None else [None] * table.num_rows
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} holds text that is not UTF-8: {error.reason}.") from None
     rows = []
     for row, (value, word) in enumerate(zip(images, words, strict=True), start=1):
         if isinstance(value, Mapping):
