@@ -226,7 +226,8 @@ class Task(BaseModel):
 
         The default resizes to one size: `preprocessing.augmented` in training, else `preprocessing.transform`.
         """
-        return preprocessing.augmented(augmentation) if training else preprocessing.transform()
+        made: Callable[..., Any] = preprocessing.augmented(augmentation) if training else preprocessing.transform()
+        return made
 
     def sample_of(self, image: Any, transform: Callable[..., Any], id: str) -> Sample:
         """A sample of an image without a target, for prediction; `transform` is that of `transforms`.

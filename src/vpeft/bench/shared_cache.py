@@ -72,7 +72,7 @@ class SharedCache:
         made = partial(split.dataset, task.labels, transform, seed)
         height, width = prepared.size
         plain = augmentation in (None, "none") and not task.own_transforms
-        content = split.content if plain and split.count * 3 * height * width * 4 <= KEPT_BYTES else None
+        content = split.content if plain and split.size * 3 * height * width * 4 <= KEPT_BYTES else None
         if content is None:
             return made()
         key = hashlib.sha256(f"{task.labels} {prepared.model_dump_json()}".encode() + content).hexdigest()

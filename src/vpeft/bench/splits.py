@@ -20,7 +20,7 @@ class Split(Protocol):
     """One split of a task."""
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many images it has."""
         ...
 
@@ -46,7 +46,7 @@ class SplitArrays(NamedTuple):
 
     # A tuple's own length is 2, so the number of images has a name of its own.
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return len(self.labels)
 
     @property
@@ -68,7 +68,7 @@ class SplitItems:
     target: TargetName
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return len(self.items)
 
     @property

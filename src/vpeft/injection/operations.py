@@ -418,7 +418,8 @@ def _arranged(value: Tensor, place: Place) -> Tensor:
             f"The {order.numel()} tokens of {place.name} are in an order of their own, which is known for images of the"
             f" backbone's own size alone, and here there are {value.shape[1]}."
         )
-    return value[:, order.to(value.device).flatten()].unflatten(1, tuple(order.shape))
+    laid = value[:, order.to(value.device).flatten()]
+    return laid.view(len(laid), *order.shape, *laid.shape[2:])
 
 
 class EditWeight(Operation):

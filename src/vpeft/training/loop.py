@@ -106,10 +106,10 @@ class Training:
             self.batches = records.batches()
         elif records is not None:
             # In the same order, as that depends on the seed and on the number of images alone.
-            train = records.train
-            if isinstance(train.images, Views):
-                train = ViewByView(train, train.images)
-            self.batches = self._batches(train, 0, torch.device("cpu"))
+            recorded: Any = records.train
+            if isinstance(recorded.images, Views):  # records of a host have one view
+                recorded = ViewByView(recorded, recorded.images)
+            self.batches = self._batches(recorded, 0, torch.device("cpu"))
         if records is not None:
             self.val = val if records.val is None else records.val
         elif self.accelerated.train is not None:

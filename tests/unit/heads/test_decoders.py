@@ -169,7 +169,7 @@ def test_heads_are_made_again_from_their_settings(kind: str, make: Any) -> None:
     [
         ("upernet(level_norm=none)", "level_norm='none'.*'train' or 'frozen'"),
         ("segformer_map(norm=layer)", "'batch' or 'group'"),
-        ("segformer_map(chanels=8)", "Did you mean 'channels'"),
+        ("segformer_map(channel=8)", "Did you mean 'channels'"),
         ("upernet(pyramid=3)", "no option 'pyramid'"),
     ],
 )
