@@ -110,7 +110,7 @@ def recipe_from(file: Path | None, given: Mapping[str, Any]) -> Recipe:
         BadRecipe: a key or value does not exist or does not fit; the message has the nearest names.
         IncompleteRun: neither the file nor a flag names the data, the backbone, the method, or the output folder.
     """
-    file = None if file is None else recipe_file(file)
+    asked, file = file, None if file is None else recipe_file(file)
     typed = nested(run_flags(), given)
     stated = _read(file)
     _methods(typed, stated, given)
@@ -131,7 +131,7 @@ def recipe_from(file: Path | None, given: Mapping[str, Any]) -> Recipe:
     ]
     if missing:
         raise IncompleteRun(
-            f"{f'The recipe {file} and the command do' if file else 'The command does'} not say everything. "
+            f"{f'The recipe {asked} and the command do' if file else 'The command does'} not say everything. "
             f"Add {'; '.join(missing)}."
         )
     if file is not None:

@@ -27,6 +27,7 @@ from vpeft.backbones.weights import Difference
 from vpeft.data.config import DataConfig
 from vpeft.errors import VpeftError, nearest
 from vpeft.guarded import read_toml
+from vpeft.head import BadHead
 from vpeft.method import Method, get_method, method_names
 from vpeft.method_spec import parse, parse_one
 from vpeft.task import DEFAULT, Task, all_tasks, full_name, get_task
@@ -234,6 +235,8 @@ class Recipe(BaseModel):
                 mistakes = [_worded(one) for one in error.errors(include_url=False)]
             except BadAnatomy as error:
                 mistakes = [f"anatomy: {error}"]
+            except BadHead as error:
+                mistakes = [f"task: {error}"]
             except VpeftError as error:
                 mistakes = [f"method: {error}"]
             except (ValueError, TypeError, RecursionError, OverflowError) as error:
