@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -19,6 +20,7 @@ class SparseSpectrum(WeightDelta):
     """dW = s Re(ifft2(F)), F (out, in) zero but for n real trained coefficients at places drawn from a seed."""
 
     index: Tensor
+    dormant: dict[str, str]
 
     def __init__(self, width_in: int, width: int, count: int, scale: float, seed: int, zero: bool) -> None:
         super().__init__()
@@ -26,6 +28,13 @@ class SparseSpectrum(WeightDelta):
         order = torch.randperm(width * width_in, generator=torch.Generator().manual_seed(seed), device="cpu")
         self.register_buffer("index", order[:count].int())
         self.coefficients = nn.Parameter(torch.zeros(len(self.index)) if zero else torch.randn(len(self.index)))
+        # The entries of the update start with this standard deviation, which grows as the layer shrinks.
+        deviation = scale * math.sqrt(len(self.index)) / order.numel()
+        saturated = not zero and deviation > 1
+        why = (
+            f"the random update of so small a layer starts at {deviation:.0f} and may saturate what follows; see `zero`"
+        )
+        self.dormant = {"coefficients": why} if saturated else {}
 
     def delta(self) -> Tensor:
         empty = self.coefficients.new_zeros(self.shape[0] * self.shape[1])

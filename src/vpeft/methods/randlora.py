@@ -34,6 +34,8 @@ class RandomBases(nn.Module):
 class ScaledBases(WeightDelta):
     """dW = s sum_n B_n diag(l_n) A diag(g_n), or its transpose where the outputs are the shorter side."""
 
+    dormant: dict[str, str]
+
     def __init__(self, bases: RandomBases, width_in: int, width: int, scale: float) -> None:
         super().__init__()
         self.bases, self.scale, self.tall = bases, scale, width_in <= width
@@ -42,6 +44,8 @@ class ScaledBases(WeightDelta):
         self.longer = max(width_in, width)
         self.l = nn.Parameter(torch.zeros(rank, number))
         self.g = nn.Parameter(torch.full((number, shorter), 1 / max(number, shorter)))
+        why = "the first step of so narrow a layer may close the ReLU behind it, before g has had a gradient"
+        self.dormant = {"g": why} if shorter < 8 else {}
 
     def delta(self) -> Tensor:
         number, shorter = self.g.shape
