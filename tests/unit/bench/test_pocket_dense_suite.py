@@ -46,8 +46,8 @@ def test_a_task_states_what_it_learns(name: str) -> None:
     assert (task.learns.name, task.learns.leading.name) == (kind, leading)
     assert task.labels == labels
     assert task.image_size == (128, 128)
-    assert (task.train.count, task.val.count) == (SIZES["train"], SIZES["val"])
-    assert task.train_and_val().count == SIZES["train"] + SIZES["val"]
+    assert (task.train.size, task.val.size) == (SIZES["train"], SIZES["val"])
+    assert task.train_and_val().size == SIZES["train"] + SIZES["val"]
     sample = task.train.dataset(task.labels, None, 0)[0]
     assert sample.id.startswith("train/")
 
