@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import statistics
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from vpeft.bench.shared_cache import KeptTensors, SharedCache
 from vpeft.bench.splits import Split
 from vpeft.data.image_set import ImageSet
 from vpeft.data.preprocessing import Preprocessing
+from vpeft.errors import VpeftError
 from vpeft.injection.tune import tune
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.method import get_method
@@ -46,6 +48,10 @@ TEST_BATCH = 250
 ACCELERATION = "frozen_prefix"
 # Before a backbone's name: the same architecture with random weights, the floor below every pre-trained one.
 RANDOM = "random:"
+
+
+class NotMeasured(VpeftError):
+    """The metric by which runs are compared has no finite value."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +175,22 @@ class TrainedModel:
             scores = self.cache.scores(self.tuned, dataset, self.task, TEST_BATCH, self.precision)
         else:
             scores = evaluate(self.tuned, dataset, task=self.task, batch=TEST_BATCH, precision=self.precision)
+        require_measured(scores.leading, scores.values[scores.leading], split)
         return RecordedScores(
             split=split,
             values=scores.values,
             leading=scores.leading,
             higher_is_better=scores.higher_is_better,
             count=scores.count,
+        )
+
+
+def require_measured(name: str, value: float, split: str) -> None:
+    """Raise `NotMeasured` for a leading value that is NaN or infinite: such a run has failed and is not compared."""
+    if not math.isfinite(value):
+        raise NotMeasured(
+            f"{name} on the {split} split is {value}, so this run cannot be compared. Its training may have diverged:"
+            " lower the learning rate, or look at the losses in its history."
         )
 
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from vpeft.bench.key import digest
 from vpeft.bench.protocol import PROTOCOLS, Grid, Point, Protocol, SearchFailed, UnknownProtocol, choose, protocol
 from vpeft.bench.record import Failure, RecordedScores, RunRecord, State
+from vpeft.bench.trainer import NotMeasured, require_measured
 from vpeft.method_spec import MethodSpec
 from vpeft.training.optimisation import MOVED, Optimisation
 
@@ -98,7 +99,16 @@ def test_the_direction_is_the_metrics() -> None:
     assert (chosen.lr, chosen.validation) == (B.lr, 0.2)
     assert "best validation mae of 3 points" in chosen.rule
     with pytest.raises(ValidationError, match="leading value"):
-        erring(A, float("nan"))  # such a run fails, and `choose` passes it over
+        erring(A, float("nan"))  # no record holds it
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_run_without_a_finite_leading_value_fails_and_is_passed_over(value: float) -> None:
+    with pytest.raises(NotMeasured, match="mae on the val split is .* cannot be compared"):
+        require_measured("mae", value, "val")
+    require_measured("mae", 0.5, "val")
+    lost = a_record(state=State.failed, error=Failure(kind="NotMeasured", message="mae"))
+    assert choose([(A, lost), searched(B, 0.2)]).lr == B.lr
 
 
 def test_ties_go_to_the_lower_loss_then_to_the_smaller_rate() -> None:

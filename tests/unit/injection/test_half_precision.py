@@ -50,8 +50,9 @@ def test_every_method_follows_a_vit_in_16_bits(name: str, kind: torch.dtype) -> 
         assert parameter.dtype == (kind if ".unfreeze" in key else torch.float32), key
     expected, seen = whole(images), tuned(images)
     assert seen.isfinite().all()
-    # Rounding grows with what a method does at its start; an arithmetic in the wrong type is off by more than this.
-    assert torch.allclose(seen.float(), expected, atol=0.25 * float(expected.detach().abs().max())), name
+    # FourierFT's update starts at random and is larger than so small a model's weights, so its rounding is too.
+    share = 0.25 if name == "fourierft" else 0.1
+    assert torch.allclose(seen.float(), expected, atol=share * float(expected.detach().abs().max())), name
     seen.float().square().sum().backward()
     assert any(parameter.grad is not None and bool(parameter.grad.any()) for _, parameter in tuned.trainable())
 
