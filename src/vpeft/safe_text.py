@@ -71,6 +71,14 @@ def csv_cell(value: object) -> object:
     return visible(quoted_formula(str(value)))
 
 
+def write_list(to: TextIO, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write CSV that a program reads back exactly: formulas are quoted, and each cell through `unquoted_formula` is
+    what was given. Other characters stay as they are."""
+    writer = csv.writer(to, lineterminator="\n")
+    writer.writerow([quoted_formula(name) for name in columns])
+    writer.writerows([quoted_formula(cell) for cell in row] for row in rows)
+
+
 def write_csv(to: TextIO, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write CSV (RFC 4180) that people open in spreadsheets: each cell is a `csv_cell`."""
     writer = csv.writer(to, lineterminator="\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from vpeft.data.sources.registry import Source, find_source
 from vpeft.data.splits import at_most, hold_out
 from vpeft.data.target import Target, target_of
 from vpeft.data.used_images import UsedImages
+from vpeft.safe_text import write_list
 
 if TYPE_CHECKING:
     from vpeft.task import Task
@@ -81,15 +81,19 @@ class Datasets:
     def table(self) -> str:
         """Return all images as CSV text `path,label,split`, which `open_data` reads as a list (with `root`).
 
-        Labels are one cell with ; between them, values one column each; masks are in the column `mask`. Raises
+        Labels are one cell with ; between them, values one column each; masks are in the column `mask`. A cell that
+        a spreadsheet would run as a formula has an apostrophe in front, which `open_data` takes away again. Raises
         `DataError` for objects, which a list cannot hold.
         """
         kind = self.train.target
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", *kind.list_columns(self.labels), "split"])
-        for name, split in self.splits.items():
-            writer.writerows(sorted((item.name, *kind.cells(item), name) for item in split.items))
+        columns = ["path", *kind.list_columns(self.labels), "split"]
+        rows = [
+            row
+            for name, split in self.splits.items()
+            for row in sorted((i.name, *kind.cells(i), name) for i in split.items)
+        ]
+        write_list(text, columns, rows)
         return text.getvalue()
 
 

@@ -7,7 +7,6 @@ SPLIT/image with a list.csv.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ from vpeft.data.problems import DataError
 from vpeft.data.sources.folder import NOT_CLASSES
 from vpeft.data.steps import height_and_width
 from vpeft.errors import need_extra
+from vpeft.safe_text import write_list
 
 
 def export_folder(datasets: Datasets, out: Path) -> Path:
@@ -164,15 +164,14 @@ def _segmentation(shape: Shape, mask: NDArray[np.uint8]) -> Any:
 
 def _write_list(datasets: Datasets, building: Path) -> None:
     """SPLIT/image, and list.csv with the columns path, labels or the values, split."""
-    columns = datasets.train.target.list_columns(datasets.labels)
+    rows = []
+    for split, images in datasets.splits.items():
+        (building / split).mkdir()
+        for index, item in enumerate(images.items):
+            name = _write_image(images, index, building / split)
+            rows.append([f"{split}/{name}", *images.target.cells(item), split])
     with (building / "list.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", *columns, "split"])
-        for split, images in datasets.splits.items():
-            (building / split).mkdir()
-            for index, item in enumerate(images.items):
-                name = _write_image(images, index, building / split)
-                writer.writerow([f"{split}/{name}", *images.target.cells(item), split])
+        write_list(file, ["path", *datasets.train.target.list_columns(datasets.labels), "split"], rows)
 
 
 def _write_image(images: ImageSet, index: int, folder: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from tests.unit.data.pictures import pixels, write, write_classes
 
 from vpeft.batch import Sample, collate
 from vpeft.data import ArraySet, DataConfig, Datasets, open_data
+from vpeft.data.export import export_folder
 from vpeft.data.image_set import matched
 from vpeft.data.problems import DataError, DataWarning
 from vpeft.data.splits import hold_out
@@ -307,3 +310,21 @@ def test_what_is_not_asked_for_is_not_in_digests() -> None:
     assert DataConfig.model_validate(stated) == DataConfig(source="x")
     asked = DataConfig(source="x", target="mask", window=(0, 4095))
     assert DataConfig.model_validate(asked.model_dump(mode="json")) == asked
+
+
+def test_a_list_quotes_formulas_and_reads_them_back(tmp_path: Path) -> None:
+    """A spreadsheet runs a cell that begins with = or @; the list that vpeft writes must not hold one."""
+    folder = tmp_path / "files"
+    labels = ["=1+1;@red", "'=1+1", "-1.5", "+a", "'plain"]
+    data = _open(_list(folder, "path,labels", [f'"{one}"' for one in labels for _ in range(4)]), target="labels")
+    written = data.table()
+    cells = [cell for row in csv.reader(io.StringIO(written)) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "@", "+"))]
+    again = folder / "again.csv"
+    again.write_text(written)
+    assert _targets(_open(again, target="labels", root=folder)) == _targets(data)
+    assert _open(again, target="labels", root=folder).labels == data.labels
+    out = export_folder(data, tmp_path / "out")
+    cells = [cell for row in csv.reader(io.StringIO((out / "list.csv").read_text())) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "@", "+"))]
+    assert _open(out / "list.csv", target="labels").labels == data.labels

@@ -16,6 +16,7 @@ from vpeft.data.sources.registry import Claim, source
 from vpeft.data.targets import Target, target_of
 from vpeft.errors import nearest, need_extra
 from vpeft.guarded import short
+from vpeft.safe_text import unquoted_formula
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -174,21 +175,22 @@ def _lines(path: Path, config: DataConfig, target: Target) -> Rows:
                 if not any(cell.strip() for cell in cells):
                     continue
                 line = reader.line_num
+                cells = [unquoted_formula(cell.strip()) for cell in cells]
                 if columns is None:
                     width = len(cells)
-                    if is_image_name(cells[0].strip()) and 2 <= width <= 3:  # no header: the first row is an image
+                    if is_image_name(cells[0]) and 2 <= width <= 3:  # no header: the first row is an image
                         columns = (0, [1], 2 if width == 3 else None)
                         names = [target.name]
                     else:
                         columns = _columns(cells, config, target, str(path))
-                        names = [cells[place].strip() for place in columns[1]]
+                        names = [cells[place] for place in columns[1]]
                         continue
                 if len(cells) != width:
                     hint = " A path with a comma needs quotes around it." if delimiter == "," else ""
                     raise DataError(f"{path}, line {line}: {len(cells)} columns, but the first line has {width}.{hint}")
                 image, places, split = columns
-                word = cells[split].strip() if split is not None else None
-                rows.append(Row(line, cells[image].strip(), [cells[place].strip() for place in places], word))
+                word = cells[split] if split is not None else None
+                rows.append(Row(line, cells[image], [cells[place] for place in places], word))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
     return Rows(rows, names)
