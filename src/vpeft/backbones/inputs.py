@@ -25,10 +25,12 @@ class InputSpec:
     Attributes:
         size: height and width in pixels; for tokens (1, L), a row of L.
         channels: of an image or a frame; 1 for tokens.
-        layout: "images" (B, C, H, W), "clips" (B, T, C, H, W), or "tokens" (B, L), integers.
+        layout: "images" (B, C, H, W), "clips" (B, C, T, H, W), or "tokens" (B, L), integers. A family whose library
+            wants (B, T, C, H, W) turns the clips where it calls the model.
         names: the names of the model's inputs, in order.
         frames: number of frames T of a clip; None for other layouts.
-        time_axis: of a batch of clips: 1 for (B, T, C, H, W), 2 for (B, C, T, H, W).
+        time_axis: of a batch of clips: 2 for (B, C, T, H, W), as vpeft's readers make it; 1 for (B, T, C, H, W), for a
+            model of your own that is handed such.
         make: n -> an example batch of n inputs, the same at every call; required for tokens, because only the model
             knows the valid ones.
     """
@@ -38,7 +40,7 @@ class InputSpec:
     layout: InputLayout = "images"
     names: tuple[str, ...] = ("images",)
     frames: int | None = None
-    time_axis: Literal[1, 2] = 1
+    time_axis: Literal[1, 2] = 2
     make: Callable[[int], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -56,7 +58,7 @@ class InputSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one input: (C, H, W), (T, C, H, W), (C, T, H, W) or (L,)."""
+        """The shape of one input: (C, H, W), (C, T, H, W), (T, C, H, W) or (L,)."""
         if self.layout == "tokens":
             return (self.size[1],)
         if self.frames is None:

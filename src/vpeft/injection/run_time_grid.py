@@ -26,7 +26,7 @@ def images_size(inputs: Any, time_axis: int | None = None) -> Grid | None:
     height, width = inputs.shape[-2:]
     if inputs.dim() == 4:
         return int(height), int(width)
-    return int(inputs.shape[time_axis or 1]), int(height), int(width)
+    return int(inputs.shape[time_axis or 2]), int(height), int(width)
 
 
 def grid_of(place: Place | None, tensor: Any, first: bool, size: Grid | None) -> Grid | None:

@@ -51,9 +51,9 @@ def test_the_probe_is_waves() -> None:
 
 
 def test_a_clip_has_frames_where_its_model_wants_them() -> None:
-    front = InputSpec((4, 6), 3, layout="clips", frames=5)
+    front = InputSpec((4, 6), 3, layout="clips", frames=5, time_axis=1)
     assert front.example(2).shape == (2, 5, 3, 4, 6) and front.probe().shape == (1, 5, 3, 4, 6)
-    behind = InputSpec((4, 6), 3, layout="clips", frames=5, time_axis=2)
+    behind = InputSpec((4, 6), 3, layout="clips", frames=5)
     assert behind.example(2).shape == (2, 3, 5, 4, 6)
     assert torch.equal(behind.probe(), front.probe().transpose(1, 2))
     assert torch.equal(front.probe()[:, 0], InputSpec((4, 6), 3).probe())
