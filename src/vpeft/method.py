@@ -146,6 +146,17 @@ class Method(BaseModel):
     def prepare(self, tuned: TunedModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Look at real batches before training, for methods that select by data. The default does nothing."""
 
+    def begin_epoch(self, tuned: TunedModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Look at the batches of an epoch before it begins, for methods that follow the data as they train.
+
+        The default does nothing, and then the batches are not read.
+        """
+
+    @property
+    def follows_data(self) -> bool:
+        """Whether `begin_epoch` is called: where it is overridden, unless this says no."""
+        return type(self).begin_epoch is not Method.begin_epoch
+
     def penalty(self, tuned: TunedModel) -> Tensor | None:
         """A scalar that joins the loss, or None."""
         return None

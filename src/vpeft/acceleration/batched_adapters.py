@@ -67,7 +67,7 @@ def why_not(tuned: TunedModel) -> str | None:
     if tuned.adapter().unfrozen.targets or tuned.adapter().moving:
         return "it trains tensors of the backbone itself, which differ between the runs"
     for method in tuned.methods():
-        if type(method).advance is not Method.advance:
+        if type(method).advance is not Method.advance or method.follows_data:
             return f"{type(method).__name__} changes with the progress of its own model's training"
         if type(method).penalty is not Method.penalty:
             return f"{type(method).__name__} adds a penalty, which it takes from its own model"

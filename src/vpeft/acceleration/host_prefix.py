@@ -268,7 +268,7 @@ def _require_useful(tuned: TunedModel, situation: Situation) -> None:
         raise NotApplicable(situation.mixes)
     if len(situation.train) < 2:
         raise NotApplicable("there is only one image")
-    if any(type(method).advance is not Method.advance for method in tuned.methods()):
+    if any(type(method).advance is not Method.advance or method.follows_data for method in tuned.methods()):
         raise NotApplicable("the method changes the model during training")
     if any(edit.layer is not None and not in_part(tuned.description, edit.place) for edit in tuned.adapter().edits):
         raise NotApplicable("trained places are inside the tower, so nothing of the host is frozen before them")

@@ -78,7 +78,7 @@ def find_cut(tuned: TunedModel, images: Tensor) -> Cut:
         NotApplicable: there is no frozen part to cache; the message gives the reason.
     """
     blocks, seen, patches = tuned.description.blocks, _Seen(), Patches(tuned)
-    if any(type(m).advance is not Method.advance for m in tuned.methods()):
+    if any(type(m).advance is not Method.advance or m.follows_data for m in tuned.methods()):
         raise NotApplicable("the method changes the model during training")
     if tuned.active in tuned._wiring.switch.asks_query:
         raise NotApplicable("the method reads the frozen model's own feature of each image")

@@ -580,6 +580,12 @@ class TunedModel(nn.Module):
             for method in kept:
                 method.prepare(self, batches)
 
+    def begin_epoch(self, batches: Iterable[Any]) -> None:
+        """Let the active methods that follow the data look at the batches of the epoch that begins."""
+        for method in self.methods():
+            if method.follows_data:
+                method.begin_epoch(self, batches)
+
     def penalty(self) -> Tensor | None:
         """Return the sum of the active methods' penalties; None if no method has one."""
         found = [value for method in self.methods() if (value := method.penalty(self)) is not None]

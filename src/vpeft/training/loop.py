@@ -220,6 +220,11 @@ class Training:
         assert self.stop is not None
         self.at.mark = time.perf_counter()
         to_training_mode(self.tuned)
+        if self.at.batch == 0 and any(method.follows_data for method in self.tuned.methods()):
+            with untouched_randomness():
+                seed_everything(derived_seed(self.settings.seed, "begin_epoch", self.at.epoch))
+                self.tuned.begin_epoch(_OnDevice(self.batches, self.device, self.at.epoch))
+            to_training_mode(self.tuned)
         for batch in self.batches.epoch(self.at.epoch, self.at.batch):
             yield from self.step(batch)
             self.at.count_time()
@@ -422,11 +427,11 @@ def batches_of(
 
 
 class _OnDevice:
-    """An iterable over the training batches of epoch 0 on the device."""
+    """An iterable over the training batches of one epoch on the device."""
 
-    def __init__(self, batches: Batches | StreamedBatches, device: torch.device) -> None:
-        self.batches, self.device = batches, device
+    def __init__(self, batches: Batches | StreamedBatches, device: torch.device, number: int = 0) -> None:
+        self.batches, self.device, self.number = batches, device, number
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.batches.epoch():
+        for batch in self.batches.epoch(self.number):
             yield batch.to(self.device)
