@@ -161,7 +161,7 @@ def inputs(model: Any, images: Tensor) -> dict[str, Any]:
     """The arguments with which a user of the library would call the model."""
     kind = type(model).__name__
     if kind.startswith("VideoMAE"):
-        return {"pixel_values": torch.stack([images] * model.config.num_frames, dim=1)}
+        return {"pixel_values": images.transpose(1, 2)}
     if kind.startswith("Siglip2"):
         from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 

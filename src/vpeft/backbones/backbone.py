@@ -91,6 +91,8 @@ class Backbone:
         whole: every parameter that contributes to the pooled feature.
         unused: the other parameters, without those of the classifier.
         outlet_anchor, logits_anchor: identities that `TunedModel` runs, so that `outlet` and `logits` are places too.
+        frames_enter: the module that takes a clip (B, C, T, H, W) and gives its frames as a batch (B * T, C, H, W), for
+            a model that reads frame by frame; None for any other. Its outlet is the feature of one frame.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Backbone:
         unused: Iterable[nn.Parameter] = (),
         inputs: InputSpec | None = None,
         no_tokens: str = "",
+        frames_enter: nn.Module | None = None,
     ) -> None:
         """Collect the places.
 
@@ -123,7 +126,9 @@ class Backbone:
             unused: parameters that do not contribute to the pooled feature (a mask token, a decoder).
             inputs: the model's inputs; by default images of the size in `facts` with the channels of `pixels`.
             no_tokens: the reason why tokens cannot be inserted, if the layout does not imply it.
+            frames_enter: see the class; `pooled` then returns the features of the frames (B * T, D).
         """
+        self.frames_enter = frames_enter
         self._end, self._end_layout = end, end_layout
         self.inputs = inputs or InputSpec(facts.image_size, pixels.width)
         self.unused = tuple(unused)
@@ -159,6 +164,8 @@ class Backbone:
         scale = Scale(self.inputs.size, self.inputs.frames, patch, *facts.rounding)
         for place in self._index.values():
             place.scale = scale
+            if frames_enter is not None and place not in (pixels, self.logits, self.whole):
+                place.per_frame, place.frames = True, self.inputs.frames
 
     def _describe_whole(self, top: list[Place]) -> Site:
         """All parameters, each under its place; parameters without a place keep their name in the model."""
@@ -274,7 +281,17 @@ class Backbone:
 
     def pooled(self, images: Tensor) -> Tensor:
         """Return the pooled features (B, D) of images (B, C, H, W): the input of the library's own last layer."""
+        return self.gathered(self.at_outlet(images), len(images))
+
+    def at_outlet(self, images: Tensor) -> Tensor:
+        """Return the features at the place `outlet`: (B, D), or (B * T, D) where the frames of clips pass singly."""
         return self._pooled(self.module, images)
+
+    def gathered(self, features: Tensor, count: int) -> Tensor:
+        """Return the features (B, D) of `count` inputs from those at the outlet: the mean over the frames of a clip."""
+        if self.frames_enter is None:
+            return features
+        return features.unflatten(0, (count, -1)).mean(dim=1)
 
     @property
     def query(self) -> Site:
@@ -290,6 +307,8 @@ class Backbone:
             exit=None,
             verbs=frozenset(),
             depth=-1,
+            per_frame=self.outlet.per_frame,
+            frames=self.outlet.frames,
         )
 
     def place(self, name: str) -> Place:

@@ -82,7 +82,7 @@ def projection(
 ) -> Projection:
     """Return the place of a linear or convolution that the model calls as a module; with `rows`, of some outputs."""
     weight = stored_weight(module)
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
+    groups = module.groups if isinstance(module, (nn.Conv2d, nn.Conv3d)) else 1
     rewrite, rows = weight_rewrite(module), Rows(*rows) if isinstance(rows, tuple) else rows
     verbs: set[Verb] = {"after", "parallel", "tap"}
     if rows is None:

@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import VpeftError, nearest
 from ..guarded import printable, short
 from .channels import ChannelsRule, adapt_channels
+from .describe import FramesRule
 from .library_create import UnknownModelName as UnknownModelName
 from .library_create import UnsuitableSize as UnsuitableSize
 from .library_create import create_from_open_clip, create_from_torchvision
@@ -49,6 +50,8 @@ def create_backbone(
     any_size: bool = False,
     channels: int | None = None,
     channels_rule: ChannelsRule = "repeat",
+    frames: int | None = None,
+    frames_rule: FramesRule = "interpolate",
     described: bool = True,
     trust: Trust = TYPED,
 ) -> nn.Module:
@@ -70,6 +73,10 @@ def create_backbone(
         channels: of the images, 1 to 16, where they are not those of the weights; the first convolution is adapted.
         channels_rule: how: "repeat" the pre-trained filters, take their "mean", or "new" ones, which `tune` then
             trains beside the adapter; see `ChannelsRule`.
+        frames: of clips (B, C, T, H, W), where clips are wanted: a video model is fitted to this number, and an image
+            model becomes a `FrameReader`, whose places and methods are those of the image model. None leaves the model
+            as it is.
+        frames_rule: what becomes of a video model's positions in time: "interpolate" or "first"; it is said.
         trust: what may be run and fetched; a name that a file gave may do less than one that was typed.
         described: False takes a transformers model that no family knows, for an anatomy to describe.
 
@@ -78,7 +85,8 @@ def create_backbone(
         NoWeights: the library's weights are not here and cannot be downloaded.
         BadWeights: the weights cannot be read or do not fit; every difference is listed.
         NotTrusted: the name is of code that may not be run, or of files that may not be fetched.
-        UnsuitableSize: the model does not take images of this size.
+        UnsuitableSize: the model does not take images of this size, or clips of so many frames.
+        NotAFrameReader: clips are wanted, and the model is neither for clips nor for images.
         BadChannels: the model cannot be made for so many channels.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -117,6 +125,14 @@ def create_backbone(
         notes = [*notes, *report.notes]
         digest = report.sha256
     fresh = (*anew, *(() if channels is None else adapt_channels(model, channels, channels_rule)))
+    if frames is not None:
+        from .clip_frames import for_clips
+
+        plain = model
+        model, more = for_clips(plain, frames, frames_rule)
+        notes = [*notes, *more]
+        inside = next((f"{part}." for part, module in model.named_modules() if module is plain and part), "")
+        fresh = tuple(f"{inside}{part}" for part in fresh)
     kept = None if weights is None or isinstance(weights, Mapping) else str(weights)
     origin = Origin(
         name=name,
@@ -129,6 +145,8 @@ def create_backbone(
         any_size=any_size,
         channels=channels,
         channels_rule=channels_rule,
+        frames=frames,
+        frames_rule=frames_rule,
         fresh=fresh,
         notes=tuple(notes),
     )

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import nn
 
@@ -26,25 +26,49 @@ class UnknownBackbone(VpeftError):
     """No family describes this model."""
 
 
+FramesRule = Literal["interpolate", "first"]
+"""How a table of positions in time is fitted to another number of frames: it is interpolated, or its first entries are
+taken."""
+
+
+class FitFrames(Protocol):
+    """Makes a video model take clips of `frames` frames, in place; returns sentences on what was changed.
+
+    Raises:
+        UnsuitableSize: the model does not take so many.
+    """
+
+    def __call__(self, model: nn.Module, frames: int, rule: FramesRule) -> list[str]: ...
+
+
 @dataclass(frozen=True)
 class Family:
-    """One registered family: its name, the dotted names of its classes, and the function that describes a model."""
+    """One registered family: its name, the dotted names of its classes, and the function that describes a model.
+
+    `fit_frames` is given by families of video models.
+    """
 
     name: str
     classes: tuple[str, ...]
     describe: Callable[[nn.Module], Backbone]
     summary: str
+    fit_frames: FitFrames | None = None
 
 
 _FAMILIES: dict[str, Family] = {}
 
 
-def family(name: str, *classes: str) -> Callable[[Callable[[nn.Module], Backbone]], Callable[[nn.Module], Backbone]]:
-    """Register the decorated function as the family that describes models of the dotted `classes`."""
+def family(
+    name: str, *classes: str, fit_frames: FitFrames | None = None
+) -> Callable[[Callable[[nn.Module], Backbone]], Callable[[nn.Module], Backbone]]:
+    """Register the decorated function as the family that describes models of the dotted `classes`.
+
+    `fit_frames` makes a video model take another number of frames.
+    """
 
     def add(function: Callable[[nn.Module], Backbone]) -> Callable[[nn.Module], Backbone]:
         summary = (function.__doc__ or "").strip().split("\n")[0]
-        _FAMILIES[name] = Family(name, classes, function, summary)
+        _FAMILIES[name] = Family(name, classes, function, summary, fit_frames)
         return function
 
     return add
@@ -90,6 +114,11 @@ def describe(model: nn.Module, anatomy: Anatomy | dict[str, Any] | Literal["gene
         " On the command line that is --anatomy FILE.toml or --anatomy generic."
         f" Known families: {_listing(known)}. To add one, write a file in vpeft/backbones/families/ (see CONTRIBUTING)."
     )
+
+
+def family_of(model: nn.Module) -> Family | None:
+    """Return the family that describes this model; None if there is none."""
+    return _family_of(model, families())
 
 
 def _family_of(model: nn.Module, known: dict[str, Family]) -> Family | None:

@@ -147,13 +147,6 @@ def unmasked(inner: Any, images: Tensor) -> dict[str, Any]:
     return {"pixel_values": images, "noise": ramp}
 
 
-def still_clip(inner: Any, images: Tensor) -> dict[str, Any]:
-    """An image is shown to a video model as a clip that stands still; (B, frames, C, H, W) passes as it is."""
-    if images.dim() == 4:
-        images = images[:, None].expand(-1, inner.config.num_frames, -1, -1, -1)
-    return {"pixel_values": images}
-
-
 def as_patches(inner: Any, images: Tensor) -> dict[str, Any]:
     """SigLIP 2 takes patches (B, N, p * p * C), channels last in each, and the grid that they come from."""
     batch, channels, height, width = images.shape

@@ -19,9 +19,7 @@ from .hf_model import (
     mean_of_map,
     mean_of_patches,
     mean_of_tokens,
-    normed_mean,
     pooler_output,
-    still_clip,
     token_of_last_layer,
     unmasked,
     with_hidden_states,
@@ -153,12 +151,6 @@ def read_model(model: Any, inner: Any, layers: Any, prefix: int) -> CheckpointRe
         return CheckpointReading(HfPooling(prepare, pooler_output), "map", final)
     if name.startswith("DPT"):  # its decoder reads the layers; nothing reads the norm behind them
         return CheckpointReading(HfPooling(with_hidden_states, token_of_last_layer), "token")
-    if name.startswith("VideoMAE"):
-        if not inner.config.use_mean_pooling:
-            return CheckpointReading(HfPooling(still_clip, first_token), "token", final)
-        after = model._modules.get("fc_norm")
-        read = normed_mean if after is not None else mean_of_tokens
-        return CheckpointReading(HfPooling(still_clip, read), "avg", after, True, last)
     if name.startswith("ViTMAE"):
         if inner.config.mask_ratio:
             raise UnknownBackbone(

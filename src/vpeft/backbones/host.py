@@ -113,6 +113,7 @@ class Towers(Backbone):
         """`towers` by name; their places are renamed so that they begin with it."""
         first = next(iter(towers.values()))
         self.module, self.host, self.tower_name = model, model, ""
+        self.frames_enter: nn.Module | None = None
         self.parts: dict[str, Backbone] = {}
         self._towers = {name: in_host(tower, model) for name, tower in towers.items()}
         for name, tower in towers.items():
@@ -157,6 +158,10 @@ class Towers(Backbone):
     def classifier(self) -> nn.Module:
         """A host with several towers ends in what its own forward pass makes of them."""
         return nn.Identity()
+
+    def at_outlet(self, inputs: Any) -> Tensor:
+        """The features that `pooled` returns."""
+        return self.pooled(inputs)
 
     def pooled(self, inputs: Any) -> Tensor:
         """{tower: inputs} -> the pooled features of these towers side by side, (B, the sum of their widths).

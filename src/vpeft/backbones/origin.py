@@ -25,6 +25,8 @@ class Origin(BaseModel):
         image_size: height and width in pixels that were asked for; None for the model's own.
         any_size: whether it was made so that it takes images of any size, where the library can.
         channels: of the images that were asked for; None for those of the weights.
+        frames: of clips that were asked for; None where none were.
+        frames_rule: how positions in time were fitted to them.
         channels_rule: how the first convolution was adapted to them.
         fresh: names of modules whose weights were made anew for them, so that they train beside every adapter.
         seed: of random weights, where it is known.
@@ -43,6 +45,8 @@ class Origin(BaseModel):
     any_size: bool = False
     channels: int | None = None
     channels_rule: Literal["repeat", "mean", "new"] = "repeat"
+    frames: int | None = None
+    frames_rule: Literal["interpolate", "first"] = "interpolate"
     fresh: tuple[str, ...] = ()
     seed: int | None = None
     notes: tuple[str, ...] = ()

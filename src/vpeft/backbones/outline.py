@@ -24,7 +24,7 @@ def _carrying(parts: Sequence[Place], more: Pairs = ()) -> Rewrites:
 
 
 def pixels(enter: Point, channels: int) -> Site:
-    """The images (B, channels, H, W), where the model first sees them."""
+    """The images (B, channels, H, W), or clips (B, channels, T, H, W), where the model first sees them."""
     return Site(
         name="pixels",
         width=channels,
@@ -219,7 +219,7 @@ def trunk(
     """
     if stages:
         first, last = stages[0], stages[-1]
-        where = where or Where(0, first.layout, first.grid, first.prefix, first.stride)
+        where = where or Where(0, first.layout, first.grid, first.prefix, first.stride, frames=first.frames)
         width_in, width = width_in or first.width, width or last.width
         enter, exit = enter or first.enter, exit or last.exit
     assert where is not None

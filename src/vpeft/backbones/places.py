@@ -44,6 +44,8 @@ class Place:
             heads read it as a map, and layers are told no grid. None for any other.
         local: True if the grid is that of a window or a pooled map and does not grow with the image.
         frames: time steps of the grid, for clips of the backbone's own length; None without a time axis.
+        per_frame: True if the frames of a clip pass one by one, as the images of a batch: (B * T, ...). The grid is
+            then that of one frame, and `frames` is T.
         prefix: tokens before the grid (class token, registers).
         stride: pixels per grid cell.
         own: the place's own parameters: name -> (module, attribute).
@@ -73,6 +75,7 @@ class Place:
     arrangement: Tensor | None = None
     local: bool = False
     frames: int | None = None
+    per_frame: bool = False
     prefix: int = 0
     stride: int = 1
     own: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
@@ -108,6 +111,7 @@ class Place:
             grid=self.grid,
             local=self.local,
             frames=self.frames,
+            per_frame=self.per_frame,
             prefix=self.prefix,
             stride=self.stride,
             scale=self.scale,
@@ -130,6 +134,8 @@ class Place:
     def grid_at(self, size: tuple[int, ...], count: int | None = None) -> tuple[int, ...] | None:
         """Return the grid of this place for inputs of any size: (H, W), or (T, H, W) for clips; None without a grid.
 
+        Where the frames of a clip pass one by one, it is the grid (H, W) of a frame.
+
         Args:
             size: height and width of the images in pixels, or frames, height and width of the clips.
             count: number of tokens at this place, without prefix tokens. It selects the grid if the size allows
@@ -145,7 +151,7 @@ class Place:
         spatial = size[-2:]
         grids = [self.grid] if self.local or self.scale is None else self.scale.grids(spatial, self.stride, self.grid)
         whole: list[tuple[int, ...]] = list(grids)
-        if self.frames is not None:
+        if self.frames is not None and not self.per_frame:
             timed = len(size) == 3 and self.scale is not None
             steps = self.scale.times(size[0], self.frames) if timed and self.scale is not None else self.frames
             whole = [(steps, *grid) for grid in grids]
@@ -361,11 +367,11 @@ class Projection(Place):
 
     @property
     def is_conv(self) -> bool:
-        return isinstance(self.module, nn.Conv2d)
+        return isinstance(self.module, (nn.Conv2d, nn.Conv3d))
 
     @property
     def weight(self) -> Tensor:
-        """The rows of the weight that belong to this place: (out, in) or (out, in / groups, kh, kw)."""
+        """The rows of the weight that belong to this place: (out, in), or (out, in / groups, [kt,] kh, kw)."""
         whole = stored_weight(self.module)
         return whole if self.rows is None else self.rows.take(whole, 0)
 

@@ -21,7 +21,10 @@ class MissingPlace(VpeftError):
 
 
 class Layout(Enum):
-    """The axes of the tensor at a place. Layers receive channels last unless they set `channels_first = True`."""
+    """The axes of the tensor at a place. Layers receive channels last unless they set `channels_first = True`.
+
+    The maps of clips have a time axis before H: B,T,H,W,D or B,D,T,H,W.
+    """
 
     TOKENS = "B,N,D"
     MAP = "B,H,W,D"

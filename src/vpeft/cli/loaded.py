@@ -240,6 +240,8 @@ def _made_again(
             any_size=origin.any_size,
             channels=origin.channels,
             channels_rule=origin.channels_rule,
+            frames=origin.frames,
+            frames_rule=origin.frames_rule,
             described=described,
             trust=trust,
         )

@@ -49,6 +49,16 @@ class Begin:
         self.switch.enter(images_size(inputs, self.time_axis))
 
 
+class CountFrames:
+    """A forward pre-hook where the frames of clips (B, C, T, H, W) part: layers are told T."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.switch.present.count(self.switch.frames, int(args[0].shape[2]))
+
+
 Op = TypeVar("Op")
 
 
@@ -80,7 +90,7 @@ class PointHook(ByAdapter[Operation]):
         self.switch, self.item, self.side = switch, point.item, point.side
         self.turn, self.call = turn, point.call
         # What these give is a new tensor, which nobody holds before the first hook.
-        self.makes_new = self.side == "output" and isinstance(point.module, (nn.Linear, nn.Conv2d))
+        self.makes_new = self.side == "output" and isinstance(point.module, (nn.Linear, nn.Conv2d, nn.Conv3d))
 
     def add(self, operation: Operation) -> None:
         """Insert in nesting order; among equals in order of arrival, but what leaves goes out in reverse order."""
@@ -317,6 +327,11 @@ class Wiring:
             # before all other hooks there
             handle = point.module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
             self._begins.append((point.module, handle))
+
+    def count_frames_at(self, module: nn.Module) -> None:
+        """Note the number of frames of each pass where `module` takes clips, while any adapter is attached."""
+        if all(found is not module for found, _ in self._begins):
+            self._begins.append((module, module.register_forward_pre_hook(CountFrames(self.switch))))
 
     def watch(self, module: nn.Module, adapter: str) -> None:
         """Say so where parameters inside `module` cannot learn, because it runs without gradients in a checkpoint."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from ..backbones.points import Layout, MissingPlace, NothingRead
 from ..backbones.rows import Rows
 from ..backbones.tokens import TokenCarrier
 from .forward_pass import Cell
-from .run_time_grid import RunTimeGrid, grid_of
+from .run_time_grid import RunTimeGrid, frames_of, grid_of
 from .switch import Switch
 
 QUERY = "query"
@@ -74,7 +75,7 @@ class Slot(Cell):
         else:
             now.keep(self, None)
         if self.turn:
-            value = value.permute(0, 2, 3, 1)
+            value = value.movedim(1, -1)
         return value if self.rows is None else self.rows.take(value, self.dim)
 
     def __getstate__(self) -> dict[str, object]:
@@ -110,16 +111,31 @@ def call(
     """layer(hidden, *more) with channels last, unless the layer asks for the library's own order.
 
     `came` is the layout of `hidden`, `goes` the layout in which the result is wanted, `ground` what tells the layer the
-    grid of this pass.
+    grid of this pass. The map of a clip, (B, T, H, W, D), is handed on frame by frame as (B * T, H, W, D), unless the
+    layer says `takes_time = True`.
     """
     own_order = getattr(layer, "channels_first", False)
     if came is Layout.CHANNELS_FIRST and not own_order:
-        hidden = hidden.permute(0, 2, 3, 1)
-    named = {} if ground is None else ground(hidden, more, own_order and came is Layout.CHANNELS_FIRST)
-    out: Tensor = layer(hidden, *more, **named)
+        hidden = hidden.movedim(1, -1)
+    first = own_order and came is Layout.CHANNELS_FIRST
+    if hidden.dim() == 5 and not getattr(layer, "takes_time", False):
+        at = 2 if first else 1
+        batch, frames = hidden.shape[0], hidden.shape[at]
+        hidden, *more = (_by_frame(one, at) for one in (hidden, *more))  # type: ignore[assignment]
+        named = {} if ground is None else ground(hidden, more, first)
+        out: Tensor = layer(hidden, *more, **named).unflatten(0, (batch, frames))
+        out = out.movedim(1, at)
+    else:
+        named = {} if ground is None else ground(hidden, more, first)
+        out = layer(hidden, *more, **named)
     if goes is Layout.CHANNELS_FIRST and not own_order:
-        out = out.permute(0, 3, 1, 2)
+        out = out.movedim(-1, 1)
     return out
+
+
+def _by_frame(tensor: Tensor, at: int) -> Tensor:
+    """The map of a clip, whose time axis is `at`, as maps of its frames (B * T, ...); other tensors as they are."""
+    return tensor.movedim(at, 1).flatten(0, 1) if tensor.dim() == 5 else tensor
 
 
 class Operation(ABC):
@@ -382,7 +398,7 @@ class Tap(Operation):
         first = self.layout is Layout.CHANNELS_FIRST
         turn = first and not getattr(self.layer, "channels_first", False)
         values = [slot.take() for slot in self.reads]
-        hidden = hidden.permute(0, 2, 3, 1) if turn else hidden
+        hidden = hidden.movedim(1, -1) if turn else hidden
         named = {} if self.ground is None else self.ground(hidden, values, first and not turn)
         result = self.layer(hidden, *values, **named)
         for slot in self.results:
@@ -404,9 +420,25 @@ class ReadForHead(Operation):
             value = value.movedim(1, -1)
         if place.arrangement is not None:
             value = _arranged(value, place)
-        grid = grid_of(place, value, False, now.size)
-        now.features_of(self.adapter)[place.name] = Feature(value, place.prefix, grid, place.stride)
+        grid, prefix = grid_of(place, value, False, now.size), place.prefix
+        if place.per_frame:
+            value, prefix, grid = self._of_clips(value, grid)
+        now.features_of(self.adapter)[place.name] = Feature(value, prefix, grid, place.stride)
         return hidden
+
+    def _of_clips(self, value: Tensor, grid: tuple[int, ...] | None) -> tuple[Tensor, int, tuple[int, ...] | None]:
+        """What passed frame by frame, as one sequence or map of each clip, without what stands before the grid.
+
+        (B * T, P + N, D) -> (B, T * N, D), or (B, T * (P + N), D) if the tokens lie on no grid; (B * T, H, W, D) ->
+        (B, T, H, W, D); (B * T, D) -> (B, T, D). Also the number of prefix tokens and the grid.
+        """
+        frames = frames_of(self.place, self.switch)
+        if value.dim() == 3 and grid is not None:
+            value = value[:, value.shape[1] - prod(grid) :]
+        value = value.unflatten(0, (-1, frames))
+        if value.dim() == 4:
+            value = value.flatten(1, 2)
+        return value, 0, None if grid is None else (frames, *grid)
 
 
 def _arranged(value: Tensor, place: Place) -> Tensor:

@@ -2,11 +2,13 @@
 
 A layer with `wants_grid = True` is called with `grid=(H, W)` of the place where it acts, (T, H, W) for clips. One with
 `wants_grids = True` is called with `grids=(...)`: that of each thing it reads, in order, None where there is none.
+One with `wants_frames = True` is called with `frames=T`, where the frames of clips pass one by one as a batch (B * T);
+with `frames=1` everywhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 from typing import Any
 
@@ -63,29 +65,44 @@ class RunTimeGrid:
         switch: knows the pass.
         place: where the layer acts.
         sources: where each thing that it reads comes from; None for what an edit made.
-        each: whether it asks for the grid of everything it reads instead of that of its place.
+        asked: the keywords that it asks for: "grid", "grids" of everything it reads, "frames".
     """
 
-    def __init__(self, switch: Switch, place: Place, sources: Sequence[Place | None], each: bool) -> None:
-        self.switch, self.place, self.sources, self.each = switch, place, tuple(sources), each
+    def __init__(self, switch: Switch, place: Place, sources: Sequence[Place | None], asked: Collection[str]) -> None:
+        self.switch, self.place, self.sources, self.asked = switch, place, tuple(sources), tuple(asked)
 
     def __call__(self, hidden: Tensor, values: Sequence[Tensor], first: bool) -> dict[str, Any]:
         """The keywords for a layer that is given `hidden` and the `values` that it reads."""
-        size = self.switch.present.size
-        if self.each:
+        size, told = self.switch.present.size, dict[str, Any]()
+        if "frames" in self.asked:
+            told["frames"] = frames_of(self.place, self.switch)
+        if "grids" in self.asked:
             pairs = zip(self.sources, values, strict=True)
-            return {"grids": tuple(grid_of(place, value, first, size) for place, value in pairs)}
+            told["grids"] = tuple(grid_of(place, value, first, size) for place, value in pairs)
+        if "grid" in self.asked:
+            told["grid"] = self._grid(hidden, first, size)
+        return told
+
+    def _grid(self, hidden: Tensor, first: bool, size: Grid | None) -> Grid:
         grid = grid_of(self.place, hidden, first, size)
         if grid is None:
             raise MissingPlace(
                 f"The tokens of {self.place.name} lie on no grid of rows and columns, and this method needs one."
             )
-        return {"grid": grid}
+        return grid
+
+
+def frames_of(place: Place, switch: Switch) -> int:
+    """The frames T of a clip that pass a place one by one in this pass, (B * T, ...); 1 where they do not."""
+    if not place.per_frame:
+        return 1
+    counted = switch.present.counted(switch.frames)
+    return counted or place.frames or 1
 
 
 def run_time_grid(
     layer: nn.Module | None, switch: Switch, place: Place, sources: Sequence[Place | None] = ()
 ) -> RunTimeGrid | None:
     """What tells a layer the grids of a pass; None for a layer that does not ask."""
-    each = bool(getattr(layer, "wants_grids", False))
-    return RunTimeGrid(switch, place, sources, each) if each or getattr(layer, "wants_grid", False) else None
+    asked = [word for word in ("grid", "grids", "frames") if getattr(layer, f"wants_{word}", False)]
+    return RunTimeGrid(switch, place, sources, asked) if asked else None

@@ -105,6 +105,7 @@ class Switch:
         asks_query: the adapters with an edit that reads the frozen model's own feature.
         keeps_precision: whether what an edit makes returns to the precision of what it edits: in a backbone of 16 bits
             with adapters in 32.
+        frames: the cell of the number of frames T that pass as images of the batch (B * T).
         watched: None except while `verify` looks: then each operation that runs is noted there.
     """
 
@@ -119,6 +120,7 @@ class Switch:
         self.guard = Guard()
         self.carriers: list[TokenCarrier] = []
         self.asks_query: set[str] = set()
+        self.frames = Cell()
         self.keeps_precision = False
         self.watched: list[object] | None = None
         self._start()

@@ -27,6 +27,7 @@ from .hooks import Wiring
 from .image_size import RAISED, size_refused
 from .merge import Merged, merge_edits
 from .mixed_precision import HALF, in_precision, mixed_precision
+from .operations import QUERY
 from .placed import MethodLike, Placed, placed_methods, require_on_host_path
 from .routed import Routing
 from .run_time_grid import images_size
@@ -168,6 +169,8 @@ class TunedModel(nn.Module):
         for tower in self.description.towers.values():
             if tower.pixels.enter is not None:
                 self._wiring.begin_at(tower.pixels.enter, tower.inputs.time_axis)
+            if tower.frames_enter is not None:
+                self._wiring.count_frames_at(tower.frames_enter)
         if self.origin is None and any(edit.verb == "unfreeze" and not edit.keep_original for edit in edits):
             self._remember_origin()
         like = _anchor(self.backbone)
@@ -181,7 +184,9 @@ class TunedModel(nn.Module):
                     edit.layer.to(device=like.device, dtype=precision)
                 adapter.put(edit)
                 carry_out(edit, name, self._wiring)
-            read = [seen.place(place) for place in reads_of(made) if place != "outlet"]
+            read = [seen.place(place) for place in reads_of(made) if place not in ("outlet", QUERY)]
+            if QUERY in reads_of(made):
+                self._wiring.switch.asks_query.add(name)
             levels = [place for place in read if seen is not self.description and place in seen.stages]
             others = [place for place in read if place not in levels]
             if read:
@@ -447,6 +452,9 @@ class TunedModel(nn.Module):
             return self._pooled(images)
 
     def _pooled(self, images: Tensor) -> Tensor:
+        return self.description.gathered(self._at_outlet(images), len(images))
+
+    def _at_outlet(self, images: Tensor) -> Tensor:
         with mixed_precision(self.backbone, self.adapters):
             images = in_precision(self.backbone, images)
             features: Tensor = self.description.outlet_anchor(self._of_backbone(images))
@@ -455,9 +463,9 @@ class TunedModel(nn.Module):
     def _of_backbone(self, images: Tensor) -> Tensor:
         """The backbone's pooled feature; an error that the images' size explains says so."""
         if torch.compiler.is_compiling():
-            return self.description.pooled(images)
+            return self.description.at_outlet(images)
         try:
-            return self.description.pooled(images)
+            return self.description.at_outlet(images)
         except RAISED as error:
             refused = size_refused(self.description, images_size(images), error)
             if refused is None:
@@ -498,7 +506,8 @@ class TunedModel(nn.Module):
     def _query(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
         """Return the frozen model's pooled feature of the inputs, in a separate pass without adapters."""
         with self.disable(), self._pass(inputs, named):
-            return self._pooled(*inputs, **named)
+            query: Tensor = self._at_outlet(*inputs, **named)
+            return query
 
     def outputs(self, features: Tensor, batch: Batch | None = None) -> Any:
         """Return the output of the active head, or of the model's own classifier, for pooled features (B, D).
@@ -518,7 +527,8 @@ class TunedModel(nn.Module):
     def _read(self, features: Tensor) -> Features:
         """Return the features that the head reads in this pass, by place."""
         now = self._wiring.switch.present
-        return Features({**now.features, "outlet": Feature(features)}, now.size)
+        query = {} if now.query is None else {QUERY: Feature(now.query if now.rows is None else now.query[now.rows])}
+        return Features({**now.features, **query, "outlet": Feature(features)}, now.size)
 
     def _hosted(self, *inputs: Any, **named: Any) -> Any:
         """Run the host of the tower, with the edits."""

@@ -1,4 +1,4 @@
-"""transformers' plain sequences of attention and MLP: ViT, DeiT, ViT-MAE, DINOv2, DINOv3, BEiT, CLIP, SigLIP, VideoMAE.
+"""transformers' plain sequences of attention and MLP: ViT, DeiT, ViT-MAE, DINOv2, DINOv3, BEiT, CLIP, SigLIP.
 
 One description for all: they differ in what the parts of a layer are called, in LayerScale, in the tokens before the
 grid, and in how the feature is pooled. Where two branches of a layer share a dropout, a branch ends at that call of it
@@ -53,12 +53,10 @@ MODELING = "transformers.models"
     f"{MODELING}.siglip.modeling_siglip.SiglipForImageClassification",
     f"{MODELING}.siglip2.modeling_siglip2.Siglip2VisionModel",
     f"{MODELING}.siglip2.modeling_siglip2.Siglip2ForImageClassification",
-    f"{MODELING}.videomae.modeling_videomae.VideoMAEModel",
-    f"{MODELING}.videomae.modeling_videomae.VideoMAEForVideoClassification",
     f"{MODELING}.dpt.modeling_dpt.DPTModel",
 )
 def describe_hf_vit(model: nn.Module) -> Backbone:
-    """transformers ViT, DeiT, ViT-MAE, DINOv2, DINOv3, BEiT, CLIP, SigLIP, VideoMAE, DPT, alone or for a task."""
+    """transformers ViT, DeiT, ViT-MAE, DINOv2, DINOv3, BEiT, CLIP, SigLIP, DPT, alone or for a task."""
     inner = tower(model)
     config, stem = inner.config, inner.embeddings
     if getattr(config, "is_hybrid", False):
@@ -89,9 +87,7 @@ def describe_hf_vit(model: nn.Module) -> Backbone:
     size, side = size_of(config), pair(config.patch_size)
     if isinstance(patch, nn.Linear):  # SigLIP 2 states a number of patches
         size = (int(config.num_patches**0.5) * side[0],) * 2
-    grid: tuple[int, int] | None = (size[0] // side[0], size[1] // side[1])
-    if isinstance(patch, nn.Conv3d):
-        grid = None
+    grid = (size[0] // side[0], size[1] // side[1])
     reading, carrier = read_model(model, inner, layers, prefix), TokenCarrier(prefix)
     shared_bias = inner._modules.get("shared_position_bias") is not None
     blocks = [
@@ -147,10 +143,6 @@ def _unused(model: nn.Module, inner: Any, stem: nn.Module, reading: CheckpointRe
 
 
 def _patch(module: nn.Module, tokens: Where) -> Projection:
-    if isinstance(module, nn.Conv3d):  # its map has a time axis, which no layout here has
-        place = projection("patch", module, tokens.but(Layout.CHANNELS_FIRST, 0))
-        place.verbs, place.exit = place.verbs & {"unfreeze", "reparametrize"}, None
-        return place
     layout = Layout.TOKENS if isinstance(module, nn.Linear) else Layout.CHANNELS_FIRST
     return projection("patch", module, tokens.but(layout, 0))
 
