@@ -96,6 +96,18 @@ class Head(nn.Module):
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadHead(f"The head {cls.kind!r} does not take {dict(options)}: {error}") from error
 
+    def grown(self, outputs: int) -> Self:
+        """A head of the same kind and settings with more outputs; its first rows are these, exactly.
+
+        Raises:
+            BadHead: this kind does not grow, or `outputs` is not more than there are.
+        """
+        growing = [kind for kind, one in all_heads().items() if one.grown is not Head.grown]
+        raise BadHead(
+            f"The head {self.kind!r} cannot take further outputs. Heads that can: {', '.join(growing)}. Train the"
+            " adapter anew with one of them, for instance --head linear."
+        )
+
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
         """Features of one pass -> the task's outputs, (B, K) or whatever the task's loss takes."""
         raise NotImplementedError(f"The head {self.kind!r} does not say what it computes: it has no forward.")
@@ -134,6 +146,24 @@ def _plain_settings(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
             " may take numbers, words, None, and lists or mappings of them."
         ) from error
     return plain
+
+
+def with_rows_of(fresh: nn.Module, old: nn.Module) -> None:
+    """Copy every tensor of a smaller head into a grown one: into its first rows, or whole where the shapes are equal.
+
+    Raises:
+        BadHead: the grown head is not larger.
+    """
+    own, given = fresh.state_dict(), old.state_dict()
+    if all(own[name].shape == value.shape for name, value in given.items()):
+        raise BadHead("A head grows to more outputs than it has; these are as many.")
+    for name, value in given.items():
+        if own[name].shape == value.shape:
+            own[name].copy_(value)
+        elif len(own[name]) > len(value):
+            own[name][: len(value)].copy_(value)
+        else:
+            raise BadHead(f"A head grows to more outputs than it has: {len(own[name])} are fewer than {len(value)}.")
 
 
 def pooled(features: Features | Tensor) -> Tensor:

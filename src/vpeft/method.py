@@ -164,6 +164,21 @@ class Method(BaseModel):
     def advance(self, tuned: TunedModel, progress: float) -> None:
         """Called before each step with the share of training that is done (0 to 1). The default does nothing."""
 
+    def begin_task(self, tuned: TunedModel, number: int, tasks: int | None = None) -> None:
+        """Called before task `number` (from 0) of a stream of tasks is learnt. The default does nothing.
+
+        It must do the same for a model whose tensors are loaded afterwards: a stream that goes on after a kill calls it
+        for each task that is done, in order, and then loads the tensors.
+
+        Args:
+            tuned: with this method on.
+            number: of the task; one training without a stream is task 0, which is not announced.
+            tasks: how many the stream has, where it is known.
+        """
+
+    def end_task(self, tuned: TunedModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Look at the images of a task of a stream once it is learnt. The default does nothing."""
+
     def after_backward(self, tuned: TunedModel) -> None:
         """Look at the gradients of a whole batch before the optimiser uses them. The default does nothing."""
 

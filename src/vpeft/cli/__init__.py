@@ -34,6 +34,8 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("train", "vpeft.cli.train:train", "Adapt a backbone to your images; saves one small adapter file.", _WORK),
     ("predict", "vpeft.cli.predict:predict", "Predict labels, numbers or maps with a saved adapter.", _WORK),
     ("evaluate", "vpeft.cli.evaluate:evaluate", "Evaluate a saved adapter on samples with known targets.", _WORK),
+    ("continual", "vpeft.cli.continual:continual", "Learn a stream of tasks, classes by and by, and measure.", _WORK),
+    ("extend", "vpeft.cli.extend:extend", "Add new classes to a saved adapter without its old images.", _WORK),
     ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
     ("bench", "vpeft.cli.bench:bench", "Run methods x data sets x seeds, with one record per run.", _COMPARE),
     ("search", "vpeft.cli.search:search", "Search a method's settings under a parameter budget.", _COMPARE),

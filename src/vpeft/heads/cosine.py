@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backbones.features import Features
-from ..head import BadHead, Head, pooled
+from ..head import BadHead, Head, pooled, with_rows_of
 from .linear import HEAD_STD
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ class CosineHead(Head):
             self.scale: Tensor = nn.Parameter(value)
         else:
             self.register_buffer("scale", value)
+
+    def grown(self, outputs: int) -> Self:
+        """With further directions, which start as all did; the scale is the same. See `Head.grown`."""
+        fresh = type(self)(**{**self.settings, "outputs": outputs}).to(self.weight)
+        with_rows_of(fresh, self)
+        return fresh
 
     def forward(self, features: Features | Tensor, batch: Batch | None = None) -> Any:
         """(B, D) -> (B, outputs), each from -s to s."""

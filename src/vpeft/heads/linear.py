@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
 from ..backbones.features import Features
-from ..head import Head, pooled
+from ..head import Head, pooled, with_rows_of
 
 if TYPE_CHECKING:
     from ..batch import Batch
@@ -25,6 +25,12 @@ class LinearHead(Head, nn.Linear):
         nn.Linear.__init__(self, width, outputs)
         nn.init.trunc_normal_(self.weight, std=HEAD_STD)
         nn.init.zeros_(self.bias)
+
+    def grown(self, outputs: int) -> Self:
+        """With further rows, which start as all rows did; see `Head.grown`."""
+        fresh = type(self)(self.in_features, outputs).to(self.weight)
+        with_rows_of(fresh, self)
+        return fresh
 
     def forward(self, features: Features | Tensor, batch: Batch | None = None) -> Any:
         """(B, D) -> (B, outputs)."""

@@ -17,7 +17,7 @@ from vpeft.training.checkpoint import must_agree, read_checkpoint
 from vpeft.training.evaluate import UnsuitableData
 from vpeft.training.failures import TrainingFailed
 from vpeft.training.interrupts import StopRequest
-from vpeft.training.loop import CHECKPOINT, AfterEpoch, Training
+from vpeft.training.loop import CHECKPOINT, AfterEpoch, AfterStep, Training
 from vpeft.training.machine import repeatable_kernels
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.progress import Display, display
@@ -47,6 +47,7 @@ def fit(
     progress: bool = True,
     workers: int = 0,
     after_epoch: AfterEpoch | None = None,
+    after_step: AfterStep | None = None,
     identity: dict[str, Any] | None = None,
     task: Task | None = None,
     acceleration: str | None = None,
@@ -70,6 +71,7 @@ def fit(
         progress: show progress on standard error: a live bar in a terminal, plain lines elsewhere.
         workers: number of loading processes; it does not change the result.
         after_epoch: called with the model and the epoch's record. Random numbers that it draws do not affect training.
+        after_step: called with the model after each optimiser step; what it keeps is no part of a checkpoint.
         identity: further facts (JSON) about data and model that a checkpoint must agree in.
         task: the task; None uses the task of the model's adapter, or classification.
         acceleration: replaces `optimisation.acceleration`: "auto", "off", or names separated by commas.
@@ -100,6 +102,7 @@ def fit(
             shown=display(progress),
             workers=workers,
             after_epoch=after_epoch,
+            after_step=after_step,
             identity=identity,
             task=task,
             shared=shared,
@@ -117,6 +120,7 @@ def _fit(
     shown: Display,
     workers: int,
     after_epoch: AfterEpoch | None,
+    after_step: AfterStep | None,
     identity: dict[str, Any] | None,
     task: Task | None,
     shared: SharedRecords | None,
@@ -137,6 +141,7 @@ def _fit(
             workers=workers,
             shown=shown,
             after_epoch=after_epoch,
+            after_step=after_step,
             identity=facts,
             task=task,
             shared=shared,

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
 
 AfterEpoch = Callable[["TunedModel", EpochRecord], None]
+AfterStep = Callable[["TunedModel"], None]
 # Gives None behind each step, or what the step asks for (see `Stepper.asking`), and is sent the answer.
 Steps = Generator[Tensor | None, Any, None]
 
@@ -71,7 +72,9 @@ class Training:
         task: Task | None,
         shared: SharedRecords | None = None,
         stream: BatchStream | None = None,
+        after_step: AfterStep | None = None,
     ) -> None:
+        self.after_step = after_step
         self.tuned, self.train, self.val, self.settings = tuned, train, val, settings
         self.task = task_of(tuned, train, task)
         self.task.check(train)
@@ -227,6 +230,8 @@ class Training:
             to_training_mode(self.tuned)
         for batch in self.batches.epoch(self.at.epoch, self.at.batch):
             yield from self.step(batch)
+            if self.after_step is not None:
+                self.after_step(self.tuned)
             self.at.count_time()
             self.show()
             if self.stop.requested:

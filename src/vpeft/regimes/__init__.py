@@ -1,0 +1,1 @@
+"""Procedures that call `fit` several times, or never: learning over time."""
