@@ -151,10 +151,11 @@ def _look(
             identity = features.shape == plain.shape and bool(
                 (features.detach() - plain).abs().max() <= _equal(plain.dtype) * plain.abs().max().clamp(min=1.0)
             )
-            ran_once = {id(operation) for operation in ran}
         loss = torch.zeros((), device=features.device)
         with raw_outputs():
             outputs = tuned.outputs(features)
+        if step == 0:
+            ran_once = {id(operation) for operation in ran}  # those at the outputs too
         for given in tensors_in(outputs):
             loss = loss + (given * torch.randn(given.shape[1:], device=given.device, dtype=given.dtype)).sum()
         penalty = tuned.penalty()

@@ -1,0 +1,104 @@
+"""Graphs run in onnxruntime give the model's answers, for batches of any size and for other adapters of the shape."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import vpeft
+from tests.unit.interop.adapters import adapted, close, images, shaken
+from vpeft.injection.merge import CannotMerge
+from vpeft.interop.onnx_export import export_onnx
+from vpeft.methods import SSF, AdaptFormer, BitFit, LoRA, VPTDeep
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"), [(LoRA(rank=2), "merged"), (LoRA(rank=2), "unmerged"), (VPTDeep(tokens=2), "unmerged")]
+)
+def test_onnxruntime_computes_the_same(method: vpeft.Method, weights: str, tmp_path: Path) -> None:
+    tuned = adapted("timm_vit", method)
+    stated = {"size": [32, 32], "mean": [0.5, 0.5, 0.5]}
+    made = export_onnx(
+        tuned, tmp_path / "a.onnx", weights=weights, labels=list("abcde"), preprocessing=stated, task="classification"
+    )
+    assert made.error <= 1e-4 and made.weights == weights and made.inputs == ("images",)
+    run = session(made.file)
+    for count in (1, 4):
+        x = torch.randn(count, 3, 32, 32)
+        (seen,) = run.run(None, {"images": x.numpy()})
+        assert close(torch.from_numpy(seen), tuned(x), 1e-4)
+    said = run.get_modelmeta().custom_metadata_map
+    assert json.loads(said["vpeft.labels"]) == list("abcde") and json.loads(said["vpeft.preprocessing"]) == stated
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2), BitFit()], ids=lambda one: one.name)
+def test_adapters_as_inputs(method: vpeft.Method, tmp_path: Path) -> None:
+    """One graph, two adapter files: what is in a file is fed to the graph."""
+    first, second = adapted("timm_vit", method), adapted("timm_vit", method)
+    shaken(second, seed=9, size=0.2)
+    made = export_onnx(first, tmp_path / "a.onnx", weights="inputs")
+    run = session(made.file)
+    x = torch.randn(2, 3, 32, 32)
+    answers = []
+    for number, tuned in enumerate((first, second)):
+        path = tuned.save(tmp_path / f"{number}.safetensors")
+        tensors = load_file(path)
+        assert set(made.inputs) == {"images", *tensors}
+        (seen,) = run.run(None, {"images": x.numpy(), **tensors})
+        assert close(torch.from_numpy(seen), tuned(x), 1e-4)
+        answers.append(seen)
+    assert np.abs(answers[0] - answers[1]).max() > 1e-2
+
+
+def test_switching_adapters_costs_little(tmp_path: Path) -> None:
+    """Other tensors with the same session: less than 5 ms more than the same tensors again."""
+    tuned = adapted("timm_vit", LoRA(rank=2))
+    run = session(export_onnx(tuned, tmp_path / "a.onnx", weights="inputs").file)
+    feeds = []
+    for seed in range(2):
+        shaken(tuned, seed)
+        feeds.append(
+            {"images": np.zeros((1, 3, 32, 32), np.float32)} | load_file(tuned.save(tmp_path / "a.safetensors"))
+        )
+    run.run(None, feeds[0])
+
+    def fastest(order: list[int]) -> float:
+        found = []
+        for _ in range(10):
+            start = time.perf_counter()
+            for number in order:
+                run.run(None, feeds[number])
+            found.append(time.perf_counter() - start)
+        return min(found)
+
+    assert fastest([0, 1, 0, 1]) - fastest([0, 0, 0, 0]) < 4 * 0.005
+
+
+@pytest.mark.parametrize("weights", ["merged", "unmerged"])
+def test_a_convolutional_net(weights: str, tmp_path: Path) -> None:
+    tuned = adapted("timm_convnext", SSF())
+    made = export_onnx(tuned, tmp_path / "a.onnx", weights=weights)
+    x = images(tuned.backbone)
+    (seen,) = session(made.file).run(None, {"images": x.numpy()})
+    assert close(torch.from_numpy(seen), tuned(x), 1e-4)
+
+
+def test_what_cannot_be_merged(tmp_path: Path) -> None:
+    tuned = adapted("timm_vit", AdaptFormer())
+    with pytest.raises(CannotMerge, match="cannot be folded"):
+        export_onnx(tuned, tmp_path / "a.onnx", weights="merged")
+    assert not (tmp_path / "a.onnx").exists()
+    assert export_onnx(tuned, tmp_path / "a.onnx").weights == "unmerged"
