@@ -41,6 +41,10 @@ class BadOption(VpeftError):
     """An option that the task does not have, or a value that it does not take."""
 
 
+class NoViews(VpeftError):
+    """A task that cannot put several views of a sample together."""
+
+
 class UnsuitableTargets(VpeftError):
     """Targets of another kind than the task learns, or none; the message names the task that fits."""
 
@@ -307,6 +311,21 @@ class Task(BaseModel):
         return {}
 
     # -- how it is judged ---------------------------------------------------------------------------------------------
+
+    def averaged(self, outputs: Any, views: int) -> Any:
+        """The outputs for samples that were seen in several views.
+
+        Args:
+            outputs: of B * `views` inputs, the views of a sample one after the other.
+            views: of each sample.
+
+        Returns:
+            outputs for B samples, of the same form, that say the mean over the views.
+
+        Raises:
+            NoViews: the task does not say how; the default does not.
+        """
+        raise NoViews(f"The task {self.name} does not average several views of a sample. Ask for one, views = 1x1.")
 
     @abstractmethod
     def metric(self) -> Metric:

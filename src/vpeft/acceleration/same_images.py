@@ -82,5 +82,6 @@ def _not_known(transform: Any) -> Iterator[str]:
         return
     steps = transform.transforms if isinstance(transform, v2.Compose) else [transform]
     for step in steps:
-        if not isinstance(step, known):
+        # Steps on clips say it themselves; they are drawn once for all frames.
+        if not isinstance(step, known) and getattr(step, "random", True):
             yield type(step).__name__

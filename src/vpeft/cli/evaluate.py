@@ -14,6 +14,8 @@ from vpeft.cli.failure import say_warning
 from vpeft.cli.flags import Switch, nested, with_flags
 from vpeft.cli.loaded import Device, open_adapter
 from vpeft.cli.validated import validated
+from vpeft.data.clips.clip_config import ClipConfig
+from vpeft.data.clips.views import in_views
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_for_evaluation
 from vpeft.errors import VpeftError
@@ -56,7 +58,7 @@ def _evaluate(
     adapter:
         The file that `vpeft train` saved.
     batch:
-        Images per pass.
+        Images, or views of clips, per pass.
     device:
         The device; auto uses the best one of this machine.
     weights:
@@ -82,12 +84,17 @@ def _evaluate(
     task = loaded.task
     config = config.model_copy(update={"target": task.target_kind})
     used = None if include_used else loaded.used_images
-    images = open_for_evaluation(config, task.data_labels, used).prepared(loaded.preprocessing, task)
+    preprocessing = loaded.preprocessing
+    if preprocessing.clip is not None:
+        config = config.model_copy(update={"clip": (config.clip or ClipConfig()).over(preprocessing.clip)})
+        preprocessing = preprocessing.with_clip(config.clip or ClipConfig())
+    images = open_for_evaluation(config, task.data_labels, used).prepared(preprocessing, task)
     if picture is not None and picture.suffix.lower() != ".png":
         raise NoPicture(f"The picture is a PNG file: name it {picture.with_suffix('.png').name}, not {picture.name}.")
     if picture is not None and type(task).picture is Task.picture:
         raise NoPicture(f"The task {task.name} draws no picture of its scores. Leave out --picture.")
-    scores = score(loaded.model, task.dataset(images, False), task=task, batch=batch, workers=config.workers)
+    samples = in_views(task.dataset(images, False), preprocessing)
+    scores = score(loaded.model, samples, task=task, batch=batch, workers=config.workers)
     if picture is not None:
         drawn = task.picture(scores.details)
         assert drawn is not None

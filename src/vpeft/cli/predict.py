@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,12 +14,16 @@ from rich.text import Text
 
 from vpeft.batch import Sample
 from vpeft.cli import show
+from vpeft.cli.clip_predictions import clip_predictions
 from vpeft.cli.coco_objects import CocoObjects
 from vpeft.cli.drawings import Drawings
 from vpeft.cli.failure import say_warning
 from vpeft.cli.flags import Switch
 from vpeft.cli.loaded import Device, Loaded, open_adapter
 from vpeft.cli.nothing_to_predict import NothingToPredict
+from vpeft.cli.validated import validated
+from vpeft.data.clips.clip_config import ClipConfig
+from vpeft.data.clips.find_clips import find_clips
 from vpeft.data.decoding import Limits
 from vpeft.data.images import UnreadableImage, find_images
 from vpeft.data.pixels import DEFAULT
@@ -42,18 +46,20 @@ def predict(
     allow_download: Switch = False,
     strict: Switch = False,
     draw: Path | None = None,
+    views: Annotated[str | None, Parameter(name=("--clip.views",))] = None,
     max_pixels: Annotated[int | None, _POSITIVE] = None,
     max_aspect: Annotated[float | None, _POSITIVE] = None,
     max_mib: Annotated[int | None, _POSITIVE] = None,
 ) -> None:
-    """Predict labels, numbers or maps of images with a saved adapter, as its task defines.
+    """Predict labels, numbers or maps of images, or labels of videos, with a saved adapter, as its task defines.
 
     Parameters
     ----------
     adapter:
         The file that `vpeft train` saved.
     images:
-        Image files, folders (searched with their sub-folders) or patterns such as `photos/*.jpg`.
+        Image files, folders (searched with their sub-folders) or patterns such as `photos/*.jpg`. For a model of
+        clips: videos, folders of frames, or patterns.
     top:
         Number of answers for each image, best first.
     format:
@@ -72,7 +78,10 @@ def predict(
         Stop at the first image that cannot be read, instead of skipping it with a warning.
     draw:
         Folder for a picture of each image with what is found: boxes, masks and names, or classes or depths in
-        colours. Class maps also go to masks/ as PNGs of class numbers, depths to depth/ as arrays for numpy.
+        colours. Class maps also go to masks/ as PNGs of class numbers, depths to depth/ as arrays for numpy. Of a
+        video, the frames that were seen.
+    views:
+        Views of a video, parts in time x crops in space, such as 4x3; those of the training by default.
     max_pixels:
         Height times width of the largest image to read, 178956970 by default; JPEG is read smaller.
     max_aspect:
@@ -82,22 +91,34 @@ def predict(
     """
     if not images:
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
-    files = find_images(images)
     loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download)
     if loaded.unsealed is not None:
         say_warning(loaded.unsealed)
+    files: Sized
+    limits = Limits(max_pixels, max_aspect, max_mib)
+    if loaded.preprocessing.clip is not None:
+        asked = ClipConfig() if views is None else validated(ClipConfig, {"views": views}, ())
+        clips = files = find_clips(images)
+        seen = loaded.preprocessing.with_clip(asked)
+        found = clip_predictions(loaded, clips, seen, batch=batch, strict=strict, limits=limits, draw=draw)
+        draw = None
+    elif views is not None:
+        raise NothingToPredict("--clip.views is for models of clips, and this one takes images. Leave it out.")
+    else:
+        named = files = find_images(images)
+        found = predictions_for(loaded, named, batch=batch, strict=strict, limits=limits)
     predictions: list[Prediction] = []
     drawings = None if draw is None else Drawings(draw, loaded)
     coco = CocoObjects(loaded.labels) if format == "coco" else None
-    limits = Limits(max_pixels, max_aspect, max_mib)
-    for one in predictions_for(loaded, files, batch=batch, strict=strict, limits=limits):
+    for one in found:
         if drawings is not None:
             drawings.add(one)
         if coco is not None:
             coco.add(one)
         predictions.append(replace(one, map=None, objects=None))  # pixels of many images would fill the memory
     if not predictions:
-        raise NothingToPredict(f"None of the {len(files)} files could be read as an image.")
+        what = "an image" if loaded.preprocessing.clip is None else "a clip"
+        raise NothingToPredict(f"None of the {len(files)} files could be read as {what}.")
     if coco is not None:
         show.as_json(coco.document())
     else:

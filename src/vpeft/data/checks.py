@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from vpeft.data.clips.clip import ClipNote, ClipPicture
 from vpeft.data.decoding import MissingImage, Stamp, opened_image
 from vpeft.data.images import UnreadableImage, image_suffixes, read, read_header
 from vpeft.data.items import FilePicture, Item, Picture, SplitName, digest
@@ -41,6 +42,7 @@ class CheckedImage:
         image: the decoded image, where it is to be kept.
         values: the range of its stored values, where they have more than eight bits.
         on_pixels: what looking at a target on the image's pixels gave.
+        notes: of a clip, what is worth saying though it is used.
     """
 
     item: Item
@@ -50,6 +52,7 @@ class CheckedImage:
     image: Any = None
     values: ValueRange | None = None
     on_pixels: CheckedTarget | None = None
+    notes: tuple[ClipNote, ...] = ()
 
 
 def look(
@@ -66,6 +69,8 @@ def look(
             read whatever the depth.
     """
     size: tuple[int, int] | None = None
+    if isinstance(item.picture, ClipPicture):
+        return _looked_at_clip(item, item.picture, depth, reading)
     try:
         picture, content, image = _looked(item.picture, depth, reading)
     except MissingImage:
@@ -84,6 +89,16 @@ def look(
         return checked
     target = _stamped(item.target).checked(depth, size, classes)
     return replace(checked, item=replace(item, target=target.target), on_pixels=target, unreadable=target.unreadable)
+
+
+def _looked_at_clip(item: Item, clip: ClipPicture, depth: CheckDepth, reading: Reading) -> CheckedImage:
+    try:
+        seen = clip.checked(depth, reading.limits)
+    except MissingImage:
+        return CheckedImage(item, missing=True)
+    except (UnreadableImage, OSError) as error:
+        return CheckedImage(item, unreadable=str(error))
+    return CheckedImage(replace(item, picture=seen.picture), seen.content, notes=seen.notes)
 
 
 def _stamped(target: OnPixels) -> OnPixels:
@@ -142,7 +157,7 @@ def look_at_all(
 
 def too_many(problems: Problems, total: int, allowed: float, source: str) -> None:
     """Raise `DataError` when more than the share `allowed` of `total` images is missing or unreadable."""
-    bad = problems.of("missing", "unreadable")
+    bad = problems.of("missing", "unreadable", "unreadable_clip")
     if not bad or len(bad) <= allowed * total:
         return
     kinds = dict.fromkeys(problem.kind for problem in bad)

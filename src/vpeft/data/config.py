@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from vpeft.data.clips.clip_config import ClipConfig
+
 # The name of a kind of target: a file of vpeft/data/targets, which `vpeft.data.target.target_of` looks up.
 TargetName = str
 Window = Literal["auto", "type", "percentiles"] | tuple[float, float]
@@ -33,6 +35,7 @@ _YOUNGER = (
     "max_pixels",
     "max_aspect",
     "max_mib",
+    "clip",
 )
 
 
@@ -133,6 +136,9 @@ class DataConfig(BaseModel):
     )
     cache: Literal["none", "ram"] = Field(default="none", description="Keep decoded images in memory.")
     cache_gib: float = Field(default=4.0, gt=0, description="Largest memory of the decoded images, in GiB.")
+    clip: ClipConfig | None = Field(
+        default=None, description="How frames are chosen, for sources of clips; setting any of it asks for clips."
+    )
     workers: int = Field(
         default=0, ge=0, le=256, description="Processes that load images; 0 loads in the training process."
     )

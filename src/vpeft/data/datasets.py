@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpeft.data.checks import compare_splits, look_at_all, most_fit, too_many
+from vpeft.data.clips.clip import ClipPicture
+from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.data.config import DataConfig, TargetName
 from vpeft.data.image_set import DecodedImages, ImageSet
 from vpeft.data.items import SPLITS, Item, Listing, SplitName
@@ -237,7 +239,8 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
         if seen.missing:
             listing.problems.add("missing", name)
         elif seen.unreadable:
-            listing.problems.add("unreadable", name, _without_path(seen.unreadable, seen.item))
+            kind: Kind = "unreadable_clip" if isinstance(seen.item.picture, ClipPicture) else "unreadable"
+            listing.problems.add(kind, name, _without_path(seen.unreadable, seen.item))
         elif seen.on_pixels is not None and seen.on_pixels.fault is not None:
             listing.problems.add(seen.on_pixels.fault[0], name, seen.on_pixels.fault[1])
         else:
@@ -248,6 +251,8 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
                 boxes.append(seen.on_pixels.boxes)
                 for note in seen.on_pixels.notes:
                     listing.problems.add(note.kind, name, note.detail)
+            for said in seen.notes:
+                listing.problems.add(said.kind, name, said.detail)
             if keep and cache is not None and seen.image is not None:
                 cache.keep(name, seen.image)
             continue
@@ -265,7 +270,10 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
             f"{config.source} holds no image with a {config.target} that fits:\n"
             + "\n".join(f"  {listing.problems.sentence(kind)}." for kind in _kinds(listing.problems))
         )
-    return _Looked(content, masks, _windowed(values, wide, config, listing.problems))
+    config = _windowed(values, wide, config, listing.problems)
+    if config.clip is None and any(isinstance(item.picture, ClipPicture) for item in everything):
+        config = config.model_copy(update={"clip": ClipConfig()})  # the data are clips, and it is not said how
+    return _Looked(content, masks, config)
 
 
 def _kinds(problems: Problems) -> list[Kind]:

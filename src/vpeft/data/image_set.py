@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vpeft.batch import Sample, as_sample
+from vpeft.data.clips.clip import Clip, as_tensor
 from vpeft.data.config import TargetName, Window
 from vpeft.data.images import UnreadableImage, as_eight_bits
 from vpeft.data.items import ArrayPicture, Item, in_order
@@ -33,28 +34,28 @@ Transform = Callable[..., Any]
 class DecodedImages:
     """A cache of decoded images by name. It stops adding images when `limit` bytes are used.
 
-    Images are kept as uint8 (H, W, 3), or as float (C, H, W) for other numbers of channels. If it is filled before
-    data-loading processes start, they share its memory (fork).
+    Images are kept as uint8 (H, W, 3), or as float (C, H, W) for other numbers of channels; clips as uint8
+    (T, H, W, 3), all frames. If it is filled before data-loading processes start, they share its memory (fork).
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._pixels: dict[str, NDArray[Any] | Tensor] = {}
+        self._pixels: dict[str, NDArray[Any] | Tensor | Clip] = {}
 
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def get(self, name: str) -> Image.Image | Tensor | None:
-        """Return the image of this name, if it is in the cache."""
+    def get(self, name: str) -> Image.Image | Tensor | Clip | None:
+        """Return the image or clip of this name, if it is in the cache."""
         pixels = self._pixels.get(name)
         return Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
 
-    def keep(self, name: str, image: Image.Image | Tensor) -> None:
-        """Add `image` if there is room."""
-        pixels = image if isinstance(image, Tensor) else np.asarray(image)
+    def keep(self, name: str, image: Image.Image | Tensor | Clip) -> None:
+        """Add `image` if there is room; of a clip, decode all frames."""
+        pixels = image if isinstance(image, Tensor | Clip) else np.asarray(image)
         if name not in self._pixels and self.used + pixels.nbytes <= self.limit:
-            self._pixels[name] = pixels
+            self._pixels[name] = pixels.loaded() if isinstance(pixels, Clip) else pixels
             self.used += pixels.nbytes
 
 
@@ -120,7 +121,9 @@ class ImageSet(Dataset[Sample]):
         image, drawn = self.image(index), self.drawn(index)
         name = self.items[index].name
         if self.transform is None:
-            if not isinstance(image, Tensor):
+            if isinstance(image, Clip):
+                image = as_tensor(image)
+            elif not isinstance(image, Tensor):
                 image = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
             if drawn is not None:
                 return Sample(image, self.target.untransformed(drawn, (image.shape[-2], image.shape[-1])), name)
@@ -140,6 +143,8 @@ class ImageSet(Dataset[Sample]):
     def image(self, index: int) -> Any:
         """Return image `index` in its own size: RGB, or a float tensor (C, H, W) for other numbers of channels.
 
+        Of a source of clips, return a `Clip`, whose frames are decoded when they are asked for.
+
         Raises:
             DataError: the file cannot be read any more.
         """
@@ -150,8 +155,12 @@ class ImageSet(Dataset[Sample]):
             image = item.picture.decode(reading=self.reading)
         except UnreadableImage as error:
             raise _changed_since(error) from error
+        if isinstance(image, Clip):
+            image = replace(image, label=item.label)
         if self.cache is not None:
             self.cache.keep(item.name, image)
+            if isinstance(image, Clip):
+                return self.cache.get(item.name) or image
         return image
 
     def drawn(self, index: int) -> Any:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from PIL import Image
@@ -17,6 +17,8 @@ from torchvision.transforms import v2
 
 from vpeft.backbones.origin import origin_of
 from vpeft.data.augmentation import policy_named
+from vpeft.data.clips.clip_config import FRAMES, ClipConfig
+from vpeft.data.clips.clip_steps import ClipTransform, InputLayout, SampleFrames, clip_fit, view_steps
 from vpeft.data.config import DataConfig, Window
 from vpeft.data.image_processors import any_size, complete, fields_of, of_family
 from vpeft.data.images import read
@@ -52,6 +54,9 @@ class Preprocessing(BaseModel):
     std: tuple[float, ...] = Field(default=(0.229, 0.224, 0.225), min_length=1, max_length=MOST_CHANNELS)
     # What is black and what is white in the files, see `DataConfig.window`.
     window: Window = "type"
+    # Of a backbone for clips: which frames it is shown, and the axis of time in its batches, see `InputSpec.time_axis`.
+    clip: ClipConfig | None = None
+    time_axis: Literal[1, 2] = 2
 
     @model_validator(mode="after")
     def _as_many_deviations_as_means(self) -> Self:
@@ -66,6 +71,9 @@ class Preprocessing(BaseModel):
         stated: dict[str, Any] = handler(self)
         if self.window == "type":  # as in every file that is older than the field
             stated.pop("window", None)
+        if self.clip is None:
+            stated.pop("clip", None)
+            stated.pop("time_axis", None)
         return stated
 
     @classmethod
@@ -176,7 +184,15 @@ class Preprocessing(BaseModel):
         """Return a copy with the size, channels and window of a data set's configuration."""
         chosen = self.resized(config.image_size) if config.image_size else self
         chosen = chosen.with_channels(config.channels) if config.channels else chosen
+        chosen = chosen.with_clip(config.clip) if config.clip is not None else chosen
         return chosen if config.window == chosen.window else chosen.model_copy(update={"window": config.window})
+
+    def with_clip(self, clip: ClipConfig, time_axis: Literal[1, 2] | None = None) -> Self:
+        """Return a copy for clips: with what `clip` sets, otherwise what is there, and 16 frames by default."""
+        merged = clip.over(self.clip)
+        if merged.frames is None and merged.sampling != "all":
+            merged = merged.model_copy(update={"frames": FRAMES})
+        return self.model_copy(update={"clip": merged, "time_axis": time_axis or self.time_axis})
 
     @property
     def channels(self) -> int:
@@ -219,10 +235,30 @@ class Preprocessing(BaseModel):
         An image is a PIL image or a uint8 tensor (3, H, W), or a float tensor (C, H, W) for other numbers of channels.
         Called with an image and a mask (`torchvision.tv_tensors.Mask`), it returns both, the mask as int64 `size`.
         """
+        if self.clip is not None:
+            return self.view(0, 0)
         return v2.Compose([AsPicture(self.channels), *self.fit.steps(), *self.normalised()])
+
+    def view(self, part: int, crop: int) -> v2.Compose:
+        """Return the transform of one view of a clip in tests: a clip -> float tensor (C, T, size), or (T, C, size).
+
+        Args:
+            part: which of `clip.parts` views in time.
+            crop: which of `clip.crops` in space.
+        """
+        assert self.clip is not None  # images have one view
+        sampled = SampleFrames(self.clip, random=False, part=part)
+        steps = view_steps(self.fit, self.clip.crops, crop)
+        return ClipTransform([sampled, *steps, *self.normalised(), InputLayout(self.time_axis)])
 
     def augmented(self, policy: str) -> v2.Compose:
         """Return the transform for training, with the named augmentation policy; raises `UnknownPolicy`."""
+        if self.clip is not None:
+            # Without augmentation the clips of training are those of validation: the same frames each time.
+            sampled = SampleFrames(self.clip, random=policy != "none")
+            steps = policy_named(policy)(clip_fit(self.fit))
+            layout = InputLayout(self.time_axis)
+            return ClipTransform([sampled, *steps, *self.normalised(), layout], self.clip.no_flip)
         return v2.Compose([AsPicture(self.channels), *policy_named(policy)(self.fit), *self.normalised()])
 
     def fitted(self) -> list[nn.Module]:

@@ -45,6 +45,9 @@ Kind = Literal[
     "same_id",
     "same_object",
     "no_objects",
+    "unreadable_clip",
+    "cut_off",
+    "uneven_rate",
 ]
 
 _TITLES: dict[str, str] = {
@@ -79,13 +82,16 @@ _TITLES: dict[str, str] = {
     "same_id": "annotations have the id of another one; all are kept",
     "same_object": "images state the same box of the same class more than once; it is kept once",
     "no_objects": "images have no object; they are kept as background",
+    "unreadable_clip": "files cannot be read as clips; they are skipped",
+    "cut_off": "videos are damaged or end early; the frames that can be decoded are used",
+    "uneven_rate": "videos change their frame rate; their frames are taken by number",
 }
 
 # These say something about the files, not about the labels: worth a note in the record, never a reason to stop.
 _NOTES: frozenset[str] = frozenset({"ignored"})
 
 # Said, since somebody may miss them, and no reason to stop either.
-_HARMLESS: frozenset[str] = frozenset({"hidden", "linked", "no_objects"})
+_HARMLESS: frozenset[str] = frozenset({"hidden", "linked", "no_objects", "uneven_rate"})
 
 
 class DataError(VpeftError):

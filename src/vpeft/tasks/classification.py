@@ -348,6 +348,11 @@ class Classification(Task):
         best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
         return self.model_copy(update={"temperature": round(math.exp(float(best.x)), 4)})
 
+    def averaged(self, outputs: Any, views: int) -> Tensor:
+        """Logits (B, K) whose probabilities are the mean of those of the views."""
+        logs = (outputs.double() / self.temperature).log_softmax(1).unflatten(0, (-1, views))
+        return ((logs.logsumexp(1) - math.log(views)) * self.temperature).to(outputs.dtype)
+
     def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
         """Every label with its probability, the most probable first."""
         probabilities = (outputs.float() / self.temperature).softmax(1)

@@ -174,6 +174,12 @@ class MultiLabel(Task):
         ]
         return self.model_copy(update={"thresholds": tuple(chosen)})
 
+    def averaged(self, outputs: Any, views: int) -> Tensor:
+        """Logits (B, K) whose probabilities are the mean of those of the views."""
+        logits = outputs.double().unflatten(0, (-1, views))
+        there, absent = functional.logsigmoid(logits).logsumexp(1), functional.logsigmoid(-logits).logsumexp(1)
+        return (there - absent).to(outputs.dtype)
+
     def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
         """The labels whose probability reaches their threshold, the most probable first."""
         probabilities = outputs.double().sigmoid()

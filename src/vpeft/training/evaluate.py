@@ -54,9 +54,11 @@ def evaluate(
 
     Args:
         tuned: the model. It stays on its device, runs in evaluation mode, and does not change.
-        dataset: `len(dataset)`, and `dataset[i]` -> (input, target), for instance (image (C, H, W), class number).
+        dataset: `len(dataset)`, and `dataset[i]` -> (input, target), for instance (image (C, H, W), class number). One
+            with an attribute `views` has so many views of each sample, one after the other, and their outputs are
+            averaged (`Task.averaged`).
         task: the task, which defines the metric; None uses the task of the model's adapter, or classification.
-        batch: batch size. It does not change the scores, except by rounding or with random transforms.
+        batch: batch size, of views where there are several. It does not change the scores, except by rounding or with random transforms.
         workers: number of loading processes; it does not change the scores.
         precision: arithmetic of the forward pass.
         records: the model on cached outputs of its frozen part; `dataset` then has row numbers of the cache as inputs.
@@ -73,7 +75,7 @@ def evaluate(
     for outputs, some in outputs_of(tuned, dataset, task, batch, workers, precision, records):
         task.check_batch(outputs, some)
         metric.update(outputs, some)
-    return scores_of(metric, task, len(dataset))
+    return scores_of(metric, task, len(dataset) // getattr(dataset, "views", 1))
 
 
 def outputs_of(
@@ -87,13 +89,17 @@ def outputs_of(
 ) -> Iterator[tuple[Any, Batch]]:
     """Return (outputs, batch) for all batches of a data set, in its order, on the CPU.
 
-    The model runs in evaluation mode, with the same random numbers each time.
+    The model runs in evaluation mode, with the same random numbers each time. Of samples with several views, the
+    outputs are averaged, and the batch has the inputs of their first views.
 
     Raises:
         NonFinite: the outputs contain NaN or infinity.
     """
     device = next((tensor.device for tensor in (*tuned.parameters(), *tuned.buffers())), torch.device("cpu"))
     model = tuned if records is None else records
+    views = getattr(dataset, "views", 1)
+    if views > 1:
+        batch = max(1, batch // views) * views  # whole samples
     batches = Batches(dataset, batch, workers=workers, reading=task)
     with torch.no_grad(), evaluation_mode(tuned), untouched_randomness():
         # A model that draws even in evaluation mode draws the same each time.
@@ -106,7 +112,18 @@ def outputs_of(
             if not finite(outputs):
                 where = (first_not_finite(tuned, there) if records is None else None) or "the outputs"
                 raise NonFinite(f"Evaluation found numbers that are not finite. The first such tensor is {where}.")
-            yield outputs, some
+            yield (outputs, some) if views == 1 else (task.averaged(outputs, views), _of_first_views(some, views))
+
+
+def _of_first_views(batch: Batch, views: int) -> Batch:
+    """The batch of every `views`-th input."""
+    parts = [batch[number : number + 1] for number in range(0, len(batch), views)]
+    return Batch(
+        torch.cat([part.inputs for part in parts]),
+        torch.cat([part.targets for part in parts]),
+        tuple(name for part in parts for name in part.ids),
+        batch.task,
+    )
 
 
 def on_processor(outputs: Any) -> Any:

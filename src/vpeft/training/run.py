@@ -21,9 +21,12 @@ from vpeft.backbones.host_create import host_name
 from vpeft.backbones.origin import Origin, origin_of, remember
 from vpeft.backbones.own_code import OWN_CODE
 from vpeft.backbones.trust import Trust
+from vpeft.data.clips.clip_config import FRAMES, ClipConfig
+from vpeft.data.clips.views import in_views
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.preprocessing import Preprocessing
+from vpeft.data.sources.registry import holds_clips
 from vpeft.host_formats.host_format import format_of
 from vpeft.injection.adapter_file import read_manifest, require_labels
 from vpeft.injection.load_adapter import start_from
@@ -130,7 +133,7 @@ class ReadyRun:
             record = self.record(result, error=result.reason if result.state == "failed" else None)
             return self.without_adapter(result, record)
         out, preprocessing = self.recipe.out, self.preprocessing
-        scored = _test_once(self.recipe, self.tuned, self.data) if test else None
+        scored = _test_once(self.recipe, self.tuned, self.data, preprocessing) if test else None
         adapter = None
         if out is not None:
             scores = {
@@ -247,7 +250,9 @@ def ready_run(
     trust = recipe.trust(code=False, download=False) if trust is None else trust
     unbound = recipe.task.build()
     shown = unbound.shown_size
-    model = _backbone(recipe, seed, None, trust, any_size=shown == "any")
+    clips = (recipe.data.clip or ClipConfig()) if holds_clips(recipe.data) else None
+    frames = None if clips is None else clips.frames
+    model = _backbone(recipe, seed, None, trust, any_size=shown == "any", frames=frames)
     if recipe.host is not None and recipe.task == TaskChoice():
         unbound = usual_task(model)()
     described = describe(model, recipe.anatomy)
@@ -255,8 +260,12 @@ def ready_run(
     size = shown if isinstance(shown, tuple) else size
     own_size = recipe.anatomy is None and recipe.host is None and not recipe.backbone.startswith(OWN_CODE)
     if size is not None and own_size and not described.facts.dynamic_size and size != described.facts.image_size:
-        model = _backbone(recipe, seed, size, trust)  # its positions are resized, and it is said
+        model = _backbone(recipe, seed, size, trust, frames=frames)  # its positions are resized, and it is said
         described = describe(model)
+    if clips is not None and described.inputs.takes_images:  # it reads each frame as an image
+        frames = FRAMES
+        model = _backbone(recipe, seed, None, trust, any_size=shown == "any", frames=frames)
+        described = describe(model, recipe.anatomy)
     stated = Preprocessing.from_model(model)
     if recipe.anatomy is not None:
         stated = stated.resized(described.facts.image_size)
@@ -266,13 +275,15 @@ def ready_run(
     train = unbound.dataset(data.train, True)
     val = None if data.val is None else unbound.dataset(data.val, False)
     task = unbound.bind(train)
+    if described.inputs.layout == "clips":
+        stated = stated.with_clip(ClipConfig(frames=described.inputs.frames), described.inputs.time_axis)
     require_labels(task.labels)
     if recipe.host is not None:
         classes = format_of(model, task.target_kind).classes
         if classes is not None and classes != len(task.labels):
             # before its layers are named as places: another model, with outputs for these classes
             named = recipe.model_copy(update={"backbone": host_name(recipe.host, len(task.labels))})
-            model = _backbone(named, seed, None, trust)
+            model = _backbone(named, seed, None, trust, frames=frames)
             described = describe(model)
     origin = origin_of(model) or Origin(name=recipe.backbone, pretrained=recipe.pretrained)
     # random tensors, or some where the file lacks them: the seed brings them back
@@ -338,7 +349,12 @@ def _stated(method: Method) -> dict[str, Any]:
 
 
 def _backbone(
-    recipe: Recipe, seed: int, size: tuple[int, int] | None, trust: Trust, any_size: bool = False
+    recipe: Recipe,
+    seed: int,
+    size: tuple[int, int] | None,
+    trust: Trust,
+    any_size: bool = False,
+    frames: int | None = None,
 ) -> nn.Module:
     with untouched_randomness():
         seed_everything(seed)
@@ -357,12 +373,13 @@ def _backbone(
         )
 
 
-def _test_once(recipe: Recipe, tuned: TunedModel, data: Datasets) -> Scores | None:
+def _test_once(recipe: Recipe, tuned: TunedModel, data: Datasets, preprocessing: Preprocessing) -> Scores | None:
     """Return the scores of the final weights on the test split, which nothing has read before."""
     if data.test is None:
+            frames=frames,
         return None
     task: Task = tuned.task
-    samples = task.dataset(data.test, False)
+    samples = in_views(task.dataset(data.test, False), preprocessing)
     return evaluate(tuned, samples, task=task, batch=recipe.optimisation.batch, workers=recipe.data.workers)
 
 

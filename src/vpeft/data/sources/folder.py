@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vpeft.data.config import DataConfig
@@ -51,29 +51,39 @@ class Folder:
             raise Label().refused(f"{root} (folders images and masks with the same names)", "mask")
         if not folders and any(is_image_name(file) for file in root.iterdir()):
             raise DataError(f"{root} holds images but no class folders. Put those of each class into a sub-folder.")
-        splits = {folder: split_of(folder.name) for folder in folders}
-        # A class may be called "train": a folder named like a split is one only if all are, and if it holds folders.
-        by_split = bool(folders) and all(splits.values())
-        nested = [
-            folder for folder, split in splits.items() if split and any(holds_image(one) for one in _folders(folder))
-        ]
-        if nested and not by_split:
-            others = ", ".join(folder.name for folder, split in splits.items() if not split)
-            raise DataError(
-                f"{root} mixes splits ({', '.join(folder.name for folder in nested)}) and other folders ({others}). "
-                "Keep train/, val/ and test/ alone in it, or point at the folder of classes."
-            )
-        if not by_split or not nested:
-            _add_classes(listing, root, root, None)
-            return listing
-        seen: dict[SplitName, Path] = {}
-        for folder, split in splits.items():
-            assert split is not None  # by_split
-            if split in seen:
-                raise DataError(f"{root} has two folders for {split}: {seen[split].name} and {folder.name}. Keep one.")
-            seen[split] = folder
+        for split, folder in folders_of_classes(root, holds_image):
             _add_classes(listing, root, folder, split)
         return listing
+
+
+def folders_of_classes(root: Path, holds: Callable[[Path], bool]) -> list[tuple[SplitName | None, Path]]:
+    """The folders of classes: `root` itself without a split, or its folders train, val and test.
+
+    Args:
+        root: the folder of the data set.
+        holds: whether something of a folder of a class is somewhere in a folder.
+
+    Raises:
+        DataError: splits and other folders are mixed, or two folders mean the same split.
+    """
+    splits = {folder: split_of(folder.name) for folder in _folders(root)}
+    # A class may be called "train": a folder named like a split is one only if all are, and if it holds folders.
+    by_split = bool(splits) and all(splits.values())
+    nested = [folder for folder, split in splits.items() if split and any(holds(one) for one in _folders(folder))]
+    if nested and not by_split:
+        others = ", ".join(folder.name for folder, split in splits.items() if not split)
+        raise DataError(
+            f"{root} mixes splits ({', '.join(folder.name for folder in nested)}) and other folders ({others}). "
+            "Keep train/, val/ and test/ alone in it, or point at the folder of classes."
+        )
+    if not by_split or not nested:
+        return [(None, root)]
+    seen: dict[SplitName | None, Path] = {}
+    for folder, split in splits.items():
+        if split in seen:
+            raise DataError(f"{root} has two folders for {split}: {seen[split].name} and {folder.name}. Keep one.")
+        seen[split] = folder
+    return list(seen.items())
 
 
 def _folders(root: Path) -> list[Path]:

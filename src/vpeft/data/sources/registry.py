@@ -33,7 +33,8 @@ class Source(Protocol):
     """One way of keeping labelled images.
 
     A source that gives other targets than one label for each image lists them in `targets`, names as in
-    `DataConfig.target`. Where these depend on what is named, a method `targets_in(config)` returns them.
+    `DataConfig.target`. Where these depend on what is named, a method `targets_in(config)` returns them. A source of
+    clips has `gives_clips = True`.
     """
 
     name: str
@@ -106,6 +107,15 @@ def find_source(config: DataConfig) -> Source:
         raise DataError(f"{config.source} exists, but is none of the layouts that vpeft reads:\n{kinds}")
     hint = nearest(config.source, known_names())
     raise DataError(f"There is no file or folder {config.source}, and no data set of that name. {hint}")
+
+
+def holds_clips(config: DataConfig) -> bool:
+    """Whether the data are clips: the configuration says how frames are chosen, or its source gives clips.
+
+    Raises:
+        DataError: as `find_source`.
+    """
+    return config.clip is not None or bool(getattr(find_source(config), "gives_clips", False))
 
 
 def with_its_target(config: DataConfig) -> DataConfig:
