@@ -152,7 +152,7 @@ class ImageSet(Dataset[Sample]):
         if self.cache is not None and (kept := self.cache.get(item.name)) is not None:
             return kept
         try:
-            image = item.picture.decode(reading=self.reading)
+            image: Any = item.picture.decode(reading=self.reading)
         except UnreadableImage as error:
             raise _changed_since(error) from error
         if isinstance(image, Clip):
