@@ -116,7 +116,7 @@ def test_predict_skips_what_it_cannot_read_and_says_so(capsys: pytest.CaptureFix
         (("train", "no.toml"), "no.toml"),
         (("report", "no/ledger"), "no/ledger"),
         (("bench", "--suite", "digts"), "Did you mean 'digits'?"),
-        (("explain", "lroa"), "Did you mean 'lora'"),
+        (("explain", "lroa"), "or 'lora'"),
         (("explain", "lora", "--backbone", "pocket_vti"), "pocket_vit"),
         (("data", "check", "digits", "--val-fraction", "2"), "--val-fraction"),
     ],

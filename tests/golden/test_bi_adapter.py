@@ -54,7 +54,7 @@ def test_levels_and_the_straight_gradient(bits: int) -> None:
     assert torch.allclose(normal.cdf(table), (edges[1:] + edges[:-1]) / 2, atol=1e-7)
     w = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     direction = torch.randn(5, 7, dtype=torch.float64)
-    (found,) = torch.autograd.grad((quantised(w, bits) * direction).sum(), w)
+    (found,) = torch.autograd.grad((quantised(w, levels(bits)) * direction).sum(), w)
     # by hand: e = v + c with c constant, Q = e sigma + m
     m, sigma = w.mean(), w.std()
     nearest = table[(((w - m) / (sigma + 1e-5))[..., None] - table).abs().argmin(-1)]
@@ -63,7 +63,7 @@ def test_levels_and_the_straight_gradient(bits: int) -> None:
         ((((w - m) / (sigma + 1e-5)) + c) * sigma * direction).sum() + (m * direction).sum(), w
     )
     assert torch.allclose(found, expected)
-    assert torch.allclose(quantised(w, bits), nearest * sigma + m)
+    assert torch.allclose(quantised(w, levels(bits)), nearest * sigma + m)
 
 
 def test_counts_and_starts() -> None:

@@ -21,9 +21,11 @@ class BenchConfig(BaseModel):
     )
     backbone: str = Field(default="pocket_vit", description="Name of the backbone; random:NAME is the same untrained.")
     tasks: tuple[str, ...] = Field(default=(), description="Only these tasks of the suite.")
-    seeds: int | None = Field(default=None, ge=1, description="How many seeds, instead of the tier's own number.")
+    seeds: int | None = Field(
+        default=None, ge=1, le=1000, description="How many seeds, instead of the tier's own number."
+    )
     out: Path = Field(default=Path("ledger"), description="Folder of the ledger; what is in it is not done again.")
-    workers: int = Field(default=1, ge=1, description="Processes that work side by side, with one thread each.")
+    workers: int = Field(default=1, ge=1, le=256, description="Processes that work side by side, with one thread each.")
     executor: str = Field(
         default="auto",
         description="Who carries out the runs: serial (this process), processes, or auto, which goes by the workers.",

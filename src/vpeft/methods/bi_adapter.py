@@ -68,15 +68,15 @@ def levels(bits: int) -> tuple[float, ...]:
     return tuple(found.tolist())
 
 
-def quantised(weight: Tensor, bits: int) -> Tensor:
-    """Q(w), with the gradient of w behind the rounding."""
-    if bits == 32:
+def quantised(weight: Tensor, table: tuple[float, ...]) -> Tensor:
+    """Q(w) to the levels of `table`, with the gradient of w behind the rounding; w itself where there are none."""
+    if not table:
         return weight
     mean, deviation = weight.mean(), weight.std()
     v = (weight - mean) / (deviation + 1e-5)
-    table = torch.tensor(levels(bits), dtype=v.dtype, device=v.device)
+    level = torch.tensor(table, dtype=v.dtype, device=v.device)
     with torch.no_grad():
-        step = table[torch.bucketize(v, (table[1:] + table[:-1]) / 2)] - v
+        step = level[torch.bucketize(v, (level[1:] + level[:-1]) / 2)] - v
     return (v + step) * deviation + mean
 
 
@@ -87,7 +87,8 @@ class QuantisedPair(nn.Module):
         super().__init__()
         self.down = nn.Parameter(torch.empty(bottleneck, width_in))
         self.up = nn.Parameter(torch.zeros(width, bottleneck))
-        self.bits, self.scale, self.dropout = bits, scale, nn.Dropout(dropout)
+        self.levels = () if bits == 32 else levels(bits)  # here, as a compiled pass cannot look into a cache
+        self.scale, self.dropout = scale, nn.Dropout(dropout)
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         if bits != 32:
             nn.init.trunc_normal_(self.up, std=1e-3, a=-2e-3, b=2e-3)
@@ -97,8 +98,8 @@ class QuantisedPair(nn.Module):
         return F.relu(inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.activate(F.linear(x, quantised(self.down, self.bits)))
-        return F.linear(self.dropout(inner), quantised(self.up, self.bits)) * self.scale
+        inner = self.activate(F.linear(x, quantised(self.down, self.levels)))
+        return F.linear(self.dropout(inner), quantised(self.up, self.levels)) * self.scale
 
 
 class QuantisedLowRank(QuantisedPair):
@@ -109,4 +110,4 @@ class QuantisedLowRank(QuantisedPair):
 
     def weight_delta(self) -> tuple[Tensor, None]:
         """What to add to the weight (out, in)."""
-        return self.scale * quantised(self.up, self.bits) @ quantised(self.down, self.bits), None
+        return self.scale * quantised(self.up, self.levels) @ quantised(self.down, self.levels), None

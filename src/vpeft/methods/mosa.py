@@ -57,6 +57,9 @@ class SplitBottleneck(Bottleneck):
         self.experts, self.share = experts, share
         owner = torch.randperm(width * bottleneck).reshape(width, bottleneck) % experts
         self.register_buffer("owner", owner.to(torch.uint8))
+        if experts > 1:
+            why = "W_up starts at zero, and passes no gradient on before the same part is drawn twice"
+            self.dormant = dict.fromkeys(("down.weight", "down.bias", "norm.weight", "norm.bias"), why)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.dropout(F.gelu(self.down(self.norm(x))))
