@@ -84,6 +84,7 @@ class Method(BaseModel):
 
     Class attributes, set by `@register` or by the class:
         name, family, category, paper, year, venue: for lists and records.
+        aliases: other names under which the method is found; records and files have `name`.
         trains_head_only: the method adds nothing but the head (linear probe).
         restorable: whether detaching gives the frozen backbone back bit by bit.
         variants: settings for backbones that lack the places of the defaults; the contract suite tries them in order.
@@ -93,6 +94,7 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: ClassVar[str] = ""
+    aliases: ClassVar[tuple[str, ...]] = ()
     family: ClassVar[str] = ""
     category: ClassVar[str] = ""
     paper: ClassVar[str] = ""
@@ -161,6 +163,16 @@ class Method(BaseModel):
         """A scalar that joins the loss, or None."""
         return None
 
+    def extra_loss(self, tuned: TunedModel, outputs: Any, loss: Callable[[Any], Tensor]) -> Tensor | None:
+        """A scalar that joins the loss in training, for methods whose layers make outputs of their own; or None.
+
+        Args:
+            tuned: with this method on, after its forward pass.
+            outputs: of the head in this pass.
+            loss: the task's loss of any outputs of the head for the same batch.
+        """
+        return None
+
     def advance(self, tuned: TunedModel, progress: float) -> None:
         """Called before each step with the share of training that is done (0 to 1). The default does nothing."""
 
@@ -215,6 +227,7 @@ Category = Literal["baseline", "addition", "partial", "unified", "multi-task"]
 Family = Literal["baseline", "adapter", "prompt", "prefix", "side", "specification", "reparameter", "unified"]
 MethodT = TypeVar("MethodT", bound=type[Method])
 _METHODS: dict[str, type[Method]] = {}
+_ALIASES: dict[str, str] = {}
 _CATEGORIES: dict[Family, Category] = {
     "baseline": "baseline",
     "adapter": "addition",
@@ -239,6 +252,7 @@ def register(
     category: Category | None = None,
     year: int | None = None,
     venue: str = "",
+    aliases: tuple[str, ...] = (),
 ) -> Callable[[MethodT], MethodT]:
     """Enter the decorated class under `name`.
 
@@ -249,15 +263,19 @@ def register(
         category: the survey's category; that of the family where it is not given.
         year: of the publication at `venue`; None for what has no paper of its own.
         venue: conference or journal, "arXiv" for a preprint, empty where it is not known.
+        aliases: other names that people know it by.
     """
 
     def add(kind: MethodT) -> MethodT:
-        taken = _METHODS.get(name)
-        if taken is not None and taken.__qualname__ != kind.__qualname__:
-            raise ValueError(f"The name {name!r} is taken by {taken.__module__}.{taken.__qualname__}.")
+        for one in (name, *aliases):
+            taken = _METHODS.get(_ALIASES.get(one, one))
+            if taken is not None and taken.__qualname__ != kind.__qualname__:
+                raise ValueError(f"The name {one!r} is taken by {taken.__module__}.{taken.__qualname__}.")
         kind.name, kind.family, kind.paper = name, family, paper
         kind.category, kind.year, kind.venue = category or _CATEGORIES[family], year, venue
+        kind.aliases = aliases
         _METHODS[name] = kind
+        _ALIASES.update(dict.fromkeys(aliases, name))
         return kind
 
     return add
@@ -276,13 +294,20 @@ def method_names() -> list[str]:
     return list(all_methods())
 
 
+def method_aliases() -> dict[str, str]:
+    """Other names of methods, each with the name that it stands for."""
+    all_methods()
+    return dict(sorted(_ALIASES.items()))
+
+
 def get_method(name: str) -> type[Method]:
-    """The method with this name.
+    """The method with this name or alias.
 
     Raises:
         UnknownMethod: with the nearest names.
     """
     known = all_methods()
-    if name not in known:
-        raise UnknownMethod(f"There is no method {name!r}. {nearest(name, known)}")
-    return known[name]
+    found = known.get(_ALIASES.get(name, name))
+    if found is None:
+        raise UnknownMethod(f"There is no method {name!r}. {nearest(name, [*known, *_ALIASES])}")
+    return found

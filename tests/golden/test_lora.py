@@ -97,3 +97,18 @@ def test_zeros_of_a_random_start_are_named() -> None:
     torch.manual_seed(0)
     with pytest.raises(vpeft.VpeftError, match=r"no gradient.*are all zero, as in a randomly.*zero_init_last=False"):
         vpeft.tune(timm.create_model("resnet18", num_classes=0), LoRA(rank=2), num_classes=3)
+
+
+def test_lora_plus_trains_B_faster_than_A() -> None:
+    from vpeft.training.groups import make_optimiser
+    from vpeft.training.optimisation import Optimisation
+
+    method = LoRA(rank=2, targets=("q", "v"), rate_ratio=16.0)
+    tuned = vpeft.tune(tiny_vit(), method, num_classes=2, show=False)
+    optimiser = make_optimiser(tuned.trainable(), Optimisation(lr=1e-3), tuned.rate_factors())
+    rates = {name: group["peak_lr"] for group in optimiser.param_groups for name in group["names"]}
+    assert {name.rpartition(".")[2] for name, rate in rates.items() if rate == 16e-3} == {"B"}
+    assert all((rate == 16e-3) == name.endswith(".B") for name, rate in rates.items())
+    assert "rate_ratio" in method.model_dump() and LoRA(**method.model_dump()) == method
+    # runs and files from before this field was there have the same fields as now
+    assert "rate_ratio" not in LoRA().model_dump() and LoRA(**LoRA().model_dump()) == LoRA()

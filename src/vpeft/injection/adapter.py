@@ -144,6 +144,14 @@ class Adapter(Node):
             if parameter.requires_grad:
                 yield name, parameter
 
+    def stated_rate_factors(self) -> dict[str, float]:
+        """Factors of the learning rate, by name; a layer states those of its tensors in an attribute `rate_factors`."""
+        return {
+            f"{prefix}.{key}" if prefix else key: factor
+            for prefix, module in self.named_modules()
+            for key, factor in getattr(module, "rate_factors", {}).items()
+        }
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that makes this adapter: parameters (each once) and persistent buffers, detached."""
         persistent = self.state_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -207,6 +207,37 @@ class TunedModel(nn.Module):
         self._note_stand_ins()
         self._activate(name)
         return self
+
+    def replace_method(self, old: Method, new: Method) -> None:
+        """Attach `new` in the place of `old` in the active adapter, before it has trained.
+
+        `prepare` calls it where the data decide which edits a method has. Head, task and the tensors of the adapter's
+        other methods stay as they are.
+
+        Raises:
+            AdapterError: the adapter does not have `old`, or trains the backbone's weights in place.
+        """
+        name = self._known(None)
+        adapter, placed = self.adapter(name), self._methods[name]
+        if all(one.method is not old for one in placed):
+            raise AdapterError(f"The adapter {name!r} does not have {old!r}. It has: {', '.join(map(str, placed))}.")
+        state = {key: tensor.clone() for key, tensor in self.adapter_state(name).items()}
+        statistics: Literal["frozen", "adapt"] = "adapt" if adapter.moving else "frozen"
+        methods = [(new if one.method is old else one.method, one.tower) for one in placed]
+        self.detach(name)
+        self.backbone.requires_grad_(False)
+        self.attach(
+            *({tower: method} if tower else method for method, tower in methods),
+            name=name,
+            head=adapter.head,
+            task=adapter.task,
+            statistics=statistics,
+            train=adapter.train_too,
+        )
+        with torch.no_grad():
+            for key, tensor in self.adapter_state(name).items():
+                if key in state and state[key].shape == tensor.shape:
+                    tensor.copy_(state[key])
 
     def _watch(self, name: str) -> None:
         """Watch blocks with unfrozen parameters: a reentrant checkpoint would not train them, so it raises an error."""
@@ -566,6 +597,10 @@ class TunedModel(nn.Module):
         """Yield name and parameter of everything that trains, each once; the head's names start with `head.`."""
         yield from self.adapter(name).trained()
 
+    def rate_factors(self, name: str | None = None) -> dict[str, float]:
+        """Return the factors by which the learning rate of trained tensors differs, where a method states one."""
+        return self.adapter(name).stated_rate_factors()
+
     def adapter_state(self, name: str | None = None) -> dict[str, Tensor]:
         """Return the live tensors of an adapter (trained parameters, buffers, head), by place."""
         return self.adapter(name).tensors()
@@ -599,6 +634,16 @@ class TunedModel(nn.Module):
     def penalty(self) -> Tensor | None:
         """Return the sum of the active methods' penalties; None if no method has one."""
         found = [value for method in self.methods() if (value := method.penalty(self)) is not None]
+        return torch.stack(found).sum() if found else None
+
+    def extra_loss(self, outputs: Any, loss: Callable[[Any], Tensor]) -> Tensor | None:
+        """Return the sum of what the active methods add to the loss from outputs of their own; None if none does.
+
+        Args:
+            outputs: of the head in the pass that has just ended.
+            loss: the task's loss of any outputs of the head for the same batch.
+        """
+        found = [value for method in self.methods() if (value := method.extra_loss(self, outputs, loss)) is not None]
         return torch.stack(found).sum() if found else None
 
     def advance(self, progress: float) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
@@ -50,6 +50,7 @@ class LoRA(Method):
     rounding; eva (2410.07170), A is the R principal directions of what enters the projection, which `prepare` measures.
     Here W itself stays: s (B A - B0 A0) is added to it, with the frozen start B0, A0. EVA's redistribution of ranks
     over the layers is left out (rho = 1). The convolutions' starts are ours: peft has them for linears only.
+    `rate_ratio`: B learns faster than A (LoRA+, 2402.12354).
     """
 
     variants = ({"targets": ("fc1", "fc2")}, {"targets": ("conv",)}, {"targets": ("all",)})
@@ -67,15 +68,23 @@ class LoRA(Method):
     """s = alpha / sqrt(R) instead of alpha / R, which keeps the size of the update for large R"""
     start: Start = "kaiming"
     """where A and B start: kaiming (as nn.Linear, B zero), gaussian, orthogonal, pissa, olora, eva"""
+    rate_ratio: float = Field(default=1.0, gt=0.0)
+    """learning rate of B over that of A; 16 in LoRA+"""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the ratio where it is one, so that stored runs and files from before it stay what they are."""
+        fields: dict[str, Any] = write(self)
+        return {key: value for key, value in fields.items() if key != "rate_ratio" or value != 1.0}
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
         alpha = self.rank if self.alpha is None else self.alpha
         scale = alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
         for place in chosen_places(backbone, self.targets, type(self).__name__):
-            if place.is_conv:
-                yield place.reparametrize(self._beside_conv(place, scale))
-            else:
-                yield place.parallel(self._beside_linear(place, scale))
+            layer = self._beside_conv(place, scale) if place.is_conv else self._beside_linear(place, scale)
+            if self.rate_ratio != 1.0:
+                layer.rate_factors = {"B": self.rate_ratio}  # type: ignore[assignment]
+            yield place.reparametrize(layer) if place.is_conv else place.parallel(layer)
 
     def _beside_linear(self, place: Projection, scale: float) -> nn.Module:
         if self.start in PARTS_OF_WEIGHT:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,25 +21,33 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and name.rpartition(".")[2] != "bias"
 
 
-def make_optimiser(named: Iterable[tuple[str, nn.Parameter]], settings: Optimisation) -> torch.optim.Optimizer:
+def make_optimiser(
+    named: Iterable[tuple[str, nn.Parameter]], settings: Optimisation, factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
     """Return the optimiser with up to four groups: head or adapter, decayed or not.
 
-    Each group has its `peak_lr` and its `names`.
+    Each group has its `peak_lr` and its `names`. Tensors with another factor of the rate have groups of their own.
+
+    Args:
+        named: names and parameters.
+        settings: rates, decay and the optimiser's name.
+        factors: by which the rates of some parameters are multiplied, by name; 1 for all others.
 
     Raises:
         NothingToTrain: `named` is empty.
     """
-    members: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
+    members: dict[tuple[str, bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named:
         part = "head" if name.split(".")[0] == "head" else "adapter"
-        members.setdefault((part, is_decayed(name, parameter)), []).append((name, parameter))
+        factor = (factors or {}).get(name, 1.0)
+        members.setdefault((part, is_decayed(name, parameter), factor), []).append((name, parameter))
     if not members:
         raise NothingToTrain(
             "Nothing is trained: no parameter requires a gradient. Attach a method, or give num_classes."
         )
     groups: list[dict[str, Any]] = []
-    for (part, decayed), pairs in members.items():
-        peak = settings.head_lr if part == "head" and settings.head_lr is not None else settings.lr
+    for (part, decayed, factor), pairs in members.items():
+        peak = factor * (settings.head_lr if part == "head" and settings.head_lr is not None else settings.lr)
         groups.append(
             {
                 "params": [parameter for _, parameter in pairs],

@@ -28,7 +28,7 @@ from vpeft.data.config import DataConfig
 from vpeft.errors import VpeftError, nearest
 from vpeft.guarded import read_toml
 from vpeft.head import BadHead
-from vpeft.method import Method, get_method, method_names
+from vpeft.method import Method, get_method, method_aliases, method_names
 from vpeft.method_spec import parse, parse_one
 from vpeft.task import DEFAULT, Task, all_tasks, full_name, get_task
 from vpeft.training.optimisation import MOVED, Optimisation
@@ -74,6 +74,12 @@ class MethodChoice(_Choice):
     name: str = Field(description="Name of the method; `vpeft methods` lists them.")
     fields: dict[str, Any] = Field(default_factory=dict, description="Its hyper-parameters; missing ones are default.")
     _method: Method = PrivateAttr()
+
+    @field_validator("name")
+    @classmethod
+    def _of_records(cls, name: str) -> str:
+        """Of a method with several names, the one for records."""
+        return get_method(name).name
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -333,7 +339,7 @@ def _unknown_of_method(values: Any, path: str) -> Iterator[str]:
     values = _as_choice(values)
     if not isinstance(values, Mapping) or "fields" in values or not isinstance(values.get("name"), str):
         return
-    known = method_names()
+    known = [*method_names(), *method_aliases()]
     if values["name"] not in known:
         yield f"{path}name: there is no method {values['name']!r}. {nearest(values['name'], known)}"
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -86,7 +87,7 @@ class Stepper:
         self.tuned, self.settings, self.machine, self.steps_per_epoch = tuned, settings, machine, steps_per_epoch
         self.task = task
         self.named = list(tuned.trainable())
-        self.optimiser = make_optimiser(self.named, settings)
+        self.optimiser = make_optimiser(self.named, settings, tuned.rate_factors())
         self.average = None if settings.ema is None else MovingAverage(self.named, settings.ema)
         # accelerate's optimiser is needed for the loss scale alone; it searches the installed packages at every step.
         self._scaled = machine.prepare_optimizer(self.optimiser) if machine.scaler is not None else None
@@ -157,6 +158,9 @@ class Stepper:
             penalty = self.tuned.penalty()
             if penalty is not None:
                 whole = whole + penalty
+            extra = self.tuned.extra_loss(outputs, partial(self._task_loss, part))
+            if extra is not None:
+                whole = whole + extra
             # Parts may differ by one sample: weighted so, their sum is the mean over the batch.
             whole = whole * (len(part) / len(batch))
             if given is not None:
@@ -171,6 +175,10 @@ class Stepper:
             for name, value in seen.items():
                 sums[name] = sums[name] + value if name in sums else value
         return float(loss), {name: float(value) for name, value in sums.items()}
+
+    def _task_loss(self, part: Batch, outputs: Any) -> Tensor:
+        """Return the task's loss of other outputs for the same part of a batch."""
+        return total(self.task.loss(outputs, part).values())
 
     def _apply(self, batch: Batch, loss: float, monitored: dict[str, float], at: TrainState) -> None:
         """Update the weights if loss and gradient are finite; otherwise leave them and raise."""

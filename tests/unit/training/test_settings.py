@@ -121,3 +121,16 @@ def test_groups_hold_each_parameter_once_with_its_rate_and_decay() -> None:
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(NothingToTrain, match="Attach a method"):
         make_optimiser([], Optimisation())
+
+
+def test_a_method_may_state_other_rates_for_some_tensors() -> None:
+    plain = tuned_vit()
+    named, settings = list(plain.trainable()), Optimisation(lr=1e-3, weight_decay=0.3)
+    assert plain.rate_factors() == {}
+    before, after = (make_optimiser(named, settings, factors) for factors in (None, plain.rate_factors()))
+    assert [g["names"] for g in before.param_groups] == [g["names"] for g in after.param_groups]
+    assert [g["peak_lr"] for g in before.param_groups] == [g["peak_lr"] for g in after.param_groups]
+    faster = make_optimiser(named, settings, {named[0][0]: 16.0})
+    rates = {name: group["peak_lr"] for group in faster.param_groups for name in group["names"]}
+    assert rates == {name: 16e-3 if name == named[0][0] else 1e-3 for name, _ in named}
+    assert sum(len(group["params"]) for group in faster.param_groups) == len(named)
