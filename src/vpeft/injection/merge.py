@@ -6,7 +6,8 @@ A layer states its change by one of these methods:
                                            writes: scale * y + shift
     linear_map() -> (M, m)                 `before` a projection, or between a norm and its only readers: x -> M x + m;
                                            `after` a projection: y -> M y + m
-`reparametrize` returns the merged weight itself; `unfreeze` needs no merge.
+`reparametrize` returns the merged weight itself; `unfreeze` needs no merge, nor does a layer that says `keeps_forward`:
+it changes the backward pass alone.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class Merged:
 
 def why_not(edit: Edit) -> str | None:
     """Return the reason why an edit cannot be merged; None if it can."""
+    if getattr(edit.layer, "keeps_forward", False):
+        return None
     reason = _without_form(edit)
     if reason is None and edit.reads:
         return f"{type(edit.layer).__name__} reads values that depend on the images"
@@ -157,7 +160,7 @@ def merge_edits(edits: Iterable[Edit], quantised: str | None = None) -> Merged:
     behind: list[tuple[Span, nn.Module]] = []  # edits of a branch follow the edits inside it
     for edit in edits:
         place, layer = edit.place, edit.layer
-        if layer is None:
+        if layer is None or getattr(layer, "keeps_forward", False):
             continue
         if edit.verb == "parallel" and isinstance(place, Projection):
             delta, shift = layer.weight_delta()  # type: ignore[operator]

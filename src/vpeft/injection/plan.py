@@ -136,6 +136,8 @@ def reach_of(edit: Edit, depth: int) -> int:
     """Return the first block that a gradient from this edit's output reaches; `depth` if it reaches none."""
     if edit.verb == "tap":
         return depth  # the edit that reads its result decides where the gradient enters the trunk
+    if getattr(edit.layer, "keeps_forward", False):
+        return depth  # it changes the gradient of what other edits train
     if edit.layer is not None and not edit.reads and not any(p.requires_grad for p in edit.layer.parameters()):
         return depth  # nothing trains here
     return min(edit.place.depth, depth)
