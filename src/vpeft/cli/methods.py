@@ -53,7 +53,10 @@ def methods(name: str | None = None, /, *, where: str | None = None, json: Switc
         show.console().print(Text(f"\n{len(had)} of {len(chosen)} methods. Properties hold for default settings."))
         return
     if name is None:
-        rows = [(one["name"], one["family"], one["paper"], one["summary"]) for one in described]
+        rows = [
+            (", ".join([one["name"], *one["aliases"]]), one["family"], one["paper"], one["summary"])
+            for one in described
+        ]
         show.console().print(show.table(("method", "family", "paper", "idea"), rows))
         show.console().print(Text(f"\n{len(rows)} methods. `vpeft methods NAME` lists the settings of one."))
         return
@@ -94,6 +97,7 @@ def describe_method(kind: type[Method]) -> dict[str, Any]:
     doc = inspect.getdoc(kind) or ""
     return {
         "name": kind.name,
+        "aliases": list(kind.aliases),
         "class": kind.__name__,
         "category": kind.category,
         "family": kind.family,
