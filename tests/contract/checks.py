@@ -83,8 +83,8 @@ def _settled(cell: Cell) -> TunedModel:
 
 def two_steps(tuned: TunedModel, images: Tensor) -> dict[str, bool]:
     """Two steps of Adam; says for each trained tensor whether it received a gradient in either."""
-    parameters = dict(tuned.trainable())
     tuned.prepare([(images, torch.arange(images.shape[0]) % CLASSES)])
+    parameters = dict(tuned.trainable())
     optimizer = torch.optim.Adam(parameters.values(), lr=0.02)
     live = dict.fromkeys(parameters, False)
     target = torch.arange(images.shape[0]) % CLASSES
