@@ -256,27 +256,27 @@ def ready_run(
     if recipe.host is not None and recipe.task == TaskChoice():
         unbound = usual_task(model)()
     described = describe(model, recipe.anatomy)
+    if clips is not None and described.inputs.takes_images:  # it reads each frame as an image
+        frames = FRAMES
+        model = _backbone(recipe, seed, None, trust, any_size=shown == "any", frames=frames)
+        described = describe(model, recipe.anatomy)
     size = None if recipe.data.image_size is None else (recipe.data.image_size,) * 2
     size = shown if isinstance(shown, tuple) else size
     own_size = recipe.anatomy is None and recipe.host is None and not recipe.backbone.startswith(OWN_CODE)
     if size is not None and own_size and not described.facts.dynamic_size and size != described.facts.image_size:
         model = _backbone(recipe, seed, size, trust, frames=frames)  # its positions are resized, and it is said
         described = describe(model)
-    if clips is not None and described.inputs.takes_images:  # it reads each frame as an image
-        frames = FRAMES
-        model = _backbone(recipe, seed, None, trust, any_size=shown == "any", frames=frames)
-        described = describe(model, recipe.anatomy)
     stated = Preprocessing.from_model(model)
     if recipe.anatomy is not None:
         stated = stated.resized(described.facts.image_size)
+    if described.inputs.layout == "clips":
+        stated = stated.with_clip(ClipConfig(frames=described.inputs.frames), described.inputs.time_axis)
     preprocessing = stated.for_data(recipe.data)
     data = images(recipe.data.model_copy(update={"target": unbound.target_kind}), preprocessing, unbound)
     preprocessing = data.preprocessing_of(preprocessing)  # a window that was found out is stated
     train = unbound.dataset(data.train, True)
     val = None if data.val is None else unbound.dataset(data.val, False)
     task = unbound.bind(train)
-    if described.inputs.layout == "clips":
-        stated = stated.with_clip(ClipConfig(frames=described.inputs.frames), described.inputs.time_axis)
     require_labels(task.labels)
     if recipe.host is not None:
         classes = format_of(model, task.target_kind).classes
@@ -370,13 +370,13 @@ def _backbone(
             trust=trust,
             channels=recipe.data.channels,
             channels_rule=recipe.channels_rule,
+            frames=frames,
         )
 
 
 def _test_once(recipe: Recipe, tuned: TunedModel, data: Datasets, preprocessing: Preprocessing) -> Scores | None:
     """Return the scores of the final weights on the test split, which nothing has read before."""
     if data.test is None:
-            frames=frames,
         return None
     task: Task = tuned.task
     samples = in_views(task.dataset(data.test, False), preprocessing)
