@@ -7,9 +7,10 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones.blocks import AttentionSite, Block
+from ..backbones.blocks import Block
 from ..backbones.points import MissingPlace
 from ..backbones.rows import Rows
+from .frozen_block import norm_of_heads, run_past_hooks
 
 EPS = 1e-5  # all norms of SynQT's side path; the backbone's own have 1e-6
 
@@ -84,7 +85,7 @@ class FrozenPath:
 
     def __call__(self, p: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """p (B, t, D), k and v (B, N, D) -> the queries after the block and both of its updates of them."""
-        q = _run(self.before, p)
+        q = run_past_hooks(self.before, p)
         module, rows = self.query
         weight, bias = module.weight, module.bias
         rows = rows or Rows(0, len(weight))  # type: ignore[arg-type]
@@ -93,17 +94,9 @@ class FrozenPath:
         for i, norm in enumerate(self.norms):
             split[i] = split[i] if norm is None else norm.forward(split[i])
         mixed = F.scaled_dot_product_attention(split[0], split[1], split[2]).transpose(1, 2).flatten(2)
-        h = _run(self.after, self.proj.forward(mixed))
-        change = _run(self.mlp, p + h)
+        h = run_past_hooks(self.after, self.proj.forward(mixed))
+        change = run_past_hooks(self.mlp, p + h)
         return p + h + change, h, change
-
-
-def _run(steps: tuple[nn.Module, ...], x: Tensor) -> Tensor:
-    for step in steps:
-        own = next(step.parameters(), None)
-        # in the precision of the frozen layers; past the step's own hooks: they belong to the image tokens
-        x = step.forward(x if own is None or own.dtype == torch.float32 else x.to(own.dtype))
-    return x
 
 
 def frozen_path(block: Block) -> FrozenPath:
@@ -118,17 +111,12 @@ def frozen_path(block: Block) -> FrozenPath:
     return FrozenPath(
         before=steps[:at],
         query=(attn.q.module, attn.q.rows),
-        norms=(_norm(attn, "q_norm"), _norm(attn, "k_norm")),
+        norms=(norm_of_heads(attn, "q_norm"), norm_of_heads(attn, "k_norm")),
         proj=attn.proj.module,
         after=steps[at + 1 :],
         mlp=block.mlp_branch.steps,
         heads=attn.core.heads,
     )
-
-
-def _norm(attn: AttentionSite, name: str) -> nn.Module | None:
-    end = attn.parts[name].exit if attn.has(name) else None
-    return None if end is None else end.module
 
 
 class QueryFusion(nn.Module):
