@@ -77,16 +77,20 @@ class FramedImage(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def padded(self, x: Tensor) -> Tensor:
+        """x shrunk, on black."""
         w = self.border.up.shape[1]
         height, width = x.shape[-2:]
-        delta: Tensor = self.border(torch.zeros_like(x[:1]))
         size = (height - 2 * w, width - 2 * w)
         images = x.reshape(-1, *x.shape[-3:]).float()  # clips frame by frame; no antialiasing in 16 bits
         small = F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True)
         small = small.reshape(*x.shape[:-2], *size).to(x.dtype)
         black = (self.mean / self.std).to(x.dtype)
-        padded = F.pad(small + black, (w, w, w, w)) - black
+        return F.pad(small + black, (w, w, w, w)) - black
+
+    def forward(self, x: Tensor) -> Tensor:
+        delta: Tensor = self.border(torch.zeros_like(x[:1]))
+        padded = self.padded(x)
         if self.unit:
             delta = _UnitGradient.apply(delta)
         return padded + delta / self.std.to(x.dtype)
