@@ -12,6 +12,7 @@ from vpeft.bench.protocol import Point
 from vpeft.bench.record import Costs, RecordedScores
 from vpeft.bench.sealed import Trained
 from vpeft.bench.splits import Split
+from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.method_spec import MethodSpec
 from vpeft.task import DEFAULT, Task, get_task
 
@@ -20,8 +21,8 @@ from vpeft.task import DEFAULT, Task, get_task
 class Assignment:
     """One training to be done: what (the identity), with which learning rate and decay, for which classes.
 
-    `folder` is the run's own, for checkpoints; what lies there may be from an attempt that was killed. `learns` and
-    `image_size` are those of the suite's task.
+    `folder` is the run's own, for checkpoints; what lies there may be from an attempt that was killed. `learns`,
+    `image_size` and `clip` are those of the suite's task.
     """
 
     identity: Identity
@@ -30,6 +31,7 @@ class Assignment:
     folder: Path
     learns: Task = field(default_factory=lambda: get_task(DEFAULT)())
     image_size: tuple[int, int] | None = None
+    clip: ClipConfig | None = None
 
 
 class TrainedRun(Trained, Protocol):

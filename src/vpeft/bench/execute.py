@@ -130,7 +130,8 @@ def _run(job: Job, record: RunRecord, ledger: Ledger, engine: Engine) -> RunReco
             f"{job.identity.data[:12]}. Runs on different data are different runs: start the benchmark again."
         )
     point, chosen = _point(job, ledger)
-    assignment = Assignment(job.identity, point, task.labels, ledger.work(job.key), task.learns, task.image_size)
+    folder = ledger.work(job.key)
+    assignment = Assignment(job.identity, point, task.labels, folder, task.learns, task.image_size, task.clip)
     scores, validation, trained = _train(job, task, assignment, engine)
     if validation is not None:
         chosen = chosen.model_copy(update={"validation": validation})

@@ -236,6 +236,9 @@ _STATED_OWN = Grid(lr=(2e-4,), weight_decay=(1e-4,))
 # Of dense prediction: 50 to 75 steps an epoch, since heads are learnt from nothing.
 _DENSE: dict[str, Any] = {"batch": 8, "measure": "leading metric", "of_task": {}}
 
+# Of clips: 30 steps an epoch of 480 clips.
+_CLIPS: dict[str, Any] = {"batch": 16}
+
 PROTOCOLS: dict[str, Protocol] = {
     rules.id: rules
     for rules in (
@@ -275,6 +278,25 @@ PROTOCOLS: dict[str, Protocol] = {
             own_weights=_STATED_OWN,
             seeds=1,
             **_DENSE,
+        ),
+        _protocol("pocket-video", "pocket-video", epochs=15, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3, **_CLIPS),
+        _protocol(
+            "pocket-video-quick",
+            "pocket-video, no search",
+            epochs=15,
+            grid=_STATED,
+            own_weights=_STATED_OWN,
+            seeds=1,
+            **_CLIPS,
+        ),
+        _protocol(
+            "pocket-video-smoke",
+            "pocket-video, one look",
+            epochs=2,
+            grid=_STATED,
+            own_weights=_STATED_OWN,
+            seeds=1,
+            **_CLIPS,
         ),
     )
 }

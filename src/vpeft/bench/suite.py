@@ -11,6 +11,7 @@ import numpy as np
 from vpeft.bench.key import canonical
 from vpeft.bench.sealed import SealedTest
 from vpeft.bench.splits import Split, SplitArrays
+from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.errors import VpeftError, nearest
 from vpeft.task import DEFAULT, Task, get_task
 
@@ -32,6 +33,7 @@ class BenchTask:
             `image_size` where these are not the defaults.
         learns: the task with its options (a head, a loss); one class for each image unless the suite says otherwise.
         image_size: (H, W) that images are brought to; None takes the size that the backbone states.
+        clip: of a task on clips, which frames a model sees; None for images.
     """
 
     suite: str
@@ -44,6 +46,7 @@ class BenchTask:
     digest: str
     learns: Task = field(default_factory=lambda: get_task(DEFAULT)())
     image_size: tuple[int, int] | None = None
+    clip: ClipConfig | None = None
 
     @property
     def full_name(self) -> str:

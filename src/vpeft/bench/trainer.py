@@ -94,11 +94,15 @@ class VpeftEngine:
         after_epoch: Callable[[Trained], None] | None,
     ) -> TrainedModel:
         identity = assignment.identity
-        model = copy.deepcopy(_backbone(identity.backbone, assignment.image_size))
+        clip = assignment.clip
+        frames = None if clip is None else clip.frames
+        model = copy.deepcopy(_backbone(identity.backbone, assignment.image_size, frames))
         settings, augmentation, unbound = self._settings(assignment)
         prepared = Preprocessing.from_model(model)
         if assignment.image_size is not None:
             prepared = prepared.resized(assignment.image_size)
+        if clip is not None:
+            prepared = prepared.with_clip(clip)
         methods = [get_method(method.name)(**method.fields) for method in identity.methods]
         with untouched_randomness():
             # The same start for all methods as far as they share it, and whatever ran before in this process.
@@ -195,14 +199,14 @@ def require_measured(name: str, value: float, split: str) -> None:
 
 
 @lru_cache(maxsize=2)
-def _backbone(name: str, image_size: tuple[int, int] | None = None) -> nn.Module:
-    """The backbone for images of a size, its own where none is stated; made once per process, every run gets a copy."""
+def _backbone(name: str, image_size: tuple[int, int] | None = None, frames: int | None = None) -> nn.Module:
+    """The backbone for images of a size, or clips; its own where none is stated. Made once, every run gets a copy."""
     plain = name.removeprefix(RANDOM)
     with untouched_randomness(), warnings.catch_warnings():
         # The suite states the size, so there is nothing to say about positions that are resized to it.
         warnings.simplefilter("ignore", ResizedPositions)
         seed_everything(0)
-        return create_backbone(plain, pretrained=plain == name, image_size=image_size).eval()
+        return create_backbone(plain, pretrained=plain == name, image_size=image_size, frames=frames).eval()
 
 
 @lru_cache(maxsize=4)
