@@ -160,8 +160,10 @@ def settle(model: nn.Module) -> nn.Module:
 def inputs(model: Any, images: Tensor) -> dict[str, Any]:
     """The arguments with which a user of the library would call the model."""
     kind = type(model).__name__
-    if kind.startswith("VideoMAE"):
+    if kind.startswith(("VideoMAE", "Vivit")):
         return {"pixel_values": images.transpose(1, 2)}
+    if kind.startswith("VJEPA2"):
+        return {"pixel_values_videos": images.transpose(1, 2)}
     if kind.startswith("Siglip2"):
         from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
@@ -188,6 +190,8 @@ def features(model: Any, images: Tensor) -> Tensor:
         handle.remove()
         return caught[0].flatten(1)
     outputs = model(**inputs(model, images))
+    if type(model).__name__.startswith("VJEPA2"):
+        return outputs.last_hidden_state.mean(1)  # type: ignore[no-any-return]
     if "feature_maps" in outputs:
         return outputs.feature_maps[-1].mean((2, 3))  # type: ignore[no-any-return]
     pooled = outputs.get("pooler_output")

@@ -92,7 +92,8 @@ class Backbone:
         unused: the other parameters, without those of the classifier.
         outlet_anchor, logits_anchor: identities that `TunedModel` runs, so that `outlet` and `logits` are places too.
         frames_enter: the module that takes a clip (B, C, T, H, W) and gives its frames as a batch (B * T, C, H, W), for
-            a model that reads frame by frame; None for any other. Its outlet is the feature of one frame.
+            a model that reads frame by frame; None for any other. Such a model has the place `clips` before it, and
+            `outlet` is the feature of one frame.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Backbone:
         scale = Scale(self.inputs.size, self.inputs.frames, patch, *facts.rounding)
         for place in self._index.values():
             place.scale = scale
-            if frames_enter is not None and place not in (pixels, self.logits, self.whole):
+            if frames_enter is not None and place not in (self._index.get("clips"), self.logits, self.whole):
                 place.per_frame, place.frames = True, self.inputs.frames
 
     def _describe_whole(self, top: list[Place]) -> Site:
@@ -379,6 +380,25 @@ class Backbone:
                     f" in {lacking[0] if lacking else 'any block'}. A block there has: {have};"
                     f" the whole model has: {self._listing()}."
                 )
+
+    def require_time(self, method: str, *, single: bool = False) -> None:
+        """Raise `MissingPlace` unless clips are read, for a method that lets frames see one another.
+
+        Args:
+            method: its name, for the message.
+            single: whether the frames must pass one by one, through a model for images.
+        """
+        name = self.facts.architecture
+        if self.inputs.frames is None:
+            raise MissingPlace(
+                f"{method} needs clips and the axis of time, and {name} takes {self.inputs.layout}. Let it read clips"
+                " frame by frame: create_backbone(name, frames=8), on the command line --clip.frames 8."
+            )
+        if single and self.frames_enter is None:
+            raise MissingPlace(
+                f"{method} needs the frames of a clip one by one, through a model for images, and {name} takes the clip"
+                " as a whole. Take an image model with create_backbone(name, frames=8)."
+            )
 
     def _listing(self) -> str:
         return ", ".join(name for name in self._index if "." not in name)

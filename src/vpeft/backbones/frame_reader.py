@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from ..errors import VpeftError
 from .describe import describe
 
+# by which a reader of data finds means and deviations
+STATED = ("pretrained_cfg", "config", "preprocessor_config", "preprocess_cfg")
+
 
 class NotAFrameReader(VpeftError):
     """A model cannot read clips frame by frame: it is none for images, or has several towers."""
@@ -32,6 +35,8 @@ class FrameReader(nn.Module):
         frames: T, of the clips for which checks are made; other numbers are read too.
     """
 
+    pretrained_cfg: dict[str, Any]
+
     def __init__(self, model: nn.Module, frames: int) -> None:
         super().__init__()
         inner = describe(model)
@@ -47,16 +52,21 @@ class FrameReader(nn.Module):
         self.frames = frames
         self.clips = nn.Identity()  # where clips enter, for edits of them
         self.apart = FramesAsBatch()
+        self.images = nn.Identity()  # where frames enter the image model
         self.training = model.training
         self.pooling = inner._pooled
-        for stated in ("pretrained_cfg", "config"):  # by which readers of data find sizes, means and deviations
+        self.image_size = inner.inputs.size
+        for stated in STATED:
             if hasattr(model, stated):
                 self.__dict__[stated] = getattr(model, stated)
+        if getattr(self, "pretrained_cfg", None):
+            channels, size = inner.inputs.channels, inner.inputs.size
+            self.pretrained_cfg = {**self.pretrained_cfg, "input_size": (channels, *size)}
 
     def frame_features(self, clips: Tensor) -> Tensor:
         """The features of all frames, (B * T, D)."""
         clips = self.clips(clips[:, :, None] if clips.dim() == 4 else clips)
-        features: Tensor = self.pooling(self.image_model, self.apart(clips))
+        features: Tensor = self.pooling(self.image_model, self.images(self.apart(clips)))
         return features
 
     def forward(self, clips: Tensor) -> Tensor:

@@ -39,6 +39,8 @@ PLAIN = {
     "ViTAttention": "vit",
     "ViTMAEAttention": "vit_mae",
     "VideoMAESelfAttention": "videomae",
+    "VivitAttention": "vivit",
+    "VJEPA2RopeAttention": "vjepa2",
 }
 
 

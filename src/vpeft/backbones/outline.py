@@ -36,6 +36,19 @@ def pixels(enter: Point, channels: int) -> Site:
     )
 
 
+def clips(enter: Point, channels: int) -> Site:
+    """The clips (B, channels, T, H, W), before their frames pass one by one."""
+    return Site(
+        name="clips",
+        width=channels,
+        enter=enter,
+        exit=None,
+        verbs=frozenset({"before", "tap"}),
+        layout=Layout.CHANNELS_FIRST,
+        depth=-1,
+    )
+
+
 def embedding(
     exit: Point | None, where: Where, width: int, own: dict[str, tuple[nn.Module, str]] | None = None, nesting: int = 4
 ) -> Site:

@@ -118,6 +118,27 @@ class Place:
             nesting=self.nesting,
         )
 
+    def run(self, hidden: Tensor) -> Tensor:
+        """Return what the frozen module of this place makes of another tensor (B, N, D), of any B and N.
+
+        Edits inside the module act, as they do where its weights were changed; edits at its two ends do not.
+
+        Raises:
+            MissingPlace: no single module runs from the input to the output of this place.
+        """
+        enter, exit = self.enter, self.exit
+        if enter is None or exit is None or enter.module is not exit.module:
+            raise MissingPlace(f"{self.name} is no single module that could run on another tensor.")
+        module: Any = enter.module
+        if isinstance(module, nn.MultiheadAttention):
+            out = module.forward(hidden, hidden, hidden, need_weights=False)
+        elif isinstance(enter.item, str):
+            out = module.forward(**{enter.item: hidden})
+        else:
+            out = module.forward(hidden)
+        found: Tensor = out[exit.item] if isinstance(out, tuple) else out  # type: ignore[index]
+        return found
+
     @property
     def cells(self) -> tuple[int, int]:
         """Rows and columns of the grid for inputs of the backbone's own size.
@@ -152,7 +173,7 @@ class Place:
         grids = [self.grid] if self.local or self.scale is None else self.scale.grids(spatial, self.stride, self.grid)
         whole: list[tuple[int, ...]] = list(grids)
         if self.frames is not None and not self.per_frame:
-            timed = len(size) == 3 and self.scale is not None
+            timed = len(size) == 3 and self.scale is not None and not self.local
             steps = self.scale.times(size[0], self.frames) if timed and self.scale is not None else self.frames
             whole = [(steps, *grid) for grid in grids]
         found = fitting(whole, count)

@@ -142,7 +142,7 @@ class PromptedBlock(SwinTransformerBlock):  # type: ignore[misc]
         carrier = cast(BesideTokens, self.vpeft_carrier)
         carrier.tokens = self.norm1.forward(tokens)
         x = x + self.stochastic_depth(self.attn(self.norm1(x)))
-        sequence = torch.cat([tokens + self.stochastic_depth.forward(carrier.tokens), x.flatten(1, 2)], dim=1)
+        sequence = torch.cat([tokens + self.stochastic_depth.forward(carrier.tokens), x.flatten(1, -2)], dim=1)
         sequence = sequence + self.stochastic_depth(self.mlp(self.norm2(sequence)))
         carrier.tokens = sequence[:, : tokens.shape[1]]
         return cast(Tensor, sequence[:, tokens.shape[1] :].reshape(x.shape))
@@ -159,7 +159,7 @@ class PromptedBlockV2(SwinTransformerBlockV2):  # type: ignore[misc]
         carrier = cast(BesideTokens, self.vpeft_carrier)
         x = x + self.stochastic_depth(self.norm1(self.attn(x)))
         own = self.norm1.forward(carrier.tokens)
-        sequence = torch.cat([tokens + self.stochastic_depth.forward(own), x.flatten(1, 2)], dim=1)
+        sequence = torch.cat([tokens + self.stochastic_depth.forward(own), x.flatten(1, -2)], dim=1)
         sequence = sequence + self.stochastic_depth(self.norm2(self.mlp(sequence)))
         carrier.tokens = sequence[:, : tokens.shape[1]]
         return cast(Tensor, sequence[:, tokens.shape[1] :].reshape(x.shape))

@@ -240,6 +240,7 @@ def _tap(edit: Edit, adapter: str, wiring: Wiring) -> None:
     point = place.exit if place.exit is not None else _enter(place)
     reads = _read(edit, adapter, wiring)
     operation = Tap(adapter, place.nesting, edit.layer, place.layout, reads, point.overwritten)
+    operation.timed = place.frames is not None
     operation.ground = _ground(edit, wiring)
     wiring.at(point, operation)
 

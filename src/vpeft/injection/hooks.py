@@ -330,7 +330,7 @@ class Wiring:
 
     def count_frames_at(self, module: nn.Module) -> None:
         """Note the number of frames of each pass where `module` takes clips, while any adapter is attached."""
-        if all(found is not module for found, _ in self._begins):
+        if not any(isinstance(hook, CountFrames) for hook in module._forward_pre_hooks.values()):
             self._begins.append((module, module.register_forward_pre_hook(CountFrames(self.switch))))
 
     def watch(self, module: nn.Module, adapter: str) -> None:

@@ -111,31 +111,86 @@ def call(
     """layer(hidden, *more) with channels last, unless the layer asks for the library's own order.
 
     `came` is the layout of `hidden`, `goes` the layout in which the result is wanted, `ground` what tells the layer the
-    grid of this pass. The map of a clip, (B, T, H, W, D), is handed on frame by frame as (B * T, H, W, D), unless the
-    layer says `takes_time = True`.
+    grid of this pass. Maps of clips, (B, T, H, W, D), are handed on frame by frame, see `FrameByFrame`.
     """
     own_order = getattr(layer, "channels_first", False)
     if came is Layout.CHANNELS_FIRST and not own_order:
         hidden = hidden.movedim(1, -1)
     first = own_order and came is Layout.CHANNELS_FIRST
-    if hidden.dim() == 5 and not getattr(layer, "takes_time", False):
-        at = 2 if first else 1
-        batch, frames = hidden.shape[0], hidden.shape[at]
-        hidden, *more = (_by_frame(one, at) for one in (hidden, *more))  # type: ignore[assignment]
-        named = {} if ground is None else ground(hidden, more, first)
-        out: Tensor = layer(hidden, *more, **named).unflatten(0, (batch, frames))
-        out = out.movedim(1, at)
-    else:
-        named = {} if ground is None else ground(hidden, more, first)
-        out = layer(hidden, *more, **named)
+    frames = FrameByFrame.of(layer, 2 if first else 1, hidden, more)
+    if frames is not None:
+        hidden, *more = frames.split  # type: ignore[assignment]
+    named = {} if ground is None else ground(hidden, more, first)
+    out: Tensor = layer(hidden, *more, **named)
+    if frames is not None:
+        out = frames.joined(out)
     if goes is Layout.CHANNELS_FIRST and not own_order:
         out = out.movedim(-1, 1)
     return out
 
 
-def _by_frame(tensor: Tensor, at: int) -> Tensor:
-    """The map of a clip, whose time axis is `at`, as maps of its frames (B * T, ...); other tensors as they are."""
-    return tensor.movedim(at, 1).flatten(0, 1) if tensor.dim() == 5 else tensor
+class FrameByFrame:
+    """Maps of clips (B, T, H, W, D) as maps of their frames (B * T, H, W, D), for a layer that knows no time.
+
+    What a clip has once, such as a pooled feature (B, D), is given to each of its frames, and what becomes of it is
+    averaged; what each frame has already stays. Layers with `takes_time = True` are given the maps as they are.
+
+    Args:
+        hidden: what the layer acts on.
+        more: what it reads.
+        at: the time axis of maps.
+        batch, frames: B and T of the maps.
+    """
+
+    def __init__(self, hidden: Tensor, more: Sequence[Tensor], at: int, batch: int, frames: int) -> None:
+        self.at, self.batch, self.frames = at, batch, frames
+        self.map, self.once = hidden.dim() == 5, len(hidden) == batch and frames > 1
+        self.split = [self._apart(one) for one in (hidden, *more)]
+
+    @classmethod
+    def of(cls, layer: nn.Module, at: int, hidden: Tensor, more: Sequence[Tensor]) -> FrameByFrame | None:
+        """What a layer is given; None where there is no map of a clip, or the layer takes these.
+
+        Raises:
+            MissingPlace: the maps have several numbers of steps in time, or meet the tokens of whole clips.
+        """
+        if getattr(layer, "takes_time", False):
+            return None
+        maps = [one for one in (hidden, *more) if isinstance(one, Tensor) and one.dim() == 5]
+        if not maps:
+            return None
+        steps, batch = {int(one.shape[at]) for one in maps}, len(maps[0])
+        if len(steps) > 1:
+            raise MissingPlace(
+                f"{type(layer).__name__} works frame by frame and reads maps of"
+                f" {' and '.join(map(str, sorted(steps)))} steps in time. Use a method that acts at one place at a"
+                " time."
+            )
+        if any(isinstance(one, Tensor) and one.dim() == 3 and len(one) == batch for one in (hidden, *more)):
+            raise MissingPlace(
+                f"{type(layer).__name__} reads the frames of a clip beside tokens of the whole clip, and is made for"
+                " images. Let an image model read frames: create_backbone(name, frames=8)."
+            )
+        return cls(hidden, more, at, batch, steps.pop())
+
+    def _apart(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, Tensor) or tensor.dim() < 2:
+            return tensor
+        if tensor.dim() == 5:
+            return tensor.movedim(self.at, 1).flatten(0, 1)
+        return tensor.repeat_interleave(self.frames, dim=0) if len(tensor) == self.batch else tensor
+
+    def joined(self, out: Tensor) -> Tensor:
+        """What the layer made of the frames, as of the clips."""
+        if not self.map and not self.once:
+            return out
+        clips = out.unflatten(0, (self.batch, self.frames))
+        return clips.movedim(1, self.at) if self.map else clips.mean(dim=1)
+
+    def sequence(self, tokens: Tensor) -> Tensor:
+        """Tokens (B * T, N, D) or maps (B * T, H, W, D) of frames as one sequence or map of each clip."""
+        clips = tokens.unflatten(0, (self.batch, self.frames))
+        return clips.flatten(1, 2) if clips.dim() == 4 else clips
 
 
 class Operation(ABC):
@@ -209,9 +264,15 @@ class SequenceForHead:
         self, layer: nn.Module, ground: RunTimeGrid | None, hidden: Tensor, values: Sequence[Tensor]
     ) -> Tensor:
         """The layer's pooled feature; its tokens and levels become what the head reads."""
+        frames = FrameByFrame.of(layer, 1, hidden, values)
+        if frames is not None:
+            hidden, *values = frames.split
         named = {} if ground is None else ground(hidden, values, False)
         asked = {"sequence": bool(self.places), **({"levels": True} if self.levels else {})}
         pooled, *given = layer(hidden, *values, **asked, **named)
+        if frames is not None:
+            pooled = frames.joined(pooled)
+            given = [frames.sequence(one) if isinstance(one, Tensor) else one for one in given]
         now, place = self.switch.present, self.source
         features = now.features_of(self.adapter)
         if self.places:
@@ -384,7 +445,12 @@ class TokensOut(Operation):
 
 
 class Tap(Operation):
-    """layer(h, *reads) is called; h passes unchanged. `results` are the slots of later edits that read what it gave."""
+    """layer(h, *reads) is called; h passes unchanged. `results` are the slots of later edits that read what it gave.
+
+    `timed` tells whether the place has an axis of time of its own, as the pixels of a clip do not.
+    """
+
+    timed = True
 
     def __init__(
         self, adapter: str, rank: float, layer: nn.Module, layout: Layout, reads: list[Slot], copy: bool = False
@@ -398,6 +464,11 @@ class Tap(Operation):
         first = self.layout is Layout.CHANNELS_FIRST
         turn = first and not getattr(self.layer, "channels_first", False)
         values = [slot.take() for slot in self.reads]
+        if hidden.dim() == 5 and not self.timed and not getattr(self.layer, "takes_time", False):
+            raise MissingPlace(
+                f"{type(self.layer).__name__} reads the pixels of an image, and here they are a clip's. Let an image"
+                " model read frames: create_backbone(name, frames=8)."
+            )
         hidden = hidden.movedim(1, -1) if turn else hidden
         named = {} if self.ground is None else self.ground(hidden, values, first and not turn)
         result = self.layer(hidden, *values, **named)

@@ -93,9 +93,17 @@ class RunTimeGrid:
 
 
 def frames_of(place: Place, switch: Switch) -> int:
-    """The frames T of a clip that pass a place one by one in this pass, (B * T, ...); 1 where they do not."""
+    """The frames T of a clip that pass a place one by one in this pass, (B * T, ...); 1 where they do not.
+
+    Raises:
+        MissingPlace: the batch holds windows of frames there.
+    """
     if not place.per_frame:
         return 1
+    if place.local:
+        raise MissingPlace(
+            f"{place.name} sees the windows of all frames as one batch, and this method needs the frames of clips."
+        )
     counted = switch.present.counted(switch.frames)
     return counted or place.frames or 1
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..backbones.backbone import Backbone
 from ..backbones.features import Feature, Features
 from ..backbones.module_names import whole_name
+from ..backbones.points import Point
 from ..errors import nearest
 from ..head import Head
 from ..method import Method
@@ -167,10 +168,11 @@ class TunedModel(nn.Module):
         previous = self._active
         self._activate(None)
         for tower in self.description.towers.values():
-            if tower.pixels.enter is not None:
-                self._wiring.begin_at(tower.pixels.enter, tower.inputs.time_axis)
             if tower.frames_enter is not None:
+                self._wiring.begin_at(Point(tower.frames_enter, "input"), tower.inputs.time_axis)
                 self._wiring.count_frames_at(tower.frames_enter)
+            elif tower.pixels.enter is not None:
+                self._wiring.begin_at(tower.pixels.enter, tower.inputs.time_axis)
         if self.origin is None and any(edit.verb == "unfreeze" and not edit.keep_original for edit in edits):
             self._remember_origin()
         like = _anchor(self.backbone)

@@ -100,7 +100,10 @@ def test_each_place_is_executed_once_with_its_width_and_layout(model: nn.Module)
         if channels != width and rows is None and not (isinstance(place, Norm) and "_norm" in place.name):
             problems.append(f"{place.name} {side}: {tuple(tensor.shape)} is not {width} wide")
         expected = {Layout.TOKENS: 3, Layout.MAP: 4, Layout.CHANNELS_FIRST: 4, Layout.VECTOR: 2}[layout]
-        timed = isinstance(place, Projection) and isinstance(place.module, nn.Conv3d)
+        clips = backbone.inputs.frames is not None
+        timed = clips and not place.per_frame and layout in (Layout.MAP, Layout.CHANNELS_FIRST)
+        if place.per_frame and len(tensor) % (2 * (backbone.inputs.frames or 1)):
+            problems.append(f"{place.name} {side}: {tuple(tensor.shape)} has no row for each frame of two clips")
         if tensor.dim() != expected + timed and "_norm" not in place.name:
             problems.append(f"{place.name} {side}: {tuple(tensor.shape)} is not {layout.value}")
 

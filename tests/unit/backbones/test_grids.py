@@ -15,6 +15,7 @@ import vpeft
 from tests.families import EVERY
 from tests.models import tiny_swin, tiny_vit
 from tests.unit.backbones.test_families import Look
+from vpeft.backbones.backbone import Backbone
 from vpeft.backbones.builders import Where, site
 from vpeft.backbones.grids import Scale
 from vpeft.backbones.places import Place, Site
@@ -61,7 +62,7 @@ def grids_seen(model: nn.Module, size: tuple[int, int]) -> list[tuple[Place, tup
     wiring.switch.on = "watch"
 
     def show(place: Place, value: Tensor) -> None:
-        axes = {Layout.MAP: value.shape[1:3], Layout.CHANNELS_FIRST: value.shape[2:4]}
+        axes = {Layout.MAP: value.shape[1:-1], Layout.CHANNELS_FIRST: value.shape[2:]}
         found.append((place, tuple(axes[place.layout]) if place.layout in axes else value.shape[1] - place.prefix))
 
     for place in backbone.places():
@@ -73,8 +74,13 @@ def grids_seen(model: nn.Module, size: tuple[int, int]) -> list[tuple[Place, tup
         ):
             wiring.at(place.exit, Look(partial(show, place)))
     with torch.no_grad():
-        vpeft.TunedModel(backbone)(torch.randn(2, backbone.inputs.channels, *size))
+        vpeft.TunedModel(backbone)(torch.randn(2, backbone.inputs.channels, *whole_size(backbone, size)))
     return [(place, seen) for place, seen in found if ".downsample" not in place.name]
+
+
+def whole_size(backbone: Backbone, size: tuple[int, int]) -> tuple[int, ...]:
+    """Height and width; of clips the frames too, twice as many as the model's own."""
+    return size if backbone.inputs.frames is None else (2 * backbone.inputs.frames, *size)
 
 
 @pytest.mark.parametrize("size", [None, *SIZES], ids=str)
@@ -84,14 +90,15 @@ def test_the_grid_of_a_run_is_what_the_tensors_show(name: str, size: tuple[int, 
     size = size or vpeft.describe(model).inputs.size
     size = WHOLE_PATCHES.get(name, size) if size == SIZES[-1] else size
     looked_at, wrong = 0, []
+    whole = whole_size(vpeft.describe(model), size)
     for place, seen in grids_seen(model, size):
         count = seen if isinstance(seen, int) else prod(seen)
-        alone = place.grid_at(size)
+        alone = place.grid_at(whole)
         assert alone is not None
         # a convolution that reduces keys and values rounds by itself, and the number of tokens shows how
         by_count = any(part in place.name for part in (".sr", ".attn.norm", ".attn.k", ".attn.v"))
-        told = place.grid_at(size, count) if by_count else alone
-        assert told is not None and place.grid_at(size, count) == told
+        told = place.grid_at(whole, count) if by_count else alone
+        assert told is not None and place.grid_at(whole, count) == told
         looked_at += 1
         if (prod(told) if isinstance(seen, int) else told) != seen:
             wrong.append((place.name, told, seen))

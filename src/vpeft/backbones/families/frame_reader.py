@@ -16,21 +16,23 @@ from ..inputs import InputSpec
 from ..points import Point
 
 
-@family("frames", "vpeft.backbones.frame_reader.FrameReader")
+@family("frame_reader", "vpeft.backbones.frame_reader.FrameReader")
 def describe_frames(model: nn.Module) -> Backbone:
     """An image model that reads clips frame by frame, with shared weights and the mean over time."""
     reader: Any = model
     inner = describe(reader.image_model)
     norm = inner.norm if inner.has_norm else None
     known = {id(place) for place in (inner.pixels, inner.trunk, *inner.stages, norm, inner.outlet, inner.logits)}
+    others = [place for place in inner.whole.parts.values() if id(place) not in known]
+    channels = inner.inputs.channels
     return Backbone(
         module=model,
-        facts=replace(inner.facts, family="frames"),
-        pixels=outline.pixels(Point(reader.clips, "input"), inner.pixels.width),
+        facts=replace(inner.facts, family="frame_reader"),
+        pixels=outline.pixels(Point(reader.images, "input"), channels),
         trunk=inner.trunk,
         stages=inner.stages,
         norm=norm,
-        others=[place for place in inner.whole.parts.values() if id(place) not in known],
+        others=[outline.clips(Point(reader.clips, "input"), channels), *others],
         pooled=frame_features,
         classifier=image_classifier,
         end=inner._end,

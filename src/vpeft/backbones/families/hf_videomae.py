@@ -1,11 +1,12 @@
 """transformers' VideoMAE: a plain sequence of the tubelets of a clip, with attention over space and time together.
 
 The library's clips are (B, T, C, H, W); those of vpeft, (B, C, T, H, W), are turned where the model is called. Its
-fixed table of positions is for one number of frames.
+fixed table of positions is for one number of frames. V-JEPA 2 and ViViT are such sequences too: `clip_sequence`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,7 +31,6 @@ from ..hf_model import (
 from ..hf_model import tower as tower_of
 from ..hf_reading import read_layer
 from ..inputs import InputSpec
-from ..places import Projection
 from ..points import Layout, Point
 from ..positions import say
 from ..tokens import TokenCarrier
@@ -71,53 +71,120 @@ def fit_frames(model: nn.Module, frames: int, rule: FramesRule) -> list[str]:
 def describe_hf_videomae(model: nn.Module) -> Backbone:
     """transformers VideoMAE, alone or for classes."""
     inner = tower_of(model)
-    config, layers, patch = inner.config, inner.encoder.layer, inner.embeddings.patch_embeddings.projection
-    width, depth, size, side = int(config.hidden_size), len(layers), size_of(config), pair(config.patch_size)
-    grid, steps = (size[0] // side[0], size[1] // side[1]), config.num_frames // config.tubelet_size
-    last, after = Point(layers[-1], "output"), model._modules.get("fc_norm")
+    config, stem, after = inner.config, inner.embeddings, model._modules.get("fc_norm")
     if config.use_mean_pooling:
-        read, final, mean = (mean_of_tokens if after is None else normed_mean), after, last
+        pooling = HfPooling(frames_first, mean_of_tokens if after is None else normed_mean)
     else:
-        read, final, mean = first_token, inner.layernorm, None
-    pooling, carrier = HfPooling(frames_first, read), TokenCarrier(0)
-
-    def where(index: int) -> Where:
-        return Where(index, Layout.TOKENS, grid, 0, side[0], frames=steps)
-
-    blocks = []
-    for index, layer in enumerate(layers):
-        found = read_layer(layer)
-        attn = attention_places(f"blocks.{index}.attn", found, where(index), width)
-        blocks.append(assembled(index, layer, found, attn, where(index), width, carrier))
-    trunk, stage = outline.tower(blocks, where(0), mean)
-    norms = None
-    if final is not None:
-        norms = norm("norm", final, where(depth) if mean is None else where(depth).but(Layout.VECTOR), width)
-    idle = [] if final is inner.layernorm or inner.layernorm is None else list(inner.layernorm.parameters())
-    return Backbone(
-        module=model,
-        facts=Facts(
+        after, pooling = inner.layernorm, HfPooling(frames_first, first_token)
+    side = pair(config.patch_size)
+    size = size_of(config)
+    return clip_sequence(
+        model,
+        TubeletSequence(
             family="hf_videomae",
-            library="transformers",
-            architecture=architecture(model),
-            image_size=size,
-            depth=depth,
-            width=width,
-            prefix_tokens=0,
-            pooling="token" if mean is None else "avg",
+            layers=inner.encoder.layer,
+            patch=stem.patch_embeddings.projection,
+            embedded=Point(stem, "output"),
+            pooling=pooling,
+            kind="avg" if config.use_mean_pooling else "token",
+            size=size,
+            side=side[0],
+            frames=config.num_frames,
+            steps=config.num_frames // config.tubelet_size,
+            final=after,
+            vector=config.use_mean_pooling,
+            idle=[layer for layer in (inner.layernorm,) if layer is not None and layer is not after],
         ),
-        pixels=pixels(config.num_channels, pooling),
-        trunk=trunk,
-        stages=[stage],
-        norm=norms,
-        others=[tubelets(patch, where(-1)), outline.embedding(Point(inner.embeddings, "output"), where(-1), width)],
-        pooled=pooling,
-        classifier=classifier,
-        unused=idle,
-        inputs=InputSpec(size, config.num_channels, layout="clips", names=("pixel_values",), frames=config.num_frames),
     )
 
 
-def tubelets(module: nn.Conv3d, tokens: Where) -> Projection:
-    """The convolution that makes tokens of tubelets, (B, C, T, H, W) -> (B, D, T', H', W')."""
-    return projection("patch", module, tokens.but(Layout.CHANNELS_FIRST, 0))
+@dataclass(frozen=True)
+class TubeletSequence:
+    """What a model of transformers for sequences of tubelets is, beside the parts of its layers.
+
+    Attributes:
+        family: the description's name.
+        layers: the blocks.
+        patch: the convolution that makes tokens.
+        embedded: where what enters the first block leaves.
+        pooling: how the feature is reached, and "token" or "avg" or "map" as its `kind`.
+        size, side, frames, steps: pixels, pixels of a cell, frames of a clip, and steps of the grid in time.
+        final: the last norm; `vector` if it comes behind the pooling.
+        prefix: tokens before the grid.
+        mean: whether the library's own mean over all tokens is the feature.
+        own: parameters of the embedding by their canonical names.
+        idle: modules whose output is not the feature.
+        carries: whether the blocks take sequences of any length; else `no_tokens` says why not.
+        name: of the model's input.
+    """
+
+    family: str
+    layers: Any
+    patch: nn.Conv3d
+    embedded: Point
+    pooling: HfPooling
+    kind: str
+    size: tuple[int, int]
+    side: int
+    frames: int
+    steps: int
+    final: nn.Module | None
+    vector: bool = False
+    prefix: int = 0
+    own: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    idle: list[nn.Module] = field(default_factory=list)
+    no_tokens: str = ""
+    name: str = "pixel_values"
+
+
+def clip_sequence(model: nn.Module, found: TubeletSequence) -> Backbone:
+    """The description of blocks over one sequence (B, n + T * H * W, D), step of time by step."""
+    config: Any = tower_of(model).config
+    width, depth = int(config.hidden_size), len(found.layers)
+    grid = (found.size[0] // found.side, found.size[1] // found.side)
+    carrier = None if found.no_tokens else TokenCarrier(found.prefix)
+    last = Point(found.layers[-1], "output")
+
+    def where(index: int) -> Where:
+        return Where(index, Layout.TOKENS, grid, found.prefix, found.side, frames=found.steps)
+
+    blocks = []
+    for index, layer in enumerate(found.layers):
+        parts = read_layer(layer)
+        attn = attention_places(f"blocks.{index}.attn", parts, where(index), width)
+        blocks.append(assembled(index, layer, parts, attn, where(index), width, carrier))
+    if found.kind != "avg":
+        mean = None
+    elif found.vector or found.final is None:
+        mean = last
+    else:
+        mean = Point(found.final, "output")
+    trunk, stage = outline.tower(blocks, where(0), mean)
+    after = where(depth).but(Layout.VECTOR) if found.vector else where(depth)
+    channels = int(found.patch.in_channels)
+    return Backbone(
+        module=model,
+        facts=Facts(
+            family=found.family,
+            library="transformers",
+            architecture=architecture(model),
+            image_size=found.size,
+            depth=depth,
+            width=width,
+            prefix_tokens=found.prefix,
+            pooling=found.kind,
+        ),
+        pixels=pixels(channels, found.pooling),
+        trunk=trunk,
+        stages=[stage],
+        norm=None if found.final is None else norm("norm", found.final, after, width),
+        others=[
+            projection("patch", found.patch, where(-1).but(Layout.CHANNELS_FIRST, 0)),
+            outline.embedding(found.embedded, where(-1), width, own=found.own),
+        ],
+        pooled=found.pooling,
+        classifier=classifier,
+        unused=[parameter for module in found.idle for parameter in module.parameters()],
+        inputs=InputSpec(found.size, channels, layout="clips", names=(found.name,), frames=found.frames),
+        no_tokens=found.no_tokens,
+    )

@@ -1,0 +1,70 @@
+"""Tiny models that read clips: an image model frame by frame, and models for clips of transformers and torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from torch import nn
+
+from tests.families.transformers_models import SEQUENCE, build
+from tests.models import roughen, tiny_swin, tiny_vit
+
+JEPA = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "mlp_ratio": 2,
+    "patch_size": 8,
+    "crop_size": 32,
+    "frames_per_clip": 4,
+    "tubelet_size": 2,
+    "pred_hidden_size": 12,
+    "pred_num_attention_heads": 2,
+    "pred_num_hidden_layers": 1,
+    "pred_num_mask_tokens": 1,
+}
+
+
+def frames(make: Callable[[], nn.Module] = tiny_vit, count: int = 4) -> nn.Module:
+    """A tiny ViT that reads four frames."""
+    from vpeft.backbones.frame_reader import FrameReader
+
+    return FrameReader(make(), count)
+
+
+def vjepa2(**options: Any) -> nn.Module:
+    return build("VJEPA2Model", "VJEPA2Config", **{**JEPA, **options})
+
+
+def vjepa2_classes() -> nn.Module:
+    return build("VJEPA2ForVideoClassification", "VJEPA2Config", **{**JEPA, "num_pooler_layers": 1, "num_labels": 3})
+
+
+def vivit(**options: Any) -> nn.Module:
+    more = {"num_frames": 4, "tubelet_size": [2, 8, 8], "num_labels": 3}
+    without = {key: value for key, value in SEQUENCE.items() if key != "patch_size"}
+    return build("VivitForVideoClassification", "VivitConfig", **{**without, **more, **options})
+
+
+def swin3d(clip: int = 6, size: int = 32, window: tuple[int, int, int] = (2, 3, 3), **options: Any) -> nn.Module:
+    """A grid of 3 x 8 x 8, then 3 x 4 x 4, in windows of 2 x 3 x 3, all padded, every second shifted; widths 12, 24."""
+    from torchvision.models.video.swin_transformer import SwinTransformer3d
+
+    chosen = {"stochastic_depth_prob": 0.1, **options}
+    model: Any = SwinTransformer3d([2, 4, 4], 12, [2, 2], [2, 2], list(window), 2.0, **chosen)
+    model.head = nn.Identity()
+    model.image_size, model.clip_frames = size, clip
+    return roughen(model)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"frame_reader": frames, "torchvision_swin3d": swin3d}
+# what the contract need not run on, because it is like those
+VARIANTS: dict[str, Callable[[], nn.Module]] = {
+    "frame_reader_of_swin": lambda: frames(tiny_swin, 3),
+    "torchvision_swin3d_whole": lambda: swin3d(8, 16, (8, 7, 7)),
+}
+if find_spec("transformers") is not None:
+    MODELS |= {"hf_vjepa2": vjepa2}
+    VARIANTS |= {"hf_vivit": vivit, "hf_vjepa2_classes": vjepa2_classes}
