@@ -65,6 +65,7 @@ def _findings() -> Iterator[Finding]:
     yield _processor()
     yield from _devices()
     yield from extras()
+    yield videos()
     yield _space()
     yield _attempt("shipped backbone", _shipped_backbone)
     yield _attempt("adapt, save, load", _round_trip)
@@ -109,6 +110,19 @@ def extras() -> Iterator[Finding]:
         if packages:
             said = f'without {", ".join(missing)}: pip install "vpeft[{name}]"' if missing else "installed"
             yield Finding(f"extra {name}", None, said)
+
+
+def videos() -> Finding:
+    """Return what reads videos here, as `clip.decoder = auto` chooses it."""
+    from vpeft.data.clips.clip import usable_decoder
+    from vpeft.data.clips.torchcodec_frames import why_not
+
+    if not _installed("av"):
+        return Finding("videos", None, 'cannot be read: pip install "vpeft[video]"')
+    pyav = f"PyAV {importlib.metadata.version('av')}"
+    if usable_decoder("auto") == "torchcodec":
+        return Finding("videos", None, f"torchcodec {importlib.metadata.version('torchcodec')}, checked with {pyav}")
+    return Finding("videos", None, f"{pyav}; {why_not()}")
 
 
 def _installed(package: str) -> bool:

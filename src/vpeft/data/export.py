@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vpeft.atomic import disk_full, is_full, new_folder, sweep
+from vpeft.data.clips.clip import Clip, ClipFile, ClipPicture
 from vpeft.data.datasets import Datasets
 from vpeft.data.image_set import ImageSet
 from vpeft.data.items import Item
@@ -177,6 +178,8 @@ def _write_list(datasets: Datasets, building: Path) -> None:
 def _write_image(images: ImageSet, index: int, folder: Path) -> str:
     """Copy the file, or write a PNG, or an array where there are other than three channels; returns its name."""
     item, stem = images.items[index], f"{index:0{len(str(max(len(images) - 1, 1)))}d}"
+    if isinstance(item.picture, ClipPicture) and not _is_whole_video(item.picture):
+        return _write_frames(images, index, folder / stem)
     if item.picture.file is not None:
         name = _file_name(stem, item)
         shutil.copyfile(item.picture.file, folder / name)
@@ -188,6 +191,20 @@ def _write_image(images: ImageSet, index: int, folder: Path) -> str:
     else:
         image.save(folder / name)
     return name
+
+
+def _is_whole_video(picture: ClipPicture) -> bool:
+    return isinstance(picture, ClipFile) and picture.file is not None and picture.part is None
+
+
+def _write_frames(images: ImageSet, index: int, folder: Path) -> str:
+    """Write the frames of a clip as PNG files into a folder of their own; returns its name."""
+    folder.mkdir()
+    clip: Clip = images.image(index)
+    for number in range(clip.count):
+        frame = clip.frames([number])[0]
+        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{number:05d}.png")
+    return folder.name
 
 
 def folder_names(labels: list[str]) -> dict[str, str]:

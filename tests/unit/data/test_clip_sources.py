@@ -132,3 +132,24 @@ def test_uneven_rates_are_said_once_and_used(tmp_path: Path) -> None:
     with pytest.warns(DataWarning, match="1 videos change their frame rate"):
         data = open_data(DataConfig(source=str(root), strict=True))
     assert sum(len(split) for split in data.splits.values()) == 9
+
+
+def test_data_sets_of_hugging_face_with_videos(tmp_path: Path) -> None:
+    library = pytest.importorskip("datasets")
+    paths = [write_video(tmp_path / f"{number}.mp4", counted(5 + number)) for number in range(6)]
+    features = library.Features({"video": library.Video(decode=False), "label": library.ClassLabel(names=["a", "b"])})
+    videos = [
+        {"bytes": path.read_bytes(), "path": None} if number < 3 else {"bytes": None, "path": str(path)}
+        for number, path in enumerate(paths)
+    ]
+    table = library.Dataset.from_dict({"video": videos, "label": [0, 1] * 3}, features=features)
+    table.save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(DataError, match="holds videos"):
+        open_data(DataConfig(source=str(tmp_path / "set")))
+    config = DataConfig(source=str(tmp_path / "set"), clip=ClipConfig(frames=4), val_fraction=0.34, test_fraction=0)
+    data = open_data(config)
+    seen = {
+        item.name: split[index][0].shape[1] for split in data.splits.values() for index, item in enumerate(split.items)
+    }
+    assert seen == {f"{number:06d}": 5 + number for number in range(6)}
+    assert data.labels == ["a", "b"]

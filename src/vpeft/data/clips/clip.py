@@ -99,11 +99,19 @@ class ClipNote:
 
 @dataclass(frozen=True, slots=True)
 class CheckedClip:
-    """What looking at a clip gave: the clip with its facts and stamp, the sha256 of its content, and notes."""
+    """What looking at a clip gave.
+
+    Attributes:
+        picture: the clip, which now knows its facts and the stamp of its file.
+        content: the sha256 of its content, "" if it was not read.
+        notes: what is worth saying though it is used.
+        facts: of the whole video, where it is one.
+    """
 
     picture: ClipPicture
     content: str
     notes: tuple[ClipNote, ...] = ()
+    facts: VideoFacts | None = None
 
 
 class ClipPicture(ABC):
@@ -171,7 +179,7 @@ class ClipFile(ClipPicture):
             notes.append(ClipNote("uneven_rate", "frames are taken by number"))
         if content and self.part is not None:
             content = hashlib.sha256(f"{content} {first} {last}".encode()).hexdigest()
-        return CheckedClip(replace(self, stamp=stamp, facts=facts), content, tuple(notes))
+        return CheckedClip(replace(self, stamp=stamp, facts=facts), content, tuple(notes), facts)
 
     def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Clip:
         facts = self.facts
@@ -307,6 +315,44 @@ class ClipArray(ClipPicture):
     def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Clip:
         pixels = self.array[self.index]
         return Clip(f"clips[{self.index}]", len(pixels), pixels.shape[1:3], _in_memory, kept=pixels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipSample(ClipPicture):
+    """The video `dataset[index][key]` of somebody else's data set: a dictionary of `bytes` and `path`.
+
+    Attributes:
+        dataset: a map-style data set.
+        index: of the sample.
+        key: of the video in it.
+        facts: of the video, once it has been looked at.
+    """
+
+    dataset: Any
+    index: int
+    key: str
+    facts: VideoFacts | None = None
+
+    @property
+    def file(self) -> None:
+        return None
+
+    def checked(self, depth: CheckDepth, limits: Limits) -> CheckedClip:
+        seen = self._video().checked(depth, limits)
+        return replace(seen, picture=replace(self, facts=seen.facts))
+
+    def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Clip:
+        return replace(self._video(), facts=self.facts).decode(content, reading)
+
+    def _video(self) -> ClipFile:
+        value = self.dataset[self.index][self.key]
+        if isinstance(value, Mapping) and value.get("bytes") is not None:
+            return ClipFile(value["bytes"])
+        if isinstance(value, Mapping) and value.get("path"):
+            return ClipFile(Path(str(value["path"])))
+        raise UnreadableClip(
+            f"the data set gives {type(value).__name__} where the bytes or the path of a video are due"
+        )
 
 
 def _in_memory(numbers: Sequence[int], decoder: DecoderName) -> NDArray[np.uint8]:

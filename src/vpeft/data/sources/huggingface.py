@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpeft.data.annotations import corners_of, note_counts, shape_of
+from vpeft.data.clips.clip import ClipSample
 from vpeft.data.config import DataConfig
 from vpeft.data.items import Item, Listing, SamplePicture, split_of
 from vpeft.data.objects import Objects, Shape
@@ -36,7 +37,7 @@ _MARKS = ("dataset_dict.json", "state.json")
 
 @source
 class HuggingFace:
-    """The image column is the one of type Image, the label column the one of type ClassLabel, unless stated.
+    """The image column is the one of type Image or Video, the label column the one of type ClassLabel, unless stated.
 
     Several labels are a sequence of ClassLabel or of texts, values are numbers, and a mask or a depth map is a second
     column of type Image. Objects are a column of `bbox` and `category`, and perhaps `segmentation` and `iscrowd`, boxes
@@ -99,6 +100,14 @@ def _add(library: Any, listing: Listing, dataset: Any, split: Any, config: DataC
     for column in (image, *(columns if target.on_pixels else ())):
         if isinstance(dataset.features[column], library.Image):
             dataset = dataset.cast_column(column, library.Image(decode=False))
+    videos = isinstance(dataset.features[image], library.Video)
+    if videos and config.clip is None:
+        raise DataError(
+            f"{config.source}, column {image!r}, holds videos. Say that frames are to be taken of them, for instance"
+            " with --clip.frames 16."
+        )
+    if videos:
+        dataset = dataset.cast_column(image, library.Video(decode=False))
     names = _class_names(library, dataset.features[columns[0]])
     if target.on_pixels:
         listing.labels = config.label_names or None
@@ -120,7 +129,8 @@ def _add(library: Any, listing: Listing, dataset: Any, split: Any, config: DataC
         if given is None:
             listing.problems.add("unlabelled", name)
             continue
-        listing.add(split, Item(name, given.text, SamplePicture(dataset, index, image), given.value))
+        here = ClipSample(dataset, index, image) if videos else SamplePicture(dataset, index, image)
+        listing.add(split, Item(name, given.text, here, given.value))
 
 
 def _add_objects(library: Any, listing: Listing, dataset: Any, split: Any, config: DataConfig) -> None:
@@ -245,7 +255,7 @@ def _columns(library: Any, dataset: Any, config: DataConfig, target: Target) -> 
         rest = [column for column in pictures if column != mask]
         image = config.image_column or (rest[0] if len(rest) == 1 else None)
         return image or _column(dataset, None, library.Image, "image_column"), [mask]
-    image = _column(dataset, config.image_column, library.Image, "image_column")
+    image = _column(dataset, config.image_column, (library.Image, library.Video), "image_column")
     if config.label_columns:
         return image, [_column(dataset, name, library.ClassLabel, "label_columns") for name in config.label_columns]
     if target.name == "label":
