@@ -120,7 +120,7 @@ def export_onnx(
     places = _places(twin) if weights == "inputs" else {}
     values = [twin.adapter_state()[key].clone() for key in places]
     with raw_outputs(), torch.no_grad():
-        expected = {count: tensors_in(twin(images)) for count, images in examples.items()}
+        expected = {count: tuple(tensors_in(twin(images))) for count, images in examples.items()}
     if weights == "merged":
         twin.merge()
     module = _OfTensors(twin, places) if places else _Outputs(twin)

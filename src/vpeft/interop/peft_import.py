@@ -7,6 +7,7 @@ equal what peft computes, or nothing is made.
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,17 +165,15 @@ def _plain_form(model: nn.Module, keys: Mapping[str, tuple[int, ...]]) -> Classi
     form = format_of(describe(model).facts.library)
     names = {key.removeprefix("base_model.model.") for key in keys}
     classes = {shape[0] for key, shape in keys.items() if len(shape) == 2 and "lora" not in key} | {2}
-    own = {path for path, _ in model.named_modules()}
-    for outputs in sorted(classes, reverse=True):
+    made: Classified | None = None
+    for outputs in sorted(classes):
         made = form.with_classifier(copy.deepcopy(model), outputs)
         if made is None:
             break
-        wanted = {f"base_model.model.{path}.weight" for path in made.classifiers}
-        if any(keys.get(key, (0,))[0] == outputs for key in wanted):
+        if any(keys.get(f"base_model.model.{path}.weight", (0,))[0] == outputs for path in made.classifiers):
             return _with_origin(made, model)
-        outside = not any(name.startswith(tuple(f"{path}." for path in own if path)) for name in names)
-        if made.prefix and (outside or any(name.startswith(made.prefix) for name in names)):
-            return _with_origin(made, model)
+    if made is not None and made.prefix and any(name.startswith(made.prefix) for name in names):
+        return _with_origin(made, model)
     return Classified(copy.deepcopy(model), ())
 
 
@@ -264,20 +263,21 @@ def _targets(description: Backbone, layers: Mapping[str, Any], model: nn.Module,
             if any(place.rows is not None for place in places):
                 continue
             by_target[target] = {paths.get(id(place.module), place.name) for place in places}
-        found: list[Target] = []
-        left = set(wanted)
-        while left:
-            # the target that covers most of what is left, and least besides
-            best = max(by_target, key=lambda one: (len(by_target[one] & left), -len(by_target[one])), default=None)
-            if best is None or not by_target[best] & left:
-                known = sorted(set().union(*by_target.values())) if by_target else []
-                raise CannotImport(
-                    f"The folder changes {', '.join(sorted(left)[:4])}, and adapters here change layers of blocks:"
-                    f" {', '.join(known[:6])} ... Merge it with peft and take the merged model as the backbone."
-                )
-            found.append(best)
-            left -= by_target.pop(best)
-        return tuple(found)
+        lacking = sorted(wanted - set().union(*by_target.values()))
+        if lacking:
+            known = sorted(set().union(*by_target.values()))
+            raise CannotImport(
+                f"The folder changes {', '.join(lacking[:4])}, and adapters here change layers of blocks:"
+                f" {', '.join(known[:6])} ... Merge it with peft and take the merged model as the backbone."
+            )
+        chosen: tuple[Target, ...] = ()
+        least: tuple[int, int] | None = None  # layers that are covered, and targets
+        for count in range(len(by_target) + 1):
+            for some in itertools.combinations(by_target, count):
+                covered = set().union(*(by_target[target] for target in some))
+                if wanted <= covered and (least is None or (len(covered), count) < least):
+                    chosen, least = some, (len(covered), count)
+        return chosen
 
     inner = {path for path, layer in layers.items() if getattr(layer, "is_feedforward", False)}
     if kind == "IA3":

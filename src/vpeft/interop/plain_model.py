@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from dataclasses import dataclass
 
 import torch
@@ -108,7 +107,7 @@ def plain_model(tuned: TunedModel, name: str | None = None) -> PlainModel:
         frozen = tensors(tuned.backbone)
     changed = weight_changes(tuned, adapter.name)
     images = fitted_to(torch.cat([probe_images(description), probe_images(description).roll(3, -1)]), tuned.backbone)
-    model = _without_hooks(tuned, adapter.name, frozen)
+    model = _without_hooks(tuned, frozen)
     if head is None:
         return PlainModel(model, form, changed, (), None, images, exact)
     origin = origin_of(model)
@@ -187,19 +186,16 @@ def _linear(head: nn.Module | None) -> nn.Linear | None:
     return made
 
 
-def _without_hooks(tuned: TunedModel, name: str, frozen: dict[str, Tensor]) -> nn.Module:
-    """A copy of the backbone with the frozen weights; hooks leave it with the TunedModel that they belong to."""
+def _without_hooks(tuned: TunedModel, frozen: dict[str, Tensor]) -> nn.Module:
+    """A copy of the backbone with the frozen weights and no hook."""
     twin = copy.deepcopy(tuned)
     for other in list(twin.adapters):
         if twin.adapter(other).unfrozen.exact:
             twin.detach(other)
+        else:  # trained in place: its hooks go, and the weights stay
+            twin._wiring.remove(other)
+            del twin.adapters[other]
     model = twin.backbone
-    del twin
-    gc.collect()
-    for module in model.modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
     put(model, frozen)
     origin = origin_of(tuned.backbone)
     if origin is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
@@ -40,6 +40,10 @@ class TimmFormat(LibraryFormat):
         return found
 
     def write(self, model: nn.Module, folder: Path, labels: Sequence[str], preprocessing: dict[str, Any]) -> None:
+        if _known(model) is None:  # a class that was called by itself: nothing says how to make it again
+            tensors = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
+            save_file(tensors, folder / "model.safetensors")
+            return
         config: dict[str, Any] = {"num_classes": getattr(model, "num_classes", 0)}
         if labels:
             config["label_names"] = list(labels)

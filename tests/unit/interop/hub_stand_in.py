@@ -61,9 +61,11 @@ class Handler(BaseHTTPRequestHandler):
             if name in self.hub.repositories:
                 return self._answer(409, {"error": "exists", "url": self._url(name)})
             self.hub.repositories[name] = []
-            if given.get("private"):
+            if given.get("private") or given.get("visibility") == "private":
                 self.hub.private.add(name)
             return self._answer(200, {"url": self._url(name)})
+        if parts == ["api", "validate-yaml"]:  # the client asks what the Hub thinks of the card's header
+            return self._answer(200, {"errors": [], "warnings": []})
         name, what = "/".join(parts[2:4]), parts[4]
         if name not in self.hub.repositories:
             return self._missing()

@@ -51,20 +51,30 @@ def created(name: str, method: vpeft.Method, classes: int | None = 5, **options:
     return tuned
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_vit", "pocket_vit"])
+def test_timm_in_another_process(name: str, tmp_path: Path) -> None:
+    tuned = created(name, LoRA(rank=4))
+    export_backbone(tuned, tmp_path / "out", labels=LABELS)
+    load = "import timm; model = timm.create_model('local-dir:' + folder, pretrained=True)"
+    x = images(tuned.backbone)
+    assert close(alone(load, tmp_path / "out", x), tuned(x))
+
+
 def test_timm(tmp_path: Path) -> None:
     tuned = created("test_vit", LoRA(rank=4))
     made = export_backbone(tuned, tmp_path / "out", labels=LABELS, preprocessing=PREPROCESSING)
     x = images(tuned.backbone)
-    load = "import timm; model = timm.create_model('local-dir:' + folder, pretrained=True)"
-    assert made.error <= 1e-5 and close(alone(load, tmp_path / "out", x), tuned(x))
     assert made.usage == f"model = timm.create_model('local-dir:{tmp_path / 'out'}', pretrained=True)"
     import timm
 
     again = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert made.error <= 1e-5 and close(answered(again.eval(), x), tuned(x))
     assert again.num_classes == 5 and again.pretrained_cfg["label_names"] == LABELS
-    assert timm.data.resolve_model_data_config(again)["mean"] == (0.5, 0.4, 0.3)
+    assert timm.data.resolve_model_data_config(again)["mean"] == [0.5, 0.4, 0.3]
 
 
+@pytest.mark.slow
 def test_transformers_with_its_pipeline(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tuned = adapted("hf_vit", LoRA(rank=4))
@@ -78,14 +88,15 @@ def test_transformers_with_its_pipeline(tmp_path: Path) -> None:
     answers = ask(Image.new("RGB", (40, 40), (90, 120, 30)), top_k=5)
     preprocessing = vpeft.Preprocessing.model_validate(PREPROCESSING)
     picture = preprocessing.transform()(Image.new("RGB", (40, 40), (90, 120, 30)))
-    expected = tuned(picture[None]).softmax(dim=-1)[0]
+    expected = tuned(picture[None]).detach().softmax(dim=-1)[0]
     assert {one["label"] for one in answers} == set(LABELS)
     for one in answers:
         assert abs(one["score"] - float(expected[LABELS.index(one["label"])])) < 1e-3
 
 
+@pytest.mark.slow
 def test_torchvision(tmp_path: Path) -> None:
-    tuned = created("torchvision:resnet18", SSF())
+    tuned = created("torchvision:resnet18", LoRA(rank=3, targets=("conv",)))
     made = export_backbone(tuned, tmp_path / "out")
     x = torch.randn(2, 3, 64, 64)
     load = (
@@ -141,6 +152,8 @@ def test_the_model_stays_as_it_was_and_refusals(tmp_path: Path) -> None:
     assert all(torch.equal(value, frozen[key]) for key, value in tuned.backbone.state_dict().items())
     with pytest.raises(CannotExport, match="not an empty folder"):
         export_backbone(tuned, tmp_path / "out")
+    with pytest.raises(CannotExport, match=r"does not have \(conv1\.0\.bias"):  # what the library cannot load
+        export_backbone(adapted("timm_resnet", SSF()), tmp_path / "b")
     with pytest.raises(CannotMerge, match="cannot be folded"):
         export_backbone(adapted("timm_vit", VPTDeep(tokens=2)), tmp_path / "b")
     assert not (tmp_path / "b").exists()

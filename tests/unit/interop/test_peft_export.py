@@ -69,8 +69,20 @@ def test_peft_computes_the_same_on_further_families(family: str, method: Method,
     holds(family, method, tmp_path / "out")
 
 
+def slowly(method: Method) -> object:
+    return pytest.param(method, marks=pytest.mark.slow, id=method.name)
+
+
 @pytest.mark.parametrize(
-    "method", [FacTTT(rank=4), RepAdapter(), Hydra(), SSF(), BitFit(), DoRA(rank=2)], ids=lambda one: one.name
+    "method",
+    [
+        pytest.param(SSF(), id="ssf"),
+        slowly(FacTTT(rank=4)),
+        slowly(RepAdapter()),
+        slowly(Hydra()),
+        slowly(BitFit()),
+        slowly(DoRA(rank=2)),
+    ],
 )
 def test_every_mergeable_method_becomes_a_lora(method: Method, tmp_path: Path) -> None:
     holds("timm_vit", method, tmp_path / "out")

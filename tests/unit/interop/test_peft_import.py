@@ -56,7 +56,12 @@ def saved(name: str, folder: Path, family: str = "timm_vit", **more: Any) -> tup
         return theirs, folder
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+FAST = ("LoraConfig", "dora", "patterns", "VeraConfig", "AdaLoraConfig")
+
+
+@pytest.mark.parametrize(
+    "name", [*FAST, *(pytest.param(one, marks=pytest.mark.slow) for one in CONFIGS if one not in FAST)]
+)
 def test_equals_peft(name: str, tmp_path: Path) -> None:
     theirs, folder = saved(name, tmp_path / "peft")
     base = backbone("timm_vit")
@@ -91,11 +96,11 @@ def test_norms_that_were_saved_whole_train_too(tmp_path: Path) -> None:
     assert made.tuned.adapter().train_too == ("blocks.0.norm1",)
 
 
-@pytest.mark.parametrize("name", ["LoraConfig", "dora", "LoHaConfig"])
+@pytest.mark.parametrize("name", ["LoraConfig", pytest.param("LoHaConfig", marks=pytest.mark.slow)])
 def test_a_classifier_of_transformers(name: str, tmp_path: Path) -> None:
     """Its names have the prefix `vit.`, which the backbone's do not have."""
     theirs, folder = saved(
-        name, tmp_path / "peft", "hf_vit", target_modules=["query", "value"], modules_to_save=["classifier"]
+        name, tmp_path / "peft", "hf_vit", target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]
     )
     base = backbone("hf_vit")
     made = import_peft(base, folder)
@@ -105,7 +110,7 @@ def test_a_classifier_of_transformers(name: str, tmp_path: Path) -> None:
 
 def test_convolutions(tmp_path: Path) -> None:
     theirs, folder = saved(
-        "LoraConfig", tmp_path / "peft", "timm_resnet", target_modules=r"layer\d\.\d\.conv\d", modules_to_save=["fc"]
+        "LoraConfig", tmp_path / "peft", "timm_resnet", target_modules=r"layer\d\.1\.conv[13]", modules_to_save=["fc"]
     )
     base = backbone("timm_resnet")
     assert close(import_peft(base, folder).tuned(images(base)), answered(theirs, images(base)))
