@@ -73,7 +73,8 @@ class RunTimeGrid:
 
     def __call__(self, hidden: Tensor, values: Sequence[Tensor], first: bool) -> dict[str, Any]:
         """The keywords for a layer that is given `hidden` and the `values` that it reads."""
-        size, told = self.switch.present.size, dict[str, Any]()
+        size = self.switch.present.size
+        told: dict[str, Any] = {}
         if "frames" in self.asked:
             told["frames"] = frames_of(self.place, self.switch)
         if "grids" in self.asked:

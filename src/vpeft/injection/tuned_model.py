@@ -485,7 +485,23 @@ class TunedModel(nn.Module):
             return self._pooled(images)
 
     def _pooled(self, images: Tensor) -> Tensor:
-        return self.description.gathered(self._at_outlet(images), len(images))
+        switch = self._wiring.switch
+        # what an adapter has unfrozen stays in the backbone while code is compiled, so that its query cannot be had
+        traced = switch.asks_query and torch.compiler.is_compiling() and not self.adapter().unfrozen.targets
+        asks = traced and self._active in switch.asks_query
+        features = self._with_traced_query(images) if asks else self._at_outlet(images)
+        return self.description.gathered(features, len(images))
+
+    def _with_traced_query(self, images: Tensor) -> Tensor:
+        """`_at_outlet` in compiled code, whose passes share one state, for an adapter that reads the query."""
+        common = self._wiring.switch.common
+        on, common.on = common.on, None
+        with torch.no_grad():
+            query = self._at_outlet(images)
+        common.on, common.query = on, query
+        features = self._at_outlet(images)
+        common.query = None
+        return features
 
     def _at_outlet(self, images: Tensor) -> Tensor:
         with mixed_precision(self.backbone, self.adapters):
