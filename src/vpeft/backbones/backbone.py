@@ -282,17 +282,17 @@ class Backbone:
 
     def pooled(self, images: Tensor) -> Tensor:
         """Return the pooled features (B, D) of images (B, C, H, W): the input of the library's own last layer."""
-        return self.gathered(self.at_outlet(images), len(images))
+        return self.gathered(self.at_outlet(images), images)
 
     def at_outlet(self, images: Tensor) -> Tensor:
         """Return the features at the place `outlet`: (B, D), or (B * T, D) where the frames of clips pass singly."""
         return self._pooled(self.module, images)
 
-    def gathered(self, features: Tensor, count: int) -> Tensor:
-        """Return the features (B, D) of `count` inputs from those at the outlet: the mean over the frames of a clip."""
+    def gathered(self, features: Tensor, inputs: Tensor) -> Tensor:
+        """Return the features (B, D) of the inputs from those at the outlet: the mean over the frames of a clip."""
         if self.frames_enter is None:
             return features
-        return features.unflatten(0, (count, -1)).mean(dim=1)
+        return features.unflatten(0, (inputs.shape[0], -1)).mean(dim=1)
 
     @property
     def query(self) -> Site:

@@ -43,7 +43,7 @@ def _attend(attention: Any, x: Tensor) -> Tensor:
     joining = None if carrier is None else carrier.tokens
     tokens = 0 if joining is None else joining.shape[1]
     if joining is not None:
-        x = torch.cat([joining[:, None].expand(-1, number, -1, -1).reshape(len(x), tokens, channels), x], dim=1)
+        x = torch.cat([joining[:, None].expand(-1, number, -1, -1).reshape(x.shape[0], tokens, channels), x], dim=1)
     qkv = attention.qkv(x).reshape(*x.shape[:2], 3, heads, channels // heads)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     core: Any = attention.__dict__.get("vpeft_core")
@@ -61,7 +61,7 @@ def _attend(attention: Any, x: Tensor) -> Tensor:
     weights = F.softmax(scores, dim=-1)
     weights = weights if core is None else core.weights(weights)
     weights = F.dropout(weights, p=attention.attention_dropout, training=attention.training)
-    x = attention.proj(weights.matmul(v).transpose(1, 2).reshape(len(x), count, channels))
+    x = attention.proj(weights.matmul(v).transpose(1, 2).reshape(x.shape[0], count, channels))
     x = F.dropout(x, p=attention.dropout, training=attention.training)
     if joining is not None:
         assert carrier is not None

@@ -490,7 +490,7 @@ class TunedModel(nn.Module):
         traced = switch.asks_query and torch.compiler.is_compiling() and not self.adapter().unfrozen.targets
         asks = traced and self._active in switch.asks_query
         features = self._with_traced_query(images) if asks else self._at_outlet(images)
-        return self.description.gathered(features, len(images))
+        return self.description.gathered(features, images)
 
     def _with_traced_query(self, images: Tensor) -> Tensor:
         """`_at_outlet` in compiled code, whose passes share one state, for an adapter that reads the query."""
