@@ -80,8 +80,8 @@ class Prefix:
     def __init__(self, tuned: TunedModel, cut: Cut, patches: Patches) -> None:
         self.tuned, self.cut = tuned, cut
         self.replaying = False
-        # height and width of the recorded images
-        self.size: tuple[int, ...] = tuned.description.facts.image_size
+        # channels, height and width of the recorded images; with frames behind the channels for clips
+        self.shape: tuple[int, ...] = tuned.description.inputs.shape
         self.log: list[tuple[Operation, Tensor]] | None = None
         self._given: Tensor | None = None
         before = {id(op) for op in cut.before}
@@ -122,10 +122,11 @@ class Prefix:
     def record(self, images: Tensor) -> list[Tensor]:
         """Return the tensors to store for `images` (B, C, H, W): those that later layers read, then the one at the cut.
 
-        A tensor that several places read is returned once; `groups` maps places to tensors.
+        A tensor that several places read is returned once; `groups` maps places to tensors. Where the frames of clips
+        pass one by one, (B * T, ...), a row has an axis for the frames: (B, T, ...).
         """
         log: list[tuple[Operation, Tensor]] = []
-        self.log, self.size = log, tuple(images.shape[-2:])
+        self.log, self.shape = log, tuple(images.shape[1:])
         try:
             self.tuned.features(images)
         except _Reached as end:
@@ -145,7 +146,7 @@ class Prefix:
         kept: list[Tensor] = []
         self.groups: list[int] = []
         known: dict[tuple[Any, ...], int] = {}
-        for value in (*values, reached):
+        for value in map(self._by_clip, (*values, reached), [len(images)] * (len(values) + 1)):
             if len(value) != len(images):
                 raise NotApplicable("a tensor that a trained layer reads does not have one row for each image")
             key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
@@ -155,13 +156,20 @@ class Prefix:
             self.groups.append(known[key])
         return kept
 
+    def _by_clip(self, value: Tensor, count: int) -> Tensor:
+        """The rows of each of `count` clips together, where their frames pass one by one."""
+        if self.tuned.description.frames_enter is None or len(value) % count:
+            return value
+        return value.unflatten(0, (count, -1))
+
     # -- replaying --------------------------------------------------------------------------------------------------
 
     def replay(self, rows: Sequence[Tensor], batch: Batch | None = None) -> Any:
         """Return the model's outputs for the tensors of `record`; the head gets `batch`."""
-        values = [rows[group] for group in self.groups]
-        channels = self.tuned.description.pixels.width
-        blank = values[-1].new_zeros(1).expand(len(values[-1]), channels, *self.size)
+        count = len(rows[self.groups[-1]])
+        by_frame = self.tuned.description.frames_enter is not None
+        values = [rows[group].flatten(0, 1) if by_frame else rows[group] for group in self.groups]
+        blank = values[-1].new_zeros(1).expand(count, *self.shape)
         self._given = values[-1]
         self.replaying = True
         try:
@@ -169,7 +177,8 @@ class Prefix:
                 for op, value in zip(self.cut.needed, values, strict=False):
                     op.act(value)
                 if self.cut.trunk:
-                    return self.tuned.outputs(self.tuned.description.outlet_anchor(values[-1]), batch)
+                    features = self.tuned.description.outlet_anchor(values[-1])
+                    return self.tuned.outputs(self.tuned.description.gathered(features, blank), batch)
                 now.handed = True
                 return self.tuned(blank, batch=batch)
         finally:

@@ -28,6 +28,7 @@ from vpeft.methods import all_methods
 from vpeft.training.memory import saved_bytes
 
 BACKBONES = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")
+FRAMES = 16  # of clips, for methods that need the axis of time: the first of `BACKBONES` then reads them one by one
 BATCH = 32
 CLASSES = 100
 STORED = Path(__file__).with_name("properties.json")
@@ -40,7 +41,8 @@ class Properties:
 
     Attributes:
         name, family, category, year, venue, paper: as registered; a year that is not known is 0.
-        backbone: what all the rest is about: ViT-B/16, or the first of `BACKBONES` that has the method's places.
+        backbone: what all the rest is about: ViT-B/16, or the first of `BACKBONES` that has the method's places; for
+            methods that need clips, ViT-B/16 on 16 frames.
         places: where it acts, without the numbers of blocks: `blocks.*.attn.q`.
         reads: places whose output it reads without changing it.
         verbs: what it does there.
@@ -78,13 +80,13 @@ class Properties:
 
 
 @cache
-def _frozen(backbone: str, described: bool = True) -> nn.Module:
+def _frozen(backbone: str, described: bool = True, frames: int | None = None) -> nn.Module:
     with torch.device("meta"):
-        return create_backbone(backbone, pretrained=False, described=described)
+        return create_backbone(backbone, pretrained=False, described=described, frames=frames)
 
 
 def on_meta(method: Method) -> TunedModel:
-    """`method` on the first of `BACKBONES` that has its places, without weights.
+    """`method` on the first of `BACKBONES` that has its places, or on the first as a reader of frames, without weights.
 
     Raises:
         MissingPlace: none of them has; the message is about the first.
@@ -95,12 +97,15 @@ def on_meta(method: Method) -> TunedModel:
             return _tuned(method, backbone)
         except MissingPlace as error:
             refused.append(error)
-    raise refused[0]
+    try:
+        return _tuned(method, BACKBONES[0], frames=FRAMES)
+    except MissingPlace:
+        raise refused[0] from None
 
 
-def _tuned(method: Method, backbone: str, anatomy: Anatomy | None = None) -> TunedModel:
+def _tuned(method: Method, backbone: str, anatomy: Anatomy | None = None, frames: int | None = None) -> TunedModel:
     with torch.device("meta"):
-        model = copy.deepcopy(_frozen(backbone, anatomy is None))
+        model = copy.deepcopy(_frozen(backbone, anatomy is None, frames))
         return tune(model, method, num_classes=CLASSES, anatomy=anatomy, verify=False, show=False)
 
 
@@ -111,8 +116,8 @@ def bytes_for_backward(tuned: TunedModel) -> int:
 
 
 @cache
-def _full(backbone: str, anatomy: Anatomy | None = None) -> int:
-    return bytes_for_backward(_tuned(all_methods()["full_finetuning"](), backbone, anatomy))
+def _full(backbone: str, anatomy: Anatomy | None = None, frames: int | None = None) -> int:
+    return bytes_for_backward(_tuned(all_methods()["full_finetuning"](), backbone, anatomy, frames))
 
 
 def relative_memory(tuned: TunedModel, backbone: str | None = None) -> float:
@@ -122,7 +127,7 @@ def relative_memory(tuned: TunedModel, backbone: str | None = None) -> float:
         backbone: how `tuned`'s backbone was asked for; by default by the name of its architecture.
     """
     nouns = tuned.description.anatomy
-    full = _full(backbone or _name(tuned), None if nouns is None else Anatomy(**nouns))
+    full = _full(backbone or _architecture(tuned), None if nouns is None else Anatomy(**nouns), _frames(tuned))
     return round(bytes_for_backward(tuned) / full, 3)
 
 
@@ -176,8 +181,18 @@ def properties_of(
 
 
 def _name(tuned: TunedModel) -> str:
-    """The backbone as it is asked for: the model without the tag of its weights."""
+    """The backbone as it is asked for: the model without the tag of its weights, and the frames that it reads."""
+    frames = _frames(tuned)
+    return _architecture(tuned) if frames is None else f"{_architecture(tuned)} on {frames} frames"
+
+
+def _architecture(tuned: TunedModel) -> str:
     return tuned.description.facts.architecture.split(".")[0]
+
+
+def _frames(tuned: TunedModel) -> int | None:
+    """The frames that an image model reads one by one; None for any other model."""
+    return tuned.description.inputs.frames if tuned.description.frames_enter is not None else None
 
 
 def _distinct(names: Any) -> tuple[str, ...]:
