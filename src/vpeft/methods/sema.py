@@ -133,4 +133,5 @@ class Descriptor(nn.Module):
 
     def strangeness(self, mean: Tensor) -> Tensor:
         """|error - mean| / std, (B,)."""
-        return (self(mean) - self.mean).abs() / self.std.clamp(min=1e-12)
+        found: Tensor = (self(mean) - self.mean).abs() / self.std.clamp(min=1e-12)
+        return found

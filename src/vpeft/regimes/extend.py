@@ -210,7 +210,7 @@ def _train_rows(
         optimisation=settings,
         progress=progress,
         workers=workers,
-        task=SomeClasses(train.labels, first=start),
+        task=SomeClasses(labels=tuple(train.labels), first=start),
     )
     for parameter in frozen:
         parameter.requires_grad_(True)

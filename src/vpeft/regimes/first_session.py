@@ -39,7 +39,7 @@ class FirstSession(OneAdapter):
     def learn(self, task: StreamTask, labels: tuple[str, ...], past: Sequence[StreamTask] = ()) -> None:
         self.begin(task, labels)
         if task.number == 0 and self.adapts:
-            self.train(task, what=SomeClasses(labels))
+            self.train(task, what=SomeClasses(labels=labels))
             self.end(task)
             with untouched_randomness():
                 seed_everything(self.setting.seed_of("head"))

@@ -34,5 +34,5 @@ class JointLearning(OneAdapter):
     def learn(self, task: StreamTask, labels: tuple[str, ...], past: Sequence[StreamTask] = ()) -> None:
         self._tuned = None
         self.begin(task, labels)
-        self.train(task, joined([*past, task]), what=SomeClasses(labels))
+        self.train(task, joined([*past, task]), what=SomeClasses(labels=labels))
         self.end(task)

@@ -58,7 +58,7 @@ class LAELearning(OneAdapter):
 
     def learn(self, task: StreamTask, labels: tuple[str, ...], past: Sequence[StreamTask] = ()) -> None:
         self.begin(task, labels)
-        what = SomeClasses(labels, first=task.first)
+        what = SomeClasses(labels=labels, first=task.first)
         if not task.number:
             self.train(task, what=what)
             self.end(task)

@@ -43,8 +43,8 @@ class LwF(Learner):
 class Distilled(SomeClasses):
     """`SomeClasses` with the distance to a teacher's outputs for the classes before `first`."""
 
-    temperature: float = 2.0
-    """T"""
+    softened: float = 2.0
+    """T, by which both outputs are divided"""
     weight: float = 1.0
     """of the distance"""
     _teacher: Callable[[Tensor], Tensor] | None = PrivateAttr(default=None)
@@ -55,7 +55,7 @@ class Distilled(SomeClasses):
         if self._teacher is None:
             return parts
         told = self._teacher(batch.inputs)
-        parts["distillation"] = self.weight * distance(outputs[:, : self.first].float(), told, self.temperature)
+        parts["distillation"] = self.weight * distance(outputs[:, : self.first].float(), told, self.softened)
         return parts
 
 
@@ -77,7 +77,7 @@ class LwFLearning(OneAdapter):
         teacher = self._teacher() if task.first else None
         self.begin(task, labels)
         options = self.options
-        what = Distilled(labels, first=task.first, temperature=options.temperature, weight=options.weight)
+        what = Distilled(labels=labels, first=task.first, softened=options.temperature, weight=options.weight)
         what._teacher = teacher
         # the teacher needs the images themselves, not cached outputs of the frozen part
         self.train(task, what=what, acceleration=None if teacher is None else "off")

@@ -121,7 +121,7 @@ class SEMALearning(OneAdapter):
                 pass
         finally:
             handle.remove()
-        yield from torch.cat(seen).split(self.options.batch)
+        yield from torch.split(torch.cat(seen), self.options.batch)
 
     @torch.no_grad()
     def expand(self, number: int, task: StreamTask) -> None:
@@ -148,7 +148,7 @@ class SEMALearning(OneAdapter):
             mixtures[number].experts[-1].requires_grad_(True)
             if len(mixtures[number].routers) > 1:
                 mixtures[number].routers[-1].requires_grad_(True)
-        self.train(task, what=SomeClasses(labels, first=task.first), part=part)
+        self.train(task, what=SomeClasses(labels=labels, first=task.first), part=part)
         described = [mixtures[number] for number in numbers if len(mixtures[number].descriptors)]
         for _, parameter in self.tuned.adapter().owned():
             parameter.requires_grad_(False)
@@ -161,7 +161,7 @@ class SEMALearning(OneAdapter):
         rated = settings.model_copy(update={"lr": self.options.descriptor_lr})
         self.train(
             task,
-            what=OnlyPenalty(labels, first=task.first),
+            what=OnlyPenalty(labels=labels, first=task.first),
             epochs=self.options.descriptor_epochs,
             part=f"{part} descriptor",
             optimisation=rated,

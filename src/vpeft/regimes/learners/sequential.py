@@ -39,5 +39,5 @@ class SequentialLearning(OneAdapter):
     def learn(self, task: StreamTask, labels: tuple[str, ...], past: Sequence[StreamTask] = ()) -> None:
         self.begin(task, labels)
         first = task.first if self.options.classes == "task" else 0
-        self.train(task, what=SomeClasses(labels, first=first))
+        self.train(task, what=SomeClasses(labels=labels, first=first))
         self.end(task)

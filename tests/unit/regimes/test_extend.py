@@ -1,0 +1,161 @@
+"""New classes for an adapter: old rows untouched, means and trained rows, what is forgotten, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import vpeft
+from tests.unit.regimes.streams import CLASSES, backbone, draw, opened, preprocessing, setting, stream_of
+from vpeft.cli import main
+from vpeft.data.image_set import ImageSet
+from vpeft.head import BadHead, make_head
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.regimes.continual import learn_stream
+from vpeft.regimes.extend import CannotExtend, extend
+from vpeft.regimes.learner import make_learner
+from vpeft.tasks.classification import Classification
+
+OLD, NEW = CLASSES[:4], CLASSES[4:]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("classes")
+    return draw(root / "old", OLD), draw(root / "new", NEW)
+
+
+@pytest.fixture(scope="module")
+def adapters(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Adapter files of four classes, with a prototype head and with a linear one."""
+    found = {}
+    for text in ("simple_cil", "joint(method=lora(rank=2))"):
+        out = tmp_path_factory.mktemp("run")
+        outcome = learn_stream(make_learner(text), stream_of(folders[0]), setting(2, 6), out=out, say=lambda _: None)
+        assert outcome.adapter is not None
+        found[text.partition("(")[0]] = outcome.adapter
+    return found
+
+
+def old_images(folder: Path) -> ImageSet:
+    held = opened(folder).test
+    assert held is not None
+    return held.prepared(preprocessing()).relabelled(OLD)
+
+
+def test_a_prototype_head_gains_means_and_old_rows_stay(
+    folders: tuple[Path, Path], adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    tuned = vpeft.load(backbone(), adapters["simple_cil"])
+    before = {name: value.clone() for name, value in tuned.adapter_state().items()}
+    data = opened(folders[1])
+    found = extend(
+        tuned, data, preprocessing(), optimisation=setting().optimisation, old=old_images(folders[0]), out=tmp_path
+    )
+    assert found.labels == (*OLD, *NEW) and found.new is not None and found.forgetting is not None
+    assert found.old_before is not None and found.old_after is not None and found.old_before > 0.8
+    weight = tuned.adapter_state()["head.weight"]
+    assert torch.equal(weight[:4], before["head.weight"])
+    plain = data.train.prepared(preprocessing())
+    images = torch.stack([plain[i].input for i in range(len(plain))])
+    numbers = torch.tensor(list(plain.targets))
+    with torch.no_grad():
+        features = backbone()(images)
+    means = torch.stack([features[numbers == number].mean(0) for number in range(2)])
+    assert torch.allclose(weight[4:], means, atol=1e-5)
+    assert found.adapter is not None
+    again = vpeft.load(backbone(), found.adapter)
+    assert again.task.labels == (*OLD, *NEW) and torch.equal(again.adapter_state()["head.weight"], weight)
+
+
+@pytest.mark.parametrize("learnt", ["head", "all"])
+def test_a_linear_head_gains_trained_rows(learnt: str, folders: tuple[Path, Path], adapters: dict[str, Path]) -> None:
+    tuned = vpeft.load(backbone(), adapters["joint"])
+    before = {name: value.clone() for name, value in tuned.adapter_state().items()}
+    found = extend(
+        tuned,
+        opened(folders[1]),
+        preprocessing(),
+        optimisation=setting(epochs=8).optimisation,
+        old=old_images(folders[0]),
+        learnt=learnt,  # type: ignore[arg-type]
+    )
+    after = tuned.adapter_state()
+    for name, value in before.items():
+        rows = after[name][:4] if name.startswith("head.") else after[name]
+        assert torch.equal(rows, value) == (learnt == "head" or name.startswith("head.") or name.endswith("scale")), (
+            name
+        )
+    images = opened(folders[1]).train.prepared(preprocessing())
+    with torch.no_grad():
+        scores = tuned(torch.stack([images[i].input for i in range(len(images))]))
+    assert (scores[:, 4:].argmax(1) == torch.tensor(list(images.targets))).all()
+    assert found.old_after is not None and found.adapter is None
+    assert all(parameter.requires_grad for _, parameter in tuned.adapter().owned())
+
+
+def growing(kind: str) -> TunedModel:
+    return vpeft.tune(
+        backbone(), vpeft.methods.LoRA(rank=2), head=lambda b, width: make_head(kind, b, width, 4), show=False
+    )
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "prototype", "random_projection(projection=9)"])
+def test_growing_heads_are_exact(kind: str) -> None:
+    tuned = growing(kind)
+    small, features = tuned.head, torch.randn(5, 48)
+    assert isinstance(small, vpeft.Head)
+    large = small.grown(7)
+    assert torch.equal(large(features)[:, :4], small(features)) or torch.allclose(
+        large(features)[:, :4], small(features), atol=1e-7
+    )
+    for name, value in small.state_dict().items():
+        there = large.state_dict()[name]
+        assert torch.equal(there[:4] if value.dim() else there, value)
+    assert large.settings == {**small.settings, "outputs": 7}
+    for count in (4, 3):
+        with pytest.raises(BadHead, match="grows to more outputs"):
+            small.grown(count)
+
+
+def test_what_cannot_be_extended(folders: tuple[Path, Path]) -> None:
+    settings = setting().optimisation
+    tuned = growing("mlp")
+    tuned.task = Classification(OLD)
+    with pytest.raises(BadHead, match=r"'mlp' cannot take further outputs. Heads that can: cosine, linear, prototype"):
+        extend(tuned, opened(folders[1]), preprocessing(), optimisation=settings)
+    tuned = growing("linear")
+    with pytest.raises(CannotExtend, match="Only a classifier"):
+        extend(tuned, opened(folders[1]), preprocessing(), optimisation=settings)
+    tuned.task = Classification(OLD)
+    with pytest.raises(CannotExtend, match="knows 'ant', 'bee', 'cat', 'dog' already"):
+        extend(tuned, opened(folders[0]), preprocessing(), optimisation=settings)
+    data = opened(folders[1])
+    with pytest.raises(CannotExtend, match="has 1 training image"):
+        extend(tuned, replace(data, train=data.train.subset([0])), preprocessing(), optimisation=settings)
+    tuned = growing("random_projection(projection=9)")
+    tuned.task = Classification(OLD)
+    with pytest.raises(BadHead, match="state.safetensors of its stream"):
+        extend(tuned, opened(folders[1]), preprocessing(), optimisation=settings)
+
+
+def test_the_commands(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = ["--data.val-fraction", "0", "--data.test-fraction", "0.34", "--device", "cpu"]
+    words = ["continual", "--data", str(folders[0]), "--increment", "2", "--method", "simple_cil", *split]
+    words += ["--order-seed", "-1"]
+    assert main([*words, "--out", str(tmp_path / "cl")]) == 0
+    said = capsys.readouterr().out
+    assert "task 2 of 2" in said and "forgetting" in said and "backward transfer" in said
+    adapter = str(tmp_path / "cl" / "adapter.safetensors")
+    words = ["extend", adapter, "--data", str(folders[1]), "--old", str(folders[0]), *split[:4], "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "more")]) == 0
+    said = capsys.readouterr().out
+    assert "2 new classes, 6 in all: elk, fox" in said and "forgetting" in said
+    assert vpeft.read_manifest(tmp_path / "more" / "adapter.safetensors").labels == [*OLD, *NEW]
+    assert main(["continual", "--data", str(folders[0])]) == 1
+    assert "--method NAME (learners: aper," in capsys.readouterr().err
+    assert main(["extend", adapter, "--data", str(folders[0]), "--out", str(tmp_path / "x")]) == 1
+    assert "already" in capsys.readouterr().err
