@@ -151,6 +151,8 @@ def _require_fits(manifest: Manifest, tensors: Mapping[str, Tensor], path: Path)
         "any_size": origin.any_size,
         "channels": origin.channels,
         "channels_rule": origin.channels_rule,
+        "frames": origin.frames,
+        "frames_rule": origin.frames_rule,
         "described": manifest.anatomy is None,
         "trust": Trust(code=False, download=False),
     }

@@ -147,6 +147,11 @@ class Recipe(BaseModel):
         default="repeat",
         description="If data.channels is not the backbone's: repeat its filters, use their mean, or train new ones.",
     )
+    frames_rule: Literal["interpolate", "first"] = Field(
+        default="interpolate",
+        description="If data.clip.frames is not the number of a video model: interpolate its positions in time, or"
+        " take the first of them.",
+    )
     anatomy: Anatomy | None = Field(
         default=None,
         description="For a model that no family knows: a TOML file that names its parts (docs/own_model.md), or"

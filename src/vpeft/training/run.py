@@ -335,6 +335,7 @@ def ready_run(
         "methods": [choice.model_dump() for choice in (recipe.method, *recipe.also)],
         **({} if described.anatomy is None else {"anatomy": described.anatomy}),
         **({} if recipe.quantise is None else {"quantise": recipe.quantise}),
+        **({} if origin.frames is None else {"frames": [origin.frames, origin.frames_rule]}),
         "data": data.manifest.digest,
         **({} if recipe.start is None else {"start": read_manifest(recipe.start).tensors_digest}),
         "preprocessing": preprocessing.model_dump(mode="json"),
@@ -371,6 +372,7 @@ def _backbone(
             channels=recipe.data.channels,
             channels_rule=recipe.channels_rule,
             frames=frames,
+            frames_rule=recipe.frames_rule,
         )
 
 
