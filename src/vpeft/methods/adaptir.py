@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from math import prod
 
 import torch
@@ -46,9 +47,14 @@ class Experts(nn.Module):
     wants_grid = True
     dormant = {
         "compress.bias": "a shift of all positions leaves the softmax as it is",
-        "compress.weight": "where the class token alone is read, the last block's softmax is over its one pixel",
-        "gate_in.weight": "two maps behind it start at zero, so its gradient comes with the third step",
-        "gate_in.bias": "two maps behind it start at zero, so its gradient comes with the third step",
+        **dict.fromkeys(
+            ("compress.weight", "phase.weight", "phase.bias"),
+            "where the class token alone is read, the last block meets one pixel: a softmax over one, a phase of zero",
+        ),
+        **dict.fromkeys(
+            ("gate_in.weight", "gate_in.bias"),
+            "two maps behind it start at zero, so its gradient comes with the third step",
+        ),
     }
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -95,7 +101,8 @@ class Experts(nn.Module):
         return torch.as_tensor(channels * (gate * near + self.gate_local(near).sigmoid() * far))
 
     def _spectral(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        known = torch.amp.is_autocast_available(x.device.type)  # not for the meta device
+        with torch.autocast(x.device.type, enabled=False) if known else nullcontext():
             spectrum = torch.fft.rfft2(x if x.dtype == torch.float64 else x.float(), norm="ortho")
             size, angle = self.amplitude(spectrum.abs()), self.phase(spectrum.angle())
             # torch.polar has the gradient of positive sizes, and a trained size may be negative

@@ -14,6 +14,7 @@ from ..backbones.points import MissingPlace
 from ..method import Method, register
 
 EPS = 1e-6
+FEW = 32
 
 
 @register("sherl", category="addition", family="side", paper="2407.07523", year=2024, venue="ECCV")
@@ -71,6 +72,12 @@ class EarlyRoute(nn.Module):
         self.downs = nn.ModuleList(GatedMap(width, narrow) for _ in range(count))
         self.guide, self.up = nn.Linear(narrow, 1), nn.Linear(narrow, width)
         self.keep = nn.Parameter(torch.zeros(1))
+        if count == 2 or narrow < FEW:
+            why = (
+                f"of {count - 1} earlier outputs in {narrow} channels none may be chosen, where a ReLU has no gradient"
+            )
+            shallow = (key for key, _ in self.named_parameters() if key.startswith(("downs.", "guide.")))
+            self.dormant = {key: why for key in shallow if not key.startswith(f"downs.{count - 1}.")}
 
     def forward(self, hidden: Tensor, *earlier: Tensor) -> Tensor:
         xs = [down(h.reshape(hidden.shape)) for down, h in zip(self.downs, (*earlier, hidden), strict=True)]

@@ -14,6 +14,7 @@ from ..layers.pooling import Pooling, pool, side_pooling
 from ..method import Method, register
 
 EPS = 1e-6
+FEW = 16
 
 
 @register("unipt", category="addition", family="side", paper="2308.14316", year=2024, venue="CVPR")
@@ -55,6 +56,10 @@ class GuidedBlend(nn.Module):
         self.ask, self.up = nn.Linear(width, narrow), nn.Linear(narrow, width)
         self.downs = nn.ModuleList(nn.Linear(wide, narrow) for wide in widths)
         self.confidence = nn.Linear(narrow, 1)
+        if narrow < FEW:
+            why = f"all {narrow} channels may be negative for all images, where the ReLU behind them has no gradient"
+            silent = (key for key, _ in self.named_parameters() if key != "up.bias")
+            self.dormant = {**dict.fromkeys(silent, why), **self.dormant}
 
     def forward(self, g: Tensor, *values: Tensor) -> Tensor:
         a = self.ask(g.relu())
