@@ -34,8 +34,8 @@ class LPT(Method):
 
     Not part of this, as they belong to a task: the loss A-GCL, the balanced batches and the cosine classifier with its
     dropout of 0.1 (the head `cosine` is there). q is computed from the blocks themselves, so the backbone must be a
-    plain chain of norm, attention and MLP; where it has no class token, q is the mean of its tokens. Without gradients
-    (in evaluation) the penalty is that of the last pass with them.
+    plain chain of norm, attention and MLP; where it has no class token, q is the mean of its tokens, and a final norm
+    of another width is left out.
     """
 
     prompts: int = Field(default=10, gt=0)
@@ -69,9 +69,8 @@ class LPT(Method):
                 if backbone.inputs.layout == "tokens":
                     raise MissingPlace("LPT asks its keys by the feature of an image, and this backbone reads texts.")
                 chain = [FrozenBlock(later) for later in blocks[first:]]
-                norm = backbone.norm.exit
-                assert norm is not None
-                groups = GroupPrompts(self, block.dim, block.prefix, chain, shared[first:], norm.module)
+                norm = backbone.norm.exit if backbone.has_norm and backbone.norm.width == block.dim else None
+                groups = GroupPrompts(self, block.dim, block.prefix, chain, shared[first:], norm and norm.module)
                 found = (block.input.tap(groups),)
                 yield from found
             yield block.insert_tokens(layer, reads=found)
@@ -131,7 +130,7 @@ class GroupPrompts(nn.Module):
         prefix: int,
         chain: list[FrozenBlock],
         shared: list[SharedPrompts],
-        norm: nn.Module,
+        norm: nn.Module | None,
     ) -> None:
         super().__init__()
         self.keys = nn.Parameter(nn.init.trunc_normal_(torch.empty(method.pool, width), std=0.02))
@@ -139,7 +138,7 @@ class GroupPrompts(nn.Module):
         self.pool = nn.Parameter(nn.init.trunc_normal_(pool, std=0.02))
         self.count, self.prefix = method.chosen, prefix
         # no children: the blocks are the backbone's, and S belongs to the edits that insert it
-        self.chain, self.shared, self.norm = tuple(chain), tuple(shared), (norm,)
+        self.chain, self.shared, self.norms = tuple(chain), tuple(shared), () if norm is None else (norm,)
         self.cosines: Tensor | None = None
         if not method.pull:
             self.dormant = {"keys": "they learn by the penalty alone, whose weight is zero"}
@@ -150,7 +149,7 @@ class GroupPrompts(nn.Module):
         length = x.shape[1]
         for block, prompts in zip(self.chain, self.shared, strict=True):
             x = block(torch.cat([x, prompts(x).to(x.dtype)], dim=1))[:, :length]
-        x = run_past_hooks(self.norm, x)
+        x = run_past_hooks(self.norms, x)
         return x[:, 0] if self.prefix else x.mean(dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
