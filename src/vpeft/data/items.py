@@ -58,8 +58,8 @@ class Picture(Protocol):
     def content(self) -> bytes:
         """The bytes that identify the image: of its file, or of its pixels where there is no file."""
 
-    def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Image.Image | Tensor:
-        """The image as eight-bit RGB, or as `reading` asks, a float tensor (C, H, W).
+    def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Any:
+        """The image as eight-bit RGB, or as `reading` asks, a float tensor (C, H, W); of a clip, a `Clip`.
 
         `content`, if at hand, saves reading it again. Raises `UnreadableImage`.
         """

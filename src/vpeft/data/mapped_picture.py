@@ -37,7 +37,8 @@ class RenumberedMask:
         return self.picture.content() + repr(self.classes).encode()
 
     def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Image.Image | Tensor:
-        return self.picture.decode(None, reading)
+        image: Image.Image | Tensor = self.picture.decode(None, reading)
+        return image
 
     def numbers(self) -> NDArray[np.integer[Any]]:
         stored = self.picture.numbers().astype(np.int64)
@@ -71,7 +72,8 @@ class ColouredMask:
         return self.picture.content() + repr((self.colours, self.ignored)).encode()
 
     def decode(self, content: bytes | None = None, reading: Reading = RGB) -> Image.Image | Tensor:
-        return self.picture.decode(None, reading)
+        image: Image.Image | Tensor = self.picture.decode(None, reading)
+        return image
 
     def numbers(self) -> NDArray[np.integer[Any]]:
         stored = self.picture.stored()

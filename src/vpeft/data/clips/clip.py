@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -404,4 +404,5 @@ def _range(part: Part | None, facts: VideoFacts) -> tuple[int, int]:
 
 def as_tensor(clip: Clip) -> Tensor:
     """All frames of a clip, uint8 (3, T, H, W)."""
-    return clip.frames(range(clip.count)).as_subclass(Tensor).transpose(0, 1).contiguous()
+    frames: Tensor = clip.frames(range(clip.count)).as_subclass(Tensor)
+    return frames.transpose(0, 1).contiguous()

@@ -315,7 +315,8 @@ def _by_seeking(
     found: dict[int, NDArray[np.uint8]] = {}
     asked = set(wanted)
     with _opened(file) as (container, stream):
-        at, frames = -1, iter(())
+        at = -1
+        frames: Iterator[Any] = iter(())
         for number in wanted:
             key = table.key_before(number)
             try:
