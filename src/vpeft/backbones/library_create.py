@@ -21,7 +21,7 @@ class UnsuitableSize(VpeftError):
 
 
 def create_from_torchvision(name: str, pretrained: bool, size: tuple[int, int] | None) -> nn.Module:
-    """The classifier `name` of torchvision, or NAME.WEIGHTS for other weights than the library's default.
+    """The classifier `name` of torchvision, of images or clips, or NAME.WEIGHTS for others than its default weights.
 
     Its classifier stays where it is; `describe` knows it, and the feature does not depend on it.
 
@@ -33,7 +33,7 @@ def create_from_torchvision(name: str, pretrained: bool, size: tuple[int, int] |
     from torchvision.models import get_model, get_model_weights, list_models
 
     architecture, _, tag = name.partition(".")
-    known = list_models(module=torchvision.models)
+    known = [*list_models(module=torchvision.models), *list_models(module=torchvision.models.video)]
     if architecture not in known:
         raise UnknownModelName(f"torchvision has no model {architecture!r}. {nearest(architecture, known)}")
     choices = get_model_weights(architecture)
