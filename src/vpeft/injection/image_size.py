@@ -17,12 +17,15 @@ def size_refused(description: Backbone, size: tuple[int, ...] | None, error: Exc
 
     Args:
         description: of the backbone that ran.
-        size: height and width of the images of the pass; None where none were seen.
+        size: height and width of the images of the pass, or frames, height and width of its clips; None where none were
+            seen.
         error: what the pass raised.
     """
     if isinstance(error, (VpeftError, OutOfMemoryError)) or description.host is not None:
         return None
     facts = description.facts
+    if size is not None and len(size) == 3:
+        return _clip_refused(description, size, error)
     if size is None or len(size) != 2 or size == facts.image_size:
         return None
     patch = max((place.stride for place in description.places() if place.name == "patch"), default=1)
@@ -41,3 +44,19 @@ def size_refused(description: Backbone, size: tuple[int, ...] | None, error: Exc
         )
     asked = " x ".join(map(str, size))
     return UnsuitableSize(f"{facts.architecture} does not take images of {asked} pixels: {said.rstrip('.')}. {way}")
+
+
+def _clip_refused(description: Backbone, size: tuple[int, ...], error: Exception) -> UnsuitableSize | None:
+    """The same for clips."""
+    own = (description.inputs.frames, *description.inputs.size)
+    if size == own or (size[1:] == own[1:] and description.frames_enter is not None):
+        return None
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    frames, height, width = size
+    way = f"create_backbone(name, frames={frames})"
+    if size[1:] != own[1:]:
+        way = f"create_backbone(name, image_size={size[1:]}, frames={frames})"
+    return UnsuitableSize(
+        f"{description.facts.architecture} does not take clips of {frames} frames of {height} x {width} pixels:"
+        f" {said.rstrip('.')}. It takes {own[0]} frames of {own[1]} x {own[2]}. Make it for these: {way}."
+    )
