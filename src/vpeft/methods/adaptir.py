@@ -108,4 +108,5 @@ class Experts(nn.Module):
             # torch.polar has the gradient of positive sizes, and a trained size may be negative
             bent = torch.complex(size * angle.cos(), size * angle.sin())
             back = torch.fft.irfft2(bent, s=x.shape[-2:], norm="ortho")
-        return back.abs().to(x.dtype)
+        out: Tensor = back.abs().to(x.dtype)
+        return out

@@ -80,7 +80,7 @@ class DnA(Method):
                 pairs = torch.arange(len(images), device=views.device).repeat(2)
                 loss = supervised_contrastive(tuned.features(views), pairs, self.temperature)
                 optimiser.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
             optimiser.step()
         tuned.zero_grad()
         for layer in layers:
