@@ -1,4 +1,6 @@
-"""Write docs/methods/: a page and a picture for each method, an index, and the properties that the package carries.
+"""Write docs/methods/: a page and a picture for each method, an index, and the picture of which builds on which.
+
+The properties and the results that the package carries are written too, beside `vpeft/taxonomy`.
 
 python tools/method_pages.py              write; memory is measured where a method's other properties have changed
 python tools/method_pages.py --measure    write; memory is measured for all methods (about a minute)
@@ -23,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
 POCKET = ROOT / "docs" / "pocket" / "results.json"
+GENEALOGY = ROOT / "docs" / "images" / "genealogy.svg"
 _NOTE = "<!-- Written by tools/method_pages.py. -->"
 
 
@@ -35,15 +38,17 @@ def made(measure: bool, keep_memory: bool) -> dict[Path, str]:
     """
     from vpeft.errors import VpeftError
     from vpeft.methods import all_methods
+    from vpeft.taxonomy import results
+    from vpeft.taxonomy.genealogy import ancestors, genealogy
     from vpeft.taxonomy.picture import picture
     from vpeft.taxonomy.properties import BACKBONES, STORED, on_meta, properties_of, stored
 
     found: list[Any] = []
     refused: list[Any] = []
+    plans: dict[str, Any] = {}
     files: dict[Path, str] = {}
-    for name, kind in all_methods().items():
-        if not kind.__module__.startswith("vpeft."):
-            continue
+    own = {name: kind for name, kind in all_methods().items() if kind.__module__.startswith("vpeft.")}
+    for name, kind in own.items():
         old = {} if measure else stored().get(name, {})
         try:
             tuned = on_meta(kind())
@@ -54,11 +59,14 @@ def made(measure: bool, keep_memory: bool) -> dict[Path, str]:
         one = properties_of(kind(), memory=old.get("memory"), tuned=tuned)
         if old and not keep_memory and _plain(one) != old:
             one = properties_of(kind(), tuned=tuned)
-        plan = tuned.plan()
+        plans[name] = tuned.plan()
         if one.backbone == BACKBONES[0]:
-            files[PAGES / f"{name}.svg"] = picture(plan, one.reads, f"Where {name} acts in a vision transformer")
-        files[PAGES / f"{name}.md"] = _page(kind, one, plan)
+            files[PAGES / f"{name}.svg"] = picture(plans[name], one.reads, f"Where {name} acts in a vision transformer")
         found.append(one)
+    for one in found:
+        files[PAGES / f"{one.name}.md"] = _page(own[one.name], one, plans[one.name], found)
+    files[GENEALOGY] = genealogy(ancestors(own))
+    files[results.STORED] = _results()
     files[PAGES / "README.md"] = _index(found, refused)
     files[PAGES / "published.md"] = _published_tables()
     files[STORED] = json.dumps({one.name: _plain(one) for one in found}, indent=1, sort_keys=True) + "\n"
@@ -71,7 +79,51 @@ def _plain(one: Any) -> dict[str, Any]:
     return plain
 
 
-def _page(kind: Any, one: Any, plan: Any) -> str:
+def _results() -> str:
+    """The scores of the offline suite in the form that `vpeft methods --like` reads: one table for each protocol."""
+    from vpeft.bench.suites import suite
+
+    found = json.loads(POCKET.read_text(encoding="utf-8")) if POCKET.exists() else {"source": "", "methods": {}}
+    groups = suite("pocket").groups
+    tables: dict[str, dict[str, dict[str, float]]] = {}
+    for method, protocols in found["methods"].items():
+        for protocol, tasks in protocols.items():
+            tables.setdefault(protocol, {})[method] = {task: one["mean"] for task, one in sorted(tasks.items())}
+    plain = {
+        "source": found["source"],
+        "tables": [
+            {
+                "protocol": protocol,
+                "higher_is_better": True,
+                "tasks": {task: groups[task] for task in groups if any(task in one for one in scores.values())},
+                "scores": dict(sorted(scores.items())),
+            }
+            for protocol, scores in sorted(tables.items())
+        ],
+    }
+    return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+
+
+def _near(one: Any, found: Sequence[Any]) -> list[str]:
+    """What a method builds on, what builds on it, and the methods whose edits are most alike."""
+    from vpeft.cli.method_answer import lineage
+    from vpeft.taxonomy.neighbours import neighbours
+
+    here = {other.name for other in found}
+    told = [
+        f"{words}: {', '.join(f'[{name}]({name}.md)' for name in names)}."
+        for words, there in zip(("Builds on", "Built on it"), lineage(one.name).values(), strict=True)
+        if (names := [name for name in there if name in here])
+    ]
+    rows = [
+        (f"[{near.method}]({near.method}.md)", f"{near.likeness:.2f}", near.difference)
+        for near in neighbours(one, found)
+    ]
+    table = [_table(("method", "likeness", "what differs"), rows)] if rows else ["No other method has a like pattern."]
+    return ["## Near it", *(["\n".join(told)] if told else []), *table]
+
+
+def _page(kind: Any, one: Any, plan: Any, found: Sequence[Any]) -> str:
     from vpeft.cli.about import property_rows
     from vpeft.taxonomy.properties import BACKBONES, CLASSES
 
@@ -86,6 +138,7 @@ def _page(kind: Any, one: Any, plan: Any) -> str:
                 f"![Where {one.name} acts]({one.name}.svg)"
                 if one.backbone == BACKBONES[0]
                 else "It does not run on a plain vision transformer, so there is no picture.",
+                *_near(one, found),
                 *_settings(kind),
                 f"## On {one.backbone} with these defaults",
                 _table(("property", "value"), property_rows(one, plan, CLASSES)),
@@ -174,8 +227,11 @@ def _page_without_figures(kind: Any, why: str) -> str:
 def _about(kind: Any) -> list[str]:
     """The title, where it stands in the literature, and the docstring."""
     from vpeft.cli.methods import describe_method
+    from vpeft.taxonomy.facts import facts_of
 
-    published = ", ".join(part for part in (_paper(kind.paper), _venue(kind)) if part) or "no paper of its own"
+    title = facts_of(kind.name).title
+    parts = (title and f"*{title}*", _paper(kind.paper), _venue(kind))
+    published = ", ".join(part for part in parts if part) or "no paper of its own"
     return [
         f"# {kind.name}\n{_NOTE}",
         f"`vpeft.methods.{kind.__name__}`; {_family(kind)}; {published}.",
@@ -204,6 +260,16 @@ def _index(found: list[Any], refused: list[Any]) -> str:
         f" {BATCH}, relative to full fine-tuning; parameters are those that train, without the head. The same figures"
         ' answer `vpeft methods --where "mergeable and memory < 0.5"`. What papers report, and where it was read:'
         " [published tables](published.md).",
+        "Three ways in: the tables below; `vpeft methods --like"
+        ' "merges, no latency, under 0.5 % parameters, good on structured"`, which says which words it knows if one is'
+        " unknown; and each page's section *Near it*, which names the methods that do almost the same and says what"
+        " differs.",
+        "## Asking",
+        _grammar(),
+        "## Which builds on which",
+        "The date is that of the first version of the paper; a line leads from each method to those that begin from"
+        " it, as their facts files say (`src/vpeft/taxonomy/facts`).",
+        "![Which method builds on which, by year](../images/genealogy.svg)",
     ]
     for category in dict.fromkeys(sorted((one.category for one in found), key=_CATEGORIES.index)):
         rows = [
@@ -257,6 +323,28 @@ def _index(found: list[Any], refused: list[Any]) -> str:
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _grammar() -> str:
+    """What `vpeft methods --like` understands."""
+    from vpeft.taxonomy.results import stored_results
+    from vpeft.taxonomy.wishes import WORDS
+
+    measured = ", ".join(stored_results().names)
+    rows = [
+        *((f"`{word}`, `no {word}`", meaning, f"`{filter_}`") for word, (filter_, meaning) in WORDS.items()),
+        ("a family or category, such as `prompt`", "belongs to it", "`family == 'prompt'`"),
+        ("`under 0.5 % parameters`, `at most 1M parameters`", "trains so few", "`share < 0.005`"),
+        ("`under 50 % memory`", "keeps so little for backward", "`memory < 0.5`"),
+        ("`since 2023`, `before 2023`", "was published then", "`year >= 2023`"),
+        ("`like lora`", "has a like pattern of edits", ""),
+        (f"`good on NAME`: {measured}", "is in the upper third of the methods of its table", ""),
+    ]
+    said = (
+        "Wishes stand with commas between them, and all must hold. `--ledger FOLDER` takes results of your own instead"
+        " of those of the offline suite; a method that was never measured there is named and not chosen."
+    )
+    return said + "\n\n" + _table(("wish", "the method", "as `--where`"), rows)
 
 
 FILTERS = (

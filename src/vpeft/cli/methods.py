@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from rich.text import Text
 
@@ -14,9 +15,20 @@ from vpeft.errors import VpeftError
 from vpeft.method import Method
 from vpeft.methods import all_methods, get
 
+if TYPE_CHECKING:
+    from vpeft.taxonomy.properties import Properties
 
-def methods(name: str | None = None, /, *, where: str | None = None, json: Switch = False) -> None:
-    """List the methods with their settings; with NAME, all about one.
+
+def methods(
+    name: str | None = None,
+    /,
+    *,
+    where: str | None = None,
+    like: str | None = None,
+    ledger: Path | None = None,
+    json: Switch = False,
+) -> None:
+    """List the methods with their settings; with NAME, all about one and which others are near it.
 
     Parameters
     ----------
@@ -25,13 +37,23 @@ def methods(name: str | None = None, /, *, where: str | None = None, json: Switc
     where:
         Only methods with certain properties, for instance "mergeable and memory < 0.5". The names are those under
         `properties` in the output of --json, for default settings on ViT-B/16; memory is a share of full fine-tuning's.
+    like:
+        Only methods that fit all wishes, for instance "merges, no latency, under 0.5 % parameters, good on structured".
+        A word that is not known lists those that are.
+    ledger:
+        The folder of `vpeft bench --out` whose results `good on` reads; by default the package's own results.
     json:
         Print JSON instead of a table.
     """
     chosen = {name: get(name)} if name is not None else all_methods()
+    if like is not None:
+        _print_like(list(chosen), where, like, ledger, json)
+        return
     described = [describe_method(kind) for kind in chosen.values()]
     if where is not None or json:
         described = with_properties(described, where)
+    if json and name is not None:
+        described = [{**one, **_family_of(one["name"])} for one in described]
     if json:
         show.as_json(described)
         return
@@ -72,6 +94,63 @@ def methods(name: str | None = None, /, *, where: str | None = None, json: Switc
         out.print(show.table(("flag", "type", "default", "meaning"), settings))
     else:
         out.print(Text("It has no settings."))
+    _print_family(only["name"])
+
+
+def _print_like(names: list[str], where: str | None, like: str, ledger: Path | None, json: bool) -> None:
+    """Answer a query of `--like`, among the methods that pass `--where`."""
+    from vpeft.cli.method_answer import as_data, print_answer, results_of
+    from vpeft.taxonomy.wishes import Query
+
+    found = [one for name in names if (one := _properties(name)) is not None]
+    known = found if len(names) > 1 else [one for name in all_methods() if (one := _properties(name)) is not None]
+    results = results_of(ledger)
+    query = Query(like, known, results)
+    if where is not None:
+        from vpeft.taxonomy.where import Filter
+
+        passes = Filter(where, asdict(known[0]))
+        found = [one for one in found if passes(asdict(one))]
+    answer = query(found)
+    if json:
+        show.as_json(as_data(answer))
+    else:
+        print_answer(query, answer, len(names), results.source or "no results are at hand")
+
+
+def _family_of(name: str) -> dict[str, Any]:
+    """A method's title, what it builds on, what builds on it, and the methods near it."""
+    from vpeft.cli.method_answer import lineage, near
+    from vpeft.taxonomy.facts import facts_of
+
+    one = _properties(name)
+    nearby = [] if one is None else [asdict(neighbour) for neighbour in near(one)]
+    return {"title": facts_of(name).title, **lineage(name), "near": nearby}
+
+
+def _print_family(name: str) -> None:
+    """The same as `_family_of`, for people."""
+    out, family = show.console(), _family_of(name)
+    out.print()
+    if family["title"]:
+        out.print(Text(f"Paper: {family['title']}"))
+    for key, words in (("builds_on", "Builds on"), ("built_on_it", "Built on it")):
+        if family[key]:
+            out.print(Text(f"{words}: {', '.join(family[key])}"))
+    if family["near"]:
+        out.print(Text("\nNear it, by the pattern of the edits:\n"))
+        rows = [(one["method"], f"{one['likeness']:.2f}", one["difference"]) for one in family["near"]]
+        out.print(show.table(("method", "likeness", "what differs"), rows))
+
+
+def _properties(name: str) -> Properties | None:
+    """The properties of a method with default settings; None where it runs on none of the backbones tried."""
+    from vpeft.taxonomy.properties import default_properties
+
+    try:
+        return default_properties(name)
+    except VpeftError:  # no place for it, or a setting without a default
+        return None
 
 
 def with_properties(described: list[dict[str, Any]], where: str | None) -> list[dict[str, Any]]:
@@ -81,11 +160,8 @@ def with_properties(described: list[dict[str, Any]], where: str | None) -> list[
 
     full = []
     for one in described:
-        try:
-            found = asdict(default_properties(one["name"]))
-        except VpeftError:  # no place for it on the backbones that are tried, or a setting without a default
-            found = None
-        full.append({**one, "properties": found})
+        found = _properties(one["name"])
+        full.append({**one, "properties": None if found is None else asdict(found)})
     if where is None:
         return full
     passes = Filter(where, asdict(default_properties("linear_probe")))

@@ -60,7 +60,7 @@ class BiAdapter(Method):
 @cache
 def levels(bits: int) -> tuple[float, ...]:
     """The 2^b levels of a standard normal variable: each the conditional median between the mid-points around it."""
-    found = torch.special.ndtri((torch.arange(2**bits, dtype=torch.float64) + 0.5) / 2**bits)
+    found = torch.special.ndtri((torch.arange(2**bits, dtype=torch.float64, device="cpu") + 0.5) / 2**bits)
     for _ in range(500):
         middle = torch.special.ndtr((found[1:] + found[:-1]) / 2)
         edges = torch.cat([middle.new_zeros(1), middle, middle.new_ones(1)])

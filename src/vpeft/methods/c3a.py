@@ -39,7 +39,7 @@ class BlockCirculant(WeightDelta):
         return blocks.transpose(1, 2).reshape(rows * block, columns * block) / self.width_in
 
 
-@register("c3a", family="reparameter", paper="2407.19342", year=2025, venue="ACL")
+@register("c3a", family="reparameter", paper="2407.19342", year=2025, venue="ACL Findings")
 class C3A(OnProjections):
     """Each block of the update is a circular convolution with a trained kernel: few numbers, but no bound on the rank.
 

@@ -109,8 +109,9 @@ class ComponentPrefix(nn.Module):
     @torch.no_grad()
     def begin(self, number: int) -> None:
         """Train the rows of one task, which start orthonormal to each other and to those before."""
+        begins = self.task.is_meta or int(self.task) < number  # a meta tensor has no value
         for listed in (self.prompts, self.keys, self.attention):
-            if int(self.task) < number:
+            if begins:
                 before = torch.cat(list(listed[:number])) if number else listed[0][:0]
                 listed[number].copy_(orthonormal_rows(len(listed[number]), before))
             for other, parameter in enumerate(listed):

@@ -35,7 +35,7 @@ class BetweenSingularVectors(WeightDelta):
         return self.scale * self.B @ (self.R @ self.A)
 
 
-@register("lora_xs", family="reparameter", paper="2405.17604", year=2024, venue="arXiv")
+@register("lora_xs", family="reparameter", paper="2405.17604", year=2025, venue="ECAI")
 class LoRAXS(OnProjections):
     """A LoRA whose outer matrices are the frozen top singular vectors of the weight; only R x R numbers train between.
 

@@ -27,6 +27,8 @@ from vpeft.method import Method
 from vpeft.methods import all_methods
 from vpeft.training.memory import saved_bytes
 
+from .pattern import kept_shapes, shares_tensors, trained_shapes
+
 BACKBONES = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")
 FRAMES = 16  # of clips, for methods that need the axis of time: the first of `BACKBONES` then reads them one by one
 BATCH = 32
@@ -56,6 +58,10 @@ class Properties:
         reach: how far gradients travel back: "none", "from block k", "full".
         identity: before training the features are those of the frozen backbone.
         memory: bytes kept for backward at a batch of 32, relative to full fine-tuning; 1 is as much.
+        trains: shapes of the tensors that train, in letters, as in `vpeft.taxonomy.pattern`: `r x D`.
+        keeps: the same of the matrices that its layers keep frozen.
+        shares: one tensor that trains serves several edits.
+        reads_data: it looks at training images before the first step.
     """
 
     name: str
@@ -77,6 +83,10 @@ class Properties:
     reach: str
     identity: bool
     memory: float
+    trains: tuple[str, ...]
+    keeps: tuple[str, ...]
+    shares: bool
+    reads_data: bool
 
 
 @cache
@@ -177,6 +187,10 @@ def properties_of(
         reach=plan.reach,
         identity=method.starts_as_identity,
         memory=relative_memory(tuned, backbone) if memory is None else memory,
+        trains=trained_shapes(edits),
+        keeps=kept_shapes(edits),
+        shares=shares_tensors(edits),
+        reads_data=method.reads_data,
     )
 
 
@@ -220,8 +234,18 @@ def default_properties(name: str) -> Properties:
     """
     from vpeft.methods import get
 
-    kind, kept = get(name), stored().get(name)
+    kind, kept = get(name), _of_today(name)
+    return properties_of(kind()) if kept is None else kept
+
+
+def stored_properties() -> list[Properties]:
+    """The properties of every registered method of which they are stored in today's form; nothing is measured."""
+    return [kept for name in all_methods() if (kept := _of_today(name)) is not None]
+
+
+def _of_today(name: str) -> Properties | None:
+    kept = stored().get(name)
     if kept is None or set(kept) != {field.name for field in fields(Properties)}:
-        return properties_of(kind())
+        return None
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
     return Properties(**given)
