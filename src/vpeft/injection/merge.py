@@ -156,22 +156,30 @@ def merge_edits(edits: Iterable[Edit], quantised: str | None = None) -> Merged:
         more = f" and {len(refusals) - 4} more" if len(refusals) > 4 else ""
         raise CannotMerge(f"This adapter cannot be folded into the weights: {'; '.join(refusals[:4])}{more}.")
     merged = Merged()
-    upstream: list[tuple[int, Projection, nn.Module]] = []
+    # What a layer says about itself may depend on the weights, so everybody speaks before any weight changes.
+    speakers: dict[int, Any] = {id(edit): edit.layer for edit in edits if _is_delta(edit)}
+    deltas = {number: layer.weight_delta() for number, layer in speakers.items()}
+    for edit in edits:  # a pass computes with the edited weight, and what is beside and behind the projection follows
+        place, layer = edit.place, edit.layer
+        if edit.verb == "reparametrize" and isinstance(place, Projection) and layer is not None:
+            if place.rows:
+                _add(merged, place, layer(place.weight) - place.weight, None)
+            else:
+                merged.change(place.module, "weight", layer(_weight(place)))
+    upstream: list[tuple[int, Projection, tuple[Tensor, Tensor]]] = []
+    mapped: set[str] = set()  # norms whose output a map of an earlier edit has changed
     behind: list[tuple[Span, nn.Module]] = []  # edits of a branch follow the edits inside it
     for edit in edits:
         place, layer = edit.place, edit.layer
-        if layer is None or getattr(layer, "keeps_forward", False):
+        if layer is None or edit.verb == "reparametrize":
             continue
-        if edit.verb == "parallel" and isinstance(place, Projection):
-            delta, shift = layer.weight_delta()  # type: ignore[operator]
-            _add(merged, place, delta, shift)
-        elif edit.verb == "reparametrize" and isinstance(place, Projection):
-            weight = _weight(place)
-            _add(merged, place, layer(place.weight) - place.weight, None) if place.rows else merged.change(
-                place.module, "weight", layer(weight)
-            )
+        if isinstance(place, Projection) and id(edit) in deltas:
+            _add(merged, place, *deltas[id(edit)])
         elif isinstance(place, Span):
             behind.append((place, layer))
+        elif edit.verb == "after" and hasattr(layer, "affine") and place.name in mapped:
+            scale, shift = layer.affine()  # type: ignore[operator]
+            upstream += [(1, target, (torch.diag(scale), shift)) for target in place.consumers]
         elif edit.verb == "after" and hasattr(layer, "affine"):
             _scale(merged, place.own, place, layer)
         elif edit.verb == "after" and isinstance(place, Projection):
@@ -180,10 +188,10 @@ def merge_edits(edits: Iterable[Edit], quantised: str | None = None) -> Merged:
             targets = (place,) if isinstance(place, Projection) else place.consumers
             # the edit nearest to the projection is folded in first
             order = 0 if edit.verb == "before" else 1
-            upstream += [(order, target, layer) for target in targets]
+            upstream += [(order, target, layer.linear_map()) for target in targets]  # type: ignore[operator]
+            mapped |= {place.name} if order else set()
     upstream.reverse()
-    for _, target, layer in sorted(upstream, key=lambda entry: entry[0]):
-        matrix, shift = layer.linear_map()  # type: ignore[operator]
+    for _, target, (matrix, shift) in sorted(upstream, key=lambda entry: entry[0]):
         weight = _weight(target)
         flat = weight.flatten(1)
         _add_bias(merged, target, flat @ shift)
@@ -193,6 +201,11 @@ def merge_edits(edits: Iterable[Edit], quantised: str | None = None) -> Merged:
         scale, shift = layer.affine()  # type: ignore[operator]
         _rescale(merged, span.writer, scale, shift / _gain(span))
     return merged
+
+
+def _is_delta(edit: Edit) -> bool:
+    """Whether the edit's layer runs beside a projection and states its change of the weight."""
+    return edit.verb == "parallel" and isinstance(edit.place, Projection) and edit.layer is not None
 
 
 def _gain(span: Span) -> Tensor:

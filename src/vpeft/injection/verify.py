@@ -130,6 +130,7 @@ def _images(tuned: TunedModel, batch: Tensor | dict[str, Tensor] | None) -> Any:
     return fitted_to(made, tuned.backbone)
 
 
+@torch.enable_grad()  # gradients are what is looked at, whatever the caller has switched off
 def _look(
     tuned: TunedModel,
     name: str,

@@ -52,6 +52,11 @@ def test_a_tensor_without_gradient_is_refused_by_name() -> None:
         )
 
 
+def test_gradients_are_looked_at_where_the_caller_switched_them_off() -> None:
+    with torch.no_grad():
+        assert vpeft.tune(tiny_vit(), LoRA(), show=False).verify().live
+
+
 def test_a_declared_dormant_tensor_passes() -> None:
     class Half(Dense):
         def __init__(self, width: int) -> None:
