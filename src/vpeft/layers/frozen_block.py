@@ -55,7 +55,7 @@ class FrozenAttention:
 
     def split(self, name: str, x: Tensor) -> Tensor:
         """Projected tokens (B, N, h d) -> (B, h, N, d), through the norm of the heads where the model has one."""
-        x = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        x = x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)
         norm = self.norms.get(name)
         return x if norm is None else norm.forward(x)
 

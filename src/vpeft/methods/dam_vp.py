@@ -86,7 +86,7 @@ class DAMVP(Method):
         if self.threshold is not None and (apart := fcluster(tree, self.threshold, "distance")).max() <= self.clusters:
             labels = apart
         chosen = torch.as_tensor(labels, device=features.device)
-        means = [features[chosen == label].mean(0) for label in chosen.unique()]
+        means = [features[chosen == label].mean(0) for label in sorted(set(labels.tolist()))]
         unused = torch.full_like(means[0], FAR)
         layer.means.copy_(torch.stack([*means, *[unused] * (self.clusters - len(means))]))
 

@@ -70,7 +70,9 @@ class LPT(Method):
                     raise MissingPlace("LPT asks its keys by the feature of an image, and this backbone reads texts.")
                 chain = [FrozenBlock(later) for later in blocks[first:]]
                 norm = backbone.norm.exit if backbone.has_norm and backbone.norm.width == block.dim else None
-                groups = GroupPrompts(self, block.dim, block.prefix, chain, shared[first:], norm and norm.module)
+                groups = GroupPrompts(
+                    self, block.dim, block.prefix, chain, shared[first:], None if norm is None else norm.module
+                )
                 found = (block.input.tap(groups),)
                 yield from found
             yield block.insert_tokens(layer, reads=found)

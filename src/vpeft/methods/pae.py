@@ -108,7 +108,8 @@ class PAE(VPTDeep):
         def kept(corner: tuple[int, int]) -> Tensor:
             mask = torch.zeros(height, width, device=images.device)
             mask[corner[0] : corner[0] + self.window, corner[1] : corner[1] + self.window] = 1.0
-            return torch.fft.ifft2(spectrum * torch.fft.ifftshift(mask)).real.to(images.dtype)
+            pixels: Tensor = torch.fft.ifft2(spectrum * torch.fft.ifftshift(mask)).real
+            return pixels.to(images.dtype)
 
         losses = torch.stack([F.cross_entropy(tuned(kept(corner)).float(), labels) for corner in shown])
         tokens = list[Tensor]()
@@ -158,13 +159,14 @@ class Evolution(nn.Module):
         self.K, self.L = nn.Parameter(torch.eye(dim)), nn.Parameter(torch.eye(dim))
 
     def forward(self, prompts: list[Tensor], koopman: float, lyapunov: float) -> Tensor:
-        z = [self.into[str(p.shape[1])](p) for p in prompts]
+        z: list[Tensor] = [self.into[str(p.shape[1])](p) for p in prompts]
         Q = self.L.T @ self.L
         Q = Q / (torch.linalg.matrix_norm(Q, ord=2) + 1e-8)
 
         def energy(one: Tensor) -> Tensor:
-            bounded = one / (one.norm(dim=-1, keepdim=True) + 1e-8).clamp(min=1.0)
-            return ((bounded @ Q) * bounded).sum(-1)
+            bounded = one / (torch.linalg.vector_norm(one, dim=-1, keepdim=True) + 1e-8).clamp(min=1.0)
+            value: Tensor = ((bounded @ Q) * bounded).sum(-1)
+            return value
 
         total = self.K.new_zeros(())
         for now, then in pairwise(z):

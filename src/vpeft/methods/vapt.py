@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
-from ..backbones.edits import Edit
+from ..backbones.edits import Edit, Lifetime
 from ..backbones.points import MissingPlace
 from ..layers.prompt import PromptTokens, xavier_bound
 from ..method import Method, register
@@ -50,7 +50,7 @@ class VAPT(Method):
         return False
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
-        lifetime = "pooled" if self.pooled else "span"
+        lifetime: Lifetime = "pooled" if self.pooled else "span"
         projectors: dict[int, FeatureProjector] = {}
         for block in backbone.blocks:
             if block.index == 0:
@@ -100,8 +100,9 @@ class AdaptiveTokens(nn.Module):
 
     def forward(self, hidden: Tensor, *, grid: tuple[int, ...]) -> Tensor:
         rows = hidden.flatten(1, -2)[:, -math.prod(grid) :]
-        x = self.norm(rows).transpose(1, 2).unflatten(2, grid)
-        x = self.dropout(F.conv2d(x.flatten(0, 1)[:, None], self.kernel[None, None]).unflatten(0, x.shape[:2])[:, :, 0])
+        maps = self.norm(rows).mT.reshape(-1, 1, *grid)  # each channel of each image by itself
+        slid = F.conv2d(maps, self.kernel[None, None])
+        x = self.dropout(slid.reshape(len(rows), -1, *slid.shape[-2:]))
         weight, size = self.weight, x.shape[-2:]
         if weight.shape[1:] != size:
             share = weight[0].numel() / math.prod(size)  # the sum over the grid keeps its size
