@@ -32,6 +32,7 @@ from tests.contract.task_cells import LEARNT, attach_default_head, attach_for_ta
 from tests.families import EVERY
 from tests.models import ANY_SIZE, FAMILIES
 from vpeft.head import all_heads
+from vpeft.method import Method
 from vpeft.methods import all_methods
 
 
@@ -47,12 +48,28 @@ def cell_or_refusal(name: str, family: str) -> tuple[Cell | None, vpeft.MissingP
     for fields in ({}, *kind.variants):
         method = kind(**fields)
         try:
-            vpeft.tune(EVERY[family](), method, num_classes=2, verify=False, show=False)
+            _attach(method, family)
         except vpeft.MissingPlace as error:
             refusal = refusal or error.with_traceback(None)
             continue
         return Cell(method, family), None
     return None, refusal
+
+
+_DESCRIBED: dict[str, vpeft.Backbone] = {}
+
+
+def _attach(method: Method, family: str) -> None:
+    """Attach a method to the tiny model of a family, which all methods share: each is taken off again.
+
+    Raises:
+        MissingPlace: the family refuses the method.
+    """
+    description = _DESCRIBED.pop(family, None) or vpeft.describe(EVERY[family]())
+    tuned = vpeft.tune(description, method, num_classes=2, verify=False, show=False)
+    if type(method).restorable:
+        tuned.detach()
+        _DESCRIBED[family] = description
 
 
 def cell_text(name: str, family: str, checks: Sequence[Callable[[Cell], None]]) -> tuple[str, str | None]:

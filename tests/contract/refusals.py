@@ -49,6 +49,11 @@ def stored() -> Table:
     return table
 
 
+def refuses(name: str, family: str) -> bool:
+    """Whether a family refuses a method, says the table."""
+    return family in stored().get("methods", {}).get(name, {})
+
+
 def difference(part: Part, name: str, family: str, kind: str | None, table: Table | None = None) -> str | None:
     """How one cell differs from the table, as a sentence that says how to update it; None where it agrees.
 

@@ -54,6 +54,10 @@ class Accelerated(Cell):
         accelerate(tuned.train(), "auto,low_memory")
         return tuned
 
+    def twin(self) -> TunedModel:
+        """Another one, trained anew: a copy would share what an acceleration keeps."""
+        return self.trained()
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)

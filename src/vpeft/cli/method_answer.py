@@ -33,9 +33,9 @@ def results_of(ledger: Path | None) -> Results:
         return stored_results()
     tables = []
     for board in boards(open_ledger(ledger)):
-        plain = [row for row in board.rows if len(row.methods) == 1 and not row.methods[0].fields]
+        plain = [row for row in board.rows if [one.name for one in row.methods] == [row.label]]
         scores = {
-            row.methods[0].name: {
+            row.label: {
                 task.name: cell[0] for index, task in enumerate(board.tasks) if (cell := row.cell(index)) is not None
             }
             for row in plain

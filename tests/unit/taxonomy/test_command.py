@@ -1,16 +1,21 @@
-"""`vpeft methods --where`: the filter on the command line."""
+"""`vpeft methods`: the filter `--where`, the query `--like`, and what NAME tells of one method's neighbours."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from vpeft.backbones.points import MissingPlace
 from vpeft.cli import main
+from vpeft.cli.method_answer import results_of
 from vpeft.methods import all_methods
 from vpeft.taxonomy import properties
 from vpeft.taxonomy.properties import Properties, default_properties
+from vpeft.taxonomy.results import stored_results
+
+LEDGER = Path(__file__).resolve().parents[3] / "results" / "pocket"
 
 
 def names(capsys: pytest.CaptureFixture[str], *arguments: str) -> set[str]:
@@ -54,6 +59,69 @@ def test_a_method_that_runs_nowhere_here_is_listed_and_never_chosen(
     assert {one["name"]: one["properties"] for one in json.loads(capsys.readouterr().out)}["lora"] is None
     chosen = names(capsys, "--where", "mergeable or not mergeable")
     assert "lora" not in chosen and "adaptformer" in chosen
+
+
+WISH = "merges, no latency, under 0.5 % parameters, good on structured"
+
+
+def test_a_query_chooses_and_says_how_it_was_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--like", WISH, "--json"]) == 0
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found, "no method fits the query that the documents show"
+    results = stored_results()
+    for name, one in found.items():
+        assert one["mergeable"] and not one["latency"] and one["share"] < 0.005
+        standing = results.standing(name, "structured")
+        assert standing is not None and standing.rank <= -(-standing.among // 3)
+        assert one["standings"]["structured"]["rank"] == standing.rank
+    assert main(["methods", "--like", WISH]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert 'Read as --where "mergeable and not latency and share < 0.005".' in out
+    assert "upper third" in out and "were not measured there:" in out and all(name in out for name in found)
+
+
+def test_a_query_joins_the_filter_and_one_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert names(capsys, "--like", "merges", "--where", "family == 'adapter'") >= {"repadapter"}
+    assert names(capsys, "--like", "merges", "--where", "family == 'adapter'") <= names(capsys, "--where", "mergeable")
+    assert names(capsys, "lora", "--like", "merges") == {"lora"} and not names(capsys, "lora", "--like", "tokens")
+
+
+def test_where_nothing_fits_the_nearest_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--like", "merges, tokens"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "0 of " in out and "These miss one wish:" in out and "(tokens)" in out
+
+
+def test_an_unknown_wish_is_a_sentence_with_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--like", "merges, fast"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "does not know 'fast'" in said and "latency" in said and "structured" in said
+
+
+def test_results_of_a_ledger_take_the_place_of_the_stored_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    stored, found = stored_results(), results_of(LEDGER)
+    ours = {table.protocol: table for table in stored.tables}
+    theirs = {table.protocol: table for table in found.tables if table.protocol in ours}
+    assert set(theirs) == set(ours) and set(found.names) == set(stored.names)
+    for protocol, table in theirs.items():
+        assert table.tasks == ours[protocol].tasks and table.scores.keys() == ours[protocol].scores.keys()
+        for method, scores in table.scores.items():
+            assert scores == pytest.approx(ours[protocol].scores[method], abs=1e-4)
+    assert main(["methods", "--like", "good on structured", "--ledger", str(LEDGER)]) == 0
+    assert str(LEDGER) in capsys.readouterr().out.replace("\n", "")
+    assert main(["methods", "--like", "merges", "--ledger", "nowhere"]) == 1
+    assert "There is no ledger" in capsys.readouterr().err
+
+
+def test_one_method_is_shown_with_its_family(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "vera"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for part in ("Vector-based Random Matrix", "Builds on: lora", "Built on it: randlora", "vera: LoRA whose two"):
+        assert part in out, part
+    assert main(["methods", "lora", "--json"]) == 0
+    (lora,) = json.loads(capsys.readouterr().out)
+    assert lora["title"].startswith("LoRA:") and lora["builds_on"] == [] and "dora" in lora["built_on_it"]
+    assert lora["near"] and all(one["likeness"] >= 0.6 and one["difference"] for one in lora["near"])
 
 
 ISSUE = """
