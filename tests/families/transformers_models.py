@@ -150,7 +150,7 @@ def settle(model: nn.Module) -> nn.Module:
     """Give the BatchNorms statistics other than zero and one."""
     generator = torch.Generator().manual_seed(5)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
             assert module.running_mean is not None and module.running_var is not None
             module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
             module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tests.families.transformers_models import SEQUENCE, build
+from tests.families.transformers_models import SEQUENCE, build, settle
 from tests.models import roughen, tiny_swin, tiny_vit
 
 JEPA = {
@@ -59,10 +59,23 @@ def swin3d(clip: int = 6, size: int = 32, window: tuple[int, int, int] = (2, 3, 
     return roughen(model)
 
 
+def video_resnet(kind: str = "Conv3DSimple", stem: str = "BasicStem") -> nn.Module:
+    """Two of the four layers: 64 and 128 channels, the second of half the steps in time; no narrower one is made."""
+    from torchvision.models.video import resnet as library
+
+    makers = [getattr(library, kind)] * 4
+    model: Any = library.VideoResNet(library.BasicBlock, makers, [1, 2, 1, 1], getattr(library, stem))
+    model.layer3, model.layer4, model.fc = nn.Sequential(), nn.Sequential(), nn.Identity()
+    model.image_size, model.clip_frames = 16, 4
+    return settle(roughen(model))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {"frame_reader": frames, "torchvision_swin3d": swin3d}
 # what the contract need not run on, because it is like those
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "frame_reader_of_swin": lambda: frames(tiny_swin, 3),
+    "torchvision_r3d": video_resnet,
+    "torchvision_r2plus1d": lambda: video_resnet("Conv2Plus1D", "R2Plus1dStem"),
     "torchvision_swin3d_whole": lambda: swin3d(8, 16, (8, 7, 7)),
 }
 if find_spec("transformers") is not None:

@@ -44,6 +44,7 @@ class Unit:
         shortcut: what the shortcut runs where it is no identity.
         drop_path: rate at which the branch is dropped.
         stride: of the whole unit.
+        time_stride: the same in time, for clips.
     """
 
     module: nn.Module
@@ -56,6 +57,7 @@ class Unit:
     shortcut: nn.Module | None = None
     drop_path: float = 0.0
     stride: int = 1
+    time_stride: int = 1
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Units:
         first, last: the first and the last unit's module.
         stride: pixels per cell at the end.
         grid: of cells at the end.
+        frames: steps of time at the end; None for images.
         width: channels at the end.
     """
 
@@ -79,6 +82,7 @@ class Units:
     last: nn.Module | None = None
     stride: int = 1
     grid: Size = (1, 1)
+    frames: int | None = None
     width: int = 0
 
 
@@ -96,7 +100,7 @@ def leaves(modules: Iterable[nn.Module], without: Iterable[nn.Module] = ()) -> I
     skipped = {id(inner) for top in without for inner in top.modules()}
     for top in modules:
         for inner in top.modules():
-            if id(inner) not in skipped and (isinstance(inner, (nn.Conv2d, nn.Linear)) or is_norm(inner)):
+            if id(inner) not in skipped and (isinstance(inner, (nn.Conv2d, nn.Conv3d, nn.Linear)) or is_norm(inner)):
                 yield inner
 
 
@@ -142,8 +146,8 @@ def named(found: Sequence[nn.Module]) -> list[str]:
 
 
 def _pointwise(module: nn.Module) -> bool:
-    if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1) and module.groups == 1
+    if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+        return set(module.kernel_size) == {1} and module.groups == 1
     return isinstance(module, nn.Linear)
 
 
@@ -174,25 +178,27 @@ def chain_places(
     return parts
 
 
-def make_stages(units: Sequence[Unit], size: Size, stride: int) -> Units:
+def make_stages(units: Sequence[Unit], size: Size, stride: int, frames: int | None = None) -> Units:
     """Stages of blocks that keep their shape, from units in the order of execution.
 
     Args:
         units: of the whole trunk.
         size: of the images, in pixels.
         stride: pixels per cell where the first unit begins.
+        frames: steps of time there, for clips.
     """
     runs: list[tuple[list[Unit], list[Unit]]] = [([], [])]
     for unit in units:
         if not unit.keeps and runs[-1][1]:
             runs.append(([], []))
         runs[-1][1 if unit.keeps else 0].append(unit)
-    made = Units(stride=stride, first=units[0].module, last=units[-1].module)
+    made = Units(stride=stride, frames=frames, first=units[0].module, last=units[-1].module)
     depth = 0
     for number, (changes, kept) in enumerate(runs):
         parts: dict[str, Place] = {}
         for step, unit in enumerate(changes):
             made.stride *= unit.stride
+            made.frames = None if made.frames is None else -(-made.frames // unit.time_stride)
             prefix = f"stages.{number}.downsample" + (f"_{step}" if step else "")
             parts.update(change_places(prefix, unit, _where(made, size, depth)))
             made.width = _width(unit)
@@ -208,7 +214,7 @@ def make_stages(units: Sequence[Unit], size: Size, stride: int) -> Units:
 
 def _where(made: Units, size: Size, depth: int) -> Where:
     made.grid = (-(-size[0] // made.stride), -(-size[1] // made.stride))
-    return Where(depth, Layout.CHANNELS_FIRST, made.grid, 0, made.stride)
+    return Where(depth, Layout.CHANNELS_FIRST, made.grid, 0, made.stride, frames=made.frames)
 
 
 def _width(unit: Unit) -> int:
@@ -252,11 +258,20 @@ def drop_rate(module: object) -> float:
 
 
 def conv_stride(modules: Iterable[nn.Module]) -> int:
-    """The product of the strides of a chain of convolutions, poolings and anti-aliasing layers."""
+    """The product of the strides in height of a chain of convolutions, poolings and anti-aliasing layers."""
     stride = 1
     for top in modules:
         for inner in top.modules():
             own = getattr(inner, "stride", 1)
-            if isinstance(inner, nn.Conv2d) or not list(inner.children()):
-                stride *= int(own[0] if isinstance(own, tuple) else own)
+            if isinstance(inner, (nn.Conv2d, nn.Conv3d)) or not list(inner.children()):
+                stride *= int(own[len(own) == 3] if isinstance(own, tuple) else own)  # behind that in time
+    return stride
+
+
+def time_stride(modules: Iterable[nn.Module]) -> int:
+    """The product of the strides in time of the convolutions of a chain."""
+    stride = 1
+    for top in modules:
+        for inner in top.modules():
+            stride *= int(inner.stride[0]) if isinstance(inner, nn.Conv3d) else 1
     return stride

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from . import outline
 from .backbone import Backbone, Facts
 from .builders import Where, projection
-from .convolutional import Size, Unit, conv_stride, is_norm, leaves, make_stages, norm_place
+from .convolutional import Size, Unit, conv_stride, is_norm, leaves, make_stages, norm_place, time_stride
+from .inputs import InputSpec
 from .places import Place, Projection
 from .points import Layout, Point
 from .timm_isotropic import architecture
@@ -36,6 +37,7 @@ def make_net(
     width: int | None = None,
     stem_stride: int | None = None,
     dynamic: bool = True,
+    frames: int | None = None,
 ) -> Backbone:
     """A convolutional net from its parts.
 
@@ -55,15 +57,17 @@ def make_net(
             its images, the function that gives the pooled feature, and the channels of that.
         stem_stride: of the whole stem, where its layers do not run one after the other.
         dynamic: whether images of other sizes are accepted.
+        frames: of the clips, for a net of clips.
     """
     net: Any = module
     size = size or image_size(module)
-    placed, stride = stem_places(stem, size)
+    placed, stride = stem_places(stem, size, frames)
     stride = stem_stride or stride
-    made = make_stages(units, size, stride)
+    made = make_stages(units, size, stride, placed[-1].frames)
     depth = sum(len(stage.blocks) for stage in made.stages)
-    start = Where(-1, Layout.CHANNELS_FIRST, (-(-size[0] // stride), -(-size[1] // stride)), 0, stride)
-    end = Where(depth, Layout.CHANNELS_FIRST, made.grid, 0, made.stride)
+    grid, steps = (-(-size[0] // stride), -(-size[1] // stride)), placed[-1].frames
+    start = Where(-1, Layout.CHANNELS_FIRST, grid, 0, stride, frames=steps)
+    end = Where(depth, Layout.CHANNELS_FIRST, made.grid, 0, made.stride, frames=made.frames)
     end = end.within((1, 1)) if pooled_head else end
     width0 = [p.width for p in placed if isinstance(p, Projection)][-1]
     embedding = outline.embedding(Point(after_stem, "output"), start, width0)
@@ -92,7 +96,7 @@ def make_net(
             made.stages,
             width0,
             made.width,
-            Where(0, Layout.CHANNELS_FIRST, made.grid, 0, made.stride),
+            Where(0, Layout.CHANNELS_FIRST, made.grid, 0, made.stride, frames=made.frames),
             enter=Point(first, "input"),
             exit=Point(made.last, "output"),
         ),
@@ -102,17 +106,20 @@ def make_net(
         pooled=pooled or timm_pooled,
         classifier=classifier,
         end=Point(made.behind or behind, "input"),
+        inputs=None if frames is None else InputSpec(size, placed[0].width_in, "clips", ("clips",), frames),
     )
 
 
-def stem_places(stem: Sequence[nn.Module], size: Size) -> tuple[list[Place], int]:
+def stem_places(stem: Sequence[nn.Module], size: Size, frames: int | None = None) -> tuple[list[Place], int]:
     """`patch`, `patch_1`, ... and `patch_norm`, `patch_norm_1`, ..., and the stride of the whole stem."""
     places: list[Place] = []
     stride, convs, norms = 1, 0, 0
     for layer in leaves(stem):
-        if isinstance(layer, nn.Conv2d):
-            stride *= int(layer.stride[0])
-        where = Where(-1, Layout.CHANNELS_FIRST, (-(-size[0] // stride), -(-size[1] // stride)), 0, stride)
+        if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+            stride *= int(layer.stride[-2])
+        frames = None if frames is None else -(-frames // time_stride([layer]))
+        grid = (-(-size[0] // stride), -(-size[1] // stride))
+        where = Where(-1, Layout.CHANNELS_FIRST, grid, 0, stride, frames=frames)
         if is_norm(layer):
             places.append(norm_place(f"patch_norm_{norms}" if norms else "patch_norm", layer, where, overwritten=True))
             norms += 1
