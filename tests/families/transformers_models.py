@@ -160,7 +160,7 @@ def settle(model: nn.Module) -> nn.Module:
 def inputs(model: Any, images: Tensor) -> dict[str, Any]:
     """The arguments with which a user of the library would call the model."""
     kind = type(model).__name__
-    if kind.startswith(("VideoMAE", "Vivit")):
+    if kind.startswith(("VideoMAE", "Vivit", "Timesformer")):
         return {"pixel_values": images.transpose(1, 2)}
     if kind.startswith("VJEPA2"):
         return {"pixel_values_videos": images.transpose(1, 2)}

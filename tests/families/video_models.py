@@ -27,6 +27,9 @@ JEPA = {
 }
 
 
+JOINT = {"attention_type": "joint_space_time"}
+
+
 def frames(make: Callable[[], nn.Module] = tiny_vit, count: int = 4) -> nn.Module:
     """A tiny ViT that reads four frames."""
     from vpeft.backbones.frame_reader import FrameReader
@@ -46,6 +49,11 @@ def vivit(**options: Any) -> nn.Module:
     more = {"num_frames": 4, "tubelet_size": [2, 8, 8], "num_labels": 3}
     without = {key: value for key, value in SEQUENCE.items() if key != "patch_size"}
     return build("VivitForVideoClassification", "VivitConfig", **{**without, **more, **options})
+
+
+def timesformer(**options: Any) -> nn.Module:
+    more = {"num_frames": 3, "num_labels": 3}
+    return build("TimesformerForVideoClassification", "TimesformerConfig", **{**SEQUENCE, **more, **options})
 
 
 def swin3d(clip: int = 6, size: int = 32, window: tuple[int, int, int] = (2, 3, 3), **options: Any) -> nn.Module:
@@ -80,4 +88,9 @@ VARIANTS: dict[str, Callable[[], nn.Module]] = {
 }
 if find_spec("transformers") is not None:
     MODELS |= {"hf_vjepa2": vjepa2}
-    VARIANTS |= {"hf_vivit": vivit, "hf_vjepa2_classes": vjepa2_classes}
+    VARIANTS |= {
+        "hf_timesformer": timesformer,
+        "hf_timesformer_joint": lambda: timesformer(**JOINT),
+        "hf_vivit": vivit,
+        "hf_vjepa2_classes": vjepa2_classes,
+    }
