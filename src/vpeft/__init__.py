@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from .injection.tune import tune
     from .injection.tuned_model import TunedModel
     from .injection.verify import DeadPlace
+    from .interop import hf, hub
+    from .interop.timm_model import timm_model
+    from .interop.tracker import Tracked, tracker
     from .method import Method, register
     from .task import Leading, Prediction, Task, get_task, register_task
     from .training.concurrent_run import Run
@@ -68,6 +71,7 @@ _HOMES = {
     "Sample": ".batch",
     "Scores": ".training.result",
     "Task": ".task",
+    "Tracked": ".interop.tracker",
     "TunedModel": ".injection.tuned_model",
     "VpeftError": ".errors",
     "accelerate": ".acceleration.apply",
@@ -86,9 +90,13 @@ _HOMES = {
     "run_bench": ".bench.runner",
     "run_recipe": ".training.run",
     "run_recipes": ".training.runs",
+    "timm_model": ".interop.timm_model",
+    "tracker": ".interop.tracker",
     "tune": ".injection.tune",
 }
-_MODULES = ("layers", "methods", "suites", "tasks")
+_MODULES = {"hf": ".interop.hf", "hub": ".interop.hub"} | {
+    name: f".{name}" for name in ("layers", "methods", "suites", "tasks")
+}
 
 __all__ = [
     "Anatomy",
@@ -110,6 +118,7 @@ __all__ = [
     "Sample",
     "Scores",
     "Task",
+    "Tracked",
     "TunedModel",
     "VpeftError",
     "__version__",
@@ -121,6 +130,8 @@ __all__ = [
     "fit_together",
     "get_head",
     "get_task",
+    "hf",
+    "hub",
     "layers",
     "load",
     "methods",
@@ -133,13 +144,15 @@ __all__ = [
     "run_recipes",
     "suites",
     "tasks",
+    "timm_model",
+    "tracker",
     "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
+        return importlib.import_module(_MODULES[name], __name__)
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name], __name__), name)
     raise AttributeError(f"vpeft has no {name!r}; it has {', '.join(__all__)}.")

@@ -57,4 +57,6 @@ def pocket_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
         pretrained_strict=strict,
         **dict(ARCHITECTURE, **kwargs),
     )
+    # by which timm without vpeft makes the same architecture
+    model.made_by_timm = ("vit_tiny_patch16_224", dict(ARCHITECTURE))  # type: ignore[assignment]
     return model

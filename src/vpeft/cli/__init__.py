@@ -19,8 +19,10 @@ from vpeft.errors import nearest
 from vpeft.version import __version__
 
 _WORK = Group("Adapt and use", sort_key=1)
-_COMPARE = Group("Compare", sort_key=2)
-_LOOK = Group("Look things up", sort_key=3)
+_FILES = Group("Look into adapter files", sort_key=2)
+_PASS = Group("Exchange with other libraries", sort_key=3)
+_COMPARE = Group("Compare", sort_key=4)
+_LOOK = Group("Look things up", sort_key=5)
 
 _HELP = """Adapt a pre-trained vision model to your own images with few trained parameters.
 
@@ -37,6 +39,12 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("continual", "vpeft.cli.continual:continual", "Learn a stream of tasks, classes by and by, and measure.", _WORK),
     ("extend", "vpeft.cli.extend:extend", "Add new classes to a saved adapter without its old images.", _WORK),
     ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
+    ("export", "vpeft.cli.export:export", "Write an adapter for peft, as a plain checkpoint, or as ONNX.", _PASS),
+    ("import", "vpeft.cli.import_peft:import_peft", "Make an adapter file of a folder of peft.", _PASS),
+    ("hub", "vpeft.cli.hub:app", "Push adapters to the Hugging Face Hub, and pull them.", _PASS),
+    ("verify", "vpeft.cli.verify:verify", "Check an adapter file: digests, weights, kept outputs.", _FILES),
+    ("inspect", "vpeft.cli.inspect_adapters:inspect_adapters", "Show what adapters changed, and how alike.", _FILES),
+    ("diff", "vpeft.cli.diff:diff", "Show what differs between two adapter files.", _FILES),
     ("bench", "vpeft.cli.bench:bench", "Run methods x data sets x seeds, with one record per run.", _COMPARE),
     ("search", "vpeft.cli.search:search", "Search a method's settings under a parameter budget.", _COMPARE),
     ("report", "vpeft.cli.report:report", "Turn run records into a table, a picture and a page.", _COMPARE),

@@ -28,6 +28,7 @@ from vpeft.injection.adapter_file import CannotTell, Manifest, read
 from vpeft.injection.implied import SLACK, TooMuch, budget
 from vpeft.injection.load_adapter import load, require_implied
 from vpeft.injection.tuned_model import TunedModel
+from vpeft.interop.hub import adapter_path
 from vpeft.task import Prediction, Task, all_tasks
 from vpeft.training.evaluate import on_processor
 from vpeft.training.randomness import seed_everything, untouched_randomness
@@ -96,7 +97,7 @@ def open_adapter(
     """Create the backbone that the file names, load the adapter onto it, and prepare it for prediction.
 
     Args:
-        path: the adapter file.
+        path: the adapter file, or hf:USER/NAME of the Hub.
         device: where to compute.
         backbone: the backbone or its name, if the file cannot create it. Your own code runs only if it is named here,
             never because a file names it.
@@ -106,6 +107,7 @@ def open_adapter(
     Raises:
         VpeftError: the file is no adapter, is damaged, or does not fit the backbone; or the device does not exist.
     """
+    path = adapter_path(path)
     manifest, tensors = read(path)
     chosen = pick_device(device)
     if isinstance(backbone, nn.Module):

@@ -13,8 +13,15 @@ from vpeft.cli import show
 from vpeft.cli.failure import DONE, INTERRUPTED, MISTAKE, say_warning
 from vpeft.cli.flags import Switch, with_flags
 from vpeft.cli.recipe_flags import recipe_flags, recipe_from, recipes_from
+from vpeft.errors import VpeftError
+from vpeft.interop.tracker import Tracked, tracker
+from vpeft.training.recipe import Recipe
 from vpeft.training.run import RunOutcome, run_recipe
 from vpeft.training.runs import run_recipes
+
+
+class OneRunAtATime(VpeftError):
+    """A flag is for one run, and several were asked for."""
 
 
 def _train(
@@ -23,6 +30,7 @@ def _train(
     json: Switch = False,
     trust_code: Switch = False,
     allow_download: Switch = False,
+    track: str | None = None,
     given: dict[str, Any],
 ) -> int:
     """Adapt a backbone to your images; writes one small adapter file and the record of the run.
@@ -52,16 +60,25 @@ def _train(
         Run the code of a backbone py:FILE.py:NAME that a recipe file names.
     allow_download:
         Download a backbone hf:ID that a recipe file names.
+    track:
+        Also hand the numbers of each epoch to tensorboard, wandb, mlflow or trackio, which write into `OUT/track`.
     """
     if len(recipes) > 1:
+        if track is not None:
+            raise OneRunAtATime("--track is for one recipe. Give the recipes one by one.")
         return _several(recipes, resume, json, trust_code, allow_download, given)
+    recipe = recipe_from(recipes[0] if recipes else None, given)
+    tracked = None if track is None else _tracked(recipe, track)
     outcome = run_recipe(
-        recipe_from(recipes[0] if recipes else None, given),
+        recipe,
         resume=resume,
         show=not json,
         trust_code=trust_code,
         allow_download=allow_download,
+        after_epoch=tracked,
     )
+    if tracked is not None:
+        tracked.finish({} if outcome.test is None else outcome.test.values, len(outcome.result.history))
     if outcome.state == "stopped":
         say_warning(f"{outcome.result.reason or 'stopped'}. Give the same command again to go on.")
         return INTERRUPTED
@@ -70,6 +87,13 @@ def _train(
     else:
         show.console().print(Text("\n".join(_sentences(outcome))))
     return 0
+
+
+def _tracked(recipe: Recipe, kind: str) -> Tracked:
+    """The tracker of one run, in the folder `track` of the run's folder."""
+    folder = (recipe.out or Path()) / "track"
+    facts = {"method": recipe.method.name, **recipe.method.fields, "backbone": recipe.backbone}
+    return Tracked(tracker(kind, folder, (recipe.out or Path("vpeft")).name), facts)
 
 
 def _several(

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..injection.adapter_file import Manifest
 from .adapter_summary import cosine
 
-# These differ between any two files, and say nothing about what was learnt.
-_SEALS = ("seal", "tensors_digest")
+# These differ between any two files, and are no settings.
+_SEALS = ("seal", "tensors_digest", "probe", "base_probe", "base_values")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from .plain_model import PlainModel, difference, plain_model, put
 # Energy below this share is rounding: a relative error of 1e-6.
 ROUNDING = 1e-12
 TOLERANCE = 1e-5
+ENERGY = 0.999
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ class _Change:
     shift: Tensor | None
 
 
-def export_peft(tuned: TunedModel, folder: str | Path, *, name: str | None = None, energy: float = 0.999) -> PeftExport:
+def export_peft(
+    tuned: TunedModel, folder: str | Path, *, name: str | None = None, energy: float = ENERGY
+) -> PeftExport:
     """Write an adapter (the active one by default) as a LoRA folder of peft, after peft itself has loaded it.
 
     Args:
@@ -209,7 +212,7 @@ def called_modules(model: nn.Module, run: Any) -> set[str]:
     """The paths of the modules whose forward pass `run(model)` calls."""
     called: set[str] = set()
     handles = [
-        module.register_forward_pre_hook(lambda _module, _given, path=path: called.add(path))  # type: ignore[misc]
+        module.register_forward_pre_hook(lambda _module, _given, path=path: called.add(path))
         for path, module in model.named_modules()
     ]
     try:
@@ -231,12 +234,12 @@ def _split(plain: PlainModel) -> tuple[dict[str, _Change], set[str]]:
         by_owner.setdefault(owner, {})[attribute] = values
     whole = set(plain.classifiers)
     changes: dict[str, _Change] = {}
-    for owner, values in by_owner.items():
+    for owner, changed in by_owner.items():
         module = model.get_submodule(owner)
-        if owner in called and _takes_factors(module) and set(values) <= {"weight", "bias"}:
-            changes[owner] = _change(module, values)
+        if owner in called and _takes_factors(module) and set(changed) <= {"weight", "bias"}:
+            changes[owner] = _change(module, changed)
         else:
-            whole.add(_called_owner(owner, called, values))
+            whole.add(_called_owner(owner, called, changed))
     whole = _as_peft_matches(model, whole)
     return {path: change for path, change in changes.items() if not _inside(path, whole)}, whole
 
@@ -245,7 +248,7 @@ def _takes_factors(module: nn.Module) -> bool:
     """Whether peft's LoRA computes exactly this layer with a changed weight."""
     if type(module) is nn.Linear:
         return True
-    return type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
+    return type(module) is nn.Conv2d and bool(module.groups == 1) and bool(module.padding_mode == "zeros")
 
 
 def _change(module: nn.Module, values: Mapping[str, tuple[Tensor | None, Tensor]]) -> _Change:

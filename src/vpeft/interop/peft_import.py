@@ -113,16 +113,16 @@ def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default", 
     try:
         idle = _fill(tuned, name, layers, kind)
         _fill_saved(tuned, further)
-        error = _compared(tuned, name, theirs, form, head is not None or not saved)
-        if not error <= TOLERANCE:
+        worst = _compared(tuned, name, theirs, form, head is not None or not saved)
+        if not worst <= TOLERANCE:
             raise CannotImport(
-                f"With the tensors of {folder} the outputs differ by {error:.1e} from peft's, so nothing was made. Its"
+                f"With the tensors of {folder} the outputs differ by {worst:.1e} from peft's, so nothing was made. Its"
                 f" settings have no equal here: {kind.method}({', '.join(sorted(config))})."
             )
     except BaseException:
         tuned.detach(name)
         raise
-    return PeftImport(tuned.eval(), kind_name, len(layers), idle, error)
+    return PeftImport(tuned.eval(), kind_name, len(layers), idle, worst)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:

@@ -75,8 +75,8 @@ def put(model: nn.Module, values: dict[str, Tensor]) -> None:
         for key, value in values.items():
             owner, _, attribute = key.rpartition(".")
             module = model.get_submodule(owner)
-            found = module._parameters.get(attribute)
-            found = module._buffers[attribute] if found is None else found
+            own = module._parameters if module._parameters.get(attribute) is not None else module._buffers
+            found = own[attribute]
             assert found is not None
             found.copy_(value)
 
@@ -177,12 +177,11 @@ def _linear(head: nn.Module | None) -> nn.Linear | None:
             f"The adapter's head ({kind!r}) is no linear layer on the pooled feature, and other libraries have no place"
             " for it. Export to ONNX, or train with a linear head."
         )
-    made = nn.Linear(head.in_features, head.out_features, bias=True)
-    made.weight.data.copy_(head.weight)
-    if head.bias is None:
-        made.bias.data.zero_()
-    else:
-        made.bias.data.copy_(head.bias)
+    made = nn.Linear(head.in_features, head.out_features)
+    bias = head._parameters["bias"]
+    with torch.no_grad():
+        made.weight.copy_(head.weight)
+        made.bias.copy_(torch.zeros_like(made.bias) if bias is None else bias)
     return made
 
 

@@ -17,7 +17,7 @@ class TensorboardTracker:
         need_extra("tensorboard", "track")
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder))
 
     def start(self, facts: Mapping[str, Any]) -> None:
         self._writer.add_text("settings", f"```\n{json.dumps(dict(facts), indent=2, default=str)}\n```")

@@ -35,7 +35,8 @@ class TimmModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("tuned").backbone, name)
+            tuned: Any = super().__getattr__("tuned")
+            return getattr(tuned.backbone, name)
 
     @property
     def num_classes(self) -> int:

@@ -42,6 +42,7 @@ from vpeft.training.batches import Samples
 from vpeft.training.evaluate import evaluate
 from vpeft.training.failures import TrainingFailed
 from vpeft.training.fit import fit
+from vpeft.training.loop import AfterEpoch
 from vpeft.training.randomness import derived_seed, seed_everything, untouched_randomness
 from vpeft.training.recipe import Recipe, TaskChoice
 from vpeft.training.result import Result, Scores
@@ -174,6 +175,7 @@ def run_recipe(
     test: bool = True,
     trust_code: bool = False,
     allow_download: bool = False,
+    after_epoch: AfterEpoch | None = None,
 ) -> RunOutcome:
     """Run a recipe: open the data, tune the backbone, train, evaluate the test split once, save.
 
@@ -189,6 +191,7 @@ def run_recipe(
         test: evaluate the test split; False for a run that only prepares another one.
         trust_code: run the code of a backbone `py:...` that a recipe file names. Code that the user typed always runs.
         allow_download: download a backbone `hf:ID` that a recipe file names, if it is not on this machine.
+        after_epoch: called with the model and the record of each epoch, as by `fit`.
 
     Raises:
         VpeftError: an error that the user can correct, in any of the steps. The record holds failures of the training.
@@ -197,10 +200,12 @@ def run_recipe(
     with own_folders(recipe.out):
         trust = recipe.trust(code=trust_code, download=allow_download)
         ready = ready_run(recipe, progress=progress, show=show, trust=trust)
-        return _trained(ready, resume=resume, progress=progress, test=test)
+        return _trained(ready, resume=resume, progress=progress, test=test, after_epoch=after_epoch)
 
 
-def _trained(ready: ReadyRun, *, resume: bool, progress: bool, test: bool) -> RunOutcome:
+def _trained(
+    ready: ReadyRun, *, resume: bool, progress: bool, test: bool, after_epoch: AfterEpoch | None = None
+) -> RunOutcome:
     """Train, evaluate and save."""
     recipe = ready.recipe
     ready.write_recipe()
@@ -214,6 +219,7 @@ def _trained(ready: ReadyRun, *, resume: bool, progress: bool, test: bool) -> Ru
             resume=resume,
             progress=progress,
             workers=recipe.data.workers,
+            after_epoch=after_epoch,
             identity=ready.identity,
             task=ready.task,
         )

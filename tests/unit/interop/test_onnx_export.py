@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import vpeft
 from tests.unit.interop.adapters import adapted, close, images, shaken
 from vpeft.injection.merge import CannotMerge
-from vpeft.interop.onnx_export import export_onnx
+from vpeft.interop.onnx_export import _Outputs, export_onnx
 from vpeft.methods import SSF, AdaptFormer, BitFit, LoRA, VPTDeep
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -26,7 +26,12 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 
 @pytest.mark.parametrize(
-    ("method", "weights"), [(LoRA(rank=2), "merged"), (LoRA(rank=2), "unmerged"), (VPTDeep(tokens=2), "unmerged")]
+    ("method", "weights"),
+    [
+        (VPTDeep(tokens=2), "unmerged"),
+        pytest.param(LoRA(rank=2), "merged", marks=pytest.mark.slow),
+        pytest.param(LoRA(rank=2), "unmerged", marks=pytest.mark.slow),
+    ],
 )
 def test_onnxruntime_computes_the_same(method: vpeft.Method, weights: str, tmp_path: Path) -> None:
     tuned = adapted("timm_vit", method)
@@ -44,6 +49,7 @@ def test_onnxruntime_computes_the_same(method: vpeft.Method, weights: str, tmp_p
     assert json.loads(said["vpeft.labels"]) == list("abcde") and json.loads(said["vpeft.preprocessing"]) == stated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [LoRA(rank=2), BitFit()], ids=lambda one: one.name)
 def test_adapters_as_inputs(method: vpeft.Method, tmp_path: Path) -> None:
     """One graph, two adapter files: what is in a file is fed to the graph."""
@@ -63,6 +69,7 @@ def test_adapters_as_inputs(method: vpeft.Method, tmp_path: Path) -> None:
     assert np.abs(answers[0] - answers[1]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_switching_adapters_costs_little(tmp_path: Path) -> None:
     """Other tensors with the same session: less than 5 ms more than the same tensors again."""
     tuned = adapted("timm_vit", LoRA(rank=2))
@@ -87,6 +94,7 @@ def test_switching_adapters_costs_little(tmp_path: Path) -> None:
     assert fastest([0, 1, 0, 1]) - fastest([0, 0, 0, 0]) < 4 * 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["merged", "unmerged"])
 def test_a_convolutional_net(weights: str, tmp_path: Path) -> None:
     tuned = adapted("timm_convnext", SSF())
@@ -101,4 +109,15 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     with pytest.raises(CannotMerge, match="cannot be folded"):
         export_onnx(tuned, tmp_path / "a.onnx", weights="merged")
     assert not (tmp_path / "a.onnx").exists()
-    assert export_onnx(tuned, tmp_path / "a.onnx").weights == "unmerged"
+
+
+@pytest.mark.parametrize("family", ["timm_vit", "timm_convnext", "torchvision_swin"])
+def test_no_size_of_a_batch_is_fixed(family: str) -> None:
+    """What every graph of ONNX is made of."""
+    tuned = adapted(family, LoRA(rank=2))
+    x = images(tuned.backbone)
+    free = {"images": {0: torch.export.Dim("batch", min=1, max=64)}}
+    program = torch.export.export(_Outputs(tuned), (x[:2],), dynamic_shapes=free, strict=False)
+    for count in (1, 3):
+        (seen,) = program.module()(x[:count])
+        assert close(seen, tuned(x[:count]))

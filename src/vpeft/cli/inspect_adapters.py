@@ -1,0 +1,161 @@
+"""`vpeft inspect FILE...`: what adapters changed, in numbers, and how alike they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter, validators
+from rich.text import Text
+from torch import Tensor
+
+from vpeft.cli import show
+from vpeft.cli.failure import say_warning
+from vpeft.cli.flags import Switch
+from vpeft.cli.loaded import open_adapter
+from vpeft.errors import VpeftError
+from vpeft.injection.adapter_file import Manifest, read
+from vpeft.injection.merge import CannotMerge
+from vpeft.interop.adapter_summary import (
+    PlaceSummary,
+    cosines,
+    nearest_of,
+    summary_of_changes,
+    summary_of_tensors,
+)
+from vpeft.interop.hub import adapter_path
+from vpeft.interop.weight_changes import weight_changes
+
+
+class NoAdapters(VpeftError):
+    """No file was named."""
+
+
+def inspect_adapters(
+    *adapters: Path,
+    top: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 12,
+    file_only: Switch = False,
+    backbone: str | None = None,
+    weights: Path | None = None,
+    allow_download: Switch = False,
+    json: Switch = False,
+) -> None:
+    """Show what adapters changed: norms, effective ranks and shares by place; with several, the cosines between them.
+
+    An adapter that can be merged is looked at as the change dW of the backbone's weights: |dW|, |dW| / |W|, the
+    effective rank of dW. Any other is looked at by its own tensors. Cosines are between the changes where all files can
+    be merged and are of one backbone, otherwise between the files' tensors.
+
+    Parameters
+    ----------
+    adapters:
+        Adapter files, or hf:USER/NAME.
+    top:
+        Places to print for each file, largest share first; JSON has all.
+    file_only:
+        Look at the files' own tensors, without making backbones.
+    backbone:
+        The backbone, if the files cannot create it: py:FILE.py:NAME for your own code.
+    weights:
+        The backbone's file of weights, if it has moved since training.
+    allow_download:
+        Download a backbone hf:ID that an adapter names, if it is not on this machine.
+    json:
+        Print JSON.
+    """
+    if not adapters:
+        raise NoAdapters("No file was named. Give adapter files: vpeft inspect a.safetensors b.safetensors")
+    found: list[tuple[Path, Manifest, list[PlaceSummary], str]] = []
+    tensors: list[Mapping[str, Tensor]] = []
+    deltas: list[Mapping[str, Tensor] | None] = []
+    for given in adapters:
+        path = adapter_path(given)
+        manifest, held = read(path)
+        tensors.append(held)
+        rows, changed, of = summary_of_tensors(held), None, "own tensors"
+        if not file_only:
+            loaded = open_adapter(path, device="cpu", weights=weights, backbone=backbone, allow_download=allow_download)
+            try:
+                changes = weight_changes(loaded.model)
+            except CannotMerge as reason:
+                say_warning(f"{given}: looked at by its own tensors. {reason}")
+            else:
+                rows, of = summary_of_changes(changes), "change of the backbone's weights"
+                changed = {
+                    key: (after if before is None else after - before).float()
+                    for key, (before, after) in changes.items()
+                    if after.is_floating_point()
+                }
+        deltas.append(changed)
+        found.append((given, manifest, rows, of))
+    same = len({manifest.base_digest for _, manifest, _, _ in found}) == 1
+    complete = [one for one in deltas if one is not None]
+    by_change = same and len(complete) == len(deltas)
+    alike = cosines(complete if by_change else tensors)
+    if json:
+        show.as_json(_as_data(found, alike, by_change))
+        return
+    out = show.console()
+    for given, manifest, rows, of in found:
+        methods = " + ".join(one.name for one in manifest.methods)
+        total = sum(row.norm**2 for row in rows) ** 0.5
+        out.print(
+            Text(f"{given}: {methods} on {manifest.backbone}, {manifest.parameters} numbers; {of}, norm {total:.4g}\n")
+        )
+        largest = sorted(rows, key=lambda row: -row.share)[:top]
+        out.print(
+            show.table(("place", "numbers", "norm", "of the weight", "effective rank", "share"), map(_row, largest))
+        )
+        if len(rows) > top:
+            out.print(Text(f"... and {len(rows) - top} more places; --top shows them."))
+        out.print(Text())
+    if len(found) > 1:
+        what = "changes of the weights" if by_change else "files' tensors"
+        names = [str(given) for given, *_ in found]
+        out.print(Text(f"Cosines between the {what}\n"))
+        nearest = [nearest_of(row, number) for number, row in enumerate(alike)]
+        table = [
+            (name, *(_cell(value) for value in row), "none" if near is None else names[near])
+            for name, row, near in zip(names, alike, nearest, strict=True)
+        ]
+        out.print(show.table(("adapter", *names, "nearest"), table))
+
+
+def _row(row: PlaceSummary) -> tuple[object, ...]:
+    return (
+        row.place,
+        row.parameters,
+        row.norm,
+        "" if row.relative is None else f"{row.relative:.2%}",
+        "" if row.effective_rank is None else f"{row.effective_rank:.1f}",
+        f"{row.share:.1%}",
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _as_data(
+    found: list[tuple[Path, Manifest, list[PlaceSummary], str]], alike: list[list[float | None]], by_change: bool
+) -> dict[str, Any]:
+    names = [str(given) for given, *_ in found]
+    nearest = [nearest_of(row, number) for number, row in enumerate(alike)]
+    return {
+        "adapters": [
+            {
+                "file": str(given),
+                "methods": [one.name for one in manifest.methods],
+                "backbone": manifest.backbone,
+                "parameters": manifest.parameters,
+                "of": of,
+                "places": [asdict(row) for row in rows],
+                "nearest": None if near is None else names[near],
+            }
+            for (given, manifest, rows, of), near in zip(found, nearest, strict=True)
+        ],
+        "cosines": alike,
+        "cosines_of": "changes" if by_change else "tensors",
+    }
