@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,9 +15,8 @@ from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.places import Projection
 from ..errors import VpeftError
-from ..layers.bottleneck import Bottleneck
 from ..layers.class_labels import class_labels
-from ..layers.low_rank import LowRank
+from ..layers.dropped import DroppedLowRank, OnOutput, SparseShift
 from ..layers.scale_shift import Shift
 from ..layers.sensitivity import Candidate, Share, allocate, candidates, sensitivity, spread
 from ..method import Method, register
@@ -86,7 +84,7 @@ class SPT(Method):
             return place.after(Shift(one.size) if share == "whole" else SparseShift(one.size, share))
         if share != "whole":
             return place.reparametrize(SparseEntries(torch.arange(share) * one.size // share))
-        path = DropPath(backbone.blocks[place.depth].drop_path)
+        path = backbone.blocks[place.depth].drop_path
         if self.module == "lora":
             layer: nn.Module = DroppedLowRank(place.width_in, place.width, self.rank, self.dropout, path)
         else:
@@ -132,47 +130,3 @@ class SPT(Method):
     def advance(self, tuned: TunedModel, progress: float) -> None:
         if progress == 0.0 and self.allocation is None:
             raise VpeftError("SPT has not selected its weights yet. Call tuned.prepare(batches) before training.")
-
-
-class SparseShift(nn.Module):
-    """y (..., D) -> y + values at some channels; the values start at zero."""
-
-    index: Tensor
-
-    def __init__(self, width: int, count: int) -> None:
-        super().__init__()
-        self.width = width
-        self.register_buffer("index", (torch.arange(count) * width // count).int())
-        self.values = nn.Parameter(torch.zeros(count))
-
-    def forward(self, y: Tensor) -> Tensor:
-        return y + self.affine()[1].to(y.dtype)
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale (ones) and shift, each (D,)."""
-        shift = self.values.new_zeros(self.width).scatter_add(0, self.index.long(), self.values)
-        return torch.ones_like(shift), shift
-
-
-class DroppedLowRank(LowRank):
-    """x -> DP(B A drop(x))."""
-
-    def __init__(self, width_in: int, width: int, rank: int, dropout: float, path: DropPath) -> None:
-        super().__init__(width_in, width, rank, dropout=dropout)
-        self.path = path
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.path(super().forward(x)))
-
-
-class OnOutput(nn.Module):
-    """y -> y + DP(U GELU(D drop(y) + b_1) + b_2), or without y itself where it reads something else."""
-
-    def __init__(self, width: int, rank: int, dropout: float, path: DropPath, alone: bool) -> None:
-        super().__init__()
-        self.inner, self.alone = Bottleneck(width, rank, activation="gelu"), alone
-        self.dropout, self.path = nn.Dropout(dropout), path
-
-    def forward(self, y: Tensor) -> Tensor:
-        change = torch.as_tensor(self.path(self.inner(self.dropout(y))))
-        return change if self.alone else y + change
