@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
@@ -17,7 +18,7 @@ from torchvision.tv_tensors import Mask
 
 from vpeft.data.on_pixels import IGNORED
 from vpeft.data.problems import DataError
-from vpeft.data.steps import Fit, nearest_resized
+from vpeft.data.steps import Fit, height_and_width, nearest_resized
 from vpeft.errors import VpeftError, nearest
 
 Policy = Callable[[Fit], list[nn.Module]]
@@ -80,6 +81,12 @@ def gentle(fit: Fit) -> list[nn.Module]:
 
 
 @policy
+def corners(fit: Fit) -> list[nn.Module]:
+    """A crop at a corner or the middle, its sides 100, 87.5, 75 or 66 % of the shorter side (TSN); never mirrored."""
+    return [CornerCrop(fit.size, fit.mode)]
+
+
+@policy
 def randaugment(fit: Fit) -> list[nn.Module]:
     """`crop`, then two random operations of magnitude 9 (RandAugment, Cubuk et al. 2019)."""
     _only_colour(fit, "randaugment")
@@ -112,6 +119,37 @@ class RandomCropResized(v2.RandomResizedCrop):  # type: ignore[misc]
         if not isinstance(inpt, Mask):
             return super().transform(inpt, params)
         return nearest_resized(functional.crop(inpt, **params), (int(self.size[0]), int(self.size[1])))
+
+
+class CornerCrop(v2.Transform):  # type: ignore[misc]
+    """A crop at one of the corners or in the middle, resized (Wang et al., "Temporal Segment Networks", 2016).
+
+    Height and width are drawn from four shares of the image's shorter side, next to each other at most, so that the
+    aspect ratio changes a little.
+    """
+
+    SHARES = (1.0, 0.875, 0.75, 0.66)
+    PLACES = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))  # of the space left, down and across
+
+    def __init__(self, size: tuple[int, int], mode: v2.InterpolationMode) -> None:
+        super().__init__()
+        self.size, self.mode = size, mode
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = height_and_width(flat_inputs[0])
+        count = len(self.SHARES)
+        pairs = [(a, b) for a in range(count) for b in range(count) if abs(a - b) <= 1]
+        down, across = pairs[int(torch.randint(len(pairs), ()))]
+        sides = [max(1, int(min(height, width) * self.SHARES[number])) for number in (down, across)]
+        place = self.PLACES[int(torch.randint(len(self.PLACES), ()))]
+        top, left = round((height - sides[0]) * place[0]), round((width - sides[1]) * place[1])
+        return {"top": top, "left": left, "height": sides[0], "width": sides[1]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        cut = functional.crop(inpt, **params)
+        if isinstance(inpt, Mask):
+            return nearest_resized(cut, self.size)
+        return functional.resize(cut, list(self.size), self.mode, antialias=True)
 
 
 class _AlongWithMask:

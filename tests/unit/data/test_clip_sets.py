@@ -11,10 +11,11 @@ import torch
 from tests.unit.data.videos import counted, number_of, write_video
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.tv_tensors import Video
 
 from vpeft.batch import Batch
 from vpeft.data import DataConfig, DataError, Datasets, Preprocessing, open_data
-from vpeft.data.augmentation import policies
+from vpeft.data.augmentation import CornerCrop, policies
 from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.data.clips.views import ClipViews, in_views
 from vpeft.task import NoViews, get_task
@@ -233,3 +234,20 @@ def test_settings_of_clips_are_written_only_where_there_are_clips() -> None:
     assert "clip" not in DataConfig(source="x").model_dump()
     stated = Preprocessing(clip=ClipConfig(frames=4, views="4x3"), time_axis=1)
     assert Preprocessing.model_validate(stated.model_dump(mode="json")) == stated
+
+
+def test_crops_at_corners_have_four_scales_and_five_places() -> None:
+    step = CornerCrop((8, 8), v2.InterpolationMode.BILINEAR)
+    rows, columns = torch.meshgrid(torch.arange(40), torch.arange(60), indexing="ij")
+    frames = Video(torch.stack([rows, columns, rows])[None].repeat(2, 1, 1, 1).to(torch.uint8))
+    torch.manual_seed(0)
+    sizes, places = set(), set()
+    for _ in range(200):
+        params = step.make_params([frames])
+        height, width = params["height"], params["width"]
+        sizes |= {height, width}
+        places.add((params["top"] / max(1, 40 - height), params["left"] / (60 - width)))
+        assert params["top"] + height <= 40 and params["left"] + width <= 60
+    assert sizes == {40, 35, 30, 26} and len(places) >= 5
+    made = step(frames)
+    assert made.shape == (2, 3, 8, 8) and torch.equal(made[0], made[1])
