@@ -78,10 +78,27 @@ def video_resnet(kind: str = "Conv3DSimple", stem: str = "BasicStem") -> nn.Modu
     return settle(roughen(model))
 
 
+def mvit() -> nn.Module:
+    """Version 2 on a grid of 2 x 4 x 4: a block, one that pools and widens, a block; widths 8 and 16."""
+    from torchvision.models.video.mvit import MSBlockConfig, MViT
+
+    plain = {"kernel_q": [3, 3, 3], "kernel_kv": [3, 3, 3]}
+    blocks = [
+        MSBlockConfig(1, 8, 8, stride_q=[1, 1, 1], stride_kv=[1, 2, 2], **plain),
+        MSBlockConfig(2, 8, 16, stride_q=[1, 2, 2], stride_kv=[1, 1, 1], **plain),
+        MSBlockConfig(2, 16, 16, stride_q=[1, 1, 1], stride_kv=[1, 1, 1], **plain),
+    ]
+    options = {"residual_pool": True, "residual_with_cls_embed": False, "rel_pos_embed": True, "proj_after_attn": True}
+    model: Any = MViT((16, 16), 4, blocks, stochastic_depth_prob=0.1, dropout=0.0, **options)
+    model.head = nn.Identity()
+    return roughen(model)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {"frame_reader": frames, "torchvision_swin3d": swin3d}
 # what the contract need not run on, because it is like those
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "frame_reader_of_swin": lambda: frames(tiny_swin, 3),
+    "torchvision_mvit": mvit,
     "torchvision_r3d": video_resnet,
     "torchvision_r2plus1d": lambda: video_resnet("Conv2Plus1D", "R2Plus1dStem"),
     "torchvision_swin3d_whole": lambda: swin3d(8, 16, (8, 7, 7)),

@@ -93,6 +93,7 @@ def lay_out(
     passing: Layout | None = None,
     prefix: int = 0,
     ordered: bool = True,
+    frames: int | None = None,
 ) -> Staged:
     """Stages from passages and blocks in the order of execution.
 
@@ -104,6 +105,7 @@ def lay_out(
         passing: of the passages, if they are laid out differently.
         prefix: tokens before the grid.
         ordered: whether the tokens lie in rows and columns.
+        frames: steps of time of the grid, for clips.
     """
     runs: list[tuple[list[Passage], list[Passage | BlockMaker]]] = [([], [])]
     for step in steps:
@@ -115,7 +117,8 @@ def lay_out(
     passing = passing or layout
 
     def stands(at: int, kind: Layout) -> Where:
-        return Where(at, kind, (-(-size[0] // stride), -(-size[1] // stride)) if ordered else None, prefix, stride)
+        grid = (-(-size[0] // stride), -(-size[1] // stride)) if ordered else None
+        return Where(at, kind, grid, prefix, stride, frames=frames)
 
     for number, (before, inside) in enumerate(runs):
         parts: dict[str, Place] = {}

@@ -169,6 +169,7 @@ def _attention(name: str, module: Any, where: Where, width: int) -> AttentionSit
         parts[letter] = projection(f"{name}.{letter}", inner.qkv, where, (offset * third, (offset + 1) * third))
     parts["proj"] = projection(f"{name}.proj", module.output.dense, where)
     heads, edited = int(inner.num_heads), getattr(sys.modules[__name__], EDITED)
-    parts["core"] = attention_core(f"{name}.core", inner, edited, where, third, heads)
+    by_frame = where.grid is not None or where.frames is None
+    parts["core"] = attention_core(f"{name}.core", inner, edited, where, third, heads, per_window=by_frame)
     ends = Point(module, "input", "hidden_states"), Point(module, "output", 0)
     return site(name, AttentionSite, *ends, where, width, parts, None, (qkv,))
