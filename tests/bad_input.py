@@ -55,6 +55,8 @@ BESIDES = {
     ("demo",): ("--out", "text.txt"),
     ("train",): ("--data", "missing"),
     ("search",): ("--data", "missing"),
+    ("continual",): ("--data", "missing", "--method", "simple_cil"),
+    ("extend",): ("missing.safetensors", "--data", "missing", "--out", "text.txt"),
     ("evaluate",): ("missing.safetensors", "--data", "missing"),
     ("predict",): ("missing.safetensors", "missing.png"),
     ("report",): ("missing",),

@@ -106,11 +106,12 @@ def outputs_of(tuned: TunedModel, images: Tensor, shares: Shares, within: Within
         (name, _) = shares.counts[0]
         with _on(tuned, name):
             return [tuned(images)]
-    outputs = []
+    outputs, first = [], 0
     with tuned._pass((images,), shares=shares, within=within) as now:
         features = torch.split(tuned._pooled(images), [count for _, count in shares.counts])
-        for (name, _), feature in zip(shares.counts, features, strict=True):
-            now.shares, now.on = None, name
+        for (name, count), feature in zip(shares.counts, features, strict=True):
+            now.shares, now.on, now.rows = None, name, slice(first, first + count)
+            first += count
             with _on(tuned, name), now.within.get(name, nullcontext)():
                 outputs.append(tuned.outputs(feature))
     return outputs

@@ -29,6 +29,7 @@ from vpeft.tasks.classification import Classification
 from vpeft.training.checkpoint import Checkpoint, must_agree, read_checkpoint, write_checkpoint
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.randomness import derived_seed, seed_everything, untouched_randomness
+from vpeft.training.run import USED
 from vpeft.training.run_folder import own_folders
 from vpeft.version import __version__
 
@@ -276,6 +277,7 @@ def _save(learning: Learning, stream: Stream, matrix: AccuracyMatrix, facts: dic
         task=Classification(stream.labels_at(last)),
         preprocessing=facts.get("preprocessing"),
         scores={f"{stream.judge}_top1": matrix.pooled(last)},
+        extra={} if stream.used is None else {USED: stream.used.model_dump(mode="json")},
     )
 
 

@@ -25,6 +25,7 @@ from vpeft.tasks.classification import Classification
 from vpeft.training.fit import fit
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.randomness import derived_seed, seed_everything, untouched_randomness
+from vpeft.training.run import USED
 
 ADAPTER, RECORD = "adapter.safetensors", "run.json"
 Learnt = Literal["head", "all"]
@@ -149,6 +150,7 @@ def extend(
             task=tuned.task,
             preprocessing=preprocessing.model_dump(mode="json"),
             scores={name: value for name, value in scores.items() if value is not None},
+            extra={} if data.used is None else {USED: data.used.model_dump(mode="json")},
         )
         found = Extension(labels, new_accuracy, old_before, old_after, path)
         write_json(out / RECORD, {"format": 1, **(facts or {}), "extension": found.as_dict()})

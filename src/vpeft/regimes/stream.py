@@ -11,6 +11,7 @@ import numpy as np
 from vpeft.data.datasets import Datasets
 from vpeft.data.image_set import ImageSet
 from vpeft.data.preprocessing import Preprocessing
+from vpeft.data.used_images import UsedImages
 from vpeft.errors import VpeftError, nearest
 
 # PILOT's order of classes is that of this seed (github.com/sun-hailong/LAMDA-PILOT).
@@ -61,6 +62,7 @@ class Stream:
         tasks: in order.
         judge: the split by which it is judged.
         facts: how it was made, JSON, for records.
+        used: marks of the images that may be learnt from, for adapter files.
     """
 
     kind: Literal["class", "domain"]
@@ -68,6 +70,7 @@ class Stream:
     tasks: tuple[StreamTask, ...]
     judge: Judge
     facts: dict[str, Any]
+    used: UsedImages | None = None
 
     def labels_at(self, number: int) -> tuple[str, ...]:
         """The classes seen after task `number`."""
@@ -150,7 +153,7 @@ def class_stream(
         "source": data.config.source,
         "data": data.manifest.digest,
     }
-    return Stream("class", order, tuple(tasks), judge, facts)
+    return Stream("class", order, tuple(tasks), judge, facts, data.used)
 
 
 def domain_stream(data: Sequence[Datasets], preprocessing: Preprocessing, *, judge: Judge = "test") -> Stream:
