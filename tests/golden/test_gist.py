@@ -12,6 +12,7 @@ from tests.golden.by_hand import ViTByHand, randomise
 from tests.golden.counts import trained
 from tests.golden.parity import base_vit
 from tests.models import images_for, tiny_swin
+from vpeft.layers.class_labels import NeedsClassLabels
 from vpeft.methods import GIST, LoRA
 
 
@@ -106,5 +107,5 @@ def test_refuses_windows_and_heads_of_another_kind() -> None:
         vpeft.tune(tiny_swin(), GIST(), show=False)
     tuned = vpeft.tune(base_vit(), GIST(), head=torch.nn.Linear(48, 2), show=False)
     outputs = tuned(images_for(base_vit()))
-    with pytest.raises(vpeft.VpeftError, match="predictions of classes"):
-        tuned.extra_loss(outputs[:, :1], lambda other: other.sum())
+    with pytest.raises(NeedsClassLabels, match="predictions of the classes"):
+        tuned.extra_loss({"a": outputs}, lambda other: other.sum())

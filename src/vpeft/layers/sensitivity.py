@@ -116,9 +116,7 @@ def sensitivity(
             tensor.requires_grad_(True)
         for images, labels in batches:
             with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-                slopes = torch.autograd.grad(
-                    loss(images.to(device), labels.to(device)), list(whole.values()), allow_unused=True
-                )
+                slopes = torch.autograd.grad(loss(images.to(device), labels), list(whole.values()), allow_unused=True)
             for key, slope in zip(whole, slopes, strict=True):
                 total[key] += 0 if slope is None else slope.square()
             seen = True

@@ -71,6 +71,10 @@ class Experts(nn.Module):
         self.gate_in, self.gate_out = nn.Conv2d(hidden, narrow, 1), nn.Conv2d(narrow, hidden, 1)
         self.gate_local = nn.Conv2d(hidden, 1, 1)
         self.tail = nn.Conv2d(hidden, width, 1, bias=False)
+        if rank < 4:
+            why = f"{rank} GELU of the channel expert may all be far below zero, where their slope is zero"
+            channel = ("channel.0.weight", "channel.0.bias", "channel.2.weight")
+            self.dormant = {**self.dormant, **dict.fromkeys(channel, why)}
         for zero in (self.gate_out, self.gate_local, self.tail):
             nn.init.zeros_(zero.weight)
         for one in (self.amplitude, self.phase):

@@ -72,7 +72,7 @@ class DnA(Method):
         layers = [edit.layer for edit in tuned.adapter().edits if isinstance(edit.layer, Decomposed)]
         if not self.align or all(bool(layer.aligned) for layer in layers):
             return  # a loaded or resumed adapter is aligned already
-        listed = [images for images, _ in batches if len(images) > 1]
+        listed = [images.flatten(0, -4) for images, _ in batches if len(images) > 1]  # views and pairs one by one
         optimiser = torch.optim.SGD((p for layer in layers for p in layer.parameters()), self.align_lr, momentum=0.9)
         for images in listed * self.align:
             views = two_views(images.to(layers[0].aligned.device)).flatten(0, 1)

@@ -13,13 +13,15 @@ from torch.nn import functional as F
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import Layout, MissingPlace
-from ..errors import VpeftError
 from ..layers.bottleneck import Bottleneck
+from ..layers.class_labels import NeedsClassLabels
 from ..layers.prompt import PromptTokens
 from ..method import Method, register
 
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
+
+OUTLET = ("outlet",)
 
 
 @register("gist", category="unified", family="unified", paper="2312.07255", year=2024, venue="ACM MM")
@@ -79,9 +81,12 @@ class GIST(Method):
         if feature is None:
             return None
         head = tuned.head or tuned.description.classifier
+        if not isinstance(outputs, Tensor) or outputs.dim() != 2 or tuple(getattr(head, "reads", OUTLET)) != OUTLET:
+            raise NeedsClassLabels(
+                "GIST compares two predictions of the classes of an image, (B, K), by a head on its pooled feature, and"
+                f" {type(head).__name__} gives something else. Use it with classification, or take another method."
+            )
         said = head(feature)
-        if not isinstance(outputs, Tensor) or outputs.dim() != 2 or said.shape != outputs.shape:
-            raise VpeftError("GIST compares two predictions of classes (B, K), and this head gives something else.")
         ours, other = ((z.float() / self.temperature).log_softmax(dim=-1) for z in (outputs, said))
         both = sum(
             (F.kl_div(a, b, reduction="batchmean", log_target=True) for a, b in ((other, ours), (ours, other))),

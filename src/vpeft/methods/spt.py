@@ -106,7 +106,8 @@ class SPT(Method):
         found = candidates(backbone)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(tuned(images), class_labels(labels, len(images), "SPT").to(images.device))
+            classes = class_labels(labels, len(images), "SPT").to(images.device)
+            return F.cross_entropy(tuned(images), classes)
 
         values = sensitivity(loss, found, islice(batches, self.batches))
         token = backbone.embedding.own.get("cls_token")
