@@ -32,7 +32,7 @@ SUFFIXES = frozenset(
 _CONTAINERS = "mov,mp4,matroska,webm,avi,gif,asf,flv,mpeg,mpegts,ogg,nut"
 # Bytes that are read at a time.
 _BUFFER = 2**18
-# Frames up to this number are decoded from the start; further on, a table of all frames to seek in pays off.
+# Where more frames than these would be decoded in vain, a table of all frames to seek in pays off.
 _NEAR = 48
 # Two frames follow at another pace than the others by so much: the frame rate counts as variable.
 _UNEVEN = 1.5
@@ -235,33 +235,54 @@ def read_frames(
     """
     height, width = facts.size
     limits.check(width, height, 3 * width * height * len(numbers))
-    wanted = sorted(set(numbers))
-    found: dict[int, NDArray[np.uint8]] = {}
-    if facts.exact and stamp is not None and wanted[-1] > _NEAR:
-        found = _by_seeking(file, wanted, facts, stamp)
-    if any(number not in found for number in wanted):
-        found = _from_the_start(file, wanted, facts)
-    missing = next((number for number in wanted if number not in found), None)
-    if missing is not None:
-        raise UnreadableClip(f"frame {missing} of {facts.count} cannot be decoded")
-    return np.stack([found[number] for number in numbers])
+    frames = _Frames(numbers, facts)
+    if facts.exact and stamp is not None and max(frames.left) + 1 - len(frames.left) > _NEAR:
+        _by_seeking(file, frames, stamp)
+    if frames.left:
+        _from_the_start(file, frames)
+    if frames.left:
+        raise UnreadableClip(f"frame {min(frames.left)} of {facts.count} cannot be decoded")
+    return frames.pixels
 
 
-def _from_the_start(file: IO[bytes], wanted: Sequence[int], facts: VideoFacts) -> dict[int, NDArray[np.uint8]]:
+class _Frames:
+    """Frames that are wanted, and those that have been decoded.
+
+    Attributes:
+        pixels: uint8 (N, H, W, 3), in the order in which they are wanted.
+        left: the numbers of those that are missing.
+    """
+
+    def __init__(self, numbers: Sequence[int], facts: VideoFacts) -> None:
+        self.facts = facts
+        self.pixels = np.empty((len(numbers), *facts.size, 3), np.uint8)
+        self._places: dict[int, list[int]] = {}
+        for place, number in enumerate(numbers):
+            self._places.setdefault(number, []).append(place)
+        self.left = set(self._places)
+
+    def take(self, number: int, frame: Any) -> None:
+        """Keep a decoded frame, if it is wanted."""
+        if number in self.left:
+            first, *others = self._places[number]
+            self.pixels[first] = _rgb(frame, self.facts)
+            for place in others:
+                self.pixels[place] = self.pixels[first]
+            self.left.discard(number)
+
+
+def _from_the_start(file: IO[bytes], wanted: _Frames) -> None:
     file.seek(0)
-    found: dict[int, NDArray[np.uint8]] = {}
-    asked, number = set(wanted), 0
+    number, last = 0, max(wanted.left)
     with _opened(file) as (container, stream):
         for packet in _packets(container, stream):
             if isinstance(packet, Exception):
                 break
             for frame in _decoded(packet)[0]:
-                if number in asked:
-                    found[number] = _rgb(frame, facts)
+                wanted.take(number, frame)
                 number += 1
-            if number > wanted[-1]:
+            if number > last:
                 break
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,22 +323,18 @@ def _table(file: IO[bytes]) -> _Table:
     return _Table(shown, tuple(number for number, pts in enumerate(shown) if times[pts]) or (0,))
 
 
-def _by_seeking(
-    file: IO[bytes], wanted: Sequence[int], facts: VideoFacts, stamp: Stamp
-) -> dict[int, NDArray[np.uint8]]:
-    """Frames from the nearest place at which decoding can begin; some may be missing, then the way is not safe here."""
+def _by_seeking(file: IO[bytes], wanted: _Frames, stamp: Stamp) -> None:
+    """Decode from the nearest place at which that can begin. Frames that it misses are left to `_from_the_start`."""
     av = need_extra("av", "video")
     table = _tables.of(file, stamp)
-    if len(table.shown) != facts.count:
-        return {}
+    if len(table.shown) != wanted.facts.count:
+        return
     places = {pts: number for number, pts in enumerate(table.shown)}
     file.seek(0)
-    found: dict[int, NDArray[np.uint8]] = {}
-    asked = set(wanted)
     with _opened(file) as (container, stream):
         at = -1
         frames: Iterator[Any] = iter(())
-        for number in wanted:
+        for number in sorted(wanted.left):
             key = table.key_before(number)
             try:
                 if key > at:
@@ -326,11 +343,9 @@ def _by_seeking(
                 while at < number:
                     frame = next(frames)
                     at = places.get(frame.pts, at)
-                    if at in asked and at not in found:
-                        found[at] = _rgb(frame, facts)
+                    wanted.take(at, frame)
             except (StopIteration, av.error.FFmpegError):
-                return {}
-    return found
+                return
 
 
 def _rgb(frame: Any, facts: VideoFacts) -> NDArray[np.uint8]:
