@@ -63,6 +63,17 @@ def test_tasks_of_the_same_pictures_have_digests_of_their_own() -> None:
     assert len(digests) == len(LEARNT)
 
 
+def test_the_data_of_land_and_scenes_are_those_of_the_recorded_runs() -> None:
+    """Whatever changes in `digits` or in the suite, the keys of these runs stay."""
+    found = {name: _task(name).digest[:12] for name in LEARNT if name != "digits"}
+    assert found == {
+        "land": "0305a9472f63",
+        "scenes": "3179fc2dd297",
+        "scenes-masks": "840c985768f1",
+        "scenes-depth": "312cfa99f44a",
+    }
+
+
 def test_other_pictures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pocket_dense, "stored_digests", lambda: {"land": {"val": "0" * 64}})
     with pytest.raises(pocket_dense.OtherPictures, match="'val' of pocket-dense/land"):

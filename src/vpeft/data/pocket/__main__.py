@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import time
+from functools import partial
 
-from vpeft.data.pocket import pocket_tasks
-from vpeft.data.pocket.task import DIGESTS, SIZES, digest, stored_digests
+from vpeft.data.drawn_splits import compare_or_store
+from vpeft.data.pocket import PocketTask, pocket_tasks
+from vpeft.data.pocket.task import DIGESTS, SIZES, digest
+
+
+def _digests(task: PocketTask) -> dict[str, str]:
+    return {split: digest(*task.generate(split)) for split in SIZES}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m vpeft.data.pocket", description=__doc__)
-    parser.add_argument("--store", action="store_true", help="write the digests instead of comparing them")
-    parser.add_argument("names", nargs="*", help="tasks; all when none is named")
-    given = parser.parse_args()
-    digests = {name: dict(splits) for name, splits in stored_digests().items() if name in pocket_tasks()}
-    differing = 0
-    for name, task in pocket_tasks().items():
-        if given.names and name not in given.names:
-            continue
-        began = time.perf_counter()
-        found = {split: digest(*task.generate(split)) for split in SIZES}
-        same = found == digests.get(name)
-        differing += not same
-        print(f"{name:12} {'as stored' if same else 'DIFFERENT'}  {time.perf_counter() - began:5.1f} s")
-        digests[name] = found
-    if given.store:
-        DIGESTS.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n")
-        return 0
-    return 1 if differing else 0
+    made = {name: partial(_digests, task) for name, task in pocket_tasks().items()}
+    return compare_or_store(DIGESTS, made, "python -m vpeft.data.pocket", __doc__ or "")
 
 
 if __name__ == "__main__":

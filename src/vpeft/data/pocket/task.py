@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vpeft.data.drawn_splits import kept_arrays, random_of_split, read_digests, require_digest, require_packages
 from vpeft.data.problems import DataError
 
 Images = NDArray[np.uint8]  # (N, 64, 64, 3), RGB
@@ -60,17 +55,13 @@ class PocketTask:
         stored = stored_digests().get(self.name, {}).get(split)
         if stored is None:  # a task in the making: nothing to key a cache with
             return self.generate(split)
-        path = _cache_folder() / "pocket" / f"{self.name}-{split}-v{VERSION}-{stored[:16]}.npz"
-        if path.exists():
-            try:
-                with np.load(io.BytesIO(path.read_bytes())) as held:
-                    return held["images"], held["labels"]
-            except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-                path.unlink(missing_ok=True)  # truncated or not ours: make it again
-        images, labels = self.generate(split)
-        if digest(images, labels) == stored:
-            _write(path, images, labels)
-        return images, labels
+        found = kept_arrays(
+            f"pocket/{self.name}-{split}-v{VERSION}",
+            stored,
+            lambda: dict(zip(("images", "labels"), self.generate(split), strict=True)),
+            lambda arrays: digest(arrays["images"], arrays["labels"]),
+        )
+        return found["images"], found["labels"]
 
     def splits(self) -> dict[str, tuple[Images, Labels]]:
         """All three splits, as `load` gives them."""
@@ -78,25 +69,16 @@ class PocketTask:
 
     def generate(self, split: str) -> tuple[Images, Labels]:
         """Make one split anew, past the cache."""
-        absent = [package for package in self.needs if find_spec(package) is None]
-        if absent:
-            raise DataError(
-                f"The task pocket/{self.name} needs {' and '.join(absent)}, not installed here: "
-                'pip install "vpeft[bench]"'
-            )
-        key = [SEED, VERSION, list(SIZES).index(split), *self.name.encode()]
-        images, labels = self.draw(split, SIZES[split], np.random.Generator(np.random.PCG64(key)))
+        require_packages(self.needs, f"The task pocket/{self.name}")
+        rng = random_of_split(SEED, VERSION, list(SIZES).index(split), self.name)
+        images, labels = self.draw(split, SIZES[split], rng)
         return np.ascontiguousarray(images, dtype=np.uint8), np.ascontiguousarray(labels, dtype=np.int64)
 
     def verify(self) -> None:
         """Make every split anew and compare it with the stored sha256; raises `DataError` that names the split."""
         for split in SIZES:
-            stored, found = stored_digests().get(self.name, {}).get(split), digest(*self.generate(split))
-            if found != stored:
-                raise DataError(
-                    f"The split {split!r} of pocket/{self.name} is not the one that the suite's results were made with "
-                    f"(sha256 {found[:12]}, stored {str(stored)[:12]}). A package it is made from has another version?"
-                )
+            found = digest(*self.generate(split))
+            require_digest(f"pocket/{self.name}", split, found, stored_digests().get(self.name, {}).get(split))
 
 
 def digest(images: Images, labels: Labels) -> str:
@@ -110,22 +92,4 @@ def digest(images: Images, labels: Labels) -> str:
 @cache
 def stored_digests() -> dict[str, dict[str, str]]:
     """Task -> split -> sha256, as shipped."""
-    if not DIGESTS.exists():
-        return {}
-    content: dict[str, dict[str, str]] = json.loads(DIGESTS.read_text())
-    return content
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("VPEFT_CACHE") or Path.home() / ".cache" / "vpeft")
-
-
-def _write(path: Path, images: Images, labels: Labels) -> None:
-    """Atomic; a folder that cannot be written costs the time of making the arrays again, nothing else."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-            np.savez(part, images=images, labels=labels)
-        Path(part.name).replace(path)
-    except OSError:
-        return
+    return read_digests(DIGESTS)

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vpeft.atomic import replace_file
+from vpeft.data.drawn_splits import kept_arrays, random_of_split, read_digests, require_digest, require_packages
 from vpeft.data.problems import DataError
-from vpeft.errors import VpeftError
 
 SIDE = 128
-VERSION = 1  # raised when a picture or target of a released set changes; results of two versions are not comparable
+VERSION = 1  # of a set that states no other
 SEED = 20_260_416  # of the sets; one number, so that everybody has the same pictures
 SIZES = {"train": 400, "val": 200, "test": 400}
 DIGESTS = Path(__file__).with_name("digests.json")
@@ -108,6 +101,8 @@ class DenseSet:
     draw: Callable[[str, int, np.random.Generator], DensePictures] = field(repr=False)
     has_depth: bool = False
     needs: tuple[str, ...] = ()  # import names of packages beyond vpeft's own dependencies
+    # Raised when a picture or target of a released set changes; results of two versions are not comparable.
+    version: int = VERSION
 
     def load(self, split: str) -> DensePictures:
         """The pictures of "train" (400), "val" (200) or "test" (400).
@@ -123,19 +118,13 @@ class DenseSet:
         stored = stored_digests().get(self.name, {}).get(split)
         if stored is None:  # a set in the making: nothing to key a cache with
             return self.generate(split)
-        path = _cache_folder() / "pocket-dense" / f"{self.name}-{split}-v{VERSION}-{stored[:16]}.npz"
-        if path.exists():
-            try:
-                with np.load(io.BytesIO(path.read_bytes())) as held:
-                    return DensePictures(**{name: held[name] for name in held.files})
-            except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
-                path.unlink(missing_ok=True)  # truncated or not ours: make it again
-        pictures = self.generate(split)
-        if digest(pictures) == stored:
-            # A folder that cannot be written costs the time of making the pictures again, nothing else.
-            with suppress(OSError, VpeftError):
-                replace_file(path, lambda part: _write(part, pictures))
-        return pictures
+        found = kept_arrays(
+            f"pocket-dense/{self.name}-{split}-v{self.version}",
+            stored,
+            lambda: self.generate(split).arrays(),
+            lambda arrays: digest(DensePictures(**arrays)),
+        )
+        return DensePictures(**found)
 
     def splits(self) -> dict[str, DensePictures]:
         """All three splits, as `load` gives them."""
@@ -143,24 +132,15 @@ class DenseSet:
 
     def generate(self, split: str) -> DensePictures:
         """Make one split anew, past the cache."""
-        absent = [package for package in self.needs if find_spec(package) is None]
-        if absent:
-            raise DataError(
-                f"The set pocket-dense/{self.name} needs {' and '.join(absent)}, not installed here: "
-                'pip install "vpeft[bench]"'
-            )
-        key = [SEED, VERSION, list(SIZES).index(split), *self.name.encode()]
-        return self.draw(split, SIZES[split], np.random.Generator(np.random.PCG64(key)))
+        require_packages(self.needs, f"The set pocket-dense/{self.name}")
+        rng = random_of_split(SEED, self.version, list(SIZES).index(split), self.name)
+        return self.draw(split, SIZES[split], rng)
 
     def verify(self) -> None:
         """Make every split anew and compare it with the stored sha256; raises `DataError` that names the split."""
         for split in SIZES:
-            stored, found = stored_digests().get(self.name, {}).get(split), digest(self.generate(split))
-            if found != stored:
-                raise DataError(
-                    f"The split {split!r} of pocket-dense/{self.name} is not the one that the results were made with "
-                    f"(sha256 {found[:12]}, stored {str(stored)[:12]}). A package it is made from has another version?"
-                )
+            found = digest(self.generate(split))
+            require_digest(f"pocket-dense/{self.name}", split, found, stored_digests().get(self.name, {}).get(split))
 
 
 def digest(pictures: DensePictures) -> str:
@@ -175,17 +155,4 @@ def digest(pictures: DensePictures) -> str:
 @cache
 def stored_digests() -> dict[str, dict[str, str]]:
     """Set -> split -> sha256, as shipped."""
-    if not DIGESTS.exists():
-        return {}
-    content: dict[str, dict[str, str]] = json.loads(DIGESTS.read_text())
-    return content
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("VPEFT_CACHE") or Path.home() / ".cache" / "vpeft")
-
-
-def _write(path: Path, pictures: DensePictures) -> None:
-    with path.open("wb") as file:
-        arrays: dict[str, Any] = pictures.arrays()
-        np.savez(file, **arrays)
+    return read_digests(DIGESTS)
