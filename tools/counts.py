@@ -154,6 +154,17 @@ def _around() -> list[Row]:
         r("bapat", 6_201_088, "6.18M", "the print is of the video model", backbone=SWIN_B),
         r("u_tuner", 156_768),
         r("vptsp_g", 287_232),
+        r("unipt", 2_215_489),
+        r("unipt", 8_859_649, fields={"reduction": 1}),
+        r("sherl", 2_809_538),
+        r("sherl", 1_183_970, fields={"reduction": 8}),
+        r("res_tuning_bypass", 387_324, "0.42M", "which bottleneck the print counts could not be verified"),
+        r("res_tuning_bypass", 1_198_848, fields={"bottleneck": 32, "blend": "sum"}),
+        r("gist", 768, fields={"bottleneck": 0}),
+        r("gist", 83_760),
+        r("cara", 85_440),
+        r("uni_adapter", 9_470_976, fields={"bottleneck": 512}),
+        r("approx_bp", 0),
     ]
 
 
