@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 import vpeft
 from tests.families import video_models
@@ -26,6 +27,7 @@ from vpeft.backbones.positions import ResizedPositions
 from vpeft.method import Method
 from vpeft.methods import LoRA, STAdapter
 from vpeft.task import get_task
+from vpeft.training.optimisation import Optimisation
 
 
 @pytest.mark.parametrize("make", [tiny_vit, tiny_swin, tiny_convnext, clip], ids=lambda make: make.__name__)
@@ -209,6 +211,60 @@ def test_models_without_a_table_take_any_number_of_whole_tubelets() -> None:
         tuned = vpeft.tune(make(), LoRA(rank=1), num_classes=2, show=False)
         size = tuned.description.inputs.size
         assert tuned(torch.randn(1, 3, 12, *size)).shape == (1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "shape", "steps"),
+    [
+        ("torchvision:swin3d_s", (3, 16, 224, 224), [8, 8, 8, 8]),
+        ("torchvision:mvit_v2_s", (3, 16, 224, 224), [8, 8, 8, 8]),
+        ("torchvision:r3d_18", (3, 16, 112, 112), [16, 8, 4, 2]),
+        ("torchvision:r2plus1d_18", (3, 16, 112, 112), [16, 8, 4, 2]),
+    ],
+)
+def test_torchvisions_video_models_at_full_size(name: str, shape: tuple[int, ...], steps: list[int]) -> None:
+    with torch.device("meta"):
+        tuned = vpeft.tune(create_backbone(name, pretrained=False, frames=16), LoRA(), num_classes=7, verify=False)
+        assert tuned.description.inputs.shape == shape
+        assert [stage.frames for stage in tuned.description.stages] == steps
+        assert tuned(tuned.description.inputs.blank(1, "meta")).shape == (1, 7)
+
+
+def test_mvit_takes_the_frames_that_it_was_made_for() -> None:
+    assert for_clips(video_models.mvit(), 4)[1] == []
+    with pytest.raises(UnsuitableSize, match="made for 4 frames"):
+        for_clips(video_models.mvit(), 8)
+
+
+def test_timesformers_positions_in_time_follow() -> None:
+    model: Any = video_models.timesformer()
+    with pytest.warns(ResizedPositions):
+        for_clips(model, 6)
+    description = vpeft.describe(model)
+    assert (description.inputs.frames, model.timesformer.embeddings.time_embeddings.shape) == (6, (1, 6, 24))
+    assert description.pooled(description.inputs.example(2)).shape == (2, 24)
+
+
+def test_a_checkpoint_is_made_for_another_number_of_frames(tmp_path: Path) -> None:
+    videomae().save_pretrained(tmp_path)  # type: ignore[operator]
+    with pytest.warns(ResizedPositions):
+        model = create_backbone(f"hf:{tmp_path}", frames=8)
+    assert vpeft.describe(model).inputs.shape == (3, 8, 32, 32)
+    origin = origin_of(model)
+    assert origin is not None and origin.frames == 8 and "steps of time" in origin.notes[-1]
+
+
+@pytest.mark.parametrize("make", [lambda: FrameReader(tiny_vit(), 3), videomae], ids=["frames", "videomae"])
+def test_training_on_clips_end_to_end(make: Any) -> None:
+    torch.manual_seed(0)
+    tuned = vpeft.tune(make(), STAdapter(bottleneck=4), num_classes=2, show=False)
+    labels = torch.arange(12) % 2
+    clips = torch.randn(12, *tuned.description.inputs.shape) + labels.view(-1, 1, 1, 1, 1)
+    data = TensorDataset(clips, labels)
+    result = vpeft.fit(tuned, data, data, optimisation=Optimisation(epochs=3, batch=4, lr=1e-2, device="cpu"))
+    assert result.history[-1].train_loss < result.history[0].train_loss
+    assert result.val is not None and result.val.value > 0.9
 
 
 def test_edits_are_plain() -> None:
