@@ -16,6 +16,7 @@ from vpeft import Optimisation, fit, tune
 from vpeft.backbones.create import create_backbone
 from vpeft.data import DataConfig, Datasets, Preprocessing, open_data
 from vpeft.data.clips.clip_config import ClipConfig
+from vpeft.methods.linear_probe import LinearProbe
 from vpeft.methods.lora import LoRA
 from vpeft.task import get_task
 from vpeft.training.result import EpochRecord, Result
@@ -68,3 +69,21 @@ def test_workers_and_an_interruption_change_nothing(folder: Path, tmp_path: Path
     assert rest.state == "done" and rest.resumed_at
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert [record.train_loss for record in rest.history] == [record.train_loss for record in result.history]
+
+
+@pytest.mark.filterwarnings("ignore::vpeft.backbones.positions.ResizedPositions")
+def test_the_frozen_part_of_clips_is_computed_once(folder: Path) -> None:
+    """With the same clips in each epoch, records of the frozen part give the very losses of computing it anew."""
+    losses = []
+    for acceleration in ("off", "frozen_prefix"):
+        backbone = create_backbone("pocket_vit", image_size=32, frames=2)
+        clip = ClipConfig(frames=2, stride=3)
+        config = DataConfig(source=str(folder), test_fraction=0, clip=clip)
+        data = open_data(config).prepared(Preprocessing.from_model(backbone).resized(32).with_clip(clip))
+        task = get_task("classification")().bind(data.train)
+        torch.manual_seed(3)
+        tuned = tune(backbone, LinearProbe(), task=task, show=False)
+        settings = SETTINGS.model_copy(update={"acceleration": acceleration})
+        result = fit(tuned, data.train, data.val, optimisation=settings, task=task, progress=False)
+        losses.append([record.train_loss for record in result.history])
+    assert losses[0] == losses[1]
