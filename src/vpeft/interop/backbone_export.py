@@ -17,7 +17,7 @@ from torch import nn
 from ..injection.tuned_model import TunedModel
 from .library_format import CannotExport
 from .peft_export import require_empty
-from .plain_model import difference, plain_model
+from .plain_model import PlainModel, difference, plain_model, unsaved
 
 HEAD = "head.safetensors"
 TOLERANCE = 1e-5
@@ -90,7 +90,7 @@ def export_backbone(
         if not error_ <= (COARSE if half else TOLERANCE):
             raise CannotExport(
                 f"The written model computes outputs that differ by {error_:.1e} from the adapter's, so nothing was"
-                " kept. Export with --to onnx instead."
+                f" kept.{unsaved(plain.model, plain.changed)} Export with --to onnx instead."
             )
         if plain.head is not None:
             save_file({"weight": plain.head.weight, "bias": plain.head.bias}, written / HEAD)
@@ -103,7 +103,7 @@ def export_backbone(
     return BackboneExport(target, plain.format.library, plain.head is not None, error_, usage)
 
 
-def _against(tuned: TunedModel, name: str | None, merged: nn.Module, plain: Any) -> float:
+def _against(tuned: TunedModel, name: str | None, merged: nn.Module, plain: PlainModel) -> float:
     """How far the merged model is from the adapter that it was made from."""
     from ..backbones.describe import describe
 

@@ -69,6 +69,16 @@ class PlainModel:
         return made
 
 
+def unsaved(model: nn.Module, changed: Changes) -> str:
+    """A sentence on the changed buffers that the library does not save; empty if there are none."""
+    found = []
+    for key in changed:
+        owner, _, attribute = key.rpartition(".")
+        if attribute in model.get_submodule(owner)._non_persistent_buffers_set:
+            found.append(key)
+    return "" if not found else f" The adapter changes {', '.join(found[:3])}, which the library does not save."
+
+
 def put(model: nn.Module, values: dict[str, Tensor]) -> None:
     """Copy tensors into a model by name, each in the type that the model has there."""
     with torch.no_grad():
@@ -148,8 +158,10 @@ def _head_fits(found: PlainModel, tuned: TunedModel, name: str) -> bool:
         elif before is not None:
             put(made, {key: after})
     try:
-        with tuned.eval().enable(name):
+        with tuned.eval().enable(name):  # another width, or a map where vectors are wanted, is an error of the library
             return _equal(found.format.output(made, found.images), tuned(found.images), 1e-4)
+    except (RuntimeError, ValueError, TypeError):
+        return False
     finally:
         tuned.train(mode)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .library_format import Classified, LibraryFormat, path_of
@@ -31,17 +32,15 @@ class TransformersFormat(LibraryFormat):
                 return None
             found, prefix = made
         else:
-            width = _width(found)
-            if width is None:
-                return None
-            found.classifier = nn.Linear(width, outputs)
-        found.config.num_labels = outputs
-        if hasattr(found, "num_labels"):
+            found.config.num_labels = outputs
             found.num_labels = outputs
-        layer = found.classifier
-        if not isinstance(layer, nn.Linear):
+            with torch.device("meta"):  # the classifier as the class itself makes it
+                fresh: Any = type(found)(copy.deepcopy(found.config)).classifier
+            found.classifier = fresh.to_empty(device="cpu")
+        layers = [layer for layer in found.classifier.modules() if isinstance(layer, nn.Linear)]
+        if len(layers) != 1:
             return None
-        path = path_of(found, layer)
+        path = path_of(found, layers[0])
         return None if path is None else Classified(found, (path,), prefix)
 
     def output(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -99,19 +98,6 @@ def _classifying(model: nn.Module, outputs: int) -> tuple[nn.Module, str] | None
         return None
     inner.load_state_dict({key: value for key, value in model.state_dict().items() if key in wanted})
     return made.eval(), f"{kind.base_model_prefix}."
-
-
-def _width(model: Any) -> int | None:
-    """Channels that the classifier of a model takes, from the classifier or from the configuration."""
-    layer = model.classifier
-    if isinstance(layer, nn.Linear):
-        return layer.in_features
-    settings = model.config
-    for name in ("hidden_sizes", "embed_dim", "hidden_size"):
-        stated = getattr(settings, name, None)
-        if stated:
-            return int(stated[-1] if isinstance(stated, (list, tuple)) else stated)
-    return None
 
 
 def _processor(preprocessing: dict[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def library_classifier(family: str, classes: int = CLASSES) -> nn.Module:
         found = transformers.AutoModelForImageClassification._model_mapping[type(config)]
         kind = found[0] if isinstance(found, tuple) else found
         if isinstance(base, kind):
-            base.classifier = nn.Linear(base.classifier.in_features, classes)
+            base.classifier = kind(config).classifier
             return base.eval()
         whole = kind(config)
         inner = getattr(whole, kind.base_model_prefix)

@@ -34,7 +34,7 @@ peft = pytest.importorskip("peft")
 FAST = ("timm_vit", "hf_vit", "timm_convnext")
 SLOW = (
     "timm_swin", "timm_beit", "timm_eva", "timm_resnet", "timm_efficientnet", "timm_deit", "timm_cait", "timm_xcit",
-    "timm_levit", "timm_pvt_v2", "timm_mlp_mixer", "timm_swin_v2", "timm_regnet", "timm_caformer",
+    "timm_pvt_v2", "timm_mlp_mixer", "timm_swin_v2", "timm_regnet",
     "hf_beit", "hf_dinov2_registers", "hf_swin", "hf_convnext", "hf_resnet",
 )  # fmt: skip
 
@@ -64,9 +64,36 @@ def test_peft_computes_the_same(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", SLOW)
-@pytest.mark.parametrize("method", [LoRA(rank=3), SSF()], ids=lambda method: method.name)
-def test_peft_computes_the_same_on_further_families(family: str, method: Method, tmp_path: Path) -> None:
-    holds(family, method, tmp_path / "out")
+def test_peft_computes_the_same_on_further_families(family: str, tmp_path: Path) -> None:
+    holds(family, LoRA(rank=3), tmp_path / "out")
+
+
+# Shifts that have no place in the library's model, and what is said of them.
+NO_PLACE = {
+    "timm_eva": r"changes blocks\.0\.attn\.k_bias, .* does not save",
+    "timm_swin_v2": r"changes layers\.0\.blocks\.0\.attn\.k_bias, .* does not save",
+    "timm_resnet": "a bias that the architecture does not have",
+    "timm_efficientnet": "a bias that the architecture does not have",
+    "timm_regnet": "a bias that the architecture does not have",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SLOW)
+def test_scales_and_shifts_on_further_families(family: str, tmp_path: Path) -> None:
+    if family not in NO_PLACE:
+        holds(family, SSF(), tmp_path / "out")
+        return
+    with pytest.raises(CannotExport, match=NO_PLACE[family]):
+        export_peft(adapted(family, SSF()), tmp_path / "out", energy=1.0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["timm_levit", "timm_caformer", "open_clip_vision"])
+def test_a_library_without_such_a_classifier(family: str, tmp_path: Path) -> None:
+    with pytest.raises(CannotExport, match="has no classifier in its library that reads what the head reads"):
+        export_peft(adapted(family, LoRA(rank=3)), tmp_path / "out")
 
 
 def slowly(method: Method) -> object:
