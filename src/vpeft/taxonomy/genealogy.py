@@ -89,9 +89,9 @@ def genealogy(methods: Iterable[Ancestor]) -> str:
     y = float(_TOP)
     for family in lanes:
         rows = _place([one for one in nodes if one.family == family], first, y, placed)
-        height = rows * _ROW + _LANE
-        tops[family] = (y, height)
-        y += height
+        tall = rows * _ROW + _LANE
+        tops[family] = (y, tall)
+        y += tall
     width = max(_x(last, first) + _RIGHT, *(one.x + one.width + _RIGHT for one in placed.values()), 400)
     height = y + _BOTTOM
     parts = [
