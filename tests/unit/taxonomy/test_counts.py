@@ -55,9 +55,18 @@ def test_the_page_counts_live_models_and_lines(
     monkeypatch.setattr(tool, "_dense", list)
     made = tool.page()
     assert "| 18,432 | 95,332 | 0 | 0.02M | yes |" in made and "1 rows. 1 have a formula" in made
-    assert "files hold one method each. The median" in made
+    assert "files hold one method each. The median" in made and "without docstrings and blank lines" in made
     monkeypatch.setattr(tool, "PAGE", tmp_path / "counts.md")
     monkeypatch.setattr(tool, "ROOT", tmp_path)
     monkeypatch.setattr(tool, "page", lambda: made)
     assert tool.run(["--check"]) == 1 and "stale" in capsys.readouterr().out
     assert tool.run([]) == 0 and tool.run(["--check"]) == 0
+
+
+def test_lines_of_code_are_those_that_are_no_docstring_and_not_blank(tool: ModuleType) -> None:
+    text = (
+        '"""One.\n\nTwo."""\n\nx = 1  # three\n\n\n'
+        'def f():\n    """Four."""\n    return "five"\n\n\n'
+        'class A:\n    y = 1\n    """six"""\n'
+    )
+    assert tool.code_lines(text) == 5
