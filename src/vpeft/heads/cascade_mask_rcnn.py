@@ -11,7 +11,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, mask
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss, remove_small_boxes
 
 from .object_head import Levels
-from .region_head import BoxPredictor, RegionHead, box_network, masks_of
+from .region_head import RegionHead, box_network, classes_and_codes, masks_of
 
 # Of each stage: the IoU from which a box holds an object, the weight of its losses, the weights of its box codes.
 IOUS = (0.5, 0.6, 0.7)
@@ -37,30 +37,10 @@ class CascadeMaskRCNNHead(RegionHead):
         agnostic: whether a stage has one set of corners for all classes, as in the paper; else one for each class.
         box_loss: "smooth_l1" on box codes, or "giou" on boxes, ten times.
         mask_channels: of the mask network.
-        rois, score, nms, detections: as of `FasterRCNNHead`; each stage samples so many.
+        rois, score, nms, detections: see `RegionHead.box_heads`; each stage samples so many boxes.
     """
 
     kind = "cascade_mask_rcnn"
-    options = (
-        "channels",
-        "anchor_scale",
-        "anchor_sizes",
-        "ratios",
-        "proposals",
-        "convs",
-        "fcs",
-        "hidden",
-        "box_norm",
-        "agnostic",
-        "box_loss",
-        "mask_channels",
-        "rois",
-        "score",
-        "nms",
-        "detections",
-        "level_norm",
-        "place",
-    )
 
     def __init__(
         self,
@@ -87,18 +67,17 @@ class CascadeMaskRCNNHead(RegionHead):
             raise ValueError(f"box_loss is 'smooth_l1' or 'giou', not {box_loss!r}")
         super().__init__(pyramid, channels, anchor_scale, anchor_sizes, ratios, proposals)
         stages = [
-            RoIHeads(
-                self.box_pool(),
+            self.box_heads(
+                outputs,
                 box_network(channels, convs, fcs, hidden, box_norm),
-                BoxPredictor(hidden, outputs, agnostic),
-                fg_iou_thresh=iou,
-                bg_iou_thresh=iou,
-                batch_size_per_image=rois,
-                positive_fraction=0.25,
-                bbox_reg_weights=codes,
-                score_thresh=score,
-                nms_thresh=nms,
-                detections_per_img=detections,
+                hidden,
+                rois,
+                score,
+                nms,
+                detections,
+                iou,
+                codes,
+                agnostic,
             )
             for iou, codes in zip(IOUS, CODES, strict=True)
         ]
@@ -108,7 +87,7 @@ class CascadeMaskRCNNHead(RegionHead):
         """Logits of the classes and codes of the boxes of each stage, and logits of the masks."""
         made = masks_of(self.roi_heads, levels, boxes, sizes)
         for number, stage in enumerate(self.roi_heads.stages):
-            logits, codes = stage.box_predictor(stage.box_head(stage.box_roi_pool(levels, boxes, sizes)))
+            logits, codes = classes_and_codes(stage, levels, boxes, sizes)
             made |= {f"classes.{number}": logits, f"boxes.{number}": codes}
         return made
 
@@ -163,7 +142,7 @@ class CascadeRoIHeads(RoIHeads):  # type: ignore[misc]
             return [], self._losses(features, proposals, image_shapes, targets)
         scores: list[Tensor] = []
         for number, stage in enumerate(self.stages):
-            logits, codes = _said(stage, features, proposals, image_shapes)
+            logits, codes = classes_and_codes(stage, features, proposals, image_shapes)
             scores.append(logits.softmax(-1))
             if number + 1 < len(self.stages):
                 proposals = _refined(stage, logits, codes, proposals, image_shapes)
@@ -187,7 +166,7 @@ class CascadeRoIHeads(RoIHeads):  # type: ignore[misc]
         stages: list[Any] = list(self.stages)
         for number, (stage, weight) in enumerate(zip(stages, WEIGHTS, strict=True)):
             sampled, matched, labels, wanted = stage.select_training_samples(list(proposals), targets)
-            logits, codes = _said(stage, features, sampled, image_shapes)
+            logits, codes = classes_and_codes(stage, features, sampled, image_shapes)
             of_classes, of_boxes = fastrcnn_loss(logits, codes, labels, wanted)
             if self.box_loss == "giou":
                 of_boxes = _giou(stage, codes, sampled, labels, wanted)
@@ -216,14 +195,6 @@ class CascadeRoIHeads(RoIHeads):  # type: ignore[misc]
         truth, classes = [one["masks"] for one in targets], [one["labels"] for one in targets]
         loss: Tensor = maskrcnn_loss(logits, boxes, truth, classes, indices)
         return loss
-
-
-def _said(
-    stage: RoIHeads, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
-) -> tuple[Tensor, Tensor]:
-    """Logits (N, K + 1) and codes (N, 4 (K + 1)) of all boxes of all images."""
-    logits, codes = stage.box_predictor(stage.box_head(stage.box_roi_pool(features, boxes, image_shapes)))
-    return logits, codes
 
 
 def _refined(

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torchvision.models.detection.roi_heads import RoIHeads
 
 from .object_head import Levels
-from .region_head import BoxPredictor, RegionHead, box_network
+from .region_head import RegionHead, box_network, classes_and_codes
 
 
 class FasterRCNNHead(RegionHead):
@@ -19,30 +18,10 @@ class FasterRCNNHead(RegionHead):
         pyramid, channels, anchor_scale, anchor_sizes, ratios, proposals: see `RegionHead`.
         outputs: number of classes.
         convs, fcs, hidden, box_norm: the network on each box, see `box_network`.
-        rois: boxes of an image that are learnt from in a step; a quarter of them hold objects, if there are so many.
-        score: detections below this score are left out.
-        nms: IoU from which the weaker of two detections of a class is left out.
-        detections: largest number of detections in an image.
+        rois, score, nms, detections: see `RegionHead.box_heads`.
     """
 
     kind = "faster_rcnn"
-    options = (
-        "channels",
-        "anchor_scale",
-        "anchor_sizes",
-        "ratios",
-        "proposals",
-        "convs",
-        "fcs",
-        "hidden",
-        "box_norm",
-        "rois",
-        "score",
-        "nms",
-        "detections",
-        "level_norm",
-        "place",
-    )
 
     def __init__(
         self,
@@ -63,22 +42,10 @@ class FasterRCNNHead(RegionHead):
         detections: int = 100,
     ) -> None:
         super().__init__(pyramid, channels, anchor_scale, anchor_sizes, ratios, proposals)
-        self.roi_heads = RoIHeads(
-            self.box_pool(),
-            box_network(channels, convs, fcs, hidden, box_norm),
-            BoxPredictor(hidden, outputs),
-            fg_iou_thresh=0.5,
-            bg_iou_thresh=0.5,
-            batch_size_per_image=rois,
-            positive_fraction=0.25,
-            bbox_reg_weights=None,
-            score_thresh=score,
-            nms_thresh=nms,
-            detections_per_img=detections,
-        )
+        network = box_network(channels, convs, fcs, hidden, box_norm)
+        self.roi_heads = self.box_heads(outputs, network, hidden, rois, score, nms, detections)
 
     def of_boxes(self, levels: Levels, boxes: list[Tensor], sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
         """Logits of the classes and codes of the boxes."""
-        heads = self.roi_heads
-        logits, codes = heads.box_predictor(heads.box_head(heads.box_roi_pool(levels, boxes, sizes)))
+        logits, codes = classes_and_codes(self.roi_heads, levels, boxes, sizes)
         return {"classes": logits, "boxes": codes}

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torchvision.models.detection.roi_heads import RoIHeads
 
 from .object_head import Levels
-from .region_head import BoxPredictor, RegionHead, box_network, masks_of
+from .region_head import RegionHead, box_network, classes_and_codes, masks_of
 
 
 class MaskRCNNHead(RegionHead):
@@ -20,28 +19,10 @@ class MaskRCNNHead(RegionHead):
         outputs: number of classes.
         convs, fcs, hidden, box_norm: the network on each box, see `box_network`.
         mask_channels: of the mask network.
-        rois, score, nms, detections: as of `FasterRCNNHead`.
+        rois, score, nms, detections: see `RegionHead.box_heads`.
     """
 
     kind = "mask_rcnn"
-    options = (
-        "channels",
-        "anchor_scale",
-        "anchor_sizes",
-        "ratios",
-        "proposals",
-        "convs",
-        "fcs",
-        "hidden",
-        "box_norm",
-        "mask_channels",
-        "rois",
-        "score",
-        "nms",
-        "detections",
-        "level_norm",
-        "place",
-    )
 
     def __init__(
         self,
@@ -63,23 +44,12 @@ class MaskRCNNHead(RegionHead):
         detections: int = 100,
     ) -> None:
         super().__init__(pyramid, channels, anchor_scale, anchor_sizes, ratios, proposals)
-        self.roi_heads = RoIHeads(
-            self.box_pool(),
-            box_network(channels, convs, fcs, hidden, box_norm),
-            BoxPredictor(hidden, outputs),
-            fg_iou_thresh=0.5,
-            bg_iou_thresh=0.5,
-            batch_size_per_image=rois,
-            positive_fraction=0.25,
-            bbox_reg_weights=None,
-            score_thresh=score,
-            nms_thresh=nms,
-            detections_per_img=detections,
-            **self.mask_parts(outputs, channels, mask_channels),
-        )
+        network = box_network(channels, convs, fcs, hidden, box_norm)
+        self.roi_heads = self.box_heads(outputs, network, hidden, rois, score, nms, detections)
+        for name, part in self.mask_parts(outputs, channels, mask_channels).items():
+            setattr(self.roi_heads, name, part)
 
     def of_boxes(self, levels: Levels, boxes: list[Tensor], sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
         """Logits of the classes, codes of the boxes, and logits of the masks."""
-        heads = self.roi_heads
-        logits, codes = heads.box_predictor(heads.box_head(heads.box_roi_pool(levels, boxes, sizes)))
-        return {"classes": logits, "boxes": codes, **masks_of(heads, levels, boxes, sizes)}
+        logits, codes = classes_and_codes(self.roi_heads, levels, boxes, sizes)
+        return {"classes": logits, "boxes": codes, **masks_of(self.roi_heads, levels, boxes, sizes)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from ..layers.feature_pyramid import StageMaps
 
 if TYPE_CHECKING:
     from ..batch import Batch
+
+# What the backbone and the data decide.
+_FOUND = ("pyramid", "outputs")
 
 Levels = OrderedDict[str, Tensor]
 """Maps (B, C, H, W) by name, high resolution first, as torchvision's parts take them."""
@@ -38,11 +41,24 @@ class ObjectHead(Head):
     Targets are mappings with `boxes` (N, 4) xyxy in pixels of the batch, `labels` (N,) from 0, `crowd` (N,), perhaps
     `masks` (N, H, W), and `size`, the rows and columns of the batch that the image fills. Crowds are not learnt.
 
+    Options are what the constructor of a head takes besides `pyramid` and `outputs`, and those that choose the levels.
+
+    Class attributes:
+        level_options: `level_norm`, "train" or "frozen", the LayerNorm of each level; `place`, whose map a pyramid is
+            made of.
+
     Args:
         pyramid: settings of the `StageMaps`.
         channels: of every level.
         extra: further levels, coarser ones.
     """
+
+    level_options: ClassVar[tuple[str, ...]] = ("level_norm", "place")
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        ends = cls.level_options
+        cls.options = (*(name for name in cls.options if name not in (*_FOUND, *ends)), *ends)
 
     def __init__(self, pyramid: Mapping[str, Any], channels: int, extra: ExtraFPNBlock) -> None:
         super().__init__()

@@ -114,9 +114,46 @@ class RegionHead(ObjectHead):
     def of_boxes(self, levels: Levels, boxes: list[Tensor], sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
         """The raw outputs of the RoI heads for given boxes."""
 
-    def box_pool(self) -> StridePool:
-        """What pools the features of a box."""
-        return StridePool(self.maps.strides, BOX_SIZE)
+    def box_heads(
+        self,
+        outputs: int,
+        network: nn.Module,
+        hidden: int,
+        rois: int,
+        score: float,
+        nms: float,
+        detections: int,
+        iou: float = 0.5,
+        codes: tuple[float, float, float, float] | None = None,
+        agnostic: bool = False,
+    ) -> RoIHeads:
+        """RoI heads without masks.
+
+        Args:
+            outputs: number of classes.
+            network: from the pooled features of a box to a vector, see `box_network`.
+            hidden: length of that vector.
+            rois: boxes of an image that are learnt from in a step; a quarter of them hold objects, if there are enough.
+            score: detections below this score are left out.
+            nms: IoU from which the weaker of two detections of a class is left out.
+            detections: largest number of detections in an image.
+            iou: from which a box holds an object.
+            codes: weights of the box codes; None for torchvision's.
+            agnostic: see `BoxPredictor`.
+        """
+        return RoIHeads(
+            StridePool(self.maps.strides, BOX_SIZE),
+            network,
+            BoxPredictor(hidden, outputs, agnostic),
+            fg_iou_thresh=iou,
+            bg_iou_thresh=iou,
+            batch_size_per_image=rois,
+            positive_fraction=0.25,
+            bbox_reg_weights=codes,
+            score_thresh=score,
+            nms_thresh=nms,
+            detections_per_img=detections,
+        )
 
     def mask_parts(self, outputs: int, channels: int, width: int) -> dict[str, nn.Module]:
         """The parts of a mask head, by torchvision's names: four convolutions and a deconvolution, `width` channels."""
@@ -125,6 +162,14 @@ class RegionHead(ObjectHead):
             "mask_head": MaskRCNNHeads(channels, (width,) * MASK_CONVS, 1),
             "mask_predictor": MaskRCNNPredictor(width, width, outputs + 1),
         }
+
+
+def classes_and_codes(
+    heads: RoIHeads, levels: Mapping[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, K + 1) and codes (N, 4 (K + 1)) of all boxes of all images."""
+    logits, codes = heads.box_predictor(heads.box_head(heads.box_roi_pool(levels, boxes, sizes)))
+    return logits, codes
 
 
 def masks_of(

@@ -44,19 +44,7 @@ class RetinaNetHead(ObjectHead):
     """
 
     kind = "retinanet"
-    options = (
-        "channels",
-        "anchor_scale",
-        "anchor_sizes",
-        "ratios",
-        "score",
-        "nms",
-        "detections",
-        "candidates",
-        "level_norm",
-        "place",
-        "finest",
-    )
+    level_options = ("level_norm", "place", "finest")
 
     def __init__(
         self,
