@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .backbone import Backbone
 from .blocks import Block
 from .places import Site
-from .points import Point
+from .points import Layout, Point
 
 SHAPES: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "gelu": (F.gelu, lambda x: F.gelu(x, approximate="tanh")),
@@ -36,11 +36,12 @@ def _inside(block: Block) -> Iterator[tuple[str, Site]]:
         site = Site(
             name=f"{block.name}.act{number or ''}",
             width=block.width,
-            layout=block.layout,
+            layout=Layout.TOKENS,  # layers are given the tensor as the module has it: an activation has no axes
             enter=Point(module, "input"),
             exit=Point(module, "output"),
             verbs=frozenset({"before", "after", "tap"}),
             depth=block.depth,
+            frames=block.frames,
             scale=block.scale,
         )
         number += 1

@@ -57,7 +57,6 @@ class ApproxBP(Method):
 class Passed(nn.Module):
     """x -> x."""
 
-    channels_first = True
     keeps_forward = True
 
     def forward(self, x: Tensor) -> Tensor:
