@@ -56,6 +56,7 @@ BESIDES = {
     ("train",): ("--data", "missing"),
     ("search",): ("--data", "missing"),
     ("continual",): ("--data", "missing", "--method", "simple_cil"),
+    ("fewshot",): ("--data", "missing", "--method", "dra"),
     ("extend",): ("missing.safetensors", "--data", "missing", "--out", "text.txt"),
     ("evaluate",): ("missing.safetensors", "--data", "missing"),
     ("predict",): ("missing.safetensors", "missing.png"),

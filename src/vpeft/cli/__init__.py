@@ -38,6 +38,7 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("evaluate", "vpeft.cli.evaluate:evaluate", "Evaluate a saved adapter on samples with known targets.", _WORK),
     ("continual", "vpeft.cli.continual:continual", "Learn a stream of tasks, classes by and by, and measure.", _WORK),
     ("extend", "vpeft.cli.extend:extend", "Add new classes to a saved adapter without its old images.", _WORK),
+    ("fewshot", "vpeft.cli.fewshot:fewshot", "Tune on a few images of a few classes, many times, and measure.", _WORK),
     ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
     ("export", "vpeft.cli.export:export", "Write an adapter for peft, as a plain checkpoint, or as ONNX.", _PASS),
     ("import", "vpeft.cli.import_peft:import_peft", "Make an adapter file of a folder of peft.", _PASS),
