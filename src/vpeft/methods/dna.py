@@ -19,6 +19,7 @@ from .lora import Target, chosen_places
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
 
+FEW = 32
 Trains = Literal["sparse", "low_rank", "U", "V", "U+sparse", "V+sparse", "all"]
 
 
@@ -119,6 +120,8 @@ class Decomposed(nn.Module):
             self.register_buffer("index", index.int())
             self.register_buffer("values_start", rest[index].clone())
             self.values = nn.Parameter(rest[index].clone())
+            if count < FEW:
+                self.dormant = {"values": f"all {count} entries may meet inputs that a ReLU has made zero"}
         self.register_buffer("aligned", torch.zeros((), dtype=torch.bool))
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -64,6 +64,12 @@ class GIST(Method):
                     f"GIST's token travels through all blocks in one sequence, and {block.name} of"
                     f" {backbone.facts.architecture} attends within windows, has a map, or has another width."
                 )
+        widths = {backbone.facts.width, *([backbone.norm.width] if backbone.has_norm else [])}
+        if widths != {trunk.width}:
+            raise MissingPlace(
+                f"GIST's token is classified by the head of the pooled feature, which has {backbone.facts.width}"
+                f" channels on {backbone.facts.architecture}, and the token has {trunk.width}."
+            )
         inserted = trunk.insert_tokens(PromptTokens(1, trunk.width_in, 0.5, self.dropout))
         yield inserted
         for block in backbone.blocks if self.bottleneck else []:
