@@ -8,7 +8,7 @@ vpeft data check clips
 # [/data]
 
 # [train]
-vpeft train --data clips --clip.frames 8 --clip.stride 2 --backbone pocket_vit --method "lora(rank=8)" \
+vpeft train --data clips --clip.frames 4 --clip.stride 4 --backbone pocket_vit --method "lora(rank=8)" \
   --lr 2e-3 --batch 16 --epochs 1 --out runs/motion
 # [/train]
 
