@@ -44,28 +44,26 @@ def test_each_image_has_the_border_of_its_cluster() -> None:
         assert torch.allclose(parameter.grad, own[key.rpartition(".")[2]].grad, atol=1e-4)
 
 
-@pytest.mark.parametrize(("threshold", "most"), [(None, 4), (0.7, 20), (1e-3, 4)])
-def test_clusters_as_scikit_learn_does(threshold: float | None, most: int) -> None:
+@pytest.mark.parametrize("share", [None, 0.7, 1e-3])
+def test_clusters_as_scikit_learn_does(share: float | None) -> None:
     clustering = pytest.importorskip("sklearn.cluster").AgglomerativeClustering
     model, images = base_vit(), images_for(base_vit(), 20)
     features = model(images).detach()
-    distances = torch.pdist(features)
-    threshold = None if threshold is None else threshold * float(distances.mean())
-    apart = most == 20  # the threshold decides; with the lowest one there would be more clusters than are allowed
-    fitted = clustering(None if apart else most, linkage="average", distance_threshold=threshold if apart else None)
+    threshold = None if share is None else share * float(torch.pdist(features).mean())
+    fitted = clustering(4 if share is None else None, linkage="average", distance_threshold=threshold)
     labels = torch.from_numpy(fitted.fit(features.numpy()).labels_)
     expected = [features[labels == label].mean(0) for label in labels.unique()]
-    assert 1 < len(expected) < 20
-    method = DAMVP(width=4, clusters=most, threshold=threshold, samples=20)
-    tuned = vpeft.tune(model, method, show=False)
+    tuned = vpeft.tune(model, DAMVP(width=4, clusters=4, threshold=threshold, samples=20), num_classes=2, show=False)
+    head = tuned.head.weight.detach().clone()
     tuned.prepare([(images, None), (images + 1, None)])
+    (method,) = tuned.methods()
     means = tuned.adapter().get_submodule("pixels.before").means
-    means = means[(means < 1e6).all(1)]
-    assert len(means) == len(expected)
+    assert method.clusters == len(means) == len(expected) == {None: 4, 1e-3: 20}.get(share, len(expected))
     assert all((means - one).abs().amax(1).min() < 1e-4 for one in expected)
+    assert torch.equal(tuned.head.weight, head)
 
 
-def test_counts_and_needs_images(tmp_path: Path) -> None:
+def test_counts_reloads_and_needs_images(tmp_path: Path) -> None:
     assert trained(DAMVP(clusters=5)) == 5 * 69_840
     tuned = vpeft.tune(base_vit(), DAMVP(width=4, clusters=2), num_classes=3, show=False).eval()
     images = images_for(base_vit(), 6)

@@ -20,8 +20,6 @@ from ..method import Method, register
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
 
-FAR = 1e9  # where the mean of a cluster lies that is nearest to no image
-
 
 @register("dam_vp", category="addition", family="prompt", paper="2303.08138", year=2023, venue="CVPR")
 class DAMVP(Method):
@@ -29,9 +27,9 @@ class DAMVP(Method):
 
     p_1 .. p_M are borders of w pixels as in `visual_prompting_pixel`, on the normalised image, all equal at the start,
     N(0, 1). `prepare` takes the frozen features of up to `samples` training images, clusters them (agglomerative,
-    average linkage, Euclidean) and keeps the means. With `threshold` clusters farther apart than that stay apart, at
-    most M of them (the authors: 10 to 31 by backbone, which gives M by the data); else there are M. One more pass of
-    the frozen model chooses c for each image.
+    average linkage, Euclidean) and keeps the means. With `threshold` clusters farther apart than that stay apart, so
+    that the data decide M, as with the authors, who have one for each backbone; else there are `clusters`. One more
+    pass of the frozen model chooses c for each image.
 
     Not part of this: the start from a border that Reptile has learnt on other data sets (copy one into the tensors),
     and the head-free mode, whose class scores are the most active channels of the feature. Before `prepare` every
@@ -43,7 +41,7 @@ class DAMVP(Method):
     width: int = Field(default=30, gt=0)
     """w, pixels"""
     clusters: int = Field(default=8, gt=0)
-    """M, or the most with `threshold`; our choice, as the paper's depends on the data"""
+    """M; with `threshold`, or fewer images, `prepare` changes it. Our choice, as the paper's depends on the data"""
     threshold: float | None = Field(default=None, gt=0.0)
     """least average distance between two clusters; the authors': 21 ResNet-50, 31 ViT-B, 10 ViT-B-22k, 20 Swin-B-22k"""
     samples: int = Field(default=1000, gt=1)
@@ -67,7 +65,6 @@ class DAMVP(Method):
 
     @torch.no_grad()
     def prepare(self, tuned: TunedModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        (layer,) = [edit.layer for edit in tuned.adapter().edits if isinstance(edit.layer, Borders)]
         modes = {module: module.training for module in tuned.modules()}
         tuned.eval()
         found: list[Tensor] = []
@@ -82,13 +79,14 @@ class DAMVP(Method):
         if len(features) < 2:
             raise VpeftError("DAM-VP clusters the training images, but `prepare` was given fewer than two.")
         tree = linkage(features.double().cpu().numpy(), "average")
-        labels = fcluster(tree, self.clusters, "maxclust")
-        if self.threshold is not None and (apart := fcluster(tree, self.threshold, "distance")).max() <= self.clusters:
-            labels = apart
+        by_count = self.threshold is None
+        labels = fcluster(tree, self.clusters if by_count else self.threshold, "maxclust" if by_count else "distance")
         chosen = torch.as_tensor(labels, device=features.device)
         means = [features[chosen == label].mean(0) for label in sorted(set(labels.tolist()))]
-        unused = torch.full_like(means[0], FAR)
-        layer.means.copy_(torch.stack([*means, *[unused] * (self.clusters - len(means))]))
+        if len(means) != self.clusters:
+            tuned.replace_method(self, self.model_copy(update={"clusters": len(means)}))
+        (layer,) = [edit.layer for edit in tuned.adapter().edits if isinstance(edit.layer, Borders)]
+        layer.means.copy_(torch.stack(means))
 
 
 class Borders(nn.Module):
