@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -44,6 +44,10 @@ class TrainedRun(Trained, Protocol):
     def history(self) -> tuple[dict[str, float], ...]: ...
 
     def evaluate(self, images: Split, split: str) -> RecordedScores: ...
+
+    def pictures(self, images: Split, split: str) -> Mapping[str, bytes]:
+        """PNG files by name that show what the model says of a split that it was evaluated on; none is fine."""
+        ...
 
 
 class Engine(Protocol):

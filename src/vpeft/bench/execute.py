@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from vpeft.atomic import CannotWrite
 from vpeft.bench.engine import Assignment, Engine, TrainedRun
 from vpeft.bench.ledger import Ledger, LostLease
+from vpeft.bench.pictures import drop_pictures, keep_pictures
 from vpeft.bench.plan import Job
 from vpeft.bench.protocol import Point, choose
 from vpeft.bench.provenance import provenance
@@ -136,6 +137,8 @@ def _run(job: Job, record: RunRecord, ledger: Ledger, engine: Engine) -> RunReco
     if validation is not None:
         chosen = chosen.model_copy(update={"validation": validation})
     wall = time.perf_counter() - began
+    if job.identity.purpose == "search" or job.validates:
+        keep_pictures(ledger.path, job.key, trained.pictures(task.val, "val"))
     return record.model_copy(
         update={
             "state": State.done,
@@ -152,7 +155,11 @@ def _point(job: Job, ledger: Ledger) -> tuple[Point, Chosen]:
     """The learning rate and decay of a job: found by its search runs, or stated."""
     if job.needs:
         chosen = choose([(point, ledger.get(key)) for point, key in job.needs])
-        return Point(lr=chosen.lr, weight_decay=chosen.weight_decay), chosen
+        found = Point(lr=chosen.lr, weight_decay=chosen.weight_decay)
+        for point, key in job.needs:
+            if point != found:
+                drop_pictures(ledger.path, key)
+        return found, chosen
     assert job.point is not None, "a job has a point or runs to choose one from"
     stated = Chosen(lr=job.point.lr, weight_decay=job.point.weight_decay, rule="stated by the protocol")
     return job.point, stated

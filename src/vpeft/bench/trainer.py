@@ -7,10 +7,11 @@ import copy
 import math
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,9 +41,12 @@ from vpeft.training.memory import saved_bytes
 from vpeft.training.optimisation import Optimisation, Precision
 from vpeft.training.randomness import derived_seed, seed_everything, untouched_randomness
 from vpeft.training.result import EpochRecord, Result
+from vpeft.training.validation_panel import validation_pictures
 
 # Images at a time when testing; no influence on the scores but for rounding.
 TEST_BATCH = 250
+# Samples of a run's picture: a page shows those of many runs.
+SHOWN = 3
 # A run's key does not tell how it was computed, so of what saves work the benchmark takes only what repeats the very
 # computation: elsewhere sums are taken in another order.
 ACCELERATION = "frozen_prefix"
@@ -170,6 +174,8 @@ class TrainedModel:
     precision: Precision
     costs: Costs = Costs()  # noqa: RUF009 - frozen, so one for all is safe
     history: tuple[dict[str, float], ...] = ()
+    # Of the scores on each split that was evaluated.
+    details: dict[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     # Where records are found; none while it is still in training, when records of its own may be in the way.
     cache: SharedCache | None = None
 
@@ -180,6 +186,7 @@ class TrainedModel:
         else:
             scores = evaluate(self.tuned, dataset, task=self.task, batch=TEST_BATCH, precision=self.precision)
         require_measured(scores.leading, scores.values[scores.leading], split)
+        self.details[split] = scores.details
         return RecordedScores(
             split=split,
             values=scores.values,
@@ -187,6 +194,13 @@ class TrainedModel:
             higher_is_better=scores.higher_is_better,
             count=scores.count,
         )
+
+    def pictures(self, images: Split, split: str) -> Mapping[str, bytes]:
+        if type(self.task).truth is Task.truth:
+            return {}
+        dataset = (self.cache or SharedCache()).images(images, self.task, self.preprocessing, None, 0)
+        details = self.details.get(split, {})
+        return validation_pictures(self.tuned, dataset, self.task, self.preprocessing, details, SHOWN)
 
 
 def require_measured(name: str, value: float, split: str) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from vpeft.atomic import write_bytes
-from vpeft.bench.ledger import open_ledger
+from vpeft.bench.ledger import Ledger, open_ledger
+from vpeft.bench.pictures import pictures_of
 from vpeft.bench.record import RunRecord
 from vpeft.report.board import Board, boards
 from vpeft.report.figure import as_png
 from vpeft.report.page import as_html
-from vpeft.report.published import published
+from vpeft.report.published import PublishedTable, published
 from vpeft.report.tables import as_csv, as_markdown, on_terminal
 
 
@@ -51,7 +52,7 @@ def make_report(
     tables = [published(name) for name in reported]
     written = []
     if html is not None:
-        written.append(_write(html, as_html(found, records, tables, ledger.place, Path(html)).encode()))
+        written.append(_write(html, _page(ledger, found, records, tables, Path(html)).encode()))
     if csv is not None:
         written.append(_write(csv, as_csv(records).encode()))
     if markdown is not None:
@@ -59,6 +60,16 @@ def make_report(
     if png is not None:
         written.append(_write(png, as_png(found)))
     return Report(found, records, tuple(written))
+
+
+def _page(
+    ledger: Ledger,
+    found: Sequence[Board],
+    records: Sequence[RunRecord],
+    tables: Sequence[PublishedTable],
+    path: Path,
+) -> str:
+    return as_html(found, records, tables, ledger.place, path, lambda key: pictures_of(ledger.path, key))
 
 
 def _write(path: Path | str, content: bytes) -> Path:

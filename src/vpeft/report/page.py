@@ -6,7 +6,7 @@ import base64
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from markupsafe import Markup
 from vpeft.bench.record import RunRecord, State
 from vpeft.method_spec import text_of
 from vpeft.report import words
-from vpeft.report.board import Board, BoardRow
+from vpeft.report.board import Board, BoardRow, Column
 from vpeft.report.figure import as_svg, points
 from vpeft.report.published import PublishedTable
 from vpeft.report.tables import state_of, to_best
@@ -38,14 +38,32 @@ class Machine:
     last: str
 
 
+@dataclass(frozen=True)
+class Pictured:
+    """The pictures of one method on one task, as addresses that hold their data; and its score on those samples."""
+
+    method: str
+    score: str
+    pictures: Mapping[str, str]
+
+
 def as_html(
     boards: Sequence[Board],
     records: Sequence[RunRecord],
     reported: Sequence[PublishedTable],
     place: Callable[[str], Path],
     page: Path,
+    pictures: Callable[[str], Mapping[str, bytes]],
 ) -> str:
-    """The page. `place` gives the file that holds a record, `page` is where the page will lie; links lead from it."""
+    """The page.
+
+    Args:
+        boards, records: what the ledger holds.
+        reported: published tables, shown in sections of their own.
+        place: gives the file that holds the record of a key.
+        page: where the page will lie; links lead from it.
+        pictures: gives the pictures of the run of a key, PNG files by name.
+    """
     environment = Environment(
         loader=PackageLoader("vpeft.report", "templates"),
         autoescape=True,
@@ -66,7 +84,7 @@ def as_html(
     return environment.get_template("page.html").render(
         script=Markup(script),
         policy=_policy(script),
-        boards=[_shown(board, number) for number, board in enumerate(boards)],
+        boards=[_shown(board, number, pictures) for number, board in enumerate(boards)],
         summary=_summary(boards, records),
         places=_places(records),
         failures=[record for record in records if record.state in (State.failed, State.out_of_memory)],
@@ -97,7 +115,7 @@ def _policy(script: str) -> str:
     )
 
 
-def _shown(board: Board, number: int) -> dict[str, Any]:
+def _shown(board: Board, number: int, pictures: Callable[[str], Mapping[str, bytes]]) -> dict[str, Any]:
     """A board with what the template cannot work out."""
     drawn = points(board)
     lows, highs = _ranges(board)
@@ -112,7 +130,28 @@ def _shown(board: Board, number: int) -> dict[str, Any]:
         "tied": any(row.tie is not None for row in board.rows),
         "shade": {row.label: _shades(row, lows, highs, board.measure.higher_is_better) for row in board.rows},
         "chosen": [(row, _choices(board, row)) for row in board.rows],
+        "pictured": [(task.name, found) for task in board.tasks if (found := _pictured(board, task, pictures))],
     }
+
+
+def _pictured(board: Board, task: Column, pictures: Callable[[str], Mapping[str, bytes]]) -> list[Pictured]:
+    """The pictures of one task, a group for each method: those of its first run, or of the search that it rests on."""
+    found = []
+    for row in board.rows:
+        for record in sorted(row.records, key=lambda one: one.identity.seed):
+            if (record.task.split("/", 1)[-1], record.identity.data) != (task.name, task.data) or not record.chosen:
+                continue
+            shown = next((made for key in (record.key, *record.chosen.searched) if (made := pictures(key))), None)
+            if shown is not None:
+                score = record.chosen.validation
+                said = "" if score is None else f"{board.measure.title} {board.measure.number(score)}"
+                found.append(Pictured(row.label, said, {name: _inline(data) for name, data in shown.items()}))
+                break
+    return found
+
+
+def _inline(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _tip(board: Board, row: BoardRow) -> dict[str, Any]:

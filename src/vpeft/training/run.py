@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vpeft.atomic import write_json, write_text
+from vpeft.atomic import write_bytes, write_json, write_text
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
 from vpeft.backbones.host_create import host_name
@@ -47,7 +47,7 @@ from vpeft.training.randomness import derived_seed, seed_everything, untouched_r
 from vpeft.training.recipe import Recipe, TaskChoice
 from vpeft.training.result import Result, Scores
 from vpeft.training.run_folder import own_folders, refuse_several_processes
-from vpeft.training.validation_panel import PANEL, validation_panel
+from vpeft.training.validation_panel import validation_pictures
 from vpeft.version import __version__
 
 ADAPTER = "adapter.safetensors"
@@ -149,17 +149,17 @@ class ReadyRun:
                 scores=scores,
                 extra={} if self.data.used is None else {USED: self.data.used.model_dump(mode="json")},
             )
-            self._draw_validation(out)
+            self._draw_validation(out, {} if result.val is None else result.val.details)
         record = self.record(result, scored)
         return RunOutcome(self.recipe, result, scored, self.tuned, self.data, preprocessing, adapter, record)
 
-    def _draw_validation(self, out: Path) -> None:
-        """Write the panel of validation predictions, if the task's targets can be drawn."""
+    def _draw_validation(self, out: Path, details: Mapping[str, Any]) -> None:
+        """Write the panel of validation predictions and the scores of each class, if the task's targets are drawn."""
         if self.val is None:
             return
-        picture = validation_panel(self.tuned, self.val, self.tuned.task, self.preprocessing)
-        if picture is not None:
-            picture.save(out / PANEL)
+        made = validation_pictures(self.tuned, self.val, self.tuned.task, self.preprocessing, details)
+        for name, data in made.items():
+            write_bytes(out / f"{name}.png", data)
 
     def without_adapter(self, result: Result, record: Path | None = None) -> RunOutcome:
         """Return the outcome of an unfinished run."""

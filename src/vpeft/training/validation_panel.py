@@ -1,8 +1,10 @@
-"""A picture of validation samples: each image, what the model says of it, and the truth."""
+"""Pictures of validation samples: image, prediction and truth side by side, and the scores of each class."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -18,7 +20,35 @@ from vpeft.training.randomness import seed_everything, untouched_randomness
 if TYPE_CHECKING:
     from vpeft.injection.tuned_model import TunedModel
 
-PANEL = "validation_predictions.png"
+# Names of the pictures, without the ending.
+PANEL, CLASSES = "validation_predictions", "validation_classes"
+COLOURS = 128  # of a panel's file; with all of them it has four times the bytes
+
+
+def validation_pictures(
+    tuned: TunedModel,
+    samples: Samples,
+    task: Task,
+    preprocessing: Preprocessing,
+    details: Mapping[str, Any],
+    count: int = SAMPLES,
+) -> dict[str, bytes]:
+    """PNG files by name: the panel, and the task's drawing of its scores. Empty for a task whose targets are not drawn.
+
+    Args:
+        tuned, samples, task, preprocessing, count: see `validation_panel`.
+        details: of the scores on these samples.
+    """
+    beside = validation_panel(tuned, samples, task, preprocessing, count)
+    if beside is None:
+        return {}
+    made = {PANEL: _png(beside.quantize(COLOURS))}
+    figure = task.picture(details)
+    if figure is not None:
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+        made[CLASSES] = stream.getvalue()
+    return made
 
 
 def validation_panel(
@@ -54,3 +84,9 @@ def validation_panel(
             pictures = [drawn(image, one, task.labels) for one in (said, true[0])]
             rows.append((said.id, (picture_of(image), *pictures)))
     return panel(rows, ("image", "prediction", "truth"))
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()

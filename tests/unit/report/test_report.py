@@ -16,7 +16,8 @@ from PIL import Image
 from rich.console import Console
 
 from vpeft.bench.ledger import LedgerError
-from vpeft.bench.record import RecordedScores, RunRecord
+from vpeft.bench.pictures import keep_pictures
+from vpeft.bench.record import Chosen, RecordedScores, RunRecord
 from vpeft.report import make_report
 from vpeft.report.board import boards
 from vpeft.report.figure import COLOURS, as_png, as_svg, points
@@ -84,6 +85,25 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert "@import" not in text
     assert "url(http" not in text
     assert page.tags.count("svg") == 1
+
+
+def test_pictures_of_a_run_or_of_its_search_are_on_the_page(tmp_path: Path) -> None:
+    """As data within the page, by task and method; those of a search stand with the method that rests on it."""
+    stream = io.BytesIO()
+    Image.new("L", (4, 4), 9).save(stream, format="PNG")
+    search = a_run("lora", "photos", identity={"purpose": "search"})
+    chosen = Chosen(lr=2e-3, weight_decay=1e-4, rule="best", searched=(search.key,), validation=0.625)
+    records = [a_run("ssf", "flags"), a_run("lora", "flags"), a_run("lora", "photos", chosen=chosen), search]
+    keep_pictures(tmp_path / "ledger", search.key, {"validation_predictions": stream.getvalue()})
+    keep_pictures(tmp_path / "ledger", records[0].key, {"validation_classes": stream.getvalue()})
+    text, page = page_of(tmp_path, records)
+    assert page.open == [] and page.tags.count("img") == 2
+    data = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    assert page.loads == [data, data]
+    assert 'alt="lora on photos: validation predictions"' in text
+    assert 'alt="ssf on flags: validation classes"' in text
+    assert "validation top-1 62.5" in " ".join("".join(page.text).split())
+    assert "img-src data:" in text
 
 
 def test_every_record_is_linked_and_the_links_lead_there(tmp_path: Path) -> None:
