@@ -94,10 +94,17 @@ def mvit() -> nn.Module:
     return roughen(model)
 
 
+def pocket_video() -> nn.Module:
+    from vpeft.backbones.pocket_video import PocketVideo
+
+    return roughen(PocketVideo(32, 8, 24, 2, 2, frames=4))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {"frame_reader": frames, "torchvision_swin3d": swin3d}
 # what the contract need not run on, because it is like those
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "frame_reader_of_swin": lambda: frames(tiny_swin, 3),
+    "pocket_video": pocket_video,
     "torchvision_mvit": mvit,
     "torchvision_r3d": video_resnet,
     "torchvision_r2plus1d": lambda: video_resnet("Conv2Plus1D", "R2Plus1dStem"),

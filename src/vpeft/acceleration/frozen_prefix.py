@@ -160,7 +160,7 @@ class Prefix:
         """The rows of each of `count` clips together, where their frames pass one by one."""
         if self.tuned.description.frames_enter is None or len(value) % count:
             return value
-        return value.unflatten(0, (count, -1))
+        return value.reshape(count, -1, *value.shape[1:])
 
     # -- replaying --------------------------------------------------------------------------------------------------
 

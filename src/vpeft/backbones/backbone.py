@@ -292,7 +292,7 @@ class Backbone:
         """Return the features (B, D) of the inputs from those at the outlet: the mean over the frames of a clip."""
         if self.frames_enter is None:
             return features
-        return features.unflatten(0, (inputs.shape[0], -1)).mean(dim=1)
+        return features.reshape(inputs.shape[0], -1, features.shape[-1]).mean(dim=1)
 
     @property
     def query(self) -> Site:

@@ -67,9 +67,9 @@ def fitted_in_time(name: str, table: Tensor, steps: tuple[int, int], rule: Frame
                 " more. Take the rule 'interpolate'."
             )
         sentence = f"The positions of {name} in time are the first {new} of {old} steps."
-        return table.unflatten(1, (old, -1))[:, :new].flatten(1, 2).clone(), sentence
-    cells = table.unflatten(1, (old, -1))  # (1, T, N, D)
+        return table[:, : table.shape[1] // old * new].clone(), sentence
+    cells = table.reshape(1, old, -1, table.shape[-1])  # (1, T, N, D)
     flat = cells.permute(0, 2, 3, 1).flatten(1, 2).float()  # (1, N * D, T)
     wanted = F.interpolate(flat, size=new, mode="linear", align_corners=False).to(table.dtype)
-    made = wanted.unflatten(1, (cells.shape[2], cells.shape[3])).permute(0, 3, 1, 2).flatten(1, 2)
+    made = wanted.reshape(1, *cells.shape[2:], new).permute(0, 3, 1, 2).flatten(1, 2)
     return torch.clone(made, memory_format=torch.contiguous_format), say(f"{name}, in steps of time,", (old,), (new,))

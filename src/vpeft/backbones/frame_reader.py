@@ -70,7 +70,8 @@ class FrameReader(nn.Module):
         return features
 
     def forward(self, clips: Tensor) -> Tensor:
-        return self.frame_features(clips).unflatten(0, (len(clips), -1)).mean(dim=1)
+        features = self.frame_features(clips)
+        return features.reshape(clips.shape[0], -1, features.shape[-1]).mean(dim=1)
 
 
 def frame_features(model: nn.Module, clips: Tensor) -> Tensor:

@@ -131,12 +131,12 @@ class Place:
             raise MissingPlace(f"{self.name} is no single module that could run on another tensor.")
         module: Any = enter.module
         if isinstance(module, nn.MultiheadAttention):
-            out = module.forward(hidden, hidden, hidden, need_weights=False)
+            out: Any = module.forward(hidden, hidden, hidden, need_weights=False)
         elif isinstance(enter.item, str):
             out = module.forward(**{enter.item: hidden})
         else:
             out = module.forward(hidden)
-        found: Tensor = out[exit.item] if isinstance(out, tuple) else out  # type: ignore[index]
+        found: Tensor = out[exit.item] if isinstance(out, tuple) else out
         return found
 
     @property

@@ -184,12 +184,12 @@ class FrameByFrame:
         """What the layer made of the frames, as of the clips."""
         if not self.map and not self.once:
             return out
-        clips = out.unflatten(0, (self.batch, self.frames))
+        clips = out.reshape(self.batch, self.frames, *out.shape[1:])
         return clips.movedim(1, self.at) if self.map else clips.mean(dim=1)
 
     def sequence(self, tokens: Tensor) -> Tensor:
         """Tokens (B * T, N, D) or maps (B * T, H, W, D) of frames as one sequence or map of each clip."""
-        clips = tokens.unflatten(0, (self.batch, self.frames))
+        clips = tokens.reshape(self.batch, self.frames, *tokens.shape[1:])
         return clips.flatten(1, 2) if clips.dim() == 4 else clips
 
 
@@ -506,7 +506,7 @@ class ReadForHead(Operation):
         frames = frames_of(self.place, self.switch)
         if value.dim() == 3 and grid is not None:
             value = value[:, value.shape[1] - prod(grid) :]
-        value = value.unflatten(0, (-1, frames))
+        value = value.reshape(-1, frames, *value.shape[1:])
         if value.dim() == 4:
             value = value.flatten(1, 2)
         return value, 0, None if grid is None else (frames, *grid)

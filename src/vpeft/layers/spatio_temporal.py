@@ -28,7 +28,9 @@ class SpatioTemporalBottleneck(nn.Module):
         super().__init__()
         self.dormant: dict[str, str] = {}
         self.down = nn.Linear(width, hidden)
-        self.conv = nn.Conv3d(hidden, hidden, kernel, padding=tuple(k // 2 for k in kernel), groups=hidden)
+        time, height, across = kernel
+        padding = (time // 2, height // 2, across // 2)
+        self.conv = nn.Conv3d(hidden, hidden, kernel, padding=padding, groups=hidden)
         self.up = nn.Linear(hidden, width)
         for layer in (self.down, self.conv, self.up):
             assert layer.bias is not None

@@ -99,7 +99,7 @@ class FrameEmbedding(nn.Module):
         table = self.embedding
         if len(table) != frames:
             table = F.interpolate(table.T[None], size=frames, mode="linear", align_corners=False)[0].T
-        clips = x.unflatten(0, (-1, frames))
+        clips = x.reshape(-1, frames, *x.shape[1:])
         return (clips + table.reshape(frames, *([1] * (x.dim() - 2)), -1)).flatten(0, 1)
 
 
@@ -124,8 +124,10 @@ class AttentionOverTime(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, *, frames: int) -> Tensor:
-        clips = self.before(self.norm.run(x)).unflatten(0, (-1, frames))  # (B, T, N, D)
-        batch, _, count, width = clips.shape
+        tokens = self.before(self.norm.run(x))
+        count, width = tokens.shape[1:]
+        clips = tokens.reshape(-1, frames, count, width)
+        batch = clips.shape[0]
         over_time = clips.transpose(1, 2).reshape(batch * count, frames, width)
         mixed = self.adapter(self.attention.run(over_time))
         back = mixed.reshape(batch, count, frames, -1).transpose(1, 2).reshape(x.shape)

@@ -88,6 +88,11 @@ class DualPath(Method):
         return Bottleneck(width, hidden, activation="gelu", scale=self.scale, dropout=self.dropout)
 
 
+def by_clip(x: Tensor, frames: int) -> Tensor:
+    """(B * T, ...) -> (B, T, ...)."""
+    return x.reshape(-1, frames, *x.shape[1:])
+
+
 class MosaicsAndFrames(nn.Module):
     """Clips (B, C, T, H, W) -> (B, C, T / M^2 + S, H, W): mosaics of M x M frames, then S frames, evenly spaced."""
 
@@ -105,7 +110,8 @@ class MosaicsAndFrames(nn.Module):
                 f"DualPath lays {side**2} frames on each mosaic and takes {self.frames} frames beside them, and this"
                 f" clip has {count} frames."
             )
-        tiled = clips.unflatten(2, (-1, side, side)).permute(0, 2, 1, 3, 5, 4, 6)  # (B, m, C, M, H, M, W)
+        rows = clips.reshape(batch, channels, -1, side, side, height, width)
+        tiled = rows.permute(0, 2, 1, 3, 5, 4, 6)  # (B, m, C, M, H, M, W)
         large = tiled.reshape(-1, channels, side * height, side * width)
         small = F.interpolate(large, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
         mosaics = small.reshape(batch, -1, channels, height, width).movedim(1, 2)
@@ -133,7 +139,7 @@ class MosaicPositions(nn.Module):
         self.change = nn.Parameter(torch.zeros(prefix + prod(cells), width))
 
     def forward(self, x: Tensor, *, grid: tuple[int, ...], frames: int) -> Tensor:
-        clips = x.unflatten(0, (-1, frames))
+        clips = by_clip(x, frames)
         mosaics = frames - self.frames
         first = self.prefix if x.dim() == 3 else 0
         change = self._change((grid[-2], grid[-1]))[self.prefix - first :]
@@ -178,11 +184,11 @@ class ForPaths(nn.Module):
         self.temporal, self.spatial, self.frames = temporal, spatial, frames
 
     def forward(self, hidden: Tensor, read: Tensor | None = None, *, frames: int) -> Tensor:
-        clips, mosaics = hidden.unflatten(0, (-1, frames)), frames - self.frames
+        clips, mosaics = by_clip(hidden, frames), frames - self.frames
         still = clips[:, mosaics:]
         if self.spatial is not None:
             assert read is not None
-            still = still + self.spatial(read.unflatten(0, (-1, frames))[:, mosaics:])
+            still = still + self.spatial(by_clip(read, frames)[:, mosaics:])
         return torch.cat([self.temporal(clips[:, :mosaics]), still], dim=1).flatten(0, 1)
 
 
@@ -196,7 +202,7 @@ class FeaturesOfPaths(nn.Module):
         self.feature_width, self.frames = 2 * width, frames
 
     def forward(self, features: Tensor, *, frames: int) -> Tensor:
-        clips, mosaics = features.unflatten(0, (-1, frames)), frames - self.frames
+        clips, mosaics = by_clip(features, frames), frames - self.frames
         moving = F.pad(clips[:, :mosaics] * (frames / mosaics), (0, clips.shape[-1]))
         still = F.pad(clips[:, mosaics:] * (frames / self.frames), (clips.shape[-1], 0))
         return torch.cat([moving, still], dim=1).flatten(0, 1)

@@ -29,7 +29,7 @@ from ..staged import BlockMaker, Passage, lay_out
 NO_TOKENS = "its attention pools all tokens but the class token as a map, which has no room for further ones"
 
 
-class EditedMultiscaleAttention(MultiscaleAttention):
+class EditedMultiscaleAttention(MultiscaleAttention):  # type: ignore[misc]
     """torchvision's attention with edits between the pooled q, k, v and their use; bit-equal to it without.
 
     Further keys come first and have no position (bias 0).
