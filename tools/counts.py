@@ -167,6 +167,17 @@ def _around() -> list[Row]:
         r("cara", 85_440),
         r("uni_adapter", 9_470_976, fields={"bottleneck": 512}),
         r("approx_bp", 0),
+        r("cvpt", 184_320),
+        r("vapt", 55_608),
+        r("pae", 92_160 + 327_680),
+        r("self_prompt_tuning", 184_320),
+        r("self_prompt_tuning", 76_800, fields={"deep": False, "tokens": 100}),
+        r("lpt", 1_029_120),
+        r("lpt", 92_160, fields={"stage": "shared"}),
+        r("lpt", 936_960, fields={"stage": "groups"}),
+        r("dam_vp", 69_840, fields={"clusters": 1}),
+        r("ilm_vp", 147_456, fields={"width": 96}),
+        r("sparse_tuning", 1_314_432, "1.1M", "the released sizes give more than the figure in its README shows"),
     ]
 
 
