@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vpeft
+from tests.families.video_models import frames, swin3d
 from tests.golden.by_hand import randomise
 from tests.golden.counts import trained
 from tests.golden.parity import base_vit, reproduce
 from tests.models import images_for, tiny_convnext, tiny_swin, tiny_vit
+from vpeft.layers.convolution import ConvolutionalBypass
 from vpeft.methods import Convpass
 
 
@@ -113,3 +115,45 @@ def test_attention_is_asked_for_by_name() -> None:
         vpeft.tune(tiny_convnext(), Convpass(sites=("mlp",)), show=False).features(images_for(tiny_convnext())).ndim
         == 2
     )
+
+
+@pytest.mark.parametrize("kind", ["frames", "clips", "maps"])
+def test_over_time_the_kernel_meets_the_steps_before_and_after(kind: str) -> None:
+    """A kernel whose middle step is zero mixes the neighbours in time, for all three ways in which clips come."""
+    layer = ConvolutionalBypass(6, 2, time=3)
+    own = {name: p.detach() for name, p in layer.named_parameters()}
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+        layer.conv.weight[:, :, 1] = 0.0
+        clips = torch.randn(2, 4, 3, 5, 6)
+        if kind == "frames":
+            token = torch.zeros(8, 1, 6)
+            rows = torch.cat([token, clips.flatten(0, 1).flatten(1, 2)], dim=1)
+            out = layer(rows, grid=(3, 5), frames=4)[:, 1:].reshape(clips.shape)
+        elif kind == "clips":
+            out = layer(clips.flatten(1, 3), grid=(4, 3, 5), frames=1).reshape(clips.shape)
+        else:
+            out = layer(clips, grid=(4, 3, 5), frames=1)
+        q = lambda v: v * torch.sigmoid(1.702 * v)  # noqa: E731
+        z = q(clips @ own["down.weight"].T + own["down.bias"]).movedim(-1, 2)  # (B, T, h, H, W)
+        none = torch.zeros_like(z[:, :1])
+        before, after = torch.cat([none, z[:, :-1]], dim=1), torch.cat([z[:, 1:], none], dim=1)
+        mixed = torch.stack(
+            [
+                F.conv2d(before[:, t], own["conv.weight"][:, :, 0], own["conv.bias"], padding=1)
+                + F.conv2d(after[:, t], own["conv.weight"][:, :, 2], padding=1)
+                for t in range(4)
+            ],
+            dim=1,
+        )
+        expected = q(mixed).movedim(2, -1) @ own["up.weight"].T + own["up.bias"]
+    assert torch.allclose(out, expected, atol=1e-4)
+
+
+def test_over_time_needs_clips() -> None:
+    with pytest.raises(vpeft.MissingPlace, match="needs clips"):
+        vpeft.tune(tiny_vit(), Convpass(time=3), show=False)
+    for make in (frames, swin3d):
+        tuned = vpeft.tune(make(), Convpass(time=3), num_classes=2, show=False)
+        assert tuned(tuned.description.inputs.example(2)).shape == (2, 2)

@@ -136,7 +136,8 @@ class Place:
             out = module.forward(**{enter.item: hidden})
         else:
             out = module.forward(hidden)
-        found: Tensor = out[exit.item] if isinstance(out, tuple) else out
+        at: Any = exit.item
+        found: Tensor = out[at] if isinstance(out, tuple) else out
         return found
 
     @property

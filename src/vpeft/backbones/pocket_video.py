@@ -103,7 +103,7 @@ def pocket_video(pretrained: bool = False, num_classes: int = 0, **options: Any)
     """
     known = {key: value for key, value in options.items() if key in (*ARCHITECTURE, "frames")}
     model = PocketVideo(**{**ARCHITECTURE, **known}, num_classes=num_classes)
-    model.pretrained_cfg = default_cfgs["pocket_video"].default.to_dict()  # type: ignore[assignment]
+    model.pretrained_cfg = default_cfgs["pocket_video"].default.to_dict()
     if pretrained:
         path = files("vpeft") / "assets" / WEIGHTS
         if not path.is_file():

@@ -94,7 +94,7 @@ def _regions(x: Tensor, windows: int, size: int, shift: int) -> Tensor:
     return region.view(windows, size)
 
 
-class EditedShiftedWindows3d(ShiftedWindowAttention3d):
+class EditedShiftedWindows3d(ShiftedWindowAttention3d):  # type: ignore[misc]
     """torchvision's shifted window attention over clips with edits and tokens; bit-equal to it without."""
 
     def forward(self, x: Tensor) -> Tensor:

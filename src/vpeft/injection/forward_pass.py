@@ -65,6 +65,7 @@ class ForwardPass:
         gradient: whether gradients were recorded when it began.
         query: the frozen model's own pooled feature of the inputs (B, D), where an edit reads it.
         rows: which of the images are worked on, while several adapters serve the batch and it is one's turn.
+        images: how many there are in the batch then.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class ForwardPass:
         self.gradient = not shared and torch.is_grad_enabled()
         self.query: Tensor | None = None
         self.rows: slice | None = None
+        self.images = 1
         self._features: dict[str | None, dict[str, Feature]] = {}
 
     def recall(self, cell: Cell) -> Any:

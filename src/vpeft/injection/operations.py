@@ -96,8 +96,11 @@ class QuerySlot(Slot):
                 "An edit reads `query`, the frozen model's own feature of the same input, which is computed when the"
                 " TunedModel is called. Call it, and not the backbone inside it."
             )
-        query = now.query
-        return query if now.rows is None else query[now.rows]
+        query, rows = now.query, now.rows
+        if rows is None:
+            return query
+        each = len(query) // now.images  # of a clip whose frames pass one by one there is a feature for each frame
+        return query[rows.start * each : rows.stop * each]
 
 
 def channels_of(layout: Layout) -> int:

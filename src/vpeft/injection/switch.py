@@ -452,6 +452,7 @@ class Switch:
         if shares is None:
             return act(*tensors)
         now.shares, made, same, first = None, list[tuple[Tensor, ...]](), True, 0
+        now.images = shares.images
         try:
             for (name, rows), (_, images) in zip(shares.of(*tensors), shares.counts, strict=True):
                 now.on, now.rows = name, slice(first, first + images)

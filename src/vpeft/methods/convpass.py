@@ -36,11 +36,15 @@ class Convpass(Method):
     """s; the authors choose it for each task from 0.01, 0.1, 1, 10, 100"""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """before W_u"""
+    time: Literal[1, 3, 5] = 1
+    """steps of time that C spans on clips; 1, the paper's, convolves each frame by itself"""
     xavier: bool = False
     """start C Xavier-uniform (the authors: for 8 of 19 tasks) instead of as the identity"""
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
         backbone.require(*self.sites)
+        if self.time > 1:
+            backbone.require_time("Convpass over time")
         for block in backbone.blocks:
             for site in self.sites:
                 norm, branch = (block.norm1, block.attn_branch) if site == "attn" else (block.norm2, block.mlp_branch)
@@ -53,5 +57,6 @@ class Convpass(Method):
                     dropout=self.dropout,
                     drop_path=block.drop_path,
                     xavier=self.xavier,
+                    time=self.time,
                 )
                 yield branch.parallel(bypass, reads=(norm,))

@@ -98,6 +98,45 @@ def test_layers_are_told_frames_and_grid() -> None:
     assert seen(video_models.swin3d(), torch.randn(2, 3, 6, 32, 32)) == [((6, 8, 8, 12), (8, 8), 1)]
 
 
+class AddsQuery(nn.Module):
+    """x + g q for each frame, where q is the frozen model's own feature of that frame."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((1,), gain))
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:
+        return x + self.gain * query[:, None]
+
+
+class Querying(Method):
+    """Puts `AddsQuery` behind the first block; no part of the registry."""
+
+    gain: float = 1.0
+
+    @property
+    def starts_as_identity(self) -> bool:
+        return False
+
+    def edits(self, backbone: Any) -> Any:
+        yield backbone.blocks[0].after(AddsQuery(self.gain), reads=(backbone.query,))
+
+
+def test_each_frame_has_the_frozen_models_feature_of_itself_also_where_adapters_share_a_batch() -> None:
+    tuned = vpeft.tune(FrameReader(tiny_vit(), 3), Querying(gain=0.5), num_classes=2, show=False).eval()
+    tuned.attach(Querying(gain=-2.0), name="other", num_classes=2)
+    clips = torch.randn(4, 3, 3, 32, 32)
+    names = ["other", "default", "default", "other"]
+    with torch.no_grad():
+        alone = []
+        for number, name in enumerate(names):
+            with tuned.enable(name):
+                alone.append(tuned(clips[number : number + 1]))
+        with tuned.enable(*names):
+            together = tuned(clips)
+    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+
+
 @pytest.mark.parametrize("make", [lambda: FrameReader(tiny_vit(), 4), videomae, video_models.swin3d])
 def test_a_head_reads_all_tokens_of_a_clip(make: Any) -> None:
     task = get_task("classification")(head="attentive(heads=2)", labels=("a", "b", "c"))
