@@ -6,10 +6,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpeft.data.checks import compare_splits, look_at_all, most_fit, too_many
-from vpeft.data.clips.clip import ClipPicture
+from vpeft.data.clips.clip import ClipFile, ClipFrames, ClipPicture
 from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.data.config import DataConfig, TargetName
 from vpeft.data.image_set import DecodedImages, ImageSet
@@ -112,8 +112,9 @@ def open_data(config: DataConfig) -> Datasets:
     cache = _memory(config)
     looked = _look(listing, config, cache)
     content, config = looked.content, looked.config
-    groups = {name: key for name, key in content.items() if key}
     everything = [*listing.whole, *(item for items in listing.splits.values() for item in items)]
+    groups = {name: key for name, key in content.items() if key}
+    groups |= {item.name: whole for item in everything if (whole := _cut_from(item)) is not None}
     strata = target.strata(everything) if target.name != "label" else None
 
     splits, made = _split(listing, config, groups, problems, strata)
@@ -278,6 +279,12 @@ def _look(listing: Listing, config: DataConfig, cache: DecodedImages | None) -> 
 
 def _kinds(problems: Problems) -> list[Kind]:
     return list(dict.fromkeys(problem.kind for problem in problems.found))
+
+
+def _cut_from(item: Item) -> str | None:
+    """The video or folder of which an item is a part; all parts of one stay on one side of a split."""
+    clip: Any = item.picture
+    return str(clip.file) if isinstance(clip, ClipFile | ClipFrames) and clip.part is not None else None
 
 
 def _windowed(values: ValueRange | None, wide: int, config: DataConfig, problems: Problems) -> DataConfig:

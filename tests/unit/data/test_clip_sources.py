@@ -153,3 +153,17 @@ def test_data_sets_of_hugging_face_with_videos(tmp_path: Path) -> None:
     }
     assert seen == {f"{number:06d}": 5 + number for number in range(6)}
     assert data.labels == ["a", "b"]
+
+
+def test_parts_of_one_video_stay_on_one_side_of_a_split(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "clips")
+    lines = [
+        f"{kind}/{number}.mp4 {start} {start + 1} {kind}"
+        for kind in ("left", "right")
+        for number in range(4)
+        for start in range(3)
+    ]
+    (root / "list.txt").write_text("\n".join(lines) + "\n")
+    data = open_data(DataConfig(source=str(root / "list.txt"), val_fraction=0.25, test_fraction=0.25))
+    homes = [{item.name.split("[")[0] for item in split.items} for split in data.splits.values()]
+    assert [len(home) for home in homes] == [4, 2, 2] and len(set.union(*homes)) == 8
