@@ -33,9 +33,10 @@ def _continual(*, resume: bool = True, json: Switch = False, given: dict[str, An
 
     vpeft continual --data photos/ --increment 10 --method "l2p" --out runs/cl
 
-    The method is a learner (see below) or any method of `vpeft methods`, which is trained task after task. The folder
-    gets the accuracy matrix with its metrics, pictures, and the state after each task, from which the same command goes
-    on. Where one adapter is the whole model, it also gets the adapter file for `vpeft predict` and `vpeft extend`.
+    The method is a learner (without `--method` the command names them all) or any method of `vpeft methods`, which is
+    trained task after task. The folder gets the accuracy matrix with its metrics, pictures, and the state after each
+    task, from which the same command goes on. Where one adapter is the whole model, it also gets the adapter file for
+    `vpeft predict` and `vpeft extend`.
 
     Parameters
     ----------

@@ -34,6 +34,8 @@ class DualPrompt(Method):
     of the batch; here each image has its own. Keys of tasks to come are left out of the choice.
     """
 
+    variants = ({"shared_blocks": (0,), "task_blocks": (1,)},)
+
     shared_blocks: tuple[int, ...] = (0, 1)
     """blocks with G; those that the backbone lacks are left out"""
     task_blocks: tuple[int, ...] = (2, 3, 4)

@@ -33,6 +33,8 @@ class L2P(Method):
     class token's, a constant.
     """
 
+    variants = ({"feature": "own"},)
+
     pool: int = Field(default=10, gt=0)
     """M"""
     length: int = Field(default=5, gt=0)
@@ -61,6 +63,12 @@ class L2P(Method):
         if any(block.has("attn.core") and block.attn.core.per_window for block in backbone.blocks):
             raise MissingPlace(
                 f"The trunk of {backbone.facts.architecture} attends within windows; L2P needs one sequence."
+            )
+        width = backbone.norm.width if backbone.has_norm else trunk.width_in
+        if self.feature == "prompts" and {width, backbone.facts.width} != {trunk.width_in}:
+            raise MissingPlace(
+                f"The outlet of {backbone.facts.architecture} is no token of the trunk behind a norm, so a mean of"
+                " prompts cannot stand for it. Write l2p(feature=own)."
             )
         layer = PromptPool(
             self.pool,
