@@ -113,7 +113,7 @@ def _write_depths(datasets: Datasets, building: Path) -> None:
 def _write_coco(datasets: Datasets, building: Path) -> None:
     """images/SPLIT and annotations/instances_SPLIT.json, category n + 1 for class n, masks as run-length codes.
 
-    Polygons and codes stay as they are. An area is that of the mask, and that of the box where there is none.
+    Polygons and codes stay as they are. An area is the stated one, else that of the mask, else that of the box.
     """
     (building / "annotations").mkdir()
     number = {label: place + 1 for place, label in enumerate(datasets.labels)}
@@ -151,6 +151,8 @@ def coco_annotations(objects: Objects, number: Mapping[str, int], height: int, w
         if shape is not None:
             mask = shape.mask(height, width)
             one["segmentation"], one["area"] = _segmentation(shape, mask), float(mask.sum())
+        if objects.areas is not None and objects.areas[place] > 0:
+            one["area"] = float(objects.areas[place])
         made.append(one)
     return made
 

@@ -447,7 +447,8 @@ class DetectionTransform(_Dense):
     """An image of any size and its objects -> the normalised image, float (C, H, W), and a dict.
 
     The dict holds `boxes` float32 (N, 4) left, top, right, bottom; `labels` int64 (N,); `crowd` bool (N,); `masks`
-    uint8 (N, H, W) where they are wanted and known; `size` (h, w), the part of (H, W) that is no bar; `original`
+    uint8 (N, H, W) where they are wanted and known; `area` (N,) where the source states areas, in pixels of the
+    original image; `size` (h, w), the part of (H, W) that is no bar; `original`
     (H, W), the image's own size. An image alone gives the normalised image alone.
     """
 
@@ -470,6 +471,8 @@ class DetectionTransform(_Dense):
         }
         if scene.masks is not None:
             target["masks"] = self._filled(scene.masks, 0)
+        if isinstance(objects, ImageObjects) and objects.areas is not None:
+            target["area"] = objects.areas[scene.kept]
         target["size"], target["original"] = scene.size, original
         return self._finished(scene.image), target
 

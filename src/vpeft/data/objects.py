@@ -114,6 +114,8 @@ class Objects(OnPixels):
         crowd: bool (N,), whether a box holds a crowd of objects that are not told apart.
         shapes: of each object, None where it has a box alone; None for all where the source has no shapes.
         size: (H, W) of the image where the source states it.
+        areas: float64 (N,), pixels of each object as the source states them, by which scores tell small objects from
+            large ones; 0 where it does not say. None where it says nothing of any.
     """
 
     boxes: NDArray[np.float32]
@@ -121,6 +123,7 @@ class Objects(OnPixels):
     crowd: NDArray[np.bool_]
     shapes: tuple[Shape | None, ...] | None = None
     size: tuple[int, int] | None = None
+    areas: NDArray[np.float64] | None = None
 
     @classmethod
     def of(
@@ -131,8 +134,9 @@ class Objects(OnPixels):
         crowd: Sequence[bool] | None = None,
         shapes: Sequence[Shape | None] | None = None,
         size: tuple[int, int] | None = None,
+        areas: Sequence[float] | None = None,
     ) -> Self:
-        """Objects out of plain lists; `crowd` is False for all by default."""
+        """Objects out of plain lists; `crowd` is False for all by default, an area that is no positive number is 0."""
         marks = np.zeros(len(labels), bool) if crowd is None else np.asarray(crowd, bool)
         with_shapes = shapes is not None and any(shape is not None for shape in shapes)
         return cls(
@@ -141,6 +145,7 @@ class Objects(OnPixels):
             marks,
             tuple(shapes) if shapes is not None and with_shapes else None,
             size,
+            _stated_areas(areas),
         )
 
     def __len__(self) -> int:
@@ -151,7 +156,8 @@ class Objects(OnPixels):
         places = np.flatnonzero(kept)
         shapes = None if self.shapes is None else tuple(self.shapes[place] for place in places)
         labels = tuple(self.labels[place] for place in places)
-        return replace(self, boxes=self.boxes[kept], labels=labels, crowd=self.crowd[kept], shapes=shapes)
+        areas = None if self.areas is None else self.areas[kept]
+        return replace(self, boxes=self.boxes[kept], labels=labels, crowd=self.crowd[kept], shapes=shapes, areas=areas)
 
     def checked(self, depth: CheckDepth, size: Size | None, classes: int | None) -> CheckedTarget:
         """Look at boxes and shapes, and mend the boxes; shapes are decoded where images are.
@@ -271,6 +277,7 @@ class Objects(OnPixels):
             torch.tensor([number[label] for label in self.labels], dtype=torch.int64),
             torch.from_numpy(self.crowd.copy()),
             self.shapes,
+            None if self.areas is None else torch.from_numpy(self.areas.copy()),
         )
 
 
@@ -283,12 +290,14 @@ class ImageObjects:
         labels: int64 (N,), class numbers from 0.
         crowd: bool (N,).
         shapes: of each object; None where there are none.
+        areas: float64 (N,), see `Objects`.
     """
 
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
     shapes: tuple[Shape | None, ...] | None = None
+    areas: Tensor | None = None
 
     @classmethod
     def none(cls) -> Self:
@@ -315,6 +324,15 @@ class ImageObjects:
             else:
                 made[place] = shape.mask(height, width)
         return torch.from_numpy(made)
+
+
+def _stated_areas(areas: Sequence[float] | None) -> NDArray[np.float64] | None:
+    """Areas, 0 for what is no positive number; None where none is one."""
+    if areas is None:
+        return None
+    stated = np.asarray(areas, np.float64)
+    known = np.where(np.isfinite(stated) & (stated > 0), stated, 0.0)
+    return known if known.any() else None
 
 
 def _codec() -> Any:

@@ -35,7 +35,8 @@ class Detection(Task):
 
     A target is a mapping with `boxes` float (N, 4), left, top, right and bottom in pixels of the image that the model
     is given; `labels` (N,), class numbers from 0; `crowd` bool (N,), groups that are not told apart; `size` (h, w), the
-    part of that image which is no bar; `original` (H, W), the size of the image before it was resized. N may be 0.
+    part of that image which is no bar; `original` (H, W), the size of the image before it was resized; perhaps `area`
+    (N,) in pixels of that image, 0 where it is not known, which scores of small and large objects go by. N may be 0.
     Predictions and scores are in pixels of the original image.
     """
 

@@ -121,6 +121,7 @@ def test_as_pycocotools_and_torchvision_read_it(tmp_path: Path, capsys: pytest.C
             assert np.array_equal(target["masks"], [theirs.annToMask(one) for one in wanted])
             assert (target["masks"].dtype, target["boxes"].dtype) == (torch.uint8, torch.float32)
             assert target["size"] == target["original"] == (HEIGHT, WIDTH)
+            assert target["area"].tolist() == [one["area"] for one in wanted]  # those of the file, not of the masks
             seen += 1
     assert seen == 6
 

@@ -16,7 +16,7 @@ from torchvision.datasets import Cityscapes, VOCDetection, VOCSegmentation
 from vpeft.data import DataConfig, Datasets, open_data
 from vpeft.data.class_tables import find_class_table
 from vpeft.data.problems import DataError, DataWarning
-from vpeft.data.sources.cityscapes import CLASSES
+from vpeft.data.sources.cityscapes import CLASSES, THINGS
 from vpeft.data.sources.registry import find_source
 
 HEIGHT, WIDTH = 24, 32
@@ -181,6 +181,40 @@ def test_cityscapes_has_the_19_classes_that_torchvision_lists(tmp_path: Path) ->
     _grey(tmp_path / "gtFine/train/bochum/bochum_000000_000019_gtFine_labelTrainIds.png", np.full((HEIGHT, WIDTH), 18))
     samples = [sample.target for sample in (_open(tmp_path, "mask").train[place] for place in range(2))]
     assert sorted(int(one.max()) for one in samples) == [18, 255]
+
+
+@pytest.mark.filterwarnings("ignore:.*classes have no image")
+def test_cityscapes_objects_are_those_that_are_told_apart_and_groups_are_crowds(tmp_path: Path) -> None:
+    """Two cars, of which one hides a part of the other; a group of persons; a caravan, which does not count; road."""
+    stored = np.full((HEIGHT, WIDTH), 7, np.uint16)
+    stored[2:12, 3:20] = 26000
+    stored[6:16, 10:25] = 26001
+    stored[18:22, 4:9] = 24
+    stored[18:22, 20:24] = 29000
+    for split in ("train", "val", "test"):
+        for index in range(2):
+            stem = f"{split}/bochum/bochum_00000{index}_000019"
+            _picture(tmp_path / "leftImg8bit" / f"{stem}_leftImg8bit.png", index + 10 * len(split))
+            truth = tmp_path / "gtFine" / f"{stem}_gtFine_instanceIds.png"
+            truth.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(stored).save(truth)
+    data = _open(tmp_path)
+    assert find_source(data.config).name == "cityscapes"
+    things = [one.name for one in Cityscapes.classes if one.has_instances and not one.ignore_in_eval]
+    assert data.labels == ["person", "car"] and list(THINGS) == things
+    assert {name: len(one) for name, one in data.splits.items()} == {"train": 2, "val": 2}
+    theirs = Cityscapes(str(tmp_path), split="train", mode="fine", target_type="instance")
+    target, numbers = data.train[0].target, np.asarray(theirs[0][1])
+    assert target["labels"].tolist() == [0, 1, 1] and target["crowd"].tolist() == [True, False, False]
+    assert target["boxes"].tolist() == [[4, 18, 9, 22], [3, 2, 20, 12], [10, 6, 25, 16]]
+    assert np.array_equal(target["masks"], [numbers == number for number in (24, 26000, 26001)])
+    (tmp_path / "gtFine/train/bochum/bochum_000000_000019_gtFine_instanceIds.png").unlink()
+    (tmp_path / "gtFine/val/bochum/bochum_000000_000019_gtFine_instanceIds.png").write_bytes(b"no picture")
+    with pytest.warns(DataWarning, match="have no mask|cannot be read"):
+        left = _open(tmp_path, max_unreadable=1.0)
+    assert {name: len(one) for name, one in left.splits.items()} == {"train": 1, "val": 1}
+    with pytest.raises(DataError, match="of 8 classes apart, person, .* gives 2"):
+        _open(tmp_path, label_names=("a", "b"))
 
 
 # -- YOLO --------------------------------------------------------------------------------------------------------------
@@ -432,6 +466,7 @@ def test_hugging_face_objects(tmp_path: Path, form: str) -> None:
             target = split[index].target
             assert target["boxes"].tolist() == [[1.0, 2.0, 11.0, 10.0 + number], [5.0, 6.0, 12.0, 14.0]]
             assert target["labels"].tolist() == [1, 0]
+            assert target["area"].tolist() == [1.0, 2.0]
             assert (split[index].input == 20 * number).all()
     corners = _open(tmp_path / "set", box_format="corners")
     assert all(item.target.boxes[1].tolist() == [5.0, 6.0, 7.0, 8.0] for item in corners.train.items)

@@ -22,7 +22,8 @@ _LISTS = ("images", "annotations", "categories")
 
 @source
 class Coco:
-    """Boxes are left, top, width, height; shapes are polygons or run-length codes; classes follow their ids.
+    """Boxes are left, top, width, height; shapes are polygons or run-length codes; classes follow their ids; areas are
+    those that scores tell small objects from large ones by.
 
     Images are looked for beside the JSON, in images/, and in folders named as the split (train2017, images/train), or
     in `root`.
@@ -187,7 +188,7 @@ class _Annotations:
         yield self.file.parent
 
     def _objects(self, image: Mapping[str, Any], name: str) -> Objects:
-        boxes, labels, crowd = [], [], []
+        boxes, labels, crowd, areas = [], [], [], []
         shapes: list[Shape | None] = []
         faults: list[str] = []
         for one in self.of_image.get(image["id"], ()):
@@ -200,6 +201,8 @@ class _Annotations:
             boxes.append(corners_of(one["bbox"], form) if one.get("bbox") is not None else around(shape))
             labels.append(self.names[one["category_id"]])
             crowd.append(bool(one.get("iscrowd", 0)))
+            area = one.get("area")
+            areas.append(float(area) if isinstance(area, (int, float)) else 0.0)
             shapes.append(shape)
         if faults:
             more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
@@ -207,7 +210,7 @@ class _Annotations:
         height, width = image.get("height"), image.get("width")
         stated = isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0
         size = (int(height), int(width)) if stated else None  # type: ignore[arg-type]
-        return Objects.of(boxes, labels, crowd=crowd, shapes=shapes, size=size)
+        return Objects.of(boxes, labels, crowd=crowd, shapes=shapes, size=size, areas=areas)
 
 
 def _differ(listing: Listing) -> None:

@@ -40,8 +40,8 @@ class HuggingFace:
     """The image column is the one of type Image or Video, the label column the one of type ClassLabel, unless stated.
 
     Several labels are a sequence of ClassLabel or of texts, values are numbers, and a mask or a depth map is a second
-    column of type Image. Objects are a column of `bbox` and `category`, and perhaps `segmentation` and `iscrowd`, boxes
-    as COCO's (left, top, width, height) unless `box_format` says otherwise.
+    column of type Image. Objects are a column of `bbox` and `category`, and perhaps `segmentation`, `area` and
+    `iscrowd`, boxes as COCO's (left, top, width, height) unless `box_format` says otherwise.
     """
 
     name = "hf"
@@ -148,7 +148,7 @@ def _add_objects(library: Any, listing: Listing, dataset: Any, split: Any, confi
         name = f"{prefix}{index:06d}"
         found = row if isinstance(row, list) else _transposed(row or {})
         size = (int(sizes[0][index]), int(sizes[1][index])) if len(sizes) == 2 else None
-        boxes, labels, crowd, faults = [], [], [], []
+        boxes, labels, crowd, areas, faults = [], [], [], [], []
         shapes: list[Shape | None] = []
         for one in found:
             label = one.get(parts["category"])
@@ -165,9 +165,10 @@ def _add_objects(library: Any, listing: Listing, dataset: Any, split: Any, confi
             boxes.append(corners_of(one.get(parts["box"]), config.box_format or "sides"))
             labels.append(str(label))
             crowd.append(bool(one.get(parts["crowd"]) or False))
+            areas.append(float(one.get("area") or 0))
         if faults:
             listing.problems.add("shape", name, f"{faults[0]}{f' and {len(faults) - 1} more' if faults[1:] else ''}")
-        objects = Objects.of(boxes, labels, crowd=crowd, shapes=shapes, size=size)
+        objects = Objects.of(boxes, labels, crowd=crowd, shapes=shapes, size=size, areas=areas)
         listing.add(split, Item(name, "", SamplePicture(dataset, index, image), objects))
     note_counts(listing.problems, "unknown_category", unknown, "objects")
 

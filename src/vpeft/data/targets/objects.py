@@ -97,6 +97,7 @@ class ObjectTargets(Target):
 
     def untransformed(self, drawn: Any, size: tuple[int, int]) -> dict[str, Any]:
         found = {"boxes": drawn.boxes, "labels": drawn.labels, "crowd": drawn.crowd}
+        found |= {} if drawn.areas is None else {"area": drawn.areas}
         masks = drawn.masks(*size)
         return {**found, **({} if masks is None else {"masks": masks}), "size": size, "original": size}
 
