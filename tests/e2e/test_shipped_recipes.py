@@ -17,6 +17,7 @@ from vpeft.cli import main
 from vpeft.method_spec import parse_one
 from vpeft.methods import get
 from vpeft.recipes import NoSuchRecipe, recipe_file, shipped_recipes
+from vpeft.report.published import published
 from vpeft.training.recipe import Recipe
 from vpeft.training.run import run_recipe
 
@@ -58,6 +59,18 @@ def test_an_unknown_recipe_names_the_nearest(capsys: pytest.CaptureFixture[str])
         recipe_file(Path("coco-cascade-swin-b@vpetl"))
     assert main(["recipes", "coco-cascade-swin-b@v-petl"]) == 0
     assert "cascade_mask_rcnn" in capsys.readouterr().out
+
+
+def test_a_recipe_names_the_published_rows_that_were_made_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every method of the recipe's comment has a row there, and `vpeft recipes` lists the name."""
+    for one in map(shipped_recipes().__getitem__, COUNTS):
+        assert one.reported is not None
+        asked = one.source.partition("Methods of the table: ")[2].split("(frozen)")[0]
+        methods = {parse_one(text.strip()).name for text in asked.split(", ")}
+        assert len(methods) == 11 and methods == set(published(one.reported).about.names)
+    assert main(["recipes"]) == 0
+    told = capsys.readouterr().out
+    assert "voc_ade20k" in told and "--reported NAME" in told
 
 
 def coco_folder(folder: Path) -> Path:

@@ -36,8 +36,15 @@ def recipes(name: str | None = None, /, *, json: Switch = False) -> None:
         show.console().print(Text(visible(text.rstrip())), soft_wrap=True)
         return
     if json:
-        show.as_json([{"id": one.id, "title": one.title, "source": one.source} for one in known.values()])
+        show.as_json(
+            [
+                {"id": one.id, "title": one.title, "source": one.source, "reported": one.reported}
+                for one in known.values()
+            ]
+        )
         return
     out = show.console()
-    out.print(show.table(("recipe", "what it is"), [(one.id, one.title) for one in known.values()]))
+    rows = [(one.id, one.title, one.reported or "") for one in known.values()]
+    out.print(show.table(("recipe", "what it is", "reported rows"), rows))
     out.print(Text("\nvpeft train RECIPE --data FOLDER --method NAME --out FOLDER; `vpeft recipes RECIPE` prints one."))
+    out.print(Text("vpeft report LEDGER --reported NAME shows the published rows of that name, marked as reported."))

@@ -3,7 +3,8 @@
     vpeft train coco-cascade-swin-b@v-petl --data coco/ --method mona --out runs/mona
 
 A file is an ordinary recipe without data, method and output folder, which the command adds. Its first comment line is
-its title; the further ones say where the settings are from and how they depart from the source.
+its title; the further ones say where the settings are from and how they depart from the source, and
+"Reported rows: NAME" names the published table (`vpeft report LEDGER --reported NAME`) that was made with them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from vpeft.errors import VpeftError, nearest
 
+_REPORTED = "Reported rows: "
+
 
 class NoSuchRecipe(VpeftError):
     """A recipe is neither a file nor the id of a shipped one."""
@@ -21,12 +24,19 @@ class NoSuchRecipe(VpeftError):
 
 @dataclass(frozen=True)
 class ShippedRecipe:
-    """A recipe of the package: its id, its file, its title, and what its comments say of the source."""
+    """A recipe of the package.
+
+    Attributes:
+        id, file, title: of the recipe.
+        source: what its comments say of where the settings are from.
+        reported: the published table whose rows were made with these settings; None for none.
+    """
 
     id: str
     file: Path
     title: str
     source: str
+    reported: str | None
 
 
 def shipped_recipes() -> Mapping[str, ShippedRecipe]:
@@ -35,7 +45,9 @@ def shipped_recipes() -> Mapping[str, ShippedRecipe]:
     for file in sorted(Path(__file__).parent.glob("*.toml")):
         lines = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         title, *rest = lines or [""]
-        found[file.stem] = ShippedRecipe(file.stem, file, title, " ".join(rest))
+        tables = [line.removeprefix(_REPORTED) for line in rest if line.startswith(_REPORTED)]
+        source = " ".join(line for line in rest if not line.startswith(_REPORTED))
+        found[file.stem] = ShippedRecipe(file.stem, file, title, source, tables[0] if tables else None)
     return found
 
 
