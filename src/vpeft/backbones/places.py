@@ -190,7 +190,9 @@ class Place:
 
     @property
     def maps(self) -> bool:
-        """Whether a head can read a map of rows and columns here."""
+        """Whether a head can read a map of rows and columns here; the grid of a clip has an axis of time besides."""
+        if self.frames is not None:
+            return False
         in_rows = self.grid is not None or self.arrangement is not None
         return self.layout in (Layout.MAP, Layout.CHANNELS_FIRST) or (self.layout is Layout.TOKENS and in_rows)
 

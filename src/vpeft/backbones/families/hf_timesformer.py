@@ -94,7 +94,7 @@ def describe_hf_timesformer(model: nn.Module) -> Backbone:
     patch.per_frame, patch.frames = True, frames
     names = {"cls_token": "cls_token", "pos_embed": "position_embeddings", "time_embed": "time_embeddings"}
     own = {ours: (stem, theirs) for ours, theirs in names.items() if stem._parameters.get(theirs) is not None}
-    channels = int(config.num_channels)
+    channels = int(stem.patch_embeddings.projection.in_channels)
     return Backbone(
         module=model,
         facts=Facts(

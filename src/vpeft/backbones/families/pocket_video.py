@@ -51,7 +51,7 @@ def describe_pocket_video(model: nn.Module) -> Backbone:
     net: Any = model
     tubelet, stride, _ = (int(side) for side in net.patch_embed.stride)
     size, width, depth = (net.side, net.side), int(net.num_features), len(net.blocks)
-    carrier, steps = TokenCarrier(0), net.frames // tubelet
+    carrier, steps, channels = TokenCarrier(0), net.frames // tubelet, int(net.patch_embed.in_channels)
 
     def where(index: int) -> Where:
         return Where(index, Layout.TOKENS, net.grid, 0, stride, frames=steps)
@@ -76,7 +76,7 @@ def describe_pocket_video(model: nn.Module) -> Backbone:
             prefix_tokens=0,
             pooling="avg",
         ),
-        pixels=outline.pixels(Point(net.patch_embed, "input"), 3),
+        pixels=outline.pixels(Point(net.patch_embed, "input"), channels),
         trunk=trunk,
         stages=[stage],
         norm=norm("norm", net.norm, where(depth), width),
@@ -87,5 +87,5 @@ def describe_pocket_video(model: nn.Module) -> Backbone:
         pooled=_pooled,
         classifier=_head,
         end=Point(net.norm, "input"),
-        inputs=InputSpec(size, 3, layout="clips", names=("clips",), frames=net.frames),
+        inputs=InputSpec(size, channels, layout="clips", names=("clips",), frames=net.frames),
     )
