@@ -212,3 +212,22 @@ def test_acts_on_pointwise_layers_and_needs_some() -> None:
     size = tuned.description.facts.image_size
     tuned.prepare([(torch.randn(4, 3, *size), torch.arange(4) % 3)])
     assert tuned.verify()
+
+
+def test_other_tasks_are_measured_by_their_own_loss() -> None:
+    from vpeft.batch import Batch
+
+    images, values = BATCHES[0][0], torch.randn(4, 2)
+    task = vpeft.tasks.Regression(labels=("a", "b"))
+    torch.manual_seed(1)
+    tuned = vpeft.tune(base_vit(), SPT(budget=0.03, rank=2), task=task, show=False).eval()
+    batch = Batch(images, values)
+    plain, head = base_vit(), tuned.head
+    outputs = plain(images) @ head.weight.T + head.bias
+    torch.stack(list(tuned.task.loss(outputs, batch).values())).sum().backward()
+    tuned.prepare([batch])
+    sparse = [e for e in tuned.adapter().edits if e.verb == "reparametrize" and not e.place.rows]
+    assert sparse
+    for edit in sparse:
+        squares = plain.get_submodule(edit.place.name).weight.grad.square().flatten()
+        assert set(edit.layer.index.tolist()) == set(squares.topk(len(edit.layer.index)).indices.tolist())

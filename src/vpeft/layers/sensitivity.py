@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -97,10 +97,8 @@ def _of_linear(place: Projection) -> list[Candidate]:
     return found
 
 
-def sensitivity(
-    loss: Callable[[Tensor, Tensor], Tensor], found: Sequence[Candidate], batches: Iterable[tuple[Tensor, Tensor]]
-) -> list[Tensor]:
-    """The sum over batches of the squared gradient of `loss`(images, labels), flat, for each candidate.
+def sensitivity(loss: Callable[[Any], Tensor], found: Sequence[Candidate], batches: Iterable[Any]) -> list[Tensor]:
+    """The sum over batches of the squared gradient of `loss`(batch), flat, for each candidate.
 
     `requires_grad` of the stored tensors is afterwards as it was.
 
@@ -114,9 +112,9 @@ def sensitivity(
     try:
         for tensor in whole.values():
             tensor.requires_grad_(True)
-        for images, labels in batches:
+        for batch in batches:
             with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-                slopes = torch.autograd.grad(loss(images.to(device), labels), list(whole.values()), allow_unused=True)
+                slopes = torch.autograd.grad(loss(batch), list(whole.values()), allow_unused=True)
             for key, slope in zip(whole, slopes, strict=True):
                 total[key] += 0 if slope is None else slope.square()
             seen = True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class SPT(Method):
     """Under a budget the most sensitive weights train one by one; matrices with many of them get a module instead.
 
-    `prepare` sums the squared gradients of the cross-entropy over up to 16 batches, marks the tau largest numbers of
+    `prepare` sums the squared gradients of the task's loss over up to 16 batches, marks the tau largest numbers of
     all q, k, v, proj, fc1, fc2, their biases and the norms, and for each matrix compares the marks with the module's
     parameters (`layers.sensitivity`); tau is such that the count is next to the budget. Then the edits are attached:
     sparse: y = (W + S) x, S zero but at the marks. lora: y = W x + b + DP(B A drop(x)), A (R, D_in), B (D_out, R).
@@ -105,11 +106,7 @@ class SPT(Method):
         backbone = tuned.description
         found = candidates(backbone)
 
-        def loss(images: Tensor, labels: Tensor) -> Tensor:
-            classes = class_labels(labels, len(images), "SPT").to(images.device)
-            return F.cross_entropy(tuned(images), classes)
-
-        values = sensitivity(loss, found, islice(batches, self.batches))
+        values = sensitivity(partial(_loss, tuned), found, islice(batches, self.batches))
         token = backbone.embedding.own.get("cls_token")
         spent = 0 if token is None else getattr(*token).numel()
         decided = allocate(
@@ -131,3 +128,13 @@ class SPT(Method):
     def advance(self, tuned: TunedModel, progress: float) -> None:
         if progress == 0.0 and self.allocation is None:
             raise VpeftError("SPT has not selected its weights yet. Call tuned.prepare(batches) before training.")
+
+
+def _loss(tuned: TunedModel, batch: Any) -> Tensor:
+    """The task's loss of a batch; the cross-entropy of a pair of images and labels, or where there is no task."""
+    if tuned.task is not None and not isinstance(batch, tuple):
+        parts: dict[str, Tensor] = tuned.task.loss(tuned.task.run(tuned, batch), batch)
+        return torch.stack(list(parts.values())).sum()
+    images, labels = batch
+    images = images.to(next(tuned.parameters()).device)
+    return F.cross_entropy(tuned(images), class_labels(labels, len(images), "SPT").to(images.device))
