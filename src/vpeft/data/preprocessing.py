@@ -190,7 +190,7 @@ class Preprocessing(BaseModel):
     def with_clip(self, clip: ClipConfig, time_axis: Literal[1, 2] | None = None) -> Self:
         """Return a copy for clips: with what `clip` sets, otherwise what is there, and 16 frames by default."""
         merged = clip.over(self.clip)
-        if merged.frames is None and merged.sampling != "all":
+        if merged.frames is None:
             merged = merged.model_copy(update={"frames": FRAMES})
         return self.model_copy(update={"clip": merged, "time_axis": time_axis or self.time_axis})
 

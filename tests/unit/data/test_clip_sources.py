@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tests.unit.data.videos import counted, number_of, write_sound, write_video
 
-from vpeft.data import DataConfig, DataError, DataWarning, open_data
+from vpeft.data import DataConfig, DataError, Datasets, DataWarning, export_folder, open_data
 from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.data.sources.registry import find_source, holds_clips
 
@@ -167,3 +167,26 @@ def test_parts_of_one_video_stay_on_one_side_of_a_split(tmp_path: Path) -> None:
     data = open_data(DataConfig(source=str(root / "list.txt"), val_fraction=0.25, test_fraction=0.25))
     homes = [{item.name.split("[")[0] for item in split.items} for split in data.splits.values()]
     assert [len(home) for home in homes] == [4, 2, 2] and len(set.union(*homes)) == 8
+
+
+def test_clips_are_exported_as_a_folder_that_is_read_again(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "clips")
+    _frames(root / "frames", 6)
+    lines = [f"{kind}/{number}.mp4 {kind}" for kind in ("left", "right") for number in range(4)]
+    lines += ["left/3.mp4 2 5 left", "frames 1 4 right"]
+    (root / "list.txt").write_text("\n".join(lines) + "\n")
+    config = DataConfig(source=str(root / "list.txt"), val_fraction=0, test_fraction=0)
+    data = open_data(config)
+    export_folder(data, tmp_path / "out")
+    clip = ClipConfig(frames=2)
+    again = open_data(DataConfig(source=str(tmp_path / "out"), val_fraction=0, test_fraction=0, clip=clip))
+    assert again.manifest.layout == "clip_folder" and again.labels == ["left", "right"]
+
+    def lengths(of: Datasets) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {"left": [], "right": []}
+        for index, item in enumerate(of.train.items):
+            found[item.label].append(of.train[index][0].shape[1])
+        return {label: sorted(some) for label, some in found.items()}
+
+    assert lengths(again) == lengths(data)
+    assert sorted(path.suffix for path in (tmp_path / "out" / "train" / "left").iterdir()) == ["", *[".mp4"] * 4]

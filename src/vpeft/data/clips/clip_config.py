@@ -32,7 +32,8 @@ class ClipConfig(BaseModel):
     sampling: Sampling = Field(
         default="dense",
         description="dense: frames with the stride, from a random start in training and from the middle otherwise; "
-        "segments: one frame out of each of as many equal parts (TSN); all: every frame.",
+        "segments: one frame out of each of as many equal parts (TSN); all: every frame of clips that have just "
+        "the number of frames.",
     )
     short: Short = Field(
         default="spread",

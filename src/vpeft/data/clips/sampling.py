@@ -30,16 +30,16 @@ def frame_numbers(clip: ClipConfig, frames: int, count: int, draw: Draw | None =
         part: which of `clip.parts` views in time; only without `draw`.
 
     Returns:
-        numbers from 0 to `count` - 1 in order of time; `frames` of them, but all of them for the rule "all".
+        `frames` numbers from 0 to `count` - 1, in order of time but for clips that repeat.
 
     Raises:
-        DataError: the rule "all" and a clip with another number of frames than the model takes.
+        DataError: the rule "all", and the clip has another number of frames.
     """
     if clip.sampling == "all":
-        if clip.frames is not None and count != clip.frames:
+        if count != frames:
             raise DataError(
-                f"It has {count} frames, and sampling = all with frames = {clip.frames} takes all of them. Choose"
-                " sampling = dense or segments for clips of different lengths."
+                f"It has {count} frames, and sampling = all takes clips of just {frames}. State another number of"
+                " frames, or choose sampling = dense or segments for clips of different lengths."
             )
         return list(range(count))
     if clip.sampling == "segments":
