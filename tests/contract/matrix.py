@@ -235,6 +235,7 @@ def main() -> int:
     parser.add_argument("--check", type=Path)
     parser.add_argument("--keep", type=Path, help="file of finished cells: a killed run goes on from it")
     parser.add_argument("--only", default="", help="methods to run, with commas; the others stay as the page has them")
+    parser.add_argument("--missing", action="store_true", help="run the cells that the page lacks; the others stay")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--slow", action="store_true")
     parser.add_argument("--refusals", action="store_true", help="attach every cell and write refusals.json anew")
@@ -255,12 +256,17 @@ def main() -> int:
     if unknown := sorted({*only} - {*all_methods()}):
         parser.error(f"there is no method {', '.join(unknown)}; there are {', '.join(all_methods())}")
     others: dict[tuple[str, str], tuple[str, str | None]] = {}
-    if only:
+    if only or options.missing:
         if options.write is None or not options.write.exists():
-            parser.error("--only needs --write with a page that is there, for the cells of the other methods")
-        others = {cell: was for cell, was in cells_of(options.write.read_text()).items() if cell[0] not in only}
-        lacking = {name for name in all_methods() for family in EVERY if (name, family) not in others} - {*only}
-        if lacking:
+            parser.error("--only and --missing need --write with a page that is there, for the cells that stay")
+        there = {(name, family) for name in all_methods() for family in EVERY}
+        others = {
+            cell: was
+            for cell, was in cells_of(options.write.read_text()).items()
+            if cell in there and cell[0] not in only
+        }
+        lacking = {name for name, family in there - {*others}} - {*only}
+        if lacking and not options.missing:
             parser.error(f"{options.write} lacks cells of {', '.join(sorted(lacking))}: name them too, or run all")
     found = results(options.workers, options.slow, options.keep, others)
     if options.write is not None:

@@ -54,6 +54,12 @@ def test_a_method_that_is_neither_named_nor_on_the_page_is_said(
     assert "lacks cells of difffit" in capsys.readouterr().err
 
 
+def test_the_missing_cells_run_and_the_page_keeps_the_others(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = matrix.cells_of(written.read_text())
+    assert call(monkeypatch, "--missing", "--write", written) == 0
+    assert matrix.cells_of(written.read_text()) == before | {("difffit", FAMILY): ("7", None)}
+
+
 def test_cells_of_other_code_are_not_taken_up_from_a_killed_run(tmp_path: Path, written: Path) -> None:
     kept = tmp_path / "cells.jsonl"
     kept.write_text('digest of other code\n["lora", "timm_vit", "5", null]\n')
