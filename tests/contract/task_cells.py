@@ -282,17 +282,32 @@ def attach_for_task(family: str, name: str) -> None:
 
     Raises:
         DeadPlace: what the method trains does not reach what the head reads.
+        MissingPlace: the method fits the family, and leaves no map for the head.
     """
     method, task = name.split(" for ")
     kind, needs = all_methods()[method], learnt(task)
     bound = needs.bind(TinySet(needs.target_kind, (3, *ANY_SIZE[family][1][0])))
+    refusal: vpeft.MissingPlace | None = None
     for fields in ({}, *kind.variants):
         torch.manual_seed(0)
         try:
             vpeft.tune(ANY_SIZE[family][0](), kind(**fields), task=bound, show=False)
-        except vpeft.MissingPlace:
+        except vpeft.MissingPlace as error:
+            if alone(kind(**fields), family):
+                refusal = refusal or error
             continue
         return
+    if refusal is not None and refusal_of(attach_default_head, family, task) is None:
+        raise refusal
+
+
+def alone(method: Method, family: str) -> bool:
+    """Whether the method fits the family with a head for the pooled feature, so that it does not lack a place."""
+    try:
+        vpeft.tune(ANY_SIZE[family][0](), method, num_classes=2, verify=False, show=False)
+    except vpeft.MissingPlace:
+        return False
+    return True
 
 
 def refusal_of(attach: Callable[[str, str], None], family: str, name: str) -> vpeft.VpeftError | None:
