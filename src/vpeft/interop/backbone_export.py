@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..backbones.describe import describe
 from ..injection.tuned_model import TunedModel
 from .library_format import CannotExport
 from .peft_export import require_empty
@@ -105,8 +106,6 @@ def export_backbone(
 
 def _against(tuned: TunedModel, name: str | None, merged: nn.Module, plain: PlainModel) -> float:
     """How far the merged model is from the adapter that it was made from."""
-    from ..backbones.describe import describe
-
     mode = tuned.training
     try:
         tuned.eval()

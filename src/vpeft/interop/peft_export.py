@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backbones.origin import origin_of
 from ..errors import need_extra
 from ..injection.tuned_model import TunedModel
 from .library_format import CannotExport
@@ -349,10 +350,8 @@ def _fill(
 
 
 def _named(plain: PlainModel) -> str | None:
-    from ..backbones.origin import origin_of
-
     origin = origin_of(plain.model)
-    return None if origin is None else origin.name.removeprefix("hf:")
+    return None if origin is None else str(origin.name).removeprefix("hf:")
 
 
 def _usage(plain: PlainModel, folder: Path) -> str:

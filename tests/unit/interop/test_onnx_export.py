@@ -121,3 +121,26 @@ def test_no_size_of_a_batch_is_fixed(family: str) -> None:
     for count in (1, 3):
         (seen,) = program.module()(x[:count])
         assert close(seen, tuned(x[:count]))
+
+
+FAMILIES = (
+    "timm_vit", "timm_swin", "timm_beit", "timm_eva", "timm_deit", "timm_cait", "timm_xcit", "timm_convnext",
+    "timm_resnet", "timm_efficientnet", "timm_pvt_v2", "timm_mlp_mixer", "timm_regnet", "timm_levit", "timm_twins",
+    "hf_vit", "hf_swin", "hf_convnext", "hf_dinov2_registers", "torchvision_vit", "torchvision_swin",
+    "torchvision_convnext",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_further_families(family: str, tmp_path: Path) -> None:
+    tuned = adapted(family, LoRA(rank=2))
+    assert export_onnx(tuned, tmp_path / "a.onnx", weights="unmerged").error <= 1e-4
+
+
+@pytest.mark.cells
+@pytest.mark.parametrize("name", sorted(vpeft.methods.all_methods()))
+def test_every_method(name: str, tmp_path: Path) -> None:
+    """Each method with its defaults on one backbone of tokens."""
+    tuned = adapted("timm_vit", vpeft.methods.get(name)())
+    assert export_onnx(tuned, tmp_path / "a.onnx").error <= 1e-4

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,32 @@ def test_mlflow(tmp_path: Path) -> None:
     seen = client.get_metric_history(run.info.run_id, "train/loss")
     assert [same(one.value, row["train/loss"]) for one, row in zip(seen, expected, strict=True)] == [True, True]
     assert run.data.params == {"method": "lora(rank=2)"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_trackio(tmp_path: Path) -> None:
+    """In a process of its own, as trackio reads the place of its files when it is imported."""
+    pytest.importorskip("trackio")
+    code = (
+        "from pathlib import Path; import sqlite3, sys; from tests.unit.interop.test_trackers import trained\n"
+        "rows = trained('trackio', Path('.'))\n"
+        "(file,) = Path(sys.argv[1]).rglob('vpeft*.db')\n"
+        "held = sqlite3.connect(file).execute('select step, metrics from metrics order by id').fetchall()\n"
+        "import json\n"
+        "held = [(step, json.loads(values)) for step, values in held]\n"
+        "losses = {step: values['train/loss'] for step, values in held if 'train/loss' in values}\n"
+        "assert losses == {n + 1: row['train/loss'] for n, row in enumerate(rows)}, losses\n"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)],
+        env={**os.environ, "TRACKIO_DIR": str(tmp_path), "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_an_unknown_tracker_is_named() -> None:
