@@ -350,8 +350,9 @@ class Classification(Task):
 
     def averaged(self, outputs: Any, views: int) -> Tensor:
         """Logits (B, K) whose probabilities are the mean of those of the views."""
-        logs = (outputs.double() / self.temperature).log_softmax(1).unflatten(0, (-1, views))
-        return ((logs.logsumexp(1) - math.log(views)) * self.temperature).to(outputs.dtype)
+        logs: Tensor = (outputs.double() / self.temperature).log_softmax(1).unflatten(0, (-1, views))
+        mean = (logs.logsumexp(1) - math.log(views)) * self.temperature
+        return mean.to(outputs.dtype)
 
     def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
         """Every label with its probability, the most probable first."""
