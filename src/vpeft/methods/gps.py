@@ -92,12 +92,14 @@ class GPS(Method):
             layer.choose(slope)
 
     def _loss(self, tuned: TunedModel, images: Tensor, labels: Tensor) -> Tensor:
-        labels = class_labels(labels, images.shape[1 if images.dim() == 5 else 0], "GPS").to(images.device)
+        # several views of each image or clip come as (views, B, ...)
+        in_views = images.dim() > len(tuned.description.inputs.shape) + 1
+        labels = class_labels(labels, images.shape[1 if in_views else 0], "GPS").to(images.device)
         with torch.autocast(images.device.type, enabled=False):
             if self.loss == "cross_entropy":
-                views = images if images.dim() == 5 else images[None]
+                views = images if in_views else images[None]
                 return F.cross_entropy(tuned(views.flatten(0, 1)), labels.repeat(len(views)))
-            views = images if images.dim() == 5 else two_views(images)
+            views = images if in_views else two_views(images)
             return supervised_contrastive(tuned.features(views.flatten(0, 1)), labels.repeat(2), self.temperature)
 
     def advance(self, tuned: TunedModel, progress: float) -> None:
