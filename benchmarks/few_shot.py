@@ -21,6 +21,7 @@ ROWS: dict[str, tuple[str, str, int]] = {
     "nearest mean": ("linear_probe", "centroid", 0),
     "linear probe": ("linear_probe", "linear", 40),
     "dra": ("dra", "centroid", 40),
+    "ett": ("ett(ways=5)", "centroid", 40),
     "attnscale+dra": ("attnscale+dra", "centroid", 40),
     "lora": ("lora(rank=8)", "centroid", 40),
     "vpt_deep": ("vpt_deep(tokens=5)", "centroid", 40),

@@ -94,10 +94,12 @@ def test_the_loss_compares_with_the_means_of_the_batch() -> None:
     assert torch.allclose(found, F.cross_entropy(10 * scores, numbers), atol=1e-6)
 
 
-@pytest.mark.parametrize("head", ["centroid", "linear"])
-def test_each_episode_starts_afresh_and_learns(head: str, images: ImageSet) -> None:
+@pytest.mark.parametrize(
+    ("method", "head"), [("ssf", "centroid"), ("ssf", "linear"), ("ett(ways=3, hidden=8)", "centroid")]
+)
+def test_each_episode_starts_afresh_and_learns(method: str, head: str, images: ImageSet) -> None:
     episodes: list[Episode] = list(episodes_of(images, sizes(), 2))
-    worker, alone = (FewShot(backbone, "ssf", head, SETTINGS, steps=4) for _ in range(2))
+    worker, alone = (FewShot(backbone, method, head, SETTINGS, steps=4) for _ in range(2))
     after = []
     for one, given in ((worker, episodes), (alone, episodes[1:])):
         for episode in given:
