@@ -25,9 +25,7 @@ from vpeft.task import get_task
 NAME = "pocket-dense"
 # Heads are sized so that a run takes minutes on a processor: objects are 10 to 80 pixels wide, anchors 12, 24, 48, 96
 # and 192.
-_REGIONS = "channels=64, hidden=256, anchor_scale=3, proposals=100, rois={rois}, detections=20"
-# A quarter of the regions that are learnt from hold objects: of `digits` a picture has up to three, of `scenes` seven.
-_OF_DIGITS, _OF_SCENES = _REGIONS.format(rois=16), _REGIONS.format(rois=32)
+_REGIONS = "channels=64, hidden=256, anchor_scale=3, proposals=100, rois=32, detections=20"
 
 
 class OtherPictures(VpeftError):
@@ -46,10 +44,10 @@ class _Learnt:
 # Lakes are a fiftieth of the pixels of `land`, which the Dice part of the loss makes up for.
 _TASKS = {
     "land": _Learnt("land", "semantic_segmentation", {"head_kind": "linear_map", "dice": 1.0}),
-    "digits": _Learnt("digits", "instance_segmentation", {"head_kind": f"mask_rcnn({_OF_DIGITS}, mask_channels=32)"}),
-    "scenes": _Learnt("scenes", "detection", {"head_kind": f"faster_rcnn({_OF_SCENES})"}),
+    "digits": _Learnt("digits", "instance_segmentation", {"head_kind": f"mask_rcnn({_REGIONS}, mask_channels=32)"}),
+    "scenes": _Learnt("scenes", "detection", {"head_kind": f"faster_rcnn({_REGIONS})"}),
     "scenes-masks": _Learnt(
-        "scenes", "instance_segmentation", {"head_kind": f"mask_rcnn({_OF_SCENES}, mask_channels=32)"}
+        "scenes", "instance_segmentation", {"head_kind": f"mask_rcnn({_REGIONS}, mask_channels=32)"}
     ),
     "scenes-depth": _Learnt("scenes", "depth", {"head_kind": "linear_map"}),
 }

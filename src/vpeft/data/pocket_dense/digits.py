@@ -1,4 +1,4 @@
-"""pocket-dense/digits: where is which digit? One to three of MNIST's digits of any size and place on a photograph.
+"""pocket-dense/digits: where is which digit? Two to four of MNIST's digits of any size and place on a photograph.
 
 Version 1 had up to six thin digits of 20 to 60 pixels in any colour that were cut off and hid each other; in the few
 hundred steps that a small machine has, a detector on the shipped backbone, whose patches are 16 pixels wide, learnt
@@ -20,9 +20,9 @@ from vpeft.data.pocket.photographs import PICTURES
 from vpeft.data.pocket_dense.canvas import Patch, all_seen, paste, resample, visible, window
 from vpeft.data.pocket_dense.dense_set import ABSENT, SIDE, DensePictures, DenseSet
 
-FEWEST, MOST = 1, 3
+FEWEST, MOST = 2, 4
 # Side in pixels of the 28 x 28 cells that hold a digit; its strokes fill about two thirds of them.
-SMALLEST, LARGEST = 48.0, 104.0
+SMALLEST, LARGEST = 40.0, 88.0
 # The centre of a digit is at least this share of that side away from the border, so that little of it is cut off.
 INSIDE = 0.4
 # How much wider strokes are than MNIST's: from 0, as they are, to 1, a cell on each side.
@@ -131,7 +131,7 @@ def draw(split: str, count: int, rng: np.random.Generator) -> DensePictures:
 SET = DenseSet(
     name="digits",
     title="Where is which digit?",
-    description="One to three handwritten digits, 35 to 80 pixels high, on pale photographs; some hide parts of others."
+    description="Two to four handwritten digits, 30 to 70 pixels high, on pale photographs; some hide parts of others."
     " Boxes and masks are those of the visible strokes.",
     mask_labels=("background", *"0123456789"),
     object_labels=tuple("0123456789"),
