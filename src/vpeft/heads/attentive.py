@@ -97,7 +97,7 @@ class AttentiveHead(Head):
         tokens = features.tokens(self.place)
         if "outlet" in self.reads:
             tokens = torch.cat((self.pooled_in(features["outlet"])[:, None].to(tokens.dtype), tokens), dim=1)
-        queries = self.queries.expand(len(tokens), -1, -1)
+        queries = self.queries.expand(tokens.shape[0], -1, -1)
         keys, values = self.kv(self.norm_tokens(tokens)).chunk(2, dim=-1)
         seen = functional.scaled_dot_product_attention(
             self._split(self.q(queries)), self._split(keys), self._split(values)

@@ -22,6 +22,7 @@ from torch.func import functional_call
 
 from ..atomic import replace_file
 from ..errors import need_extra
+from ..guarded import printable
 from ..head import raw_outputs
 from ..injection.outputs import tensors_in
 from ..injection.tuned_model import TunedModel
@@ -198,7 +199,10 @@ def _graph(module: nn.Module, given: tuple[Tensor, ...], inputs: Sequence[str], 
                 exported, input_names=list(inputs), output_names=list(outputs), dynamo=True, verbose=False
             )
         except Exception as error:
-            said = str(error).strip().partition("\n")[0][:300]
+            deepest: BaseException = error
+            while deepest.__cause__ is not None:
+                deepest = deepest.__cause__
+            said = printable(str(deepest).strip().partition("\n")[0], 300)
             raise CannotExport(
                 f"torch cannot export this model with a batch of any size ({type(error).__name__}: {said})."
             ) from error

@@ -210,7 +210,7 @@ def split_patches(x: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
         return x[:, :0, 0], x
     count = grid[0] * grid[1]
     before = x.shape[1] - count
-    return x[:, :before], x[:, before:].reshape(len(x), grid[0], grid[1], -1)
+    return x[:, :before], x[:, before:].reshape(x.shape[0], grid[0], grid[1], -1)
 
 
 def joined(before: Tensor, patches: Tensor, like: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ..towers import Parts, pre_norm_block
 def _pooled(model: nn.Module, images: Tensor) -> Tensor:
     vit: Any = model
     x = vit._process_input(images)
-    x = vit.encoder(torch.cat([vit.class_token.expand(len(x), -1, -1), x], dim=1))[:, 0]
+    x = vit.encoder(torch.cat([vit.class_token.expand(x.shape[0], -1, -1), x], dim=1))[:, 0]
     if isinstance(vit.heads, nn.Sequential):
         for layer in list(vit.heads)[:-1]:
             x = layer(x)
