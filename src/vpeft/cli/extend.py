@@ -86,6 +86,7 @@ def _extend(
         old=seen,
         learnt=learn,
         out=out,
+        used=loaded.used_images,
         workers=config.workers,
         facts={"from": str(adapter), "data": config.model_dump(mode="json")},
     )

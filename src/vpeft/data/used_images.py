@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -62,6 +63,15 @@ class Marks(BaseModel):
     def _numbers(self) -> frozenset[int]:
         return frozenset(np.frombuffer(base64.b64decode(self.text), dtype=MARK).tolist())
 
+    def joined(self, other: Marks) -> Marks:
+        """The marks of the images of both."""
+        every = math.lcm(self.every, other.every)
+        numbers = np.array(sorted(self._numbers | other._numbers), dtype=MARK)
+        while np.count_nonzero(numbers % every == 0) > MOST:
+            every *= 2
+        text = base64.b64encode(numbers[numbers % every == 0].tobytes()).decode()
+        return Marks(count=self.count + other.count, every=every, text=text)
+
     def has(self, content: str) -> bool:
         """Whether the image with this digest is among those whose marks are kept."""
         return bool(content) and _number(content) in self._numbers
@@ -82,6 +92,15 @@ class UsedImages(BaseModel):
         if not any(train):
             return None
         return cls(train=Marks.of(train), val=Marks.of(val) if any(val) else None)
+
+    def joined(self, other: UsedImages | None) -> UsedImages:
+        """The images of both trainings."""
+        if other is None:
+            return self
+        val = [one for one in (self.val, other.val) if one is not None]
+        return UsedImages(
+            train=self.train.joined(other.train), val=val[0].joined(val[1]) if len(val) > 1 else next(iter(val), None)
+        )
 
     def held_out(self, items: Sequence[Item], content: Mapping[str, str], *, stated: bool) -> list[Item]:
         """The images that the training did not use; a `DataWarning` says what was left out, or that all were used.

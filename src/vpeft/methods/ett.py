@@ -157,7 +157,7 @@ class PrefixTable(nn.Module):
         with torch.no_grad():
             told = self.projector(functional.normalize(self.prototypes, dim=1))
             teacher = ((told - self.centre) / TEACHER).softmax(1)
-        found = -(teacher * student.log_softmax(1)).sum(1).mean()
+        found: Tensor = -(teacher * student.log_softmax(1)).sum(1).mean()
         if self.training:
             self.centre.mul_(KEPT).add_(teacher.mean(0), alpha=1 - KEPT)
         return found

@@ -13,6 +13,7 @@ from vpeft.atomic import write_json
 from vpeft.data.datasets import Datasets
 from vpeft.data.image_set import ImageSet
 from vpeft.data.preprocessing import Preprocessing
+from vpeft.data.used_images import UsedImages
 from vpeft.errors import VpeftError
 from vpeft.head import BadHead, Head
 from vpeft.heads.prototype import PrototypeHead
@@ -81,6 +82,7 @@ def extend(
     old: ImageSet | None = None,
     learnt: Learnt = "head",
     out: Path | None = None,
+    used: UsedImages | None = None,
     workers: int = 0,
     progress: bool = False,
     facts: Mapping[str, Any] | None = None,
@@ -100,6 +102,7 @@ def extend(
             are not learnt from.
         learnt: what trains besides the new rows.
         out: folder for the adapter file and `run.json`.
+        used: marks of the images that the adapter has learnt from; the new file has them and those of `data`.
         workers: loading processes.
         progress: whether the training shows its progress.
         facts: for the record.
@@ -145,12 +148,13 @@ def extend(
     found = Extension(labels, new_accuracy, old_before, old_after, None)
     if out is not None:
         scores = {"new_top1": new_accuracy, "old_top1": old_after}
+        marks = data.used if used is None else used.joined(data.used)
         path = tuned.save(
             out / ADAPTER,
             task=tuned.task,
             preprocessing=preprocessing.model_dump(mode="json"),
             scores={name: value for name, value in scores.items() if value is not None},
-            extra={} if data.used is None else {USED: data.used.model_dump(mode="json")},
+            extra={} if marks is None else {USED: marks.model_dump(mode="json")},
         )
         found = Extension(labels, new_accuracy, old_before, old_after, path)
         write_json(out / RECORD, {"format": 1, **(facts or {}), "extension": found.as_dict()})

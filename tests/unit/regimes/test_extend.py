@@ -12,6 +12,7 @@ import vpeft
 from tests.unit.regimes.streams import CLASSES, backbone, draw, opened, preprocessing, setting, stream_of
 from vpeft.cli import main
 from vpeft.data.image_set import ImageSet
+from vpeft.data.used_images import UsedImages
 from vpeft.head import BadHead, make_head
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.regimes.continual import learn_stream
@@ -142,6 +143,7 @@ def test_what_cannot_be_extended(folders: tuple[Path, Path]) -> None:
         extend(tuned, opened(folders[1]), preprocessing(), optimisation=settings)
 
 
+@pytest.mark.filterwarnings("default::vpeft.data.problems.DataWarning")
 def test_the_commands(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     split = ["--data.val-fraction", "0", "--data.test-fraction", "0.34", "--device", "cpu"]
     words = ["continual", "--data", str(folders[0]), "--increment", "2", "--method", "simple_cil", *split]
@@ -152,9 +154,15 @@ def test_the_commands(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest
     adapter = str(tmp_path / "cl" / "adapter.safetensors")
     words = ["extend", adapter, "--data", str(folders[1]), "--old", str(folders[0]), *split[:4], "--device", "cpu"]
     assert main([*words, "--out", str(tmp_path / "more")]) == 0
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert "16 of the 24 images were used in training and are left out" in warned
     assert "2 new classes, 6 in all: elk, fox" in said and "forgetting" in said
-    assert vpeft.read_manifest(tmp_path / "more" / "adapter.safetensors").labels == [*OLD, *NEW]
+    manifest = vpeft.read_manifest(tmp_path / "more" / "adapter.safetensors")
+    assert manifest.labels == [*OLD, *NEW]
+    assert manifest.extra["used_images"]["train"]["count"] == 16 + 8
+    used = UsedImages.model_validate(manifest.extra["used_images"])
+    before = UsedImages.model_validate(vpeft.read_manifest(adapter).extra["used_images"])
+    assert before.train._numbers < used.train._numbers and len(used.train._numbers) == 24
     assert main(["continual", "--data", str(folders[0])]) == 1
     assert "--method NAME (learners: aper," in capsys.readouterr().err
     assert main(["extend", adapter, "--data", str(folders[0]), "--out", str(tmp_path / "x")]) == 1
