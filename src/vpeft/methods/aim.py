@@ -96,7 +96,7 @@ class FrameEmbedding(nn.Module):
         self.embedding = nn.Parameter(torch.zeros(frames, width))
 
     def forward(self, x: Tensor, *, frames: int) -> Tensor:
-        table = self.embedding
+        table: Tensor = self.embedding
         if len(table) != frames:
             table = F.interpolate(table.T[None], size=frames, mode="linear", align_corners=False)[0].T
         clips = x.reshape(-1, frames, *x.shape[1:])

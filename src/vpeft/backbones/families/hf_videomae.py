@@ -48,7 +48,7 @@ def frames_first(inner: Any, clips: Tensor) -> dict[str, Any]:
 
 def fit_frames(model: nn.Module, frames: int, rule: FramesRule) -> list[str]:
     """Fit the table of positions to clips of `frames` frames; with "first", the table counts on where it ends."""
-    from transformers.models.videomae.modeling_videomae import get_sinusoid_encoding_table
+    from transformers.models.videomae import modeling_videomae
 
     inner, name = tower_of(model), architecture(model)
     config, stem = inner.config, inner.embeddings
@@ -58,7 +58,8 @@ def fit_frames(model: nn.Module, frames: int, rule: FramesRule) -> list[str]:
     table = stem.position_embeddings
     cells = table.shape[1] // old
     if rule == "first" and new > old:  # the table is made by a formula, which goes on
-        made, said = get_sinusoid_encoding_table(cells * new, table.shape[2]), say(f"{name}, in steps,", (old,), (new,))
+        formula: Any = modeling_videomae.get_sinusoid_encoding_table
+        made, said = formula(cells * new, table.shape[2]), say(f"{name}, in steps,", (old,), (new,))
     else:
         made, said = fitted_in_time(name, table, (old, new), rule)
     stem.position_embeddings = made

@@ -23,11 +23,11 @@ TRAINED_ON = 16  # frames of the clips that torchvision's weights were trained o
 SIDE = 112  # and their height and width
 
 
-class EditedConv3DSimple(EditedConv3d, Conv3DSimple):
+class EditedConv3DSimple(EditedConv3d, Conv3DSimple):  # type: ignore[misc]
     """torchvision's convolution over time, height and width with edits of its weight."""
 
 
-class EditedConv3DNoTemporal(EditedConv3d, Conv3DNoTemporal):
+class EditedConv3DNoTemporal(EditedConv3d, Conv3DNoTemporal):  # type: ignore[misc]
     """The same for the one over height and width."""
 
 
