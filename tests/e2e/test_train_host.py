@@ -12,11 +12,12 @@ from PIL import Image
 
 import vpeft
 from tests.host_models import HOSTS, SIDE, scenes
-from vpeft.backbones.create import create_backbone
+from vpeft.backbones.create import NoWeights, create_backbone
 from vpeft.backbones.host_create import NoHost
 from vpeft.backbones.origin import origin_of
 from vpeft.backbones.trust import NotTrusted, Trust
 from vpeft.cli import main
+from vpeft.host_formats.host_format import format_of
 
 pytest.importorskip("transformers")
 CLASSES = ("red", "green", "blue")
@@ -69,10 +70,10 @@ def saved(name: str, folder: Path) -> Path:
     return folder / name
 
 
-def arguments(host: str, data: Path, out: Path, *more: str) -> list[str]:
-    """Of one epoch with AdaptFormer on 64 x 64 pixels."""
-    method = ["--method", "adaptformer(bottleneck=4)", "--epochs", "1", "--batch", "2", "--data.image-size", str(SIDE)]
-    return ["train", "--host", host, "--data", str(data), *method, "--out", str(out), "--no-resume", *more]
+def arguments(host: str, data: Path, out: Path, *more: str, method: str = "adaptformer(bottleneck=4)") -> list[str]:
+    """Of one epoch on 64 x 64 pixels."""
+    method_and_size = ["--method", method, "--epochs", "1", "--batch", "2", "--data.image-size", str(SIDE)]
+    return ["train", "--host", host, "--data", str(data), *method_and_size, "--out", str(out), "--no-resume", *more]
 
 
 CASES = [
@@ -101,6 +102,87 @@ def test_a_host_of_transformers_is_trained_for_the_classes_of_the_data(
     assert "3 classes" not in capsys.readouterr().err
     picture = next((source / "images").glob("*.png"))
     assert main(["predict", str(out / "adapter.safetensors"), str(picture)]) == 0
+
+
+TORCHVISION = [
+    pytest.param(
+        "lraspp_mobilenet_v3_large",
+        masks,
+        "semantic_segmentation",
+        {"classifier.low_classifier", "classifier.high_classifier"},
+        id="lraspp",
+    ),
+    pytest.param(
+        "deeplabv3_mobilenet_v3_large",
+        masks,
+        "semantic_segmentation",
+        {"classifier.4"},
+        id="deeplabv3",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        coco,
+        "detection",
+        {"roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"},
+        id="faster_rcnn",
+        marks=pytest.mark.slow,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "task", "fresh"), TORCHVISION)
+def test_a_host_of_torchvision_is_trained_for_the_classes_of_the_data(
+    name: str, data: Any, task: str, fresh: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = data(tmp_path / "data"), tmp_path / "run"
+    assert main(arguments(f"torchvision:{name}", source, out, "--no-pretrained", method="bitfit")) == 0
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    origin = record["backbone"]["origin"]
+    assert origin["name"] == f"host:3:torchvision:{name}" and not origin["pretrained"] and origin["seed"] is not None
+    assert set(origin["fresh"]) == fresh
+    assert record["result"]["state"] == "done"
+    manifest = vpeft.read_manifest(out / "adapter.safetensors")
+    assert manifest.task.name == task and set(manifest.train) == fresh
+    assert (out / "validation_predictions.png").is_file()
+    capsys.readouterr()
+    # Loading compares the digest of the weights: the random ones come back from their seed.
+    assert main(["evaluate", str(out / "adapter.safetensors"), "--data", str(source), "--include-used"]) == 0
+    picture = next((source / "images").glob("*.png"))
+    assert main(["predict", str(out / "adapter.safetensors"), str(picture)]) == 0
+
+
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large"])
+def test_weights_fill_all_layers_of_a_torchvision_host_but_those_of_the_classes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import models
+
+    torch.manual_seed(3)
+    theirs = models.get_model(name, weights=None, weights_backbone=None).state_dict()
+    url = models.get_model_weights(name).DEFAULT.url
+    kept = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", _no_network)
+    with pytest.raises(NoWeights, match=r"cannot be downloaded: no network .*--weights FILE.*--no-pretrained"):
+        create_backbone(f"host::torchvision:{name}")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(theirs, kept)
+    for made in (
+        create_backbone(f"host:3:torchvision:{name}"),
+        create_backbone(f"host:3:torchvision:{name}", weights=kept),
+    ):
+        origin = origin_of(made)
+        assert origin is not None and origin.fresh
+        own = dict(made.named_parameters())
+        anew = {key for key in own if key.rpartition(".")[0] in origin.fresh}
+        assert all(torch.equal(value, theirs[key]) for key, value in own.items() if key not in anew)
+        assert all(value.shape != theirs[key].shape for key, value in own.items() if key in anew)
+        assert format_of(made, "mask" if "lraspp" in name else "objects").classes == 3
+
+
+def _no_network(*_: Any, **__: Any) -> None:
+    raise OSError("no network")
 
 
 @pytest.mark.slow

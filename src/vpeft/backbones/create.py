@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -32,6 +32,7 @@ ANY_SIZE: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True, "dynamic_img_pad": True},
     {"dynamic_img_size": True},
 )
+MadeT = TypeVar("MadeT")
 NETWORK = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "urllib")
 
 
@@ -96,7 +97,7 @@ def create_backbone(
     if name.startswith(HOST):
         from .host_create import create_host
 
-        model, anew, notes = create_host(name, own, trust)
+        model, anew, notes = _fetched(name, own, None, lambda: create_host(name, own, trust))
     elif name.startswith(TRANSFORMERS):
         from .hf_create import create_from_transformers
 
@@ -121,8 +122,10 @@ def create_backbone(
         model, notes = _from_timm(name, own, size, any_size)
     digest = None
     if weights is not None:
-        report = load_weights(model, weights, prefix=prefix, allow=allow, **_exempt(model, name))
+        report = load_weights(model, weights, prefix=prefix, allow=_allowed(name, allow), **_exempt(model, name))
         notes = [*notes, *report.notes]
+        if name.startswith(HOST):  # its heads are the model's own; what the file does not fill trains
+            anew = _modules_without(model, report.loaded)
         digest = report.sha256
     fresh = (*anew, *(() if channels is None else adapt_channels(model, channels, channels_rule)))
     if frames is not None:
@@ -152,6 +155,18 @@ def create_backbone(
     )
     remember(model, origin)
     return model
+
+
+def _allowed(name: str, allow: Sequence[Difference]) -> Sequence[Difference]:
+    """A whole model for another number of classes has layers of other shapes than its file."""
+    stated = name.startswith(HOST) and not name.startswith(f"{HOST}:")
+    return (*allow, "shape") if stated and "shape" not in allow else allow
+
+
+def _modules_without(model: nn.Module, loaded: Sequence[str]) -> tuple[str, ...]:
+    """The names of the modules some of whose parameters were not loaded."""
+    filled = set(loaded)
+    return tuple(dict.fromkeys(key.rpartition(".")[0] for key, _ in model.named_parameters() if key not in filled))
 
 
 def _exempt(model: nn.Module, name: str) -> dict[str, Any]:
@@ -211,7 +226,7 @@ def _from_timm(
     return model, []
 
 
-def _fetched(name: str, pretrained: bool, size: tuple[int, int] | None, make: Callable[[], nn.Module]) -> nn.Module:
+def _fetched(name: str, pretrained: bool, size: tuple[int, int] | None, make: Callable[[], MadeT]) -> MadeT:
     """What `make` gives; the errors of the libraries become sentences.
 
     Raises:

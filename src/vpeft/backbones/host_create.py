@@ -18,6 +18,7 @@ from ..errors import VpeftError, nearest, need_extra
 from .hf_create import quiet, stated_processor
 from .names import HOST, TORCHVISION, TRANSFORMERS
 from .own_code import OWN_CODE, create_from_own_code
+from .torchvision_hosts import create_torchvision_host, torchvision_hosts
 from .trust import Trust
 
 
@@ -49,7 +50,7 @@ def create_host(name: str, pretrained: bool, trust: Trust) -> tuple[nn.Module, t
 
     Args:
         name: of a whole model; see this file.
-        pretrained: load the checkpoint's weights (transformers); torchvision's come from a file, as `weights`.
+        pretrained: load the checkpoint's weights, or those that torchvision offers.
         trust: what may be run and fetched.
 
     Raises:
@@ -59,7 +60,7 @@ def create_host(name: str, pretrained: bool, trust: Trust) -> tuple[nn.Module, t
     if where.startswith(TRANSFORMERS):
         return _from_transformers(where.removeprefix(TRANSFORMERS), pretrained, classes, trust)
     if where.startswith(TORCHVISION):
-        return _from_torchvision(where.removeprefix(TORCHVISION), classes), (), []
+        return _from_torchvision(where.removeprefix(TORCHVISION), pretrained, classes)
     if where.startswith(OWN_CODE):
         trust.require_code(where)
         return create_from_own_code(where.removeprefix(OWN_CODE)), (), []
@@ -114,20 +115,13 @@ def _from_transformers(
     return model.eval(), fresh, notes
 
 
-def _from_torchvision(name: str, classes: int | None) -> nn.Module:
-    """A detector or segmenter with random weights; classes without the background."""
-    from torchvision import models
-
-    known = [*models.list_models(module=models.detection), *models.list_models(module=models.segmentation)]
+def _from_torchvision(name: str, pretrained: bool, classes: int | None) -> tuple[nn.Module, tuple[str, ...], list[str]]:
+    known = torchvision_hosts()
     if name not in known:
         raise NoHost(f"torchvision has no detector or segmenter {name!r}. {nearest(name, known)}")
-    if classes is None:
-        return models.get_model(name, weights=None, weights_backbone=None).eval()  # type: ignore[no-any-return]
-    # A detector's first class is the background where it classifies regions.
-    kind = models.get_model(name, weights=None, weights_backbone=None, num_classes=2)
-    background = hasattr(kind, "roi_heads")
-    made: nn.Module = models.get_model(name, weights=None, weights_backbone=None, num_classes=classes + int(background))
-    return made.eval()
+    model, fresh = create_torchvision_host(name, pretrained, classes)
+    notes = [f"Made anew for {classes} classes: {', '.join(fresh)}."] if fresh and pretrained else []
+    return model, fresh, notes
 
 
 def _first(error: Exception) -> str:

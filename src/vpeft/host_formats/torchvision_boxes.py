@@ -1,7 +1,8 @@
 """torchvision's detectors: a list of images and a list of mappings `boxes`, `labels` and, of Mask R-CNN, `masks`.
 
-Detectors with regions of interest count the background as class 0; RetinaNet and FCOS have no class for it. A model
-with one class more than there are labels has its first class for the background or unused, so labels begin with 1.
+Detectors with regions of interest and SSD count the background as class 0; RetinaNet and FCOS have no class for it. A
+model with one class more than there are labels has its first class for the background or unused, so labels begin with
+1.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vpeft.backbones.torchvision_hosts import counts_background
 from vpeft.batch import Batch
 
 from .host_format import HostFormat, extents, learnt, register_format, taken, target_of
@@ -39,15 +41,16 @@ class TorchvisionBoxes(HostFormat):
     @property
     def _first(self) -> int:
         """The number of the first label."""
-        return int(hasattr(self.host, "roi_heads"))
+        return int(counts_background(self.host))
 
     @property
     def _outputs(self) -> int:
         """Classes of the classification head, the background among them."""
         host: Any = self.host
-        if self._first:
+        if hasattr(host, "roi_heads"):
             return int(host.roi_heads.box_predictor.cls_score.out_features)
-        return int(host.head.classification_head.num_classes)
+        head = host.head.classification_head
+        return int(head.num_columns if self._first else head.num_classes)
 
     def arguments(self, inputs: Tensor, batch: Batch, training: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         sizes = extents(inputs, batch)
