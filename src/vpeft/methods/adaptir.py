@@ -88,9 +88,12 @@ class Experts(nn.Module):
         first = rows.shape[1] - prod(grid)
         inner = self.norm(self.head(rows.mT[..., None]))[..., 0].mT  # (B, P + T H W, h)
         cells = inner[:, first:].reshape(-1, *grid[-2:], inner.shape[-1])  # a clip's frames one by one
-        parts = [self._mixed(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(len(x), -1, inner.shape[-1])]
+        parts = [self._mixed(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(x.shape[0], -1, inner.shape[-1])]
         if first:
-            parts = [self._mixed(inner[:, :first].flatten(0, 1)[..., None, None]).reshape(len(x), first, -1), *parts]
+            parts = [
+                self._mixed(inner[:, :first].flatten(0, 1)[..., None, None]).reshape(x.shape[0], first, -1),
+                *parts,
+            ]
         out = self.tail(torch.cat(parts, dim=1).mT[..., None])[..., 0].mT
         return torch.as_tensor(out).reshape(x.shape)
 

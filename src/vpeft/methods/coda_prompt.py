@@ -122,7 +122,7 @@ class ComponentPrefix(nn.Module):
         prompts, keys, attention = (torch.cat(list(rows)) for rows in (self.prompts, self.keys, self.attention))
         seen = query.to(keys.dtype)[:, None] * attention
         weights = (functional.normalize(seen, dim=2) * functional.normalize(keys, dim=1)).sum(2)
-        made = (weights @ prompts).to(k.dtype).reshape(len(query), 2, self.length // 2, self.heads, -1)
+        made = (weights @ prompts).to(k.dtype).reshape(query.shape[0], 2, self.length // 2, self.heads, -1)
         more_keys, more_values = made.permute(1, 0, 3, 2, 4)
         return q, torch.cat([more_keys, k], dim=2), torch.cat([more_values, v], dim=2)
 

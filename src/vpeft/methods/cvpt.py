@@ -59,6 +59,6 @@ class AttendedPrompts(nn.Module):
         self.dropout, self.attention = nn.Dropout(dropout), attention
 
     def forward(self, x: Tensor) -> Tensor:
-        prompts = self.dropout(self.tokens.expand(len(x), -1, -1))
-        change = self.attention(x.reshape(len(x), -1, x.shape[-1]), prompts)
+        prompts = self.dropout(self.tokens.expand(x.shape[0], -1, -1))
+        change = self.attention(x.reshape(x.shape[0], -1, x.shape[-1]), prompts)
         return x + change.reshape(x.shape).to(x.dtype)

@@ -111,7 +111,7 @@ class TaskKeys(nn.Module):
         similar = functional.normalize(query.to(keys.dtype), dim=1) @ keys.T
         numbers = torch.arange(len(keys), device=similar.device)
         present = (numbers == self.task).to(similar.dtype).expand_as(similar)
-        self.pulled.note((similar * present).sum() / len(query))
+        self.pulled.note((similar * present).sum() / query.shape[0])
         if self.training:
             return present
         chosen = similar.masked_fill(numbers > self.task, -torch.inf).argmax(dim=1)
@@ -148,5 +148,5 @@ class TaskPrefix(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         chosen = self.keys(query)
         rows = (chosen @ torch.stack(list(self.of_task)).flatten(1)).to(k.dtype)
-        keys, values = rows.reshape(len(rows), 2, self.count, self.heads, -1).permute(1, 0, 3, 2, 4)
+        keys, values = rows.reshape(rows.shape[0], 2, self.count, self.heads, -1).permute(1, 0, 3, 2, 4)
         return q, torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)

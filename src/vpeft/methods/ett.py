@@ -200,7 +200,7 @@ class TablePrefix(nn.Module):
                 self.table.see_tokens(tokens[:, self.prefix :])
             return q, k, v
         keys, values = (
-            torch.reshape(rows, (len(rows), self.heads, -1)).transpose(0, 1).to(k.dtype).expand(len(k), -1, -1, -1)
+            torch.reshape(rows, (len(rows), self.heads, -1)).transpose(0, 1).to(k.dtype).expand(k.shape[0], -1, -1, -1)
             for rows in self.table.of_block(self.number)
         )
         return q, torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)

@@ -117,7 +117,7 @@ class PromptPool(nn.Module):
         if self.vote:
             votes = torch.zeros_like(similar).scatter_(1, ids, 1.0).sum(0)
             ids = votes.topk(self.top_k).indices.expand_as(ids)
-        self.pulled.note(similar.gather(1, ids).sum() / len(query))
+        self.pulled.note(similar.gather(1, ids).sum() / query.shape[0])
         return self.prompts[ids].flatten(1, 2)
 
 

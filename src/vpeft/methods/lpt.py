@@ -158,7 +158,7 @@ class GroupPrompts(nn.Module):
         query = F.normalize(self.query(x).to(self.keys.dtype), dim=-1)
         cosines, ids = (query @ F.normalize(self.keys, dim=-1).mT).topk(self.count, dim=1)
         if torch.is_grad_enabled() and not torch.compiler.is_exporting():
-            self.cosines = cosines.sum() / len(x)
+            self.cosines = cosines.sum() / x.shape[0]
         return self.pool[ids].mean(dim=1)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -74,4 +74,4 @@ class PromptBlock(nn.Module):
         change: Tensor = self.up(act(inner))
         if x.dim() == 4:
             return x + change
-        return nn.functional.pad(change.reshape(len(x), -1, x.shape[-1]), (0, 0, first, 0)) + x
+        return nn.functional.pad(change.reshape(x.shape[0], -1, x.shape[-1]), (0, 0, first, 0)) + x

@@ -117,7 +117,7 @@ class AttendedTokens(nn.Module):
         scores = (query @ keys.mT / query.shape[-1] ** 0.5).softmax(-1).mean(1)[:, 0, self.prefix :]
         count = math.ceil(self.keep * rows.shape[1])
         if count == rows.shape[1]:
-            return torch.arange(count, device=x.device).expand(len(x), -1), rows[:, :0]
+            return torch.arange(count, device=x.device).expand(x.shape[0], -1), rows[:, :0]
         index = scores.topk(count, dim=1).indices
         others = scores.scatter(1, index, 0.0).to(x.dtype)
         return index, (others[:, None] @ rows if self.fuse else rows[:, :0])
