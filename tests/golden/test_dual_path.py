@@ -121,3 +121,11 @@ def test_clips_that_fill_no_mosaic_and_windows_are_refused() -> None:
     tuned = vpeft.tune(FrameReader(tiny_vit(), 4), DualPath(**SMALL), num_classes=2, show=False)
     with pytest.raises(vpeft.VpeftError, match="this clip has 6 frames"):
         tuned(torch.randn(1, 3, 6, 32, 32))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_it_runs_beside_a_model_of_sixteen_bits(kind: torch.dtype) -> None:
+    tuned = vpeft.tune(FrameReader(tiny_vit(), 4).to(kind), DualPath(**SMALL), num_classes=3, show=False)
+    out = tuned(tuned.description.inputs.example(2))
+    out.float().sum().backward()
+    assert out.dtype == kind and bool(out.isfinite().all())

@@ -113,8 +113,9 @@ class MosaicsAndFrames(nn.Module):
         rows = clips.reshape(batch, channels, -1, side, side, height, width)
         tiled = rows.permute(0, 2, 1, 3, 5, 4, 6)  # (B, m, C, M, H, M, W)
         large = tiled.reshape(-1, channels, side * height, side * width)
-        small = F.interpolate(large, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
-        mosaics = small.reshape(batch, -1, channels, height, width).movedim(1, 2)
+        # in single precision: on a CPU there is no such resizing in 16 bits
+        small = F.interpolate(large.float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+        mosaics = small.to(clips.dtype).reshape(batch, -1, channels, height, width).movedim(1, 2)
         step = count // self.frames
         return torch.cat([mosaics, clips[:, :, : step * self.frames : step]], dim=2)
 
