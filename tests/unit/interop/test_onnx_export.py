@@ -147,9 +147,22 @@ def test_what_onnx_cannot_say_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "a.onnx").exists()
 
 
+# Graphs that would compute something else, or have one size of batch.
+REFUSED = {"adaptir": "differ by", "lpt": "a batch of any size"}
+# What the defaults of some methods do not fit: the tiny backbone has 32 x 32 pixels, 48 channels, and no map.
+ELSEWHERE = {"consolidator", "conv_adapter", "dam_vp", "evp"}
+
+
 @pytest.mark.cells
-@pytest.mark.parametrize("name", sorted(vpeft.methods.all_methods()))
+@pytest.mark.parametrize("name", sorted(set(vpeft.methods.all_methods()) - ELSEWHERE))
 def test_every_method(name: str, tmp_path: Path) -> None:
-    """Each method with its defaults on one backbone of tokens."""
-    tuned = adapted("timm_vit", vpeft.methods.get(name)())
+    """Each method with its defaults on one backbone of tokens; those for clips are left out."""
+    try:
+        tuned = adapted("timm_vit", vpeft.methods.get(name)())
+    except vpeft.MissingPlace as refusal:
+        pytest.skip(str(refusal))
+    if name in REFUSED:
+        with pytest.raises(CannotExport, match=REFUSED[name]):
+            export_onnx(tuned, tmp_path / "a.onnx")
+        return
     assert export_onnx(tuned, tmp_path / "a.onnx").error <= 1e-4
