@@ -297,7 +297,7 @@ def _idle_layer(plain: PlainModel, whole: set[str]) -> str:
     """A linear layer for factors of zeros: a LoRA folder needs one."""
     for path, module in plain.model.named_modules():
         if _takes_factors(module) and not _inside(path, whole):
-            return path
+            return str(path)
     raise CannotExport("The model has no linear layer or convolution that a LoRA folder could name.")
 
 

@@ -58,7 +58,8 @@ def evaluate(
             with an attribute `views` has so many views of each sample, one after the other, and their outputs are
             averaged (`Task.averaged`).
         task: the task, which defines the metric; None uses the task of the model's adapter, or classification.
-        batch: batch size, of views where there are several. It does not change the scores, except by rounding or with random transforms.
+        batch: batch size, of views where there are several. It does not change the scores, except by rounding or with
+            random transforms.
         workers: number of loading processes; it does not change the scores.
         precision: arithmetic of the forward pass.
         records: the model on cached outputs of its frozen part; `dataset` then has row numbers of the cache as inputs.
