@@ -63,6 +63,7 @@ def tune(
         MissingPlace: the method needs a place that this backbone does not have.
         TunedAlready: another TunedModel acts on the model; attach to that one, or take its adapters off.
         DeadPlace: an edit has no effect, or does not start as the method states; the message names it.
+        NotTogether: several methods were given, and a pass with all of their edits fails.
     """
     refuse_tuned(model.root if isinstance(model, Backbone) else model)
     tuned = TunedModel(model if isinstance(model, Backbone) else describe(model, anatomy))

@@ -26,6 +26,10 @@ class DeadPlace(VpeftError):
     """An edit is never executed, a new tensor gets no gradient, or the model at step 0 differs from the frozen one."""
 
 
+class NotTogether(VpeftError):
+    """Methods that each work alone on this backbone, and whose edits contradict each other in one adapter."""
+
+
 class NotPooled(VpeftError):
     """The head reads one feature of each image, and the backbone gives several."""
 
@@ -95,7 +99,12 @@ def _verified(tuned: TunedModel, name: str, batch: Tensor | dict[str, Tensor] | 
             _require_pooled(tuned, name, plain)
             tuned._wiring.switch.forget()  # graphs of other adapters that wait for their backward pass do not matter
             with tuned.enable(name):
-                report = _look(tuned, name, images, plain, parameters, first)
+                try:
+                    report = _look(tuned, name, images, plain, parameters, first)
+                except (RuntimeError, TypeError, IndexError) as error:
+                    if len(tuned.methods(name)) < 2 or isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    raise NotTogether(_not_together(tuned, name, error)) from error
         finally:
             tuned._wiring.switch.watched = None
             tuned._wiring.switch.let_go()
@@ -112,6 +121,16 @@ def _verified(tuned: TunedModel, name: str, batch: Tensor | dict[str, Tensor] | 
     if changed:
         report.problems.append(f"Frozen tensors of the backbone were written to: {', '.join(changed[:4])}.")
     return report
+
+
+def _not_together(tuned: TunedModel, name: str, error: Exception) -> str:
+    names = " and ".join(method.name for method in tuned.methods(name))
+    said = str(error).strip().splitlines()[0] if str(error).strip() else "no more is said"
+    return (
+        f"{names} do not go together on {tuned.description.facts.architecture}: a pass with all of them ends with"
+        f" {type(error).__name__}: {said}. One of them changes what another reads, such as the number of tokens."
+        " Leave one out, or train each by itself and keep the adapters side by side."
+    )
 
 
 def _require_pooled(tuned: TunedModel, name: str, features: Tensor) -> None:

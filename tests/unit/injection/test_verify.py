@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import vpeft
 from tests.models import images_for, tiny_vit
 from tests.unit.injection.test_verbs import Dense, Plain
-from vpeft.injection.verify import NotPooled
+from vpeft.injection.verify import NotPooled, NotTogether
 from vpeft.methods import LoRA
 
 
@@ -89,6 +89,12 @@ def test_a_layer_that_writes_to_the_backbone_is_found() -> None:
 
     with pytest.raises(vpeft.DeadPlace, match=r"were written to: blocks\.2\.norm1\.bias"):
         vpeft.tune(model, Plain(make=lambda b: [b.blocks[0].after(Vandal(48, 48))]), show=False)
+
+
+def test_methods_that_contradict_each_other_are_one_sentence() -> None:
+    """E3VA's side branch has the positions of the image, and GIST's second token is one more."""
+    with pytest.raises(NotTogether, match=r"gist and e3va do not go together on VisionTransformer: .*RuntimeError"):
+        vpeft.tune(tiny_vit(), vpeft.methods.GIST(), vpeft.methods.E3VA(), num_classes=3, show=False)
 
 
 def test_verify_leaves_no_trace() -> None:
