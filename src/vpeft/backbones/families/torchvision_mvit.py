@@ -35,13 +35,13 @@ class EditedMultiscaleAttention(MultiscaleAttention):  # type: ignore[misc]
     Further keys come first and have no position (bias 0).
     """
 
-    def forward(self, x: Tensor, thw: tuple[int, int, int]) -> tuple[Tensor, tuple[int, int, int]]:
+    def forward(self, x: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, tuple[int, int, int]]:
         batch, count, _ = x.shape
         made = self.qkv(x).reshape(batch, count, 3, self.num_heads, self.head_dim).transpose(1, 3)
         q, k, v = made.unbind(dim=2)
-        k, k_thw = (k, thw) if self.pool_k is None else self.pool_k(k, thw)
-        v = v if self.pool_v is None else self.pool_v(v, thw)[0]
-        q, thw = (q, thw) if self.pool_q is None else self.pool_q(q, thw)
+        k, k_thw = (k, sizes) if self.pool_k is None else self.pool_k(k, sizes)
+        v = v if self.pool_v is None else self.pool_v(v, sizes)[0]
+        q, sizes = (q, sizes) if self.pool_q is None else self.pool_q(q, sizes)
         core: Any = self.__dict__["vpeft_core"]
         keys = k.shape[2]
         q, k, v = core(q, k, v)
@@ -49,13 +49,13 @@ class EditedMultiscaleAttention(MultiscaleAttention):  # type: ignore[misc]
         if self.rel_pos_h is not None and self.rel_pos_w is not None and self.rel_pos_t is not None:
             further = k.shape[2] - keys
             own = scores[..., further:].clone() if further else scores
-            own = _add_rel_pos(own, q, thw, k_thw, self.rel_pos_h, self.rel_pos_w, self.rel_pos_t)
+            own = _add_rel_pos(own, q, sizes, k_thw, self.rel_pos_h, self.rel_pos_w, self.rel_pos_t)
             scores = torch.cat([scores[..., :further], own], dim=-1) if further else own
         x = torch.matmul(core.weights(scores.softmax(dim=-1)), v)
         if self.residual_pool:
             x = _add_shortcut(x, q, self.residual_with_cls_embed)
         out: Tensor = self.project(x.transpose(1, 2).reshape(batch, -1, self.output_dim))
-        return out, thw
+        return out, sizes
 
 
 class WithGrid(nn.Module):
@@ -95,9 +95,9 @@ def _grid(model: nn.Module) -> tuple[int, int, int]:
 
 def _pooled(model: nn.Module, clips: Tensor) -> Tensor:
     net: Any = model
-    x, thw = net.pos_encoding(net.conv_proj(clips).flatten(2).transpose(1, 2)), _grid(model)
+    x, sizes = net.pos_encoding(net.conv_proj(clips).flatten(2).transpose(1, 2)), _grid(model)
     for block in net.blocks:
-        x, thw = block(x, thw)
+        x, sizes = block(x, sizes)
     pooled: Tensor = net.norm(x)[:, 0]
     return pooled
 
