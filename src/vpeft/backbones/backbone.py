@@ -400,6 +400,14 @@ class Backbone:
                 " as a whole. Take an image model with create_backbone(name, frames=8)."
             )
 
+    def require_images(self, method: str) -> None:
+        """Raise `MissingPlace` where clips pass as a whole, for a method (its name) whose maps have no axis of time."""
+        if self.inputs.frames is not None and self.frames_enter is None:
+            raise MissingPlace(
+                f"{method} makes maps of an image, and {self.facts.architecture} takes the clip as a whole. Let an"
+                " image model read the frames: create_backbone(name, frames=8)."
+            )
+
     def _listing(self) -> str:
         return ", ".join(name for name in self._index if "." not in name)
 

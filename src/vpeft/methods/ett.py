@@ -90,7 +90,9 @@ class ETT(Method):
                         f" ett(ways={most + 1})."
                     )
                 tuned.features(images.to(device))
-                sums.index_add_(0, numbers, table.looked().to(sums))
+                looked = table.looked().to(sums)
+                numbers = numbers.repeat_interleave(len(looked) // len(numbers))  # frames have the class of their clip
+                sums.index_add_(0, numbers, looked)
                 counts.index_add_(0, numbers, torch.ones_like(numbers, dtype=counts.dtype))
         finally:
             table.looks = False

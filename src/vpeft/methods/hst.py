@@ -49,6 +49,7 @@ class HST(Method):
         return False
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
+        backbone.require_images("HST")
         metas = []
         for block in backbone.blocks:
             bound = math.sqrt(6.0 / (2 * block.dim))  # Xavier for a tensor of 1 x 1 x D

@@ -23,6 +23,8 @@ from ..layers.sensitivity import Candidate, Share, allocate, candidates, sensiti
 from ..method import Method, register
 from .shira import SparseEntries
 
+FEW = 16  # fewer trained entries of a matrix than this may all be without a gradient
+
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
 
@@ -84,7 +86,10 @@ class SPT(Method):
         if one.kind == "bias":
             return place.after(Shift(one.size) if share == "whole" else SparseShift(one.size, share))
         if share != "whole":
-            return place.reparametrize(SparseEntries(torch.arange(share) * one.size // share))
+            entries = SparseEntries(torch.arange(share) * one.size // share)
+            if share < FEW:
+                entries.dormant = {"values": "so few entries may all lie in channels that an activation holds at zero"}
+            return place.reparametrize(entries)
         path = backbone.blocks[place.depth].drop_path
         if self.module == "lora":
             layer: nn.Module = DroppedLowRank(place.width_in, place.width, self.rank, self.dropout, path)

@@ -55,6 +55,7 @@ class ViTAdapter(Method):
         return False
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
+        backbone.require_images("ViT-Adapter")
         groups = self._groups(backbone)
         width = groups[0][0].dim
         ratio = self.value_ratio or (0.5 if width >= 768 else 1.0)

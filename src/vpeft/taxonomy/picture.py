@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 
@@ -43,7 +43,10 @@ _SAYS = {
 
 @dataclass(frozen=True)
 class _Shape:
-    """A place in the drawing: a filled box, or the outline of a span; `label` stands inside or at its corner."""
+    """A place in the drawing: a filled box, or the outline of a span; `label` stands inside or at its corner.
+
+    One that is `rare` is drawn only where a method acts on it or reads it.
+    """
 
     x: float
     y: float
@@ -51,6 +54,7 @@ class _Shape:
     h: float
     label: str
     outline: bool = False
+    rare: bool = False
 
 
 _B = "blocks.*"
@@ -84,6 +88,9 @@ SHAPES: dict[str, _Shape] = {
     f"{_B}.mlp.fc2": _Shape(722, 224, 56, 36, "fc2"),
     f"{_B}.skip2": _Shape(624, 342, 70, 26, "skip"),
     f"{_B}.stream2": _Shape(800, 342, 26, 26, "+"),
+    "clips": _Shape(24, 78, 80, 26, "clips", rare=True),
+    "query": _Shape(622, 78, 96, 26, "query", rare=True),
+    f"{_B}.act": _Shape(684, 272, 40, 28, "act", rare=True),
 }
 _LINES = (
     "M104 53H124 M204 53H224 M314 53H334 M512 53H532 M602 53H622 M718 53H738",  # the model
@@ -128,7 +135,7 @@ def picture(plan: Plan, reads: Iterable[str], title: str) -> str:
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<path d="{" ".join(_LINES)}" fill="none" stroke="#9aa5b1" stroke-width="1.5"/>',
         *(_outline(shape, marks.get(name, [])) for name, shape in SHAPES.items() if shape.outline),
-        *(_box(shape, marks.get(name, [])) for name, shape in SHAPES.items() if not shape.outline),
+        *(_box(shape, marks.get(name, [])) for name, shape in SHAPES.items() if _is_box(name, marks)),
         '<text x="423" y="57" text-anchor="middle" fill="#1d2733">blocks</text>',
         *(_badges(SHAPES[name], marked) for name, marked in marks.items() if name in SHAPES),
         *(_line_of_key(number, group) for number, group in enumerate(groups, 1)),
@@ -137,6 +144,10 @@ def picture(plan: Plan, reads: Iterable[str], title: str) -> str:
         said = "Nothing inside is changed: the head alone trains."
         parts.append(f'<text x="32" y="{_TOP_OF_KEY + 10}" fill="#1d2733">{said}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _is_box(name: str, marks: Mapping[str, object]) -> bool:
+    return not SHAPES[name].outline and (name in marks or not SHAPES[name].rare)
 
 
 def drawn_as(place: str) -> str:

@@ -28,6 +28,9 @@ DIGESTS = {
     "pocket-dense-quick@1": "ce3cf3c51077",
     "pocket-dense-demo@1": "c343b19be0dc",
     "pocket-dense-smoke@1": "0a6187c9f458",
+    "pocket-video@1": "518fa4799e8f",
+    "pocket-video-quick@1": "3c0302fde099",
+    "pocket-video-smoke@1": "eac0c5e779df",
 }
 
 

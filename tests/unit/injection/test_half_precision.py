@@ -17,6 +17,9 @@ from vpeft.method import all_methods, get_method
 from vpeft.methods import LoRA
 
 HALF = (torch.bfloat16, torch.float16)
+# FourierFT's update starts at random and is larger than so small a model's weights, so its rounding is too. DnA's
+# factors are singular vectors of the rounded weights, and turn where singular values are close.
+WIDER = {"fourierft": 0.25, "dna": 0.25}
 
 
 def tiny_vit() -> nn.Module:
@@ -50,8 +53,7 @@ def test_every_method_follows_a_vit_in_16_bits(name: str, kind: torch.dtype) -> 
         assert parameter.dtype == (kind if ".unfreeze" in key else torch.float32), key
     expected, seen = whole(images), tuned(images)
     assert seen.isfinite().all()
-    # FourierFT's update starts at random and is larger than so small a model's weights, so its rounding is too.
-    share = 0.25 if name == "fourierft" else 0.1
+    share = WIDER.get(name, 0.1)
     assert torch.allclose(seen.float(), expected, atol=share * float(expected.detach().abs().max())), name
     seen.float().square().sum().backward()
     assert any(parameter.grad is not None and bool(parameter.grad.any()) for _, parameter in tuned.trainable())
