@@ -20,6 +20,7 @@ class SparseEntries(WeightChange):
     """W -> W + values at the given flat places; the values start at zero."""
 
     index: Tensor
+    dormant: dict[str, str]
 
     def __init__(self, index: Tensor) -> None:
         super().__init__()
