@@ -17,9 +17,6 @@ from vpeft.method import all_methods, get_method
 from vpeft.methods import LoRA
 
 HALF = (torch.bfloat16, torch.float16)
-# FourierFT's update starts at random and is larger than so small a model's weights, so its rounding is too. DnA's
-# factors are singular vectors of the rounded weights, and turn where singular values are close.
-WIDER = {"fourierft": 0.25, "dna": 0.25}
 
 
 def tiny_vit() -> nn.Module:
@@ -46,15 +43,15 @@ def test_every_method_follows_a_vit_in_16_bits(name: str, kind: torch.dtype) -> 
         pytest.skip(f"refused: {refusal}")
     method, images = cell.method, torch.randn(2, 3, 32, 32)
     torch.manual_seed(0)
-    whole = _moved(vpeft.tune(tiny_vit(), method, num_classes=3))
+    # From the same rounded weights, as methods that factor a weight start from what they are given.
+    whole = _moved(vpeft.tune(tiny_vit().to(kind).float(), method, num_classes=3))
     torch.manual_seed(0)
     tuned = _moved(vpeft.tune(tiny_vit().to(kind), method, num_classes=3))
     for key, parameter in tuned.trainable():
         assert parameter.dtype == (kind if ".unfreeze" in key else torch.float32), key
     expected, seen = whole(images), tuned(images)
     assert seen.isfinite().all()
-    share = WIDER.get(name, 0.1)
-    assert torch.allclose(seen.float(), expected, atol=share * float(expected.detach().abs().max())), name
+    assert torch.allclose(seen.float(), expected, atol=0.1 * float(expected.detach().abs().max())), name
     seen.float().square().sum().backward()
     assert any(parameter.grad is not None and bool(parameter.grad.any()) for _, parameter in tuned.trainable())
 
