@@ -88,7 +88,7 @@ class VpeftEngine:
 
     def resolve(self, method: MethodSpec, backbone: str) -> MethodSpec:
         made = get_method(method.name)(**method.fields).resolved(describe(_backbone(backbone)))
-        return MethodSpec(name=method.name, fields=made.model_dump(mode="json"))
+        return MethodSpec(name=made.name, fields=made.model_dump(mode="json"))
 
     def train(
         self,
