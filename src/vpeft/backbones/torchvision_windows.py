@@ -100,13 +100,13 @@ def _projected(attention: Any, x: Tensor, cosine: bool) -> Tensor:
 
 def _mask(x: Tensor, down: tuple[int, int, int], across: tuple[int, int, int]) -> Tensor:
     """-100 between cells that only the shift brought into one window, 0 elsewhere, (windows, area, area)."""
-    regions = [_regions(x, *axis) for axis in (down, across)]
+    regions = [regions_of(x, *axis) for axis in (down, across)]
     region = regions[0][:, None, :, None] * 3 + regions[1][None, :, None, :]
     flat = region.reshape(down[0] * across[0], -1)
     return (flat[:, None, :] != flat[:, :, None]).to(x.dtype) * -100.0
 
 
-def _regions(x: Tensor, windows: int, size: int, shift: int) -> Tensor:
+def regions_of(x: Tensor, windows: int, size: int, shift: int) -> Tensor:
     """Along one axis: 0 before the last window, 1 in it, 2 for what the shift brought round: (windows, size)."""
     at = torch.arange(windows * size, device=x.device)
     region = (at >= windows * size - size).long() + (at >= windows * size - shift).long() * (shift > 0)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 from .attention_bias import widened
+from .torchvision_windows import regions_of
 from .window_tokens import BesideTokens
 
 
@@ -76,7 +77,7 @@ def _attend(attention: Any, x: Tensor) -> Tensor:
 
 def _mask(x: Tensor, window: list[int], shift: list[int], counts: list[int]) -> Tensor:
     """-100 between cells that only the shift brought into one window, 0 elsewhere, (windows, area, area)."""
-    regions = [_regions(x, *axis) for axis in zip(counts, window, shift, strict=True)]
+    regions = [regions_of(x, *axis) for axis in zip(counts, window, shift, strict=True)]
     time, down, across = regions  # each (windows along the axis, size along the axis)
     region = (
         time[:, None, None, :, None, None] * 9
@@ -85,13 +86,6 @@ def _mask(x: Tensor, window: list[int], shift: list[int], counts: list[int]) -> 
     )
     flat = region.reshape(counts[0] * counts[1] * counts[2], -1)
     return (flat[:, None, :] != flat[:, :, None]).to(x.dtype) * -100.0
-
-
-def _regions(x: Tensor, windows: int, size: int, shift: int) -> Tensor:
-    """Along one axis: 0 before the last window, 1 in it, 2 for what the shift brought round: (windows, size)."""
-    at = torch.arange(windows * size, device=x.device)
-    region = (at >= windows * size - size).long() + (at >= windows * size - shift).long() * (shift > 0)
-    return region.view(windows, size)
 
 
 class EditedShiftedWindows3d(ShiftedWindowAttention3d):  # type: ignore[misc]

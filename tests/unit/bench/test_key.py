@@ -78,6 +78,8 @@ def test_a_default_that_depends_on_the_backbone_is_stated_in_the_key() -> None:
 
 
 def test_another_name_of_a_method_is_the_same_run() -> None:
+    from vpeft.bench.trainer import VpeftEngine
+
     engine = VpeftEngine(accelerated=False)
     assert engine.resolve(MethodSpec(name="ln_tuning"), "pocket_vit") == engine.resolve(
         MethodSpec(name="ln_tune"), "pocket_vit"
