@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import VpeftError, nearest
-from .mlflow_tracker import MlflowTracker
-from .tensorboard_tracker import TensorboardTracker
-from .trackio_tracker import TrackioTracker
-from .wandb_tracker import WandbTracker
 
 if TYPE_CHECKING:
     from ..injection.tuned_model import TunedModel
@@ -34,12 +33,17 @@ class UnknownTracker(VpeftError):
     """There is no such tracker."""
 
 
-TRACKERS: Mapping[str, Callable[[Path, str], Tracker]] = {
-    "tensorboard": TensorboardTracker,
-    "wandb": WandbTracker,
-    "mlflow": MlflowTracker,
-    "trackio": TrackioTracker,
-}
+@cache
+def all_trackers() -> dict[str, Callable[[Path, str], Tracker]]:
+    """The trackers by name, sorted: each file NAME_tracker.py of this folder holds one class NameTracker."""
+    package = importlib.import_module(__package__ or "vpeft.interop")
+    names = sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.name.endswith("_tracker"))
+    return {
+        name.removesuffix("_tracker"): getattr(
+            importlib.import_module(f"{package.__name__}.{name}"), "".join(map(str.capitalize, name.split("_")))
+        )
+        for name in names
+    }
 
 
 def tracker(kind: str, folder: str | Path, name: str = "vpeft") -> Tracker:
@@ -54,9 +58,9 @@ def tracker(kind: str, folder: str | Path, name: str = "vpeft") -> Tracker:
         UnknownTracker: with the nearest name.
         MissingExtra: its package is not installed.
     """
-    if kind not in TRACKERS:
-        raise UnknownTracker(f"There is no tracker {kind!r}. {nearest(kind, TRACKERS)}")
-    return TRACKERS[kind](Path(folder), name)
+    if kind not in all_trackers():
+        raise UnknownTracker(f"There is no tracker {kind!r}. {nearest(kind, all_trackers())}")
+    return all_trackers()[kind](Path(folder), name)
 
 
 class Tracked:
