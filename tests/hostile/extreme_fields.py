@@ -1,7 +1,7 @@
 """Every hyper-parameter of every method set to extremes in a sealed adapter file.
 
-`python -m tests.hostile.extreme_fields` prints how many were tried, and those that were slow, large, raised something
-else than `VpeftError`, or left something.
+`python -m tests.hostile.extreme_fields [PART PARTS]` prints how many were tried, and those that were slow, large,
+raised something else than `VpeftError`, or left something. With PART and PARTS it tries every PARTS-th method only.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import resource
+import sys
 import tempfile
 import time
 import warnings
@@ -55,14 +56,14 @@ def tuned_with(kind: type[Method]) -> Any:
     return None
 
 
-def main() -> None:
-    """Try all."""
+def main(part: int = 0, parts: int = 1) -> None:
+    """Try all methods, or the `part`-th of `parts` interleaved shares of them."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tried, wrong = 0, list[str]()
     with tempfile.TemporaryDirectory() as folder:
-        for name, kind in all_methods().items():
+        for name, kind in list(all_methods().items())[part::parts]:
             tuned = tuned_with(kind)
             if tuned is None:
                 continue
@@ -99,4 +100,4 @@ def _tried(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tests.bad_input import BESIDES, FILES, WORDS, commands, flags, give, lay_out
 
+from vpeft.method import all_methods
+
 COMMANDS = {" ".join(words): app for words, app in commands()}
 # Whatever the words are, these do something that takes long.
 _BUSY = ("demo",)
@@ -47,12 +49,26 @@ def test_all_wrong_words_and_files(command: str, capsys: pytest.CaptureFixture[s
         give([*command.split(), value, value], capsys)
 
 
+# Commands that have the flags of all methods, which are read in one way: every flag is tried on one of them.
+_METHOD_FLAGS = ("explain", "search", "train")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_with_wrong_words_and_files(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each flag gets three of the wrong words in turn, as a call of `train` costs a third of a second to parse."""
+    """Each flag of a command gets three of the wrong words in turn, and each flag of a method one, on one command.
+
+    A call of `train` costs a third of a second to parse, and three commands have the 500 flags of the methods.
+    """
     words, wrong = command.split(), (*WORDS[:6], *FILES[:2])
+    share = _METHOD_FLAGS.index(command) if command in _METHOD_FLAGS else 0
+    of_methods = 0
     for place, (flag, switch) in enumerate(flags(COMMANDS[command])):
-        for value in (wrong[(3 * place + step) % len(wrong)] for step in range(3)):
+        tries = 3
+        if command in _METHOD_FLAGS and flag.lstrip("-").split(".")[0].replace("-", "_") in all_methods():
+            of_methods += 1
+            tries = int(of_methods % len(_METHOD_FLAGS) == share)
+        for value in (wrong[(3 * place + step) % len(wrong)] for step in range(tries)):
             given = [f"{flag}={value}"] if switch else [flag, value]
             give([*words, *BESIDES.get(tuple(words), ()), *given], capsys)
+    assert bool(of_methods) == (command in _METHOD_FLAGS)
