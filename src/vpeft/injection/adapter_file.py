@@ -36,6 +36,7 @@ from ..head import Head, get_head, raw_outputs
 from ..method import get_method
 from ..task import all_tasks
 from ..version import __version__
+from .adapters import evaluating
 from .heads import Heads, new_head
 from .implied import budget
 from .manifest_limits import check_entries, check_labels, check_manifest
@@ -141,19 +142,13 @@ def probe_images(description: Backbone) -> Tensor:
 @torch.no_grad()
 def probe(tuned: TunedModel, name: str | None) -> list[float]:
     """The first outputs (16 at most) for the probe input, in eval mode; without a name, the frozen model's features."""
-    modes = {module: module.training for module in tuned.modules()}
-    try:
-        tuned.eval()
-        with raw_outputs(), tuned.disable() if name is None else tuned.enable(name):
-            inputs = fitted_to(probe_images(tuned.description), tuned.backbone)
-            if tuned.rows_per_sample > 1:  # several images that differ
-                inputs = torch.cat([inputs.roll(step, -1) for step in range(tuned.rows_per_sample)])
-            # a host takes other inputs than its tower, whose features are looked at
-            hosted = tuned.description.host is not None and tuned.head is None
-            out = tuned.features(inputs) if name is None or hosted else tuned(inputs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(tuned, name), raw_outputs(), tuned.disable() if name is None else tuned.enable(name):
+        inputs = fitted_to(probe_images(tuned.description), tuned.backbone)
+        if tuned.rows_per_sample > 1:  # several images that differ
+            inputs = torch.cat([inputs.roll(step, -1) for step in range(tuned.rows_per_sample)])
+        # a host takes other inputs than its tower, whose features are looked at
+        hosted = tuned.description.host is not None and tuned.head is None
+        out = tuned.features(inputs) if name is None or hosted else tuned(inputs)
     return [float(value) for value in one_tensor(out).flatten()[:16].float().cpu()]
 
 

@@ -165,7 +165,7 @@ class WeightEdits(ByAdapter[EditWeight]):
 
     def __call__(self, weight: Tensor) -> Tensor:
         now = self.switch.present
-        if now.shares is not None and any(now.shares.has(adapter) for adapter, some in self.lists.items() if some):
+        if now.shares is not None and any(name is not None and self.lists.get(name) for name, _ in now.shares.counts):
             raise NotByImage("An edit of a weight acts on all images of a batch.")
         running = self.lists.get(now.on) if now.on is not None else None
         if not running:
@@ -217,10 +217,13 @@ class CoreEdits(ByAdapter[EditCore]):
     @property
     def needs_map(self) -> bool:
         """Whether an edit that is on wants the attention map itself, which a fused kernel never shows."""
+        now = self.switch.present
+        playing = [now.on] if now.shares is None else [now.on, *(name for name, _ in now.shares.counts)]
         return any(
-            (operation.edits("scores") or operation.edits("weights")) and self.switch.plays(adapter)
-            for adapter, listed in self.lists.items()
-            for operation in listed
+            operation.edits("scores") or operation.edits("weights")
+            for adapter in playing
+            if adapter is not None
+            for operation in self.lists.get(adapter, ())
         )
 
     def scores(self, scores: Tensor) -> Tensor:
@@ -262,13 +265,13 @@ class Wiring:
         self._hooks: dict[tuple[int, str, int | str, int], tuple[PointHook, list[RemovableHandle]]] = {}
         self._modules: list[nn.Module] = []
         self._classes: dict[int, tuple[nn.Module, type[nn.Module], list[str]]] = {}
-        self._attached: list[tuple[str, list[Any], Any]] = []  # adapter, where it is listed, operation
+        self._attached: dict[str, list[tuple[list[Any], Any]]] = {}  # by adapter: where it is listed, operation
         self._begins: list[tuple[nn.Module, RemovableHandle]] = []
         self._watches: list[tuple[nn.Module, Watch, RemovableHandle]] = []
 
     def operations(self, adapter: str) -> list[Any]:
         """Every operation of one adapter."""
-        return [operation for name, _, operation in self._attached if name == adapter]
+        return [operation for _, operation in self._attached.get(adapter, ())]
 
     def at(self, point: Point, operation: Operation) -> None:
         """Install an operation at a point, with what must stand in for the point to be passed."""
@@ -293,21 +296,24 @@ class Wiring:
             self._hooks[key] = (made, handles)
         hook = self._hooks[key][0]
         hook.add(operation)
-        self._attached.append((operation.adapter, hook.listed(operation.adapter), operation))
+        self._note(hook.listed(operation.adapter), operation)
 
     def weight(self, module: nn.Module, kind: type[nn.Module], operation: EditWeight) -> None:
         """Install an edit of a module's weight."""
         edits = self._rewrite(module, kind, operation.adapter, "vpeft_weight", WeightEdits)
         listed = edits.listed(operation.adapter)
         listed.append(operation)
-        self._attached.append((operation.adapter, listed, operation))
+        self._note(listed, operation)
 
     def core(self, module: nn.Module, kind: type[nn.Module], operation: EditCore) -> None:
         """Install an edit between q, k, v and their use."""
         edits = self._rewrite(module, kind, operation.adapter, "vpeft_core", CoreEdits)
         listed = edits.listed(operation.adapter)
         listed.append(operation)
-        self._attached.append((operation.adapter, listed, operation))
+        self._note(listed, operation)
+
+    def _note(self, listed: list[Any], operation: Any) -> None:
+        self._attached.setdefault(operation.adapter, []).append((listed, operation))
 
     def express(self, needs: tuple[StandIn, ...], adapter: str) -> None:
         """Let classes stand in for those of modules, together with the anchors that they call."""
@@ -358,11 +364,10 @@ class Wiring:
 
     def remove(self, adapter: str) -> None:
         """Take off everything of one adapter; hooks and classes that nothing else needs go with it."""
-        for name, listed, operation in self._attached:
+        for listed, operation in self._attached.pop(adapter, ()):
             # An acceleration that was on when its model was dropped has put another operation in its place.
-            if name == adapter and operation in listed:
+            if operation in listed:
                 listed.remove(operation)
-        self._attached = [entry for entry in self._attached if entry[0] != adapter]
         for hook, _ in self._hooks.values():
             hook.forget(adapter)
         for module, *_ in self._classes.values():
@@ -379,7 +384,7 @@ class Wiring:
                 handle.remove()
             self._begins.clear()
         for key, (hook, handles) in list(self._hooks.items()):
-            if not hook.operations:
+            if not any(hook.lists.values()):
                 for handle in handles:
                     handle.remove()
                 del self._hooks[key]

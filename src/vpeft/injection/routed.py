@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VpeftError
+from .adapters import evaluating
 from .forward_pass import Within
 from .node import AdapterError
 from .switch import Shares
@@ -158,17 +159,13 @@ def _for_trial(tuned: TunedModel, name: str) -> Iterator[None]:
 
     Other tensors take the place of the parameters' own, as a backward pass may still need those as they are.
     """
-    modes = {module: module.training for module in tuned.modules()}
     parameters = [(parameter, parameter.data) for _, parameter in tuned.trainable(name)]
     generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), evaluating(tuned, name):
         try:
-            tuned.eval()
             for parameter, value in parameters:
                 parameter.data = value + noise_for(value, generator)
             yield
         finally:
             for parameter, value in parameters:
                 parameter.data = value
-            for module, mode in modes.items():
-                module.training = mode

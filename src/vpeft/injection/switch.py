@@ -436,11 +436,6 @@ class Switch:
             self.watched.append(operation)
         return True
 
-    def plays(self, adapter: str) -> bool:
-        """Whether this adapter is on, for whichever images."""
-        now = self.present
-        return adapter == now.on or (now.shares is not None and now.shares.has(adapter))
-
     def by_image(
         self, now: ForwardPass, act: Callable[..., tuple[Tensor, ...]], *tensors: Tensor
     ) -> tuple[Tensor, ...]:

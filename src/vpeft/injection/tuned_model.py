@@ -20,6 +20,7 @@ from ..method import Method
 from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes
 from .adapter_file import Manifest, save
 from .call_inputs import by_position, with_loss
+from .adapters import Adapters
 from .carry_out import carry_out, read_for_head, sequence_for_head
 from .enabled import Enabled, beside_no_pass
 from .forward_pass import Choice, ForwardPass, Within
@@ -61,12 +62,12 @@ class TunedModel(nn.Module):
     """
 
     backbone: nn.Module
-    adapters: nn.ModuleDict
+    adapters: Adapters
 
     def __init__(self, description: Backbone) -> None:
         super().__init__()
         self.backbone = description.root
-        self.adapters = nn.ModuleDict()
+        self.adapters = Adapters()
         self.description = description
         self.manifest: Manifest | None = None
         self._methods: dict[str, tuple[Placed, ...]] = {}
@@ -345,7 +346,9 @@ class TunedModel(nn.Module):
 
     def _stand_in(self) -> None:
         """Put the enabled adapter's own tensors into the backbone, once no running pass needs other tensors there."""
-        guard, wanted = self._wiring.switch.guard, self._wiring.switch.needs(self._active)
+        active = self._active
+        self.adapters.follow(active)
+        guard, wanted = self._wiring.switch.guard, self._wiring.switch.needs(active)
         if guard.installed != wanted and not guard.runs_here:  # a running pass keeps the tensors that it began with
             guard.begin(wanted, self._install)
             guard.end()
@@ -546,7 +549,9 @@ class TunedModel(nn.Module):
         # in a host, the size is that of the images as they enter the tower, which may be others
         sizes = (images_size(one, self.description.inputs.time_axis) for one in (*inputs, *(named or {}).values()))
         size = next((found for found in sizes if found is not None), None)
-        with switch.run(self._install, shares=shares, within=within, size=size, lingers=lingers) as now:
+        for name in [self._active] if shares is None else [name for name, _ in shares.counts]:
+            self.adapters.follow(name)
+        with switch.run(self._install, shares=shares, within=within, size=size, lingers=lingers, tasks=tasks) as now:
             if query is not None:
                 now.query = query
             yield now
