@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -232,6 +232,21 @@ class Backbone:
         return found
 
     @property
+    def tokens(self) -> Site:
+        """The token numbers (n, L) of a text tower; `MissingPlace` for any other."""
+        return self._site("tokens")
+
+    @property
+    def words(self) -> Site:
+        """The token embeddings (n, L, D) of a text tower before positions are added; `MissingPlace` for any other."""
+        return self._site("words")
+
+    def _site(self, name: str) -> Site:
+        found = self.place(name)
+        assert isinstance(found, Site)
+        return found
+
+    @property
     def norm(self) -> Site:
         """The final normalisation, before or after pooling; `MissingPlace` if there is none."""
         if self._norm is None:
@@ -274,6 +289,24 @@ class Backbone:
             scale=last.scale,
         )
         return end.before(layer, reads=reads)
+
+    def through(self, projection: nn.Module, width: int) -> None:
+        """Let the pooled feature pass a projection of the host, so that the outlet is in the space behind it.
+
+        Args:
+            projection: a module of the host, (B, D) -> (B, E).
+            width: E.
+        """
+        self._pooled = Projected(self._pooled, projection)
+        self.facts = replace(self.facts, width=width)
+        self.outlet.width = self.outlet.width_in = width
+
+    def feature_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield every parameter that the pooled feature depends on."""
+        idle = {id(parameter) for parameter in self.unused}
+        yield from (parameter for parameter in self.module.parameters() if id(parameter) not in idle)
+        if isinstance(self._pooled, Projected):
+            yield from self._pooled.projection.parameters()
 
     @property
     def classifier(self) -> nn.Module:
@@ -418,6 +451,22 @@ class Backbone:
             f" {facts.image_size[0]}x{facts.image_size[1]}, {facts.prefix_tokens} prefix tokens,"
             f" {facts.pooling} pooling)"
         )
+
+
+class Projected:
+    """Inputs -> features behind a projection that the host has and the tower has not."""
+
+    def __init__(self, pooled: Callable[[nn.Module, Tensor], Tensor], projection: nn.Module) -> None:
+        self.pooled, self.projection = pooled, projection
+
+    def __call__(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        found: Tensor = self.projection(self.pooled(model, inputs))
+        return found
+
+    def enters(self, model: nn.Module) -> Point | None:
+        """Where the images enter; see `Backbone.enters_inside`."""
+        tell: Callable[[nn.Module], Point | None] | None = getattr(self.pooled, "enters", None)
+        return None if tell is None else tell(model)
 
 
 def _end(name: str, width: int, anchor: nn.Module, depth: int) -> Site:

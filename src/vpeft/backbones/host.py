@@ -7,8 +7,8 @@ whose place names begin with the tower's name: `image.blocks.3.attn.q`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from .backbone import Backbone, Blocks, Facts
 from .inputs import InputSpec
 from .places import Place
 from .points import MissingPlace, Point
+from .texts import TextSpec, as_tokenizer
 
 
 def towers_inside(
@@ -139,13 +140,14 @@ class Towers(Backbone):
             make=spec.make,
             specs=tuple((name, tower.inputs) for name, tower in towers.items()),
         )
+        self._specs: TowersInputs = self.inputs
         self.unused: tuple[nn.Parameter, ...] = ()
         self.anatomy = None
         self.pixels, self.trunk, self.whole = first.pixels, first.trunk, first.whole
         self.stages = [stage for tower in towers.values() for stage in tower.stages]
         self.blocks = Blocks(self.facts.architecture, [block for one in towers.values() for block in one.blocks])
         self.outlet, self.logits = first.outlet, first.logits
-        self.outlet_anchor, self.logits_anchor = nn.Identity(), nn.Identity()
+        self.outlet_anchor, self.logits_anchor = nn.Identity(), first.logits_anchor
         self._norm, self._end, self._end_layout = None, None, None
         self._index: dict[str, Place] = {place.name: place for tower in towers.values() for place in tower.places()}
 
@@ -174,8 +176,63 @@ class Towers(Backbone):
                 f"{self.facts.architecture} has the towers {', '.join(self._towers)}; features need inputs by tower:"
                 f" features({{{', '.join(f'{name!r}: ...' for name in self._towers)}}})."
             )
-        parts = [self._towers[name] for name in inputs]
-        return torch.cat([one.pooled(given) for one, given in zip(parts, inputs.values(), strict=True)], dim=1)
+        return torch.cat([self.feature(name, given) for name, given in inputs.items()], dim=1)
+
+    def feature(self, tower: str, inputs: Any) -> Tensor:
+        """The pooled features (B, D) of one tower, with the edits at its outlet."""
+        one = self._towers[tower]
+        features: Tensor = one.outlet_anchor(one.at_outlet(inputs))
+        return one.gathered(features, inputs)
+
+    # -- the space that an image tower and a text tower share ---------------------------------------------------------
+
+    def require_shared_space(self) -> None:
+        """Look whether features of the towers can be compared.
+
+        Raises:
+            MissingPlace: they have different widths, or the model has no scale of their similarity.
+        """
+        widths = {name: tower.facts.width for name, tower in self._towers.items()}
+        if len(set(widths.values())) > 1:
+            told = " and ".join(f"{name} gives {width} channels" for name, width in widths.items())
+            raise MissingPlace(
+                f"The towers of {self.facts.architecture} do not end in one space: {told}. A tower lacks the projection"
+                " into the space of the other; take the whole model (CLIPModel, open_clip.CLIP), which has both."
+            )
+        if not isinstance(getattr(self.host, "logit_scale", None), Tensor):
+            raise MissingPlace(
+                f"{self.facts.architecture} has no `logit_scale`, by which the similarity of an image and a text is"
+                " multiplied. Give your model a parameter of this name, the logarithm of the scale."
+            )
+
+    def scale(self) -> Tensor:
+        """What cosines of an image and a text are multiplied by: exp(logit_scale), a scalar."""
+        stated: Any = self.host
+        found: Tensor = stated.logit_scale.exp().reshape(())
+        return found
+
+    def bias(self) -> Tensor | None:
+        """What is added to them, where the model has a `logit_bias`, as those learnt with a sigmoid do; else None."""
+        found = getattr(self.host, "logit_bias", None)
+        return found.reshape(()) if isinstance(found, Tensor) else None
+
+    def with_tokenizer(self, tokenizer: Any) -> Self:
+        """Tell the text tower how words become tokens, and return this description.
+
+        Args:
+            tokenizer: of transformers or open_clip, or a function from a list of texts to token numbers (n, L).
+
+        Raises:
+            MissingPlace: there is no text tower.
+        """
+        for tower in self._towers.values():
+            if isinstance(tower.inputs, TextSpec):
+                length = tower.inputs.length
+                tower.inputs = replace(tower.inputs, tokenizer=as_tokenizer(tokenizer, length))
+                specs = tuple((name, one.inputs) for name, one in self._towers.items())
+                self.inputs = replace(self._specs, specs=specs)
+                return self
+        raise MissingPlace(f"{self.facts.architecture} has no text tower; its towers are {', '.join(self._towers)}.")
 
     def __repr__(self) -> str:
         inner = "; ".join(f"{name}: {tower!r}" for name, tower in self._towers.items())

@@ -16,9 +16,10 @@ from ..builders import Where, norm
 from ..describe import family
 from ..hf_model import architecture
 from ..hf_reading import read_layer
-from ..inputs import InputSpec, MadeUpTexts
+from ..inputs import MadeUpTexts
 from ..places import Site
 from ..points import Layout, Point
+from ..texts import HfTokenizer, TextPooling, TextSpec, text_places
 from .hf_vit import assembled, attention_places
 
 MODELING = "transformers.models"
@@ -44,6 +45,12 @@ def describe_hf_text(model: nn.Module) -> Backbone:
     trunk, stage = outline.tower(blocks, start)
     length, vocabulary = int(config.max_position_embeddings), int(config.vocab_size)
     ends = config.eos_token_id
+    known = ends if isinstance(ends, int) and 0 <= ends < vocabulary else vocabulary - 1
+    # CLIP pools at the end token, of which old configurations state the number 2; SigLIP at the last of the row.
+    causal = type(text).__name__.startswith("CLIP")
+    last = (vocabulary - 1 if text.eos_token_id == 2 else int(text.eos_token_id)) if causal else None
+    folder = str(getattr(config, "_name_or_path", ""))
+    pooling, stated_pad = TextPooling(_pooler_output), config.pad_token_id
     pooled_width = int(text.head.out_features) if "head" in text._modules else width
     return Backbone(
         module=model,
@@ -70,23 +77,28 @@ def describe_hf_text(model: nn.Module) -> Backbone:
         stages=[stage],
         norm=norm("norm", text.final_layer_norm, end, width),
         others=[
+            *text_places(pooling.anchor, stem.token_embedding, width, int(causal)),
             outline.embedding(
                 Point(stem, "output"),
                 Where(-1, Layout.TOKENS, None, 0),
                 width,
                 own={"pos_embed": (stem.position_embedding, "weight")},
-            )
+            ),
         ],
-        pooled=_pooler_output,
+        pooled=pooling,
         classifier=_no_classifier,
-        inputs=InputSpec(
+        inputs=TextSpec(
             (1, length),
             1,
             layout="tokens",
             names=("input_ids",),
-            make=MadeUpTexts(
-                vocabulary, length, ends if isinstance(ends, int) and 0 <= ends < vocabulary else vocabulary - 1
-            ),
+            make=MadeUpTexts(vocabulary, length, known),
+            start=int(causal),
+            end=last,
+            pad=stated_pad if isinstance(stated_pad, int) else 0,
+            vocabulary=vocabulary,
+            embedding=stem.token_embedding,
+            tokenizer=HfTokenizer(folder, length) if folder else None,
         ),
         no_tokens="the mask of its attention is made for the length of the text",
     )

@@ -19,11 +19,15 @@ from ...errors import VpeftError
 from ..backbone import Backbone, Facts
 from ..builders import Where, norm
 from ..describe import family
-from ..inputs import InputSpec, MadeUpTexts
+from ..inputs import MadeUpTexts
 from ..places import Place, Site
 from ..points import Layout, Point
+from ..texts import OpenClipTokenizer, TextPooling, TextSpec, text_places
 from ..tokens import TokenCarrier
 from .open_clip_vision import clip_block, embedding_of, no_classifier
+
+# The byte-pair vocabulary of CLIP, whose tokenizer open_clip ships; its last token ends a text.
+CLIP_VOCABULARY = 49408
 
 
 class NoTextTower(VpeftError):
@@ -127,12 +131,15 @@ def described_text(
     own = {"pos_embed": (model, "positional_embedding")}
     if cls_emb is not None:
         own["cls_token"] = (model, "cls_emb")
+    pooling = TextPooling(pooled)
     others: list[Place] = [
-        outline.embedding(Point(text.transformer, "input"), Where(-1, Layout.TOKENS, None, 1), width, own=own)
+        *text_places(pooling.anchor, text.token_embedding, width, 1),
+        outline.embedding(Point(text.transformer, "input"), Where(-1, Layout.TOKENS, None, 1), width, own=own),
     ]
     last = text.text_projection
     out = width if last is None else int(last.out_features if isinstance(last, nn.Linear) else last.shape[1])
-    end = eos_id if pool_type == "eos" else int(text.vocab_size) - 1
+    vocabulary = int(text.vocab_size)
+    end = eos_id if pool_type == "eos" else vocabulary - 1
     return Backbone(
         module=model,
         facts=Facts(
@@ -163,11 +170,20 @@ def described_text(
             width,
         ),
         others=others,
-        pooled=pooled,
+        pooled=pooling,
         classifier=no_classifier,
         end=Point(text.transformer, "output"),
         unused=unused,
-        inputs=InputSpec(
-            (1, length), 1, layout="tokens", names=("text",), make=MadeUpTexts(int(text.vocab_size), length, end)
+        inputs=TextSpec(
+            (1, length),
+            1,
+            layout="tokens",
+            names=("text",),
+            make=MadeUpTexts(vocabulary, length, end),
+            end=end if pool_type in ("argmax", "eos") else None,
+            pad=int(getattr(text, "pad_id", 0)),
+            vocabulary=vocabulary,
+            embedding=text.token_embedding,
+            tokenizer=OpenClipTokenizer(length) if vocabulary == CLIP_VOCABULARY and pool_type == "argmax" else None,
         ),
     )
