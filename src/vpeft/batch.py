@@ -48,7 +48,8 @@ class Batch:
             tuple of positional arguments or a mapping of named ones for a model that takes those.
         targets: a tensor, a list with one entry for each sample, a mapping of these, or None.
         ids: one name for each sample, where the data set has names.
-        task: which of several tasks this batch belongs to; empty where there is one.
+        task: which of several tasks this batch belongs to; empty where there is one, or where the targets are a mapping
+            with those of several tasks by name.
         size: number of samples; None takes it from the targets, the ids, or the inputs.
     """
 
@@ -83,6 +84,14 @@ class Batch:
     def with_(self, **changed: Any) -> Batch:
         """The batch with some attributes changed."""
         return replace(self, **changed)
+
+    def of_task(self, task: str) -> Batch:
+        """The batch as one of several tasks sees it: it names that task, and has that task's targets."""
+        if self.task == task:
+            return self
+        targets = self.targets
+        own = targets[task] if isinstance(targets, Mapping) and task in targets else targets
+        return replace(self, targets=own, task=task, size=len(self))
 
     def split(self, parts: int) -> list[Batch]:
         """At most `parts` batches of as equal sizes as possible, in order (as `Tensor.tensor_split` cuts)."""

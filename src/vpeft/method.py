@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from .injection.tuned_model import TunedModel
 
 
+ONE_TASK = "task"
+"""The name of the task of an adapter with one head; several heads have the names that the user gives them."""
+
+
 class BadField(VpeftError):
     """A hyper-parameter that the method does not have, or a value that it does not take."""
 
@@ -139,6 +143,32 @@ class Method(BaseModel):
     def starts_as_identity(self) -> bool:
         """Whether the features at step 0 are those of the frozen backbone (a promise that `verify` checks)."""
         return True
+
+    def for_tasks(self, tasks: tuple[str, ...]) -> Self:
+        """The method for an adapter that serves several tasks, given the names of their heads in order.
+
+        The default fills in the field `tasks` of a method that has layers of each task's own, and else changes nothing.
+
+        Raises:
+            BadField: the method states other tasks.
+        """
+        if "tasks" not in type(self).model_fields:
+            return self
+        stated: tuple[str, ...] = getattr(self, "tasks", ())
+        if stated and set(stated) != set(tasks):
+            raise BadField(
+                f"{type(self).__name__} has layers for the tasks {', '.join(stated)}, and the heads are for"
+                f" {', '.join(tasks)}. Leave its field tasks out, and it takes the names of the heads."
+            )
+        return self if stated else self.model_copy(update={"tasks": tasks})
+
+    @property
+    def runs_per_task(self) -> bool:
+        """Whether what its layers do along the trunk depends on the task: the trunk then runs once for each task.
+
+        By default one pass through the trunk serves all tasks of a batch.
+        """
+        return False
 
     @property
     def reads_data(self) -> bool:

@@ -128,7 +128,9 @@ class Prefix:
         log: list[tuple[Operation, Tensor]] = []
         self.log, self.shape = log, tuple(images.shape[1:])
         try:
-            self.tuned.features(images)
+            # all that differs from task to task comes behind the frozen part
+            with self.tuned.for_tasks(self.tuned.tasks()[0]):
+                self.tuned.features(images)
         except _Reached as end:
             reached = end.hidden
         else:
@@ -166,6 +168,9 @@ class Prefix:
 
     def replay(self, rows: Sequence[Tensor], batch: Batch | None = None) -> Any:
         """Return the model's outputs for the tensors of `record`; the head gets `batch`."""
+        return self.tuned._by_task(batch, lambda tasks, part: self._replayed(rows, tasks, part))
+
+    def _replayed(self, rows: Sequence[Tensor], tasks: tuple[str, ...] | None, batch: Batch | None) -> Any:
         count = len(rows[self.groups[-1]])
         by_frame = self.tuned.description.frames_enter is not None
         values = [rows[group].flatten(0, 1) if by_frame else rows[group] for group in self.groups]
@@ -173,14 +178,14 @@ class Prefix:
         self._given = values[-1]
         self.replaying = True
         try:
-            with self.tuned._pass((blank,)) as now:
+            with self.tuned._pass((blank,), tasks=tasks) as now:
                 for op, value in zip(self.cut.needed, values, strict=False):
                     op.act(value)
                 if self.cut.trunk:
                     features = self.tuned.description.outlet_anchor(values[-1])
                     return self.tuned.outputs(self.tuned.description.gathered(features, blank), batch)
                 now.handed = True
-                return self.tuned(blank, batch=batch)
+                return self.tuned._in_pass(tasks, batch, (blank,), {})
         finally:
             self.replaying = False
             self._given = None

@@ -32,10 +32,21 @@ class Features(Mapping[str, Tensor]):
 
     Attributes:
         size: height and width of the images (frames, height and width of clips) of this pass; None if not known.
+        tasks: the tasks that the pass is for, where it was told.
     """
 
-    def __init__(self, found: Mapping[str, Feature], size: tuple[int, ...] | None = None) -> None:
-        self._found, self.size = dict(found), size
+    def __init__(
+        self,
+        found: Mapping[str, Feature],
+        size: tuple[int, ...] | None = None,
+        tasks: tuple[str, ...] | None = None,
+        own: Mapping[str, Mapping[str, Feature]] | None = None,
+    ) -> None:
+        self._found, self.size, self.tasks, self._own = dict(found), size, tasks, own or {}
+
+    def for_task(self, task: str) -> Features:
+        """What the head of one task reads: its own features at places where a layer made some, else everyone's."""
+        return Features({**self._found, **self._own[task]}, self.size, (task,)) if task in self._own else self
 
     def __getitem__(self, name: str) -> Tensor:
         return self.feature(name).value

@@ -241,6 +241,8 @@ def _tap(edit: Edit, adapter: str, wiring: Wiring) -> None:
     reads = _read(edit, adapter, wiring)
     operation = Tap(adapter, place.nesting, edit.layer, place.layout, reads, point.overwritten)
     operation.timed = place.frames is not None
+    if getattr(edit.layer, "gives_task_features", False):
+        operation.heads = (place, wiring.switch)
     operation.ground = _ground(edit, wiring)
     wiring.at(point, operation)
 
@@ -250,7 +252,10 @@ def _reparametrize(edit: Edit, adapter: str, wiring: Wiring) -> None:
     wiring.express(_enter(edit.place).needs, adapter)
     for module, kind in edit.place.rewrites["reparametrize"]:
         reads = _read(edit, adapter, wiring)
-        wiring.weight(module, kind, EditWeight(adapter, edit.place.nesting, edit.layer, _rows(edit.place), reads))
+        operation = EditWeight(adapter, edit.place.nesting, edit.layer, _rows(edit.place), reads)
+        # a weight lies on no grid; what can be asked for there is the task
+        operation.ground = _ground(edit, wiring) if getattr(edit.layer, "wants_tasks", False) else None
+        wiring.weight(module, kind, operation)
 
 
 def _extend(edit: Edit, adapter: str, wiring: Wiring) -> None:

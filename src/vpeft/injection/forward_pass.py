@@ -66,6 +66,7 @@ class ForwardPass:
         query: the frozen model's own pooled feature of the inputs (B, D), where an edit reads it.
         rows: which of the images are worked on, while several adapters serve the batch and it is one's turn.
         images: how many there are in the batch then.
+        tasks: the tasks of the adapter that this pass is for; None for all of them.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class ForwardPass:
         shared: bool = False,
         open: bool = False,
         task: int = -1,
+        tasks: tuple[str, ...] | None = None,
     ) -> None:
         self.choice, self.on, self.shares = choice, on, shares
         self.within: Within = within or {}
@@ -90,7 +92,9 @@ class ForwardPass:
         self.query: Tensor | None = None
         self.rows: slice | None = None
         self.images = 1
+        self.tasks = tasks
         self._features: dict[str | None, dict[str, Feature]] = {}
+        self._of_tasks: dict[str | None, dict[str, dict[str, Feature]]] = {}
 
     def recall(self, cell: Cell) -> Any:
         """The value that the cell has in this pass, or None."""
@@ -130,9 +134,13 @@ class ForwardPass:
         """What the head of one adapter reads, by the name of the place; its own images alone where several share."""
         return self._features.setdefault(adapter, {})
 
+    def features_of_tasks(self, adapter: str | None) -> dict[str, dict[str, Feature]]:
+        """What the head of each task of one adapter reads of its own, by the name of the task, then of the place."""
+        return self._of_tasks.setdefault(adapter, {})
+
     def let_go(self) -> None:
         """Keep no tensor alive any longer."""
-        self.values, self._features, self.query = {}, {}, None
+        self.values, self._features, self._of_tasks, self.query = {}, {}, {}, None
 
 
 PASSES: ContextVar[Mapping[int, ForwardPass]] = ContextVar("vpeft_passes")
@@ -141,5 +149,9 @@ PASSES: ContextVar[Mapping[int, ForwardPass]] = ContextVar("vpeft_passes")
 CHOICES: ContextVar[Mapping[int, Choice]] = ContextVar("vpeft_choices")
 """What `with enable` chose, by the number of the switch, in the present thread or task."""
 
+TASKS: ContextVar[Mapping[int, tuple[str, ...]]] = ContextVar("vpeft_tasks")
+"""What `with for_tasks` chose, by the number of the switch, in the present thread or task."""
+
 NO_PASSES: Mapping[int, ForwardPass] = {}
 NO_CHOICES: Mapping[int, Choice] = {}
+NO_TASKS: Mapping[int, tuple[str, ...]] = {}

@@ -73,24 +73,45 @@ def seen_by_heads(edits: Sequence[Edit], description: Backbone) -> Backbone:
 class Heads(Head):
     """Several heads of one adapter, by the name of their task.
 
-    A batch that names its task gets the outputs of that head; any other batch gets those of all, as a mapping.
+    A batch that names its task gets the outputs of that head; any other batch gets those of all, as a mapping, or of
+    the tasks that the pass is for.
+
+    Raises:
+        AdapterError: a name cannot be that of a module.
     """
 
     def __init__(self, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         for name, head in heads.items():
+            if not name.isidentifier() or hasattr(self, name):
+                raise AdapterError(
+                    f"{name!r} cannot be the name of a task: it is no word of letters, digits and _, or torch has a use"
+                    " for it. Take another name."
+                )
             self.add_module(name, head)
+        self.tasks = tuple(heads)
         self.reads = tuple(dict.fromkeys(place for head in heads.values() for place in reads_of(head)))
 
     def forward(self, features: Any, batch: Batch | None = None) -> Any:
         """Features of one pass -> outputs of one head, or {name: outputs} of all."""
         if batch is not None and batch.task:
-            if batch.task not in self._modules:
-                raise AdapterError(
-                    f"This adapter has no head for the task {batch.task!r}. It has: {', '.join(self._modules)}."
-                )
-            return _given(self._modules[batch.task], features, batch)
-        return {name: _given(head, features, batch) for name, head in self._modules.items()}
+            return self._one(batch.task, features, batch)
+        return {name: self._one(name, features, batch) for name in features.tasks or self.tasks}
+
+    def _one(self, task: str, features: Any, batch: Batch | None) -> Any:
+        if task not in self._modules:
+            raise AdapterError(f"This adapter has no head for the task {task!r}. It has: {', '.join(self.tasks)}.")
+        return _given(self._modules[task], features.for_task(task), None if batch is None else batch.of_task(task))
+
+
+def task_names(head: Any, task: Any) -> tuple[str, ...]:
+    """The names of the tasks, where what was asked for is several heads; none for one head."""
+    if isinstance(head, Heads):
+        return head.tasks
+    if isinstance(head, Mapping):
+        return tuple(head)
+    named: tuple[str, ...] = getattr(task, "task_names", ()) if head is None else ()
+    return named
 
 
 def _given(head: nn.Module | None, features: Any, batch: Batch | None) -> Any:

@@ -7,7 +7,7 @@ place (0 trunk ... 4 site), outer spans act first where they enter and last wher
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from torch import Tensor, nn
@@ -247,7 +247,8 @@ class SequenceForHead:
 
     Such a layer says `gives_sequence = True`: called with `sequence=True` it returns the pooled feature and its last
     tokens or map, channels last, which lie as the last thing that it reads. One with `gives_levels`, the channels and
-    the stride of each, called with `levels=True` returns behind these a list of maps (B, H, W, D).
+    the stride of each, called with `levels=True` returns behind these a list of maps (B, H, W, D). A level may be a
+    mapping from tasks to maps instead, of which the head of a task reads its own.
 
     Args:
         adapter: whose head it is.
@@ -284,6 +285,11 @@ class SequenceForHead:
             for read in self.places:
                 features[read.name] = Feature(tokens, place.prefix, grid, place.stride)
         for read, level in zip(self.levels, given[0] if self.levels else (), strict=True):
+            if isinstance(level, Mapping):
+                for task, own in level.items():
+                    of_task = now.features_of_tasks(self.adapter).setdefault(task, {})
+                    of_task[read.name] = Feature(own, 0, tuple(own.shape[1:3]), read.stride)
+                continue
             features[read.name] = Feature(level, 0, tuple(level.shape[1:3]), read.stride)
         out: Tensor = pooled
         return out
@@ -451,9 +457,13 @@ class Tap(Operation):
     """layer(h, *reads) is called; h passes unchanged. `results` are the slots of later edits that read what it gave.
 
     `timed` tells whether the place has an axis of time of its own, as the pixels of a clip do not.
+
+    A layer with `gives_task_features = True` gives a mapping from tasks to tensors that lie as `h` does. The head of a
+    task reads its own in place of what everyone reads here; `heads` is then the place and what knows the pass.
     """
 
     timed = True
+    heads: tuple[Place, Switch] | None = None
 
     def __init__(
         self, adapter: str, rank: float, layer: nn.Module, layout: Layout, reads: list[Slot], copy: bool = False
@@ -475,6 +485,14 @@ class Tap(Operation):
         hidden = hidden.movedim(1, -1) if turn else hidden
         named = {} if self.ground is None else self.ground(hidden, values, first and not turn)
         result = self.layer(hidden, *values, **named)
+        if self.heads is not None:
+            place, switch = self.heads
+            now = switch.present
+            for task, own in result.items():
+                grid = grid_of(place, own, first and not turn, now.size)
+                own = own.movedim(1, -1) if first and not turn else own
+                of_task = now.features_of_tasks(self.adapter).setdefault(task, {})
+                of_task[place.name] = Feature(own, place.prefix, grid, place.stride)
         for slot in self.results:
             slot.value = result
         return passes
@@ -537,10 +555,11 @@ class EditWeight(Operation):
 
     def act(self, hidden: Tensor) -> Tensor:
         values = [slot.take() for slot in self.reads]
+        named = {} if self.ground is None else self.ground(hidden, values, False)
         if self.rows is None:
-            whole: Tensor = self.layer(hidden, *values)
+            whole: Tensor = self.layer(hidden, *values, **named)
             return whole
-        return self.rows.put(hidden, self.layer(self.rows.take(hidden, 0), *values), 0)
+        return self.rows.put(hidden, self.layer(self.rows.take(hidden, 0), *values, **named), 0)
 
 
 class EditCore:

@@ -51,6 +51,8 @@ class Plan:
         bytes_on_disk: bytes of the tensors in the adapter file; the manifest adds a few kB.
         reach: how far back gradients travel: "none", "from block k" or "full".
         own_head: what the model's own classifier is, where it stays, frozen; None where the adapter has a head.
+        tasks: the tasks that the adapter serves, where it has several heads.
+        passes: how many passes through the trunk serve all of them.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Plan:
     bytes_on_disk: int
     reach: str
     own_head: str | None = None
+    tasks: tuple[str, ...] = ()
+    passes: int = 1
 
     @property
     def share(self) -> float:
@@ -88,8 +92,14 @@ class Plan:
         return (
             f"{self.trainable:,} trained parameters ({self.share:.3%} of {self.backbone_parameters:,}),"
             f" {self.trainable_with_head:,} with the head; {self.bytes_on_disk / 1e6:.2f} MB on disk;"
-            f" gradients reach: {self.reach}; {'mergeable' if self.mergeable else 'not mergeable'}{kept}"
+            f" gradients reach: {self.reach}; {'mergeable' if self.mergeable else 'not mergeable'}{kept}{self._of_tasks()}"
         )
+
+    def _of_tasks(self) -> str:
+        if not self.tasks:
+            return ""
+        runs = "once for all tasks" if self.passes == 1 else f"once for each of {self.passes} tasks"
+        return f"; the trunk runs {runs} ({', '.join(self.tasks)})"
 
     def __rich__(self) -> Table:
         table = Table(title=f"{self.name}: {' + '.join(self.methods)}", caption=self.totals(), title_justify="left")
@@ -206,6 +216,8 @@ def make_plan(tuned: TunedModel, name: str) -> Plan:
         bytes_on_disk=sum(t.numel() * t.element_size() for t in tuned.adapter_state(name).values()),
         reach=_whole_reach(starts, depths),
         own_head=_own_head(tuned, name),
+        tasks=tuned._wiring.switch.tasks.get(name, ()),
+        passes=len(tuned.passes(name)),
     )
 
 

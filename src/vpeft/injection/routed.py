@@ -59,6 +59,12 @@ class Routing:
         Raises:
             AdapterError: there are more or fewer names than images.
         """
+        several = [name for name in dict.fromkeys(names) if name in tuned._wiring.switch.tasks]
+        if several:
+            raise AdapterError(
+                f"The adapter {several[0]!r} serves the tasks {', '.join(tuned.tasks(several[0]))}, so it cannot stand"
+                " beside others in one batch. Enable it alone."
+            )
         if len(names) != images.shape[0]:
             raise AdapterError(f"A batch of {images.shape[0]} images needs as many adapters, not {len(names)}.")
         found = dict[int, Tensor]()

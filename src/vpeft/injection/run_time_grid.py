@@ -3,7 +3,8 @@
 A layer with `wants_grid = True` is called with `grid=(H, W)` of the place where it acts, (T, H, W) for clips. One with
 `wants_grids = True` is called with `grids=(...)`: that of each thing it reads, in order, None where there is none.
 One with `wants_frames = True` is called with `frames=T`, where the frames of clips pass one by one as a batch (B * T);
-with `frames=1` everywhere else.
+with `frames=1` everywhere else. One with `wants_tasks = True` is called with `tasks=("depth", ...)`: the names of the
+tasks that the pass is for.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class RunTimeGrid:
         switch: knows the pass.
         place: where the layer acts.
         sources: where each thing that it reads comes from; None for what an edit made.
-        asked: the keywords that it asks for: "grid", "grids" of everything it reads, "frames".
+        asked: the keywords that it asks for: "grid", "grids" of everything it reads, "frames", "tasks".
     """
 
     def __init__(self, switch: Switch, place: Place, sources: Sequence[Place | None], asked: Collection[str]) -> None:
@@ -74,7 +75,7 @@ class RunTimeGrid:
     def __call__(self, hidden: Tensor, values: Sequence[Tensor], first: bool) -> dict[str, Any]:
         """The keywords for a layer that is given `hidden` and the `values` that it reads."""
         size = self.switch.present.size
-        told: dict[str, Any] = {}
+        told: dict[str, Any] = {"tasks": self.switch.tasks_on()} if "tasks" in self.asked else {}
         if "frames" in self.asked:
             told["frames"] = frames_of(self.place, self.switch)
         if "grids" in self.asked:
@@ -113,5 +114,5 @@ def run_time_grid(
     layer: nn.Module | None, switch: Switch, place: Place, sources: Sequence[Place | None] = ()
 ) -> RunTimeGrid | None:
     """What tells a layer the grids of a pass; None for a layer that does not ask."""
-    asked = [word for word in ("grid", "grids", "frames") if getattr(layer, f"wants_{word}", False)]
+    asked = [word for word in ("grid", "grids", "frames", "tasks") if getattr(layer, f"wants_{word}", False)]
     return RunTimeGrid(switch, place, sources, asked) if asked else None

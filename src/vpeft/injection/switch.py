@@ -14,7 +14,19 @@ import torch
 from torch import Tensor
 
 from ..backbones.tokens import TokenCarrier
-from .forward_pass import CHOICES, NO_CHOICES, NO_PASSES, PASSES, Cell, Choice, ForwardPass, Within
+from ..method import ONE_TASK
+from .forward_pass import (
+    CHOICES,
+    NO_CHOICES,
+    NO_PASSES,
+    NO_TASKS,
+    PASSES,
+    TASKS,
+    Cell,
+    Choice,
+    ForwardPass,
+    Within,
+)
 from .guard import Guard
 from .node import AdapterError
 
@@ -80,6 +92,7 @@ class _Ran:
     on: str | None
     shares: Shares | None
     installed: str | None
+    tasks: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,7 @@ class Switch:
         asks_query: the adapters with an edit that reads the frozen model's own feature.
         keeps_precision: whether what an edit makes returns to the precision of what it edits: in a backbone of 16 bits
             with adapters in 32.
+        tasks: the names of the tasks that each adapter serves, in the order of its heads; none for one with one head.
         frames: the cell of the number of frames T that pass as images of the batch (B * T).
         watched: None except while `verify` looks: then each operation that runs is noted there.
     """
@@ -120,6 +134,7 @@ class Switch:
         self.guard = Guard()
         self.carriers: list[TokenCarrier] = []
         self.asks_query: set[str] = set()
+        self.tasks: dict[str, tuple[str, ...]] = {}
         self.frames = Cell()
         self.keeps_precision = False
         self.watched: list[object] | None = None
@@ -235,6 +250,26 @@ class Switch:
         """The adapter whose own tensors must stand in the backbone while `name` is on."""
         return name if name in self.stands_in else None
 
+    # -- which tasks -------------------------------------------------------------------------------------------------
+
+    def chosen_tasks(self) -> tuple[str, ...] | None:
+        """The tasks that `for_tasks` chose in the present thread or task; None where nobody chose."""
+        return None if torch.compiler.is_compiling() else TASKS.get(NO_TASKS).get(self.key)
+
+    @contextmanager
+    def for_tasks(self, tasks: tuple[str, ...]) -> Iterator[None]:
+        """A context in which passes of the present thread or task are for these tasks alone."""
+        before = TASKS.set({**TASKS.get(NO_TASKS), self.key: tasks})
+        try:
+            yield
+        finally:
+            TASKS.reset(before)
+
+    def tasks_on(self) -> tuple[str, ...]:
+        """The tasks that the pass under way is for."""
+        now = self.present
+        return now.tasks or (self.tasks.get(now.on) if now.on is not None else None) or (ONE_TASK,)
+
     # -- the pass under way -----------------------------------------------------------------------------------------
 
     @property
@@ -262,7 +297,7 @@ class Switch:
         if task != -1:
             return self._run_again(task)
         choice = self.choice
-        made = ForwardPass(choice, self._acts(choice), size=size)
+        made = ForwardPass(choice, self._acts(choice), size=size, tasks=self.chosen_tasks())
         self._note(made)
         self._put(made)
         return made
@@ -291,6 +326,7 @@ class Switch:
         within: Within | None = None,
         size: tuple[int, ...] | None = None,
         lingers: bool = False,
+        tasks: tuple[str, ...] | None = None,
     ) -> Iterator[ForwardPass]:
         """A forward call of the model. A pass that was handed to it is taken, otherwise its own is opened.
 
@@ -299,6 +335,7 @@ class Switch:
             shares, within: see `ForwardPass`; no adapter is on for the batch as a whole then.
             size: of the images, where it is known already.
             lingers: whether what was read is kept for what follows in this thread: `logits` after `features`.
+            tasks: that the pass is for; None for those of `for_tasks`, or all.
         """
         found = PASSES.get(NO_PASSES).get(self.key)
         if found is not None and found.open and found.handed:
@@ -307,16 +344,23 @@ class Switch:
             return
         choice = Choice() if shares is not None else self.choice
         wanted = self.needs(choice.name)
+        tasks = self.chosen_tasks() if tasks is None else tasks
         with self.guard.alone() if self.compiled else nullcontext():
             self.guard.begin(wanted, install)
-            made = ForwardPass(choice, self._acts(choice), shares, within, size, open=True)
+            made = ForwardPass(choice, self._acts(choice), shares, within, size, open=True, tasks=tasks)
             made.task = torch._C._current_graph_task_id()
             outer = None
             if self.compiled:
                 made, outer = self.common, self.common.__dict__.copy()
                 with self.guard.writes_common:  # else a `follow` that saw no pass writes its choice into this one
                     made.__dict__.update(
-                        choice=choice, on=self._acts(choice), shares=shares, within=within or {}, size=size, open=True
+                        choice=choice,
+                        on=self._acts(choice),
+                        shares=shares,
+                        within=within or {},
+                        size=size,
+                        open=True,
+                        tasks=tasks,
                     )
                 made.task = torch._C._current_graph_task_id()
                 made.let_go()
@@ -342,7 +386,7 @@ class Switch:
             if me in self._spent:
                 self._spent.discard(me)
                 self._ran.pop(me, None)
-            self._ran.setdefault(me, {})[_Ran(made.on, made.shares, self.guard.installed)] = _Rest(
+            self._ran.setdefault(me, {})[_Ran(made.on, made.shares, self.guard.installed, made.tasks)] = _Rest(
                 made.within, made.size, made.counts
             )
 
@@ -361,21 +405,24 @@ class Switch:
         ran = own if own is not None else {key: one for some in list(self._ran.values()) for key, one in some.items()}
         self._spent.update([me] if own is not None else list(self._ran))
         choice = self.choice
-        now = _Ran(self._acts(choice), None, self.guard.installed)
+        # which tasks it was for is nowhere in the graph either, and what ran last need not be chosen any more
+        tasks = next(iter(ran)).tasks if ran else None
+        now = _Ran(self._acts(choice), None, self.guard.installed, tasks)
         if ran or now.on is not None:
             fits = len(ran) == 1 and (own is None or now in ran)
             if not fits or next(iter(ran)).installed != self.guard.installed:
                 raise SwitchedTooSoon(
                     "With activation checkpointing, blocks are run again in the backward pass, and by now another"
-                    " adapter is on than in (one of) the forward passes before it. Call backward() before switching,"
-                    " and run what needs no gradient under torch.no_grad()."
+                    " adapter or task is on than in (one of) the forward passes before it. Call backward() before"
+                    " switching, give batches that name one task to a method that runs once for each, and run what"
+                    " needs no gradient under torch.no_grad()."
                 )
         first = next(iter(ran.values()), None)
         if first is None:
             made = ForwardPass(choice, now.on, task=task)
         else:
             (key,) = ran
-            made = ForwardPass(choice, key.on, key.shares, first.within, first.size, task=task)
+            made = ForwardPass(choice, key.on, key.shares, first.within, first.size, task=task, tasks=key.tasks)
             made.counts = first.counts
         self._again[task, me] = made
         again = self._again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -16,15 +17,15 @@ from ..backbones.module_names import whole_name
 from ..backbones.points import Point
 from ..errors import nearest
 from ..head import Head
-from ..method import Method
+from ..method import ONE_TASK, Method
 from .adapter import Adapter, AdapterError, edits_of, require_equal_shapes
 from .adapter_file import Manifest, save
-from .call_inputs import by_position, with_loss
 from .adapters import Adapters
+from .call_inputs import by_position, with_loss
 from .carry_out import carry_out, read_for_head, sequence_for_head
 from .enabled import Enabled, beside_no_pass
 from .forward_pass import Choice, ForwardPass, Within
-from .heads import HasHead, HeadLike, feature_width, made_head, reads_of, seen_by_heads
+from .heads import HasHead, HeadLike, Heads, feature_width, made_head, reads_of, seen_by_heads, task_names
 from .hooks import Wiring
 from .image_size import RAISED, size_refused
 from .merge import Merged, merge_edits
@@ -131,7 +132,10 @@ class TunedModel(nn.Module):
             raise AdapterError(
                 f"{name!r} is taken or no usable name. There are: {', '.join(self.adapters) or 'none yet'}."
             )
+        tasks = task_names(head, task)
         placed = placed_methods(self.description, methods)
+        if tasks:
+            placed = tuple(replace(one, method=one.method.for_tasks(tasks)) for one in placed)
         chosen = tuple(one.method for one in placed)
         if sum(one is not None for one in (num_classes, head, task)) > 1 and not (head and task):
             raise AdapterError("Give num_classes, a head, or a task, not two of them.")
@@ -164,6 +168,8 @@ class TunedModel(nn.Module):
                 f"{self.description.facts.architecture} has several towers and keeps its own outputs; a head belongs to"
                 " one of them. Tune that tower alone, or leave out num_classes, head and task."
             )
+        if tasks:
+            self._wiring.switch.tasks[name] = tasks
         adapter = Adapter(name, made, task)
         adapter.train_too = tuple(train)
         previous = self._active
@@ -197,6 +203,7 @@ class TunedModel(nn.Module):
                 sequence_for_head(others, levels, edits, name, self._wiring)
         except Exception:
             self._wiring.remove(name)
+            self._wiring.switch.tasks.pop(name, None)
             self._activate(previous)
             raise
         if adapter.head is not None:
@@ -281,6 +288,7 @@ class TunedModel(nn.Module):
         del self._methods[name]
         self._unproved.discard(name)
         self._wiring.switch.asks_query.discard(name)
+        self._wiring.switch.tasks.pop(name, None)
         self._note_stand_ins()
         self._activate(active if active != name else next(iter(self.adapters), None))
         if self._compiled:
@@ -411,6 +419,51 @@ class TunedModel(nn.Module):
         """The number of images in one sample of the active adapter's task."""
         return int(getattr(self.task, "images_per_sample", 1))
 
+    # -- several tasks of one adapter ------------------------------------------------------------------------------
+
+    def tasks(self, name: str | None = None) -> tuple[str, ...]:
+        """The names of the tasks that an adapter serves, in the order of its heads; one name for one head."""
+        return self._wiring.switch.tasks.get(self._known(name)) or (ONE_TASK,)
+
+    @contextmanager
+    def for_tasks(self, *tasks: str) -> Iterator[Self]:
+        """A context in which the present thread or asyncio task runs the model for some of the adapter's tasks alone.
+
+        Raises:
+            AdapterError: the adapter does not serve such a task, or none is named.
+        """
+        known = self.tasks()
+        unknown = [task for task in tasks if task not in known]
+        if unknown or not tasks:
+            raise AdapterError(f"Which tasks? {', '.join(unknown) or 'None'} of them: {', '.join(known)}.")
+        with self._wiring.switch.for_tasks(tasks):
+            yield self
+
+    def passes(self, name: str | None = None) -> tuple[tuple[str, ...], ...]:
+        """The passes through the trunk that serve all tasks of an adapter, each with its tasks."""
+        tasks = self.tasks(name)
+        if any(method.runs_per_task for method in self.methods(name)):
+            return tuple((task,) for task in tasks)
+        return (tasks,)
+
+    def _by_task(self, batch: Batch | None, run: Callable[[tuple[str, ...] | None, Batch | None], Any]) -> Any:
+        """What `run` gives for the tasks of a batch, or of each in a pass of its own where a method needs that.
+
+        `run` is given the tasks of a pass, None for all, and the batch that its heads see.
+        """
+        if self._active is None or self._active not in self._wiring.switch.tasks:
+            return run(None, batch)
+        if batch is not None and batch.task:
+            return run((batch.task,), batch)
+        chosen = self._wiring.switch.chosen_tasks()
+        tasks = chosen or self.tasks()
+        if len(tasks) == 1 or not any(method.runs_per_task for method in self.methods()):
+            return run(chosen, batch)
+        found: dict[str, Any] = {}
+        for task in tasks:
+            found |= run((task,), None if batch is None else batch)
+        return found
+
     # -- forward ----------------------------------------------------------------------------------------------------
 
     takes_batch = True
@@ -447,9 +500,16 @@ class TunedModel(nn.Module):
         if self._route is not None:
             self._require_no_host()
             return self._routing(self, inputs[0], self._route)
+        return self._by_task(batch, lambda tasks, part: self._in_pass(tasks, part, inputs, named))
+
+    def _in_pass(
+        self, tasks: tuple[str, ...] | None, batch: Batch | None, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        """Compute the output for some tasks in a pass of its own."""
         if torch.compiler.is_compiling():
+            self._wiring.switch.common.tasks = tasks
             return self._run(batch, inputs, named)
-        with self._pass(inputs, named):
+        with self._pass(inputs, named, tasks=tasks):
             return self._run(batch, inputs, named)
 
     def _run(self, batch: Batch | None, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -484,6 +544,11 @@ class TunedModel(nn.Module):
         """
         if torch.compiler.is_compiling():
             return self._pooled(images)
+        if self._active is not None and len(self.passes()) > 1 and len(self._wiring.switch.chosen_tasks() or ()) != 1:
+            task = self.tasks()[0]
+            raise AdapterError(
+                f"The features of this adapter differ from task to task. Say which: with tuned.for_tasks({task!r}): ..."
+            )
         with self._pass((images,), lingers=True):
             return self._pooled(images)
 
@@ -533,6 +598,7 @@ class TunedModel(nn.Module):
         shares: Shares | None = None,
         within: Within | None = None,
         lingers: bool = False,
+        tasks: tuple[str, ...] | None = None,
     ) -> Iterator[ForwardPass]:
         """Open a forward pass and yield its state. Several passes may be open at the same time.
 
@@ -540,6 +606,7 @@ class TunedModel(nn.Module):
             inputs, named: the model's inputs.
             shares, within: see `ForwardPass`.
             lingers: keep the values that were read for a later call of `outputs` in this thread.
+            tasks: of the active adapter that the pass is for; None for those of `for_tasks`, or all.
         """
         switch, query = self._wiring.switch, None
         if switch.asks_query:
@@ -570,19 +637,23 @@ class TunedModel(nn.Module):
         """
         head = self.head
         with mixed_precision(self.backbone, self.adapters):
+            read = self._read(features)
             if head is None:
-                out = self.description.classifier(features)
+                out = self.description.classifier(read["outlet"])
             elif isinstance(head, Head):
-                out = head(self._read(features), batch)
+                out = head(read, batch)
             else:
-                out = head(features)
+                out = head(read["outlet"])
             return self.description.logits_anchor(out)
 
     def _read(self, features: Tensor) -> Features:
         """Return the features that the head reads in this pass, by place."""
         now = self._wiring.switch.present
         query = {} if now.query is None else {QUERY: Feature(now.query if now.rows is None else now.query[now.rows])}
-        return Features({**now.features, **query, "outlet": Feature(features)}, now.size)
+        own = now.features_of_tasks(now.on)
+        read = Features({**now.features, **query, "outlet": Feature(features)}, now.size, now.tasks, own)
+        # several heads each take what is theirs
+        return read if isinstance(self.head, Heads) else read.for_task(ONE_TASK)
 
     def _hosted(self, *inputs: Any, **named: Any) -> Any:
         """Run the host of the tower, with the edits."""

@@ -163,21 +163,24 @@ def _look(
     live: set[str] = set()
     problems: list[str] = []
     identity = False
+    passes = tuned.passes(name)
     for step in range(2):
         for p in parameters.values():
             p.grad = None
-        features = tuned.features(images)
-        if step == 0:
-            identity = features.shape == plain.shape and bool(
-                (features.detach() - plain).abs().max() <= _equal(plain.dtype) * plain.abs().max().clamp(min=1.0)
-            )
-        loss = torch.zeros((), device=features.device)
-        with raw_outputs():
-            outputs = tuned.outputs(features)
+        loss = torch.zeros((), device=plain.device)
+        for number, tasks in enumerate(passes):
+            with tuned.for_tasks(*tasks), raw_outputs():
+                features = tuned.features(images)
+                outputs = tuned.outputs(features)
+            if step == 0:
+                equal = features.shape == plain.shape and bool(
+                    (features.detach() - plain).abs().max() <= _equal(plain.dtype) * plain.abs().max().clamp(min=1.0)
+                )
+                identity = equal and (identity or number == 0)
+            for given in tensors_in(outputs):
+                loss = loss + (given * torch.randn(given.shape[1:], device=given.device, dtype=given.dtype)).sum()
         if step == 0:
             ran_once = {id(operation) for operation in ran}  # those at the outputs too
-        for given in tensors_in(outputs):
-            loss = loss + (given * torch.randn(given.shape[1:], device=given.device, dtype=given.dtype)).sum()
         penalty = tuned.penalty()
         if penalty is not None:
             loss = loss + penalty
