@@ -49,6 +49,7 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("bench", "vpeft.cli.bench:bench", "Run methods x data sets x seeds, with one record per run.", _COMPARE),
     ("search", "vpeft.cli.search:search", "Search a method's settings under a parameter budget.", _COMPARE),
     ("report", "vpeft.cli.report:report", "Turn run records into a table, a picture and a page.", _COMPARE),
+    ("query", "vpeft.cli.query:query", "Ask the records of a ledger in SQL.", _COMPARE),
     ("methods", "vpeft.cli.methods:methods", "List the methods with their settings.", _LOOK),
     ("tasks", "vpeft.cli.tasks:tasks", "List the tasks and the heads with their options.", _LOOK),
     ("recipes", "vpeft.cli.recipes:recipes", "List the recipes of published comparisons that ship with it.", _LOOK),
