@@ -96,6 +96,13 @@ class Head(nn.Module):
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadHead(f"The head {cls.kind!r} does not take {dict(options)}: {error}") from error
 
+    def own_inputs(self) -> Mapping[str, Tensor]:
+        """Inputs that this head brings to towers of the host, by tower: token numbers (R, L) of the names of classes.
+
+        The default brings none. They must be tensors of the head, so that they move with it.
+        """
+        return {}
+
     def grown(self, outputs: int) -> Self:
         """A head of the same kind and settings with more outputs; its first rows are these, exactly.
 

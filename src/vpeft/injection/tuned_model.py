@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.features import Feature, Features
+from ..backbones.host import Towers
 from ..backbones.module_names import whole_name
 from ..backbones.points import Point
 from ..errors import nearest
@@ -37,6 +38,7 @@ from .run_time_grid import images_size
 from .statistics import hold_still
 from .switch import Shares
 from .tuned_already import clean_up_after, refuse_tuned
+from .two_towers import KeptFeatures, by_tower, outlets, outputs_of_towers, require_reads_towers
 from .weights_digest import weights_digest
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class TunedModel(nn.Module):
         self._rewritten = 0  # number of `accelerate` calls whose patches are on the active adapter
         self._compiled = False
         self.origin: str | None = None  # digest of the weights, kept once an adapter trains them in place
+        self._kept_features = KeptFeatures()
         self._unproved: set[str] = set()  # adapters that a host has not run in training yet
         self.quantised: str | None = None  # how the frozen linear maps were rounded, by `quantise`
         self._flags = [parameter.requires_grad for parameter in self.backbone.parameters()]
@@ -164,10 +167,7 @@ class TunedModel(nn.Module):
         if made is None:
             require_on_host_path(self.description, edits)
         elif len(self.description.towers) > 1:
-            raise AdapterError(
-                f"{self.description.facts.architecture} has several towers and keeps its own outputs; a head belongs to"
-                " one of them. Tune that tower alone, or leave out num_classes, head and task."
-            )
+            require_reads_towers(self.description, made, reads_of(made), edits)
         if tasks:
             self._wiring.switch.tasks[name] = tasks
         adapter = Adapter(name, made, task)
@@ -193,7 +193,8 @@ class TunedModel(nn.Module):
                     edit.layer.to(device=like.device, dtype=precision)
                 adapter.put(edit)
                 carry_out(edit, name, self._wiring)
-            read = [seen.place(place) for place in reads_of(made) if place not in ("outlet", QUERY)]
+            known = ("outlet", QUERY, *outlets(self.description))
+            read = [seen.place(place) for place in reads_of(made) if place not in known]
             if QUERY in reads_of(made):
                 self._wiring.switch.asks_query.add(name)
             levels = [place for place in read if seen is not self.description and place in seen.stages]
@@ -287,6 +288,7 @@ class TunedModel(nn.Module):
         del self.adapters[name]
         del self._methods[name]
         self._unproved.discard(name)
+        self._kept_features.forget(name)
         self._wiring.switch.asks_query.discard(name)
         self._wiring.switch.tasks.pop(name, None)
         self._note_stand_ins()
@@ -492,6 +494,9 @@ class TunedModel(nn.Module):
         named.pop("num_items_in_batch", None)
         if self.description.host is None:
             inputs, named = by_position(self.description, inputs, named), {}
+        if self.reads_towers:
+            assert isinstance(self.description, Towers)
+            inputs, named = (by_tower(self.description, inputs, named),), {}
         if labels is not None:
             if self.head is None and self.description.host is not None:
                 named["labels"] = labels
@@ -517,7 +522,21 @@ class TunedModel(nn.Module):
         if self.head is None and self.description.host is not None:
             with mixed_precision(self.backbone, self.adapters):
                 return self._hosted(*in_precision(self.backbone, inputs), **named)
+        if self.reads_towers:
+            with mixed_precision(self.backbone, self.adapters):
+                return outputs_of_towers(self, in_precision(self.backbone, inputs[0]), batch)
         return self.outputs(self._pooled(*inputs, **named), batch)
+
+    @property
+    def reads_towers(self) -> bool:
+        """Whether the active adapter's head compares what the towers of a host give."""
+        return self.head is not None and isinstance(self.description, Towers)
+
+    def _headed(self, found: Mapping[str, Feature], batch: Batch | None) -> Any:
+        """Return the output of the active head for the features of towers, in the present pass."""
+        head, now = self.head, self._wiring.switch.present
+        assert head is not None
+        return self.description.logits_anchor(head(Features({**now.features, **found}, now.size), batch))
 
     def each(self, images: Tensor, names: Sequence[str]) -> list[Tensor]:
         """Run the i-th of the images (B, C, H, W) with adapter `names[i]`; return the output (classes,) of each.
@@ -614,7 +633,9 @@ class TunedModel(nn.Module):
             if any(name in switch.asks_query for name in names):
                 query = self._query(inputs, named or {})
         # in a host, the size is that of the images as they enter the tower, which may be others
-        sizes = (images_size(one, self.description.inputs.time_axis) for one in (*inputs, *(named or {}).values()))
+        given = [*inputs, *(named or {}).values()]
+        given = [part for one in given for part in (one.values() if isinstance(one, Mapping) else (one,))]
+        sizes = (images_size(one, self.description.inputs.time_axis) for one in given)
         size = next((found for found in sizes if found is not None), None)
         for name in [self._active] if shares is None else [name for name, _ in shares.counts]:
             self.adapters.follow(name)

@@ -171,7 +171,7 @@ def _look(
         for number, tasks in enumerate(passes):
             with tuned.for_tasks(*tasks), raw_outputs():
                 features = tuned.features(images)
-                outputs = tuned.outputs(features)
+                outputs = tuned(images) if tuned.reads_towers else tuned.outputs(features)
             if step == 0:
                 equal = features.shape == plain.shape and bool(
                     (features.detach() - plain).abs().max() <= _equal(plain.dtype) * plain.abs().max().clamp(min=1.0)
