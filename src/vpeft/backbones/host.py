@@ -110,8 +110,13 @@ class Towers(Backbone):
     `stages` and `places()` are those of all, one tower after the other. Methods are given the towers, not this.
     """
 
-    def __init__(self, model: nn.Module, towers: Mapping[str, Backbone], family: str = "towers") -> None:
-        """`towers` by name; their places are renamed so that they begin with it."""
+    def __init__(
+        self, model: nn.Module, towers: Mapping[str, Backbone], family: str = "towers", architecture: str = ""
+    ) -> None:
+        """`towers` by name; their places are renamed so that they begin with it.
+
+        `architecture` is by what `create_backbone` finds the model; the name of its class where it is made by hand.
+        """
         first = next(iter(towers.values()))
         self.module, self.host, self.tower_name = model, model, ""
         self.frames_enter: nn.Module | None = None
@@ -122,7 +127,7 @@ class Towers(Backbone):
         self.facts = Facts(
             family=family,
             library=first.facts.library,
-            architecture=type(model).__name__,
+            architecture=architecture or type(model).__name__,
             image_size=first.facts.image_size,
             depth=max(tower.facts.depth for tower in towers.values()),
             width=sum(tower.facts.width for tower in towers.values()),

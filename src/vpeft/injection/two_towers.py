@@ -51,7 +51,7 @@ def require_reads_towers(description: Backbone, head: nn.Module, reads: tuple[st
     if "outlet" in reads or not reads:
         raise AdapterError(
             f"{name} has several towers, so a head belongs to one of them, or compares what they give. Tune that tower"
-            " alone; or take a task with names or texts, such as classification_by_name; or leave out num_classes,"
+            " alone; or take a task that compares images with names or texts; or leave out num_classes,"
             " head and task, and the model keeps its own outputs."
         )
     others = [place for place in reads if place not in known]
