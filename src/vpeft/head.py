@@ -36,6 +36,8 @@ class Head(nn.Module):
     Class attributes:
         kind: the name under which files and the command line know it.
         reads: the places whose tensors it reads; an instance may set its own.
+        training_only: names of its tensors, or of parts with tensors, that only training needs. Checkpoints have them,
+            adapter files do not; an instance may set its own.
         options: what a user may set; by default what the constructor takes besides width and outputs. A head that
             finds more on a backbone, or takes something in `on` alone, names its own.
     """
@@ -43,6 +45,7 @@ class Head(nn.Module):
     kind: ClassVar[str] = ""
     options: ClassVar[tuple[str, ...]] = ()
     reads: tuple[str, ...] = ("outlet",)
+    training_only: tuple[str, ...] = ()
     settings: dict[str, Any]
 
     def __init_subclass__(cls, **more: Any) -> None:

@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
@@ -21,6 +21,7 @@ from .backbones.edits import Edit
 from .errors import VpeftError, nearest
 
 if TYPE_CHECKING:
+    from .batch import Batch
     from .injection.tuned_model import TunedModel
 
 
@@ -139,6 +140,18 @@ class Method(BaseModel):
         """
         return self
 
+    def for_labels(self, labels: Sequence[str]) -> Self:
+        """The method for these classes, which the task learns; by default it is as it is.
+
+        Optional: for methods with layers for each class that only training needs. It is called where a method is
+        attached with a task whose labels are known.
+        """
+        return self
+
+    def for_use(self) -> Self:
+        """The method as an adapter file states it: without what only training needs. By default it is as it is."""
+        return self
+
     @property
     def starts_as_identity(self) -> bool:
         """Whether the features at step 0 are those of the frozen backbone (a promise that `verify` checks)."""
@@ -202,6 +215,21 @@ class Method(BaseModel):
             loss: the task's loss of any outputs of the head for the same batch.
         """
         return None
+
+    def batch_loss(self, tuned: TunedModel, outputs: Any, batch: Batch) -> Tensor | None:
+        """A scalar that joins the loss in training, for methods that run the model again on a batch; or None.
+
+        Args:
+            tuned: with this method on, after its forward pass.
+            outputs: of the head in this pass.
+            batch: the inputs and targets of this pass, on the model's device.
+        """
+        return None
+
+    @property
+    def runs_again(self) -> bool:
+        """Whether `batch_loss` is called: where it is overridden, unless this says no."""
+        return type(self).batch_loss is not Method.batch_loss
 
     def advance(self, tuned: TunedModel, progress: float) -> None:
         """Called before each step with the share of training that is done (0 to 1). The default does nothing."""

@@ -45,6 +45,10 @@ class NoViews(VpeftError):
     """A task that cannot put several views of a sample together."""
 
 
+class NoGallery(VpeftError):
+    """A task that does not compare samples with others."""
+
+
 class UnsuitableTargets(VpeftError):
     """Targets of another kind than the task learns, or none; the message names the task that fits."""
 
@@ -146,6 +150,8 @@ class Task(BaseModel):
             when data are opened.
         leading: the metric to compare by; a property where it depends on options.
         images_per_sample: how many images make one sample in `predict`.
+        split_by: how splits are made where the data state none: images of every class in each, or "classes", no class
+            in two of them.
         stacks_inputs: whether `collate` makes inputs of one shape the rows of a tensor, and looks at nothing else of
             them; then outputs of a frozen backbone may stand for them.
     """
@@ -155,6 +161,7 @@ class Task(BaseModel):
     name: ClassVar[str] = ""
     target_kind: ClassVar[TargetKind] = "label"
     images_per_sample: ClassVar[int] = 1
+    split_by: ClassVar[Literal["images", "classes"]] = "images"
     stacks_inputs: ClassVar[bool] = True
 
     labels: tuple[str, ...] = ()
@@ -353,6 +360,23 @@ class Task(BaseModel):
     def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
         """What the model says of each sample of a batch."""
         raise NotImplementedError(f"The task {self.name} does not say what its outputs mean.")
+
+    def nearest(self, outputs: Any, batch: Batch, gallery: Any, names: Sequence[str], count: int) -> list[Prediction]:
+        """The samples of a gallery that resemble each sample of a batch most, nearest first.
+
+        Args:
+            outputs, batch: of the samples that are looked for.
+            gallery: the outputs for the samples among which is looked.
+            names: of these.
+            count: how many, at most.
+
+        Raises:
+            NoGallery: the task does not compare samples; the default does not.
+        """
+        able = [name for name, one in all_tasks().items() if one.nearest is not Task.nearest]
+        raise NoGallery(
+            f"The task {self.name} does not compare an image with those of a gallery. Tasks that do: {', '.join(able)}."
+        )
 
     def truth(self, batch: Batch) -> list[Prediction]:
         """The targets of a batch in the form of predictions, to be drawn beside them; empty where nothing is drawn."""

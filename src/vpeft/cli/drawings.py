@@ -38,7 +38,7 @@ class Drawings:
             raise NothingToPredict(
                 f"The task {self.loaded.task.name} predicts neither maps nor objects, so there is nothing to draw."
             )
-        name = self._name(Path(prediction.id))
+        name = self.name_for(Path(prediction.id))
         image = as_picture(self.loaded.preprocessing.read(prediction.id))
         write(drawn(image, prediction, self.loaded.labels), self.folder / f"{name}.png")
         if found is not None and found.is_floating_point():
@@ -46,7 +46,7 @@ class Drawings:
         elif found is not None:
             write(index_picture(found), self.folder / "masks" / f"{name}.png")
 
-    def _name(self, file: Path) -> str:
+    def name_for(self, file: Path) -> str:
         """The name of the image's file without its ending, with those of its folders where another has the same."""
         name = file.stem
         for folder in [one.name for one in file.parents if one.name]:

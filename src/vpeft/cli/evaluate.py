@@ -14,6 +14,7 @@ from vpeft.cli.failure import say_warning
 from vpeft.cli.flags import Switch, nested, with_flags
 from vpeft.cli.loaded import Device, open_adapter
 from vpeft.cli.validated import validated
+from vpeft.data.class_splits import without_classes
 from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.data.clips.views import in_views
 from vpeft.data.config import DataConfig
@@ -89,6 +90,8 @@ def _evaluate(
         config = config.model_copy(update={"clip": (config.clip or ClipConfig()).over(preprocessing.clip)})
         preprocessing = preprocessing.with_clip(config.clip or ClipConfig())
     images = open_for_evaluation(config, task.data_labels, used).prepared(preprocessing, task)
+    if (config.split_by or task.split_by) == "classes":
+        images = without_classes(images, task.labels, config.source)
     if picture is not None and picture.suffix.lower() != ".png":
         raise NoPicture(f"The picture is a PNG file: name it {picture.with_suffix('.png').name}, not {picture.name}.")
     if picture is not None and type(task).picture is Task.picture:

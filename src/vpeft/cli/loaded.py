@@ -19,7 +19,7 @@ from vpeft.backbones.own_code import OWN_CODE
 from vpeft.backbones.positions import ResizedPositions
 from vpeft.backbones.trust import TYPED, Trust
 from vpeft.backbones.weights import file_digest
-from vpeft.batch import Sample
+from vpeft.batch import Batch, Sample
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.data.used_images import UsedImages
 from vpeft.errors import VpeftError
@@ -80,10 +80,14 @@ class Loaded:
 
     def predictions(self, samples: Sequence[Sample]) -> list[Prediction]:
         """Return the predictions for preprocessed samples, such as images (C, H, W), in their order."""
+        outputs, batch = self.outputs(samples)
+        return self.task.predictions(outputs, batch)
+
+    def outputs(self, samples: Sequence[Sample]) -> tuple[Any, Batch]:
+        """Return the model's outputs for preprocessed samples, on the processor, and the samples as a batch."""
         batch = self.task.collate(samples)
         with torch.inference_mode():
-            outputs = on_processor(self.task.run(self.model, batch.to(self.device)))
-        return self.task.predictions(outputs, batch)
+            return on_processor(self.task.run(self.model, batch.to(self.device))), batch
 
 
 def open_adapter(

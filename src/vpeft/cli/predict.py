@@ -8,26 +8,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from cyclopts import Parameter, validators
 from rich.text import Text
 
-from vpeft.batch import Sample
 from vpeft.cli import show
 from vpeft.cli.clip_predictions import clip_predictions
 from vpeft.cli.coco_objects import CocoObjects
 from vpeft.cli.drawings import Drawings
 from vpeft.cli.failure import say_warning
 from vpeft.cli.flags import Switch
+from vpeft.cli.gallery import Gallery
 from vpeft.cli.loaded import Device, Loaded, open_adapter
 from vpeft.cli.nothing_to_predict import NothingToPredict
+from vpeft.cli.read_samples import readable_images, samples_of
 from vpeft.cli.validated import validated
 from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.data.clips.find_clips import find_clips
 from vpeft.data.decoding import Limits
-from vpeft.data.images import UnreadableImage, find_images
+from vpeft.data.images import find_images
 from vpeft.data.pixels import DEFAULT
-from vpeft.data.preprocessing import Preprocessing
 from vpeft.task import Prediction
 
 _POSITIVE = Parameter(validator=validators.Number(gte=1))
@@ -46,6 +45,7 @@ def predict(
     allow_download: Switch = False,
     strict: Switch = False,
     draw: Path | None = None,
+    gallery: tuple[str, ...] = (),
     views: Annotated[str | None, Parameter(name=("--clip.views",))] = None,
     max_pixels: Annotated[int | None, _POSITIVE] = None,
     max_aspect: Annotated[float | None, _POSITIVE] = None,
@@ -79,7 +79,9 @@ def predict(
     draw:
         Folder for a picture of each image with what is found: boxes, masks and names, or classes or depths in
         colours. Class maps also go to masks/ as PNGs of class numbers, depths to depth/ as arrays for numpy. Of a
-        video, the frames that were seen.
+        video, the frames that were seen. With a gallery, each image beside its nearest ones.
+    gallery:
+        For retrieval: folders, files or patterns of the images among which the nearest are looked for.
     views:
         Views of a video, parts in time x crops in space, such as 4x3; those of the training by default.
     max_pixels:
@@ -96,6 +98,8 @@ def predict(
         say_warning(loaded.unsealed)
     files: Sized
     limits = Limits(max_pixels, max_aspect, max_mib)
+    if gallery and loaded.preprocessing.clip is not None:
+        raise NothingToPredict("--gallery is for models of images, and this one takes clips. Leave it out.")
     if loaded.preprocessing.clip is not None:
         asked = ClipConfig() if views is None else validated(ClipConfig, {"views": views}, ())
         clips = files = find_clips(images)
@@ -106,7 +110,11 @@ def predict(
         raise NothingToPredict("--clip.views is for models of clips, and this one takes images. Leave it out.")
     else:
         named = files = find_images(images)
-        found = predictions_for(loaded, named, batch=batch, strict=strict, limits=limits)
+        if gallery:
+            among = Gallery(loaded, find_images(gallery), batch=batch, strict=strict, limits=limits)
+            found, draw = among.drawn(among.nearest(named, top), draw), None
+        else:
+            found = predictions_for(loaded, named, batch=batch, strict=strict, limits=limits)
     predictions: list[Prediction] = []
     drawings = None if draw is None else Drawings(draw, loaded)
     coco = CocoObjects(loaded.labels) if format == "coco" else None
@@ -138,41 +146,9 @@ def predictions_for(
     If a sample of the task has several images, the files are taken in groups of that size. Each image is brought to the
     size of the model before the next one is read, so that memory holds one image of a file's size.
     """
-    samples = _samples(loaded, _readable(files, loaded.preprocessing, strict, limits))
+    samples = samples_of(loaded, readable_images(files, loaded.preprocessing, strict, limits))
     while chunk := list(islice(samples, batch)):
         yield from loaded.predictions(chunk)
-
-
-def _samples(loaded: Loaded, images: Iterable[tuple[Path, Any]]) -> Iterator[Sample]:
-    """Samples for the task of images in their own size; raises `NothingToPredict` if some are left over."""
-    transform, each = loaded.task.transforms(loaded.preprocessing, "none", False), loaded.task.images_per_sample
-    names: list[str] = []
-    group: list[torch.Tensor] = []
-    for file, image in images:
-        if each == 1:
-            yield loaded.task.sample_of(image, transform, str(file))
-            continue
-        names.append(str(file))
-        group.append(transform(image))
-        if len(group) == each:
-            yield Sample(torch.stack(group), None, " ".join(names))
-            names, group = [], []
-    if group:
-        raise NothingToPredict(
-            f"The task {loaded.task.name} takes {each} images at a time, and {len(group)} are left over."
-        )
-
-
-def _readable(
-    files: Iterable[Path], preprocessing: Preprocessing, strict: bool, limits: Limits
-) -> Iterator[tuple[Path, Any]]:
-    for file in files:
-        try:
-            yield file, preprocessing.read(file, limits.max_pixels, limits.max_aspect, limits.max_mib)
-        except UnreadableImage as error:
-            if strict:
-                raise
-            say_warning(f"skipped: {error}")
 
 
 def _print(predictions: Sequence[Prediction], top: int, format: str) -> None:

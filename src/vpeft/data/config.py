@@ -36,6 +36,7 @@ _YOUNGER = (
     "max_aspect",
     "max_mib",
     "clip",
+    "split_by",
 )
 
 
@@ -61,6 +62,12 @@ class DataConfig(BaseModel):
         default=0.15, ge=0, lt=1, description="Share of images for the test if the source has no splits at all."
     )
     seed: int = Field(default=0, ge=0, description="Seed of the splits that vpeft makes and of the augmentation.")
+    split_by: Literal["images", "classes"] | None = Field(
+        default=None,
+        description="What splits are made of: images of every class in each, or classes, none of them in two splits; "
+        "val_fraction and test_fraction are then shares of the classes, and the test takes the last ones. By default "
+        "as the task says.",
+    )
     train_on_val: bool = Field(
         default=False, description="Train on train and val together, after all settings are chosen; val is then empty."
     )

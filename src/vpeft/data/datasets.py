@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpeft.data.checks import compare_splits, look_at_all, most_fit, too_many
+from vpeft.data.class_splits import split_by_classes
 from vpeft.data.clips.clip import ClipFile, ClipFrames, ClipPicture
 from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.data.config import DataConfig, TargetName
@@ -126,7 +127,9 @@ def open_data(config: DataConfig) -> Datasets:
         if target.on_pixels or target.name == "values":
             raise DataError(f"per_class counts images of each class, and {target.task} has none; leave it out.")
         splits["train"] = at_most(splits["train"], config.per_class, config.seed, strata)
-    target.compare(splits, labels, [*(listing.labels or ()), *listing.stated], problems)
+    # splits by classes have other classes each, and are not compared
+    compared = {"train": everything} if config.split_by == "classes" else splits
+    target.compare(compared, labels, [*(listing.labels or ()), *listing.stated], problems)
     problems.report(config.source, strict=config.strict)
 
     reading = _reading(config)
@@ -317,6 +320,8 @@ def _split(
     strata: dict[str, str] | None,
 ) -> tuple[dict[SplitName, list[Item]], set[SplitName]]:
     """Return the stated splits, make missing ones, and return the names of those that were made or reduced by it."""
+    if config.split_by == "classes":
+        return split_by_classes(listing, config, strata)
     splits = {name: listing.splits[name] for name in SPLITS if listing.splits.get(name)}
     made: set[SplitName] = set()
     rest_fraction = 1.0

@@ -224,12 +224,14 @@ class Item:
         picture: where its pixels are.
         target: what `label` says, for other kinds of target than one label: labels, numbers, a `Mask`, `Objects` or a
             `DepthMap`.
+        role: in a set for retrieval, whether the image is a query or belongs to the gallery; empty where it is both.
     """
 
     name: str
     label: str
     picture: Picture
     target: Any = None
+    role: Literal["", "query", "gallery"] = ""
 
     @property
     def where(self) -> str:

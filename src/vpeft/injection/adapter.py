@@ -14,7 +14,7 @@ from ..backbones.points import MissingPlace
 from ..method import Method
 from .node import AdapterError as AdapterError
 from .node import Node as Node
-from .placed import TOGETHER, Placed
+from .placed import JOINT, TOGETHER, Placed, joined
 from .statistics import Statistics
 
 
@@ -152,6 +152,15 @@ class Adapter(Node):
             for key, factor in getattr(module, "rate_factors", {}).items()
         }
 
+    def only_for_training(self) -> set[str]:
+        """Names of the tensors that only training needs; a layer or head names its own in `training_only`."""
+        parts = [
+            f"{prefix}.{part}" if prefix else part
+            for prefix, module in self.named_modules()
+            for part in getattr(module, "training_only", ())
+        ]
+        return {name for name in self.tensors() if any(name == part or name.startswith(f"{part}.") for part in parts)}
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that makes this adapter: parameters (each once) and persistent buffers, detached."""
         persistent = self.state_dict()
@@ -195,8 +204,8 @@ def edits_of(description: Backbone, placed: Sequence[Placed]) -> list[Edit]:
     """
     edits: list[Edit] = []
     for one in placed:
-        if one.tower == TOGETHER:
-            edits += one.method.edits_across(description.towers)
+        if one.tower == TOGETHER or JOINT in one.tower:
+            edits += one.method.edits_across(joined(description, one.tower))
         else:
             edits += _edits_of(description.towers.get(one.tower) or part_of(description, one.tower), one.method)
     return edits

@@ -163,7 +163,8 @@ def save(
     extra: dict[str, Any] | None,
 ) -> Path:
     """Write one adapter atomically: a reader sees the old file or the new one, never half of one."""
-    state = tuned.adapter_state(name)
+    left_out = tuned.adapter(name).only_for_training()
+    state = {key: value for key, value in tuned.adapter_state(name).items() if key not in left_out}
     tensors = {key: digest.gathered(value.detach()).cpu().contiguous().clone() for key, value in state.items()}
     _require_finite(tensors, path)
     head = tuned.adapter(name).head
@@ -179,7 +180,7 @@ def save(
     manifest = Manifest(
         name=name,
         methods=[
-            MethodEntry(name=one.method.name, fields=one.method.model_dump(mode="json"), tower=one.tower)
+            MethodEntry(name=one.method.name, fields=one.method.for_use().model_dump(mode="json"), tower=one.tower)
             for one in tuned.placed(name)
         ],
         backbone=description.facts.architecture,

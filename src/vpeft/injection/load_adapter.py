@@ -257,7 +257,8 @@ def start_from(tuned: TunedModel, path: str | Path) -> str:
             f"{path} was made on {manifest.backbone} with weights {manifest.base_digest[:12]}, but this is"
             f" {tuned.description.facts.architecture} with weights {found[:12]}. Take an adapter of this backbone."
         )
-    own = tuned.adapter_state()
+    state, fresh = tuned.adapter_state(), tuned.adapter().only_for_training()
+    own = {key: value for key, value in state.items() if key not in fresh}
     inside = {key for key in own if key.split(".")[0] != "head"}
     lacking = sorted(key for key in inside if key not in tensors or tensors[key].shape != own[key].shape)
     if lacking or not inside:
@@ -268,7 +269,8 @@ def start_from(tuned: TunedModel, path: str | Path) -> str:
         )
     heads = [key for key in own if key not in inside]
     same = all(key in tensors and tensors[key].shape == own[key].shape for key in heads)
-    tuned.load_adapter_state({key: tensors[key] if key in inside or same else own[key] for key in own})
+    taken = {key: tensors[key] for key in own if key in inside or same}
+    tuned.load_adapter_state({**state, **taken})
     head = "its head included" if same and heads else "with a new head" if heads else "without a head"
     return f"starts from {path}, {head}"
 

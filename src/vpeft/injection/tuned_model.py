@@ -137,6 +137,9 @@ class TunedModel(nn.Module):
             )
         tasks = task_names(head, task)
         placed = placed_methods(self.description, methods)
+        labels = tuple(getattr(task, "labels", ()))
+        if labels:
+            placed = tuple(replace(one, method=one.method.for_labels(labels)) for one in placed)
         if tasks:
             placed = tuple(replace(one, method=one.method.for_tasks(tasks)) for one in placed)
         chosen = tuple(one.method for one in placed)
@@ -759,6 +762,20 @@ class TunedModel(nn.Module):
             loss: the task's loss of any outputs of the head for the same batch.
         """
         found = [value for method in self.methods() if (value := method.extra_loss(self, outputs, loss)) is not None]
+        return torch.stack(found).sum() if found else None
+
+    def batch_loss(self, outputs: Any, batch: Callable[[], Batch]) -> Tensor | None:
+        """Return the sum of what the active methods add to the loss by running the model again; None if none does.
+
+        Args:
+            outputs: of the head in the pass that has just ended.
+            batch: makes the batch of this pass, with the model's own inputs; it is called where a method asks.
+        """
+        asking = [method for method in self.methods() if method.runs_again]
+        if not asking:
+            return None
+        given = batch()
+        found = [value for method in asking if (value := method.batch_loss(self, outputs, given)) is not None]
         return torch.stack(found).sum() if found else None
 
     def advance(self, progress: float) -> None:

@@ -278,7 +278,10 @@ def ready_run(
     if described.inputs.layout == "clips":
         stated = stated.with_clip(ClipConfig(frames=described.inputs.frames), described.inputs.time_axis)
     preprocessing = stated.for_data(recipe.data)
-    data = images(recipe.data.model_copy(update={"target": unbound.target_kind}), preprocessing, unbound)
+    asked: dict[str, Any] = {"target": unbound.target_kind}
+    if recipe.data.split_by is None and unbound.split_by != "images":
+        asked["split_by"] = unbound.split_by
+    data = images(recipe.data.model_copy(update=asked), preprocessing, unbound)
     preprocessing = data.preprocessing_of(preprocessing)  # a window that was found out is stated
     train = unbound.dataset(data.train, True)
     val = None if data.val is None else unbound.dataset(data.val, False)

@@ -52,9 +52,21 @@ class OnRecords(Protocol):
     def images(self, numbers: Tensor, /) -> Tensor: ...
 
 
+class NothingToLearn(VpeftError):
+    """Neither the task nor a method gives a loss."""
+
+
 def total(parts: Iterable[Tensor]) -> Tensor:
-    """Return the sum of a loss's parts; a single part is returned unchanged."""
-    first, *rest = parts
+    """Return the sum of a loss's parts; a single part is returned unchanged.
+
+    Raises:
+        NothingToLearn: there is no part.
+    """
+    first, *rest = [*parts] or [None]
+    if first is None:
+        raise NothingToLearn(
+            "Nothing is learnt: the task adds no loss, and none of the methods does. Choose a loss of the task."
+        )
     for part in rest:
         first = first + part
     return first
@@ -154,13 +166,12 @@ class Stepper:
                 outputs = self.task.run(self.model, part) if given is None else given
             self.task.check_batch(outputs, there)
             losses = self.task.loss(outputs, part)
-            whole = total(losses.values())
-            penalty = self.tuned.penalty()
-            if penalty is not None:
-                whole = whole + penalty
-            extra = self.tuned.extra_loss(outputs, partial(self._task_loss, part))
-            if extra is not None:
-                whole = whole + extra
+            added = (
+                self.tuned.penalty(),
+                self.tuned.extra_loss(outputs, partial(self._task_loss, part)),
+                self._batch_loss(outputs, part),
+            )
+            whole = total([*losses.values(), *(one for one in added if one is not None)])
             # Parts may differ by one sample: weighted so, their sum is the mean over the batch.
             whole = whole * (len(part) / len(batch))
             if given is not None:
@@ -175,6 +186,12 @@ class Stepper:
             for name, value in seen.items():
                 sums[name] = sums[name] + value if name in sums else value
         return float(loss), {name: float(value) for name, value in sums.items()}
+
+    def _batch_loss(self, outputs: Any, part: Batch) -> Tensor | None:
+        """Return what methods add that run the model again, in the precision of the forward pass."""
+        device = self.machine.device
+        with self.machine.autocast():
+            return self.tuned.batch_loss(outputs, lambda: part.with_(inputs=self._inputs(part)).to(device))
 
     def _task_loss(self, part: Batch, outputs: Any) -> Tensor:
         """Return the task's loss of other outputs for the same part of a batch."""
