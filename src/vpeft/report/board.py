@@ -50,7 +50,8 @@ class BoardRow:
 
     `scores` is (tasks, seeds) of the leading metric, NaN where a run is missing. Costs are medians over the runs;
     the number of trained parameters is without the head. `behind` is the paired difference to the best row, with
-    its `interval` and the group `tie` only where there are enough cells for them.
+    its `interval` and the group `tie` only where there are enough cells for them. `computing` is the median over tasks
+    of the seconds for one result: the search of the task and one final run.
     """
 
     label: str
@@ -67,6 +68,7 @@ class BoardRow:
     tie: int | None = None
     behind: float | None = None
     interval: Interval | None = None
+    computing: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -94,7 +96,7 @@ class BoardRow:
 
 @dataclass(frozen=True)
 class Board:
-    """Runs that may be compared with each other, by the metric `measure`."""
+    """Runs that may be compared with each other, by the metric `measure`, and the searches that they rest on."""
 
     measure: Measure
     suite: str
@@ -110,6 +112,7 @@ class Board:
     seeds: tuple[int, ...]
     rows: tuple[BoardRow, ...]
     records: tuple[RunRecord, ...]
+    searches: tuple[RunRecord, ...] = ()
 
     @property
     def title(self) -> str:
@@ -139,10 +142,15 @@ class Board:
 def boards(records: Iterable[RunRecord]) -> list[Board]:
     """The boards of all final runs, by suite and backbone."""
     shelves: dict[str, list[RunRecord]] = {}
+    searches: dict[str, RunRecord] = {}
     for record in records:
         if record.identity.purpose == "final":
             shelves.setdefault(_shelf(record), []).append(record)
-    found = [_board(measured, measure) for shelf in shelves.values() for measure, measured in _by_metric(shelf)]
+        else:
+            searches[record.key] = record
+    found = [
+        _board(measured, measure, searches) for shelf in shelves.values() for measure, measured in _by_metric(shelf)
+    ]
     return sorted(found, key=lambda board: (board.suite, board.backbone, bool(board.departures), board.protocol))
 
 
@@ -184,7 +192,7 @@ def _measure(name: str, higher_is_better: bool, records: Sequence[RunRecord]) ->
     return Measure(name, higher_is_better, share=higher_is_better and all(0.0 <= value <= 1.0 for value in values))
 
 
-def _board(records: Sequence[RunRecord], measure: Measure) -> Board:
+def _board(records: Sequence[RunRecord], measure: Measure, searches: Mapping[str, RunRecord]) -> Board:
     tasks = _tasks(records)
     seeds = tuple(sorted({record.identity.seed for record in records}))
     groups: dict[str, list[int]] = {}
@@ -194,7 +202,8 @@ def _board(records: Sequence[RunRecord], measure: Measure) -> Board:
     for record in records:
         methods = [method.model_dump() for method in record.identity.methods]
         by_methods.setdefault(canonical(methods), []).append(record)
-    rows = [_row(found, tasks, seeds, groups, measure) for found in by_methods.values()]
+    rows = [_row(found, tasks, seeds, groups, measure, searches) for found in by_methods.values()]
+    behind = {key for record in records if record.chosen is not None for key in record.chosen.searched}
     first = records[0]
     return Board(
         measure=measure,
@@ -211,6 +220,7 @@ def _board(records: Sequence[RunRecord], measure: Measure) -> Board:
         seeds=seeds,
         rows=_compared(_told_apart(rows), measure),
         records=tuple(records),
+        searches=tuple(searches[key] for key in sorted(behind & searches.keys())),
     )
 
 
@@ -226,6 +236,7 @@ def _row(
     seeds: Sequence[int],
     groups: Mapping[str, Sequence[int]],
     measure: Measure,
+    searches: Mapping[str, RunRecord],
 ) -> BoardRow:
     scores = np.full((len(tasks), len(seeds)), np.nan)
     at = {(task.name, task.data): index for index, task in enumerate(tasks)}
@@ -242,6 +253,7 @@ def _row(
         scores=scores,
         holes=tuple(f"{names[int(task)]} seed {seeds[int(seed)]}" for task, seed in np.argwhere(np.isnan(scores))),
         costs=costs,
+        computing=_computing(records, searches),
     )
     if not row.complete:
         return row
@@ -254,6 +266,28 @@ def _row(
         # PPT is defined for shares alone.
         ppt=ppt(mean, costs.trainable) if measure.share and costs.trainable is not None else None,
     )
+
+
+def _computing(records: Sequence[RunRecord], searches: Mapping[str, RunRecord]) -> float | None:
+    """The median over tasks of the seconds of the search and one final run; None where any of them is not known."""
+    finals: dict[tuple[str, str], list[float | None]] = {}
+    behind: dict[tuple[str, str], dict[str, float | None]] = {}
+    for record in records:
+        finals.setdefault(_task(record), []).append(_seconds(record))
+        found = behind.setdefault(_task(record), {})
+        if record.chosen is not None:
+            found.update({key: _seconds(searches.get(key)) for key in record.chosen.searched})
+    known: dict[tuple[str, str], float] = {}
+    for task, spent in finals.items():
+        values = [value for value in (*spent, *behind[task].values()) if value is not None]
+        if len(values) < len(spent) + len(behind[task]):
+            return None
+        known[task] = median(values[: len(spent)]) + sum(values[len(spent) :])
+    return median(known.values())
+
+
+def _seconds(record: RunRecord | None) -> float | None:
+    return None if record is None or record.costs is None else record.costs.wall_seconds
 
 
 def _costs(records: Sequence[RunRecord]) -> Costs:

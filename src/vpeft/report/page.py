@@ -19,8 +19,13 @@ from vpeft.bench.record import RunRecord, State
 from vpeft.method_spec import text_of
 from vpeft.report import words
 from vpeft.report.board import Board, BoardRow, Column
-from vpeft.report.figure import as_svg, points
+from vpeft.report.cd_diagram import cd_diagram
+from vpeft.report.comparison import ROPE, compared, front
+from vpeft.report.cost import COSTS, PARAMETERS, Cost
+from vpeft.report.figure import Point, as_svg, points
+from vpeft.report.pages import anchors, method_pages, task_pages
 from vpeft.report.published import PublishedTable
+from vpeft.report.rates import rate_figure, sensitivities
 from vpeft.report.tables import state_of, to_best
 from vpeft.safe_text import visible
 
@@ -86,6 +91,10 @@ def as_html(
         policy=_policy(script),
         boards=[_shown(board, number, pictures) for number, board in enumerate(boards)],
         summary=_summary(boards, records),
+        methods=method_pages(boards),
+        tasks=task_pages(boards),
+        anchor=anchors(boards),
+        costs=COSTS,
         places=_places(records),
         failures=[record for record in records if record.state in (State.failed, State.out_of_memory)],
         records=sorted(
@@ -117,13 +126,25 @@ def _policy(script: str) -> str:
 
 def _shown(board: Board, number: int, pictures: Callable[[str], Mapping[str, bytes]]) -> dict[str, Any]:
     """A board with what the template cannot work out."""
-    drawn = points(board)
+    pictures_of_costs = [(cost, drawn) for cost in COSTS if (drawn := points(board, cost))]
     lows, highs = _ranges(board)
+    found, rates = compared(board), sensitivities(board)
     return {
         "it": board,
         "number": number,
-        "svg": Markup(as_svg(board, number)) if drawn else None,
-        "tips": {f"point-{number}-{point.row}": _tip(board, board.rows[point.row]) for point in drawn},
+        "against": [(cost, Markup(as_svg(board, number, cost))) for cost, _ in pictures_of_costs],
+        "sure": any(point.share is not None for _, drawn in pictures_of_costs for point in drawn),
+        "tips": {
+            _id(number, cost, point): _tip(board, board.rows[point.row], cost, point)
+            for cost, drawn in pictures_of_costs
+            for point in drawn
+        },
+        "front": {cost.name: front(board, cost) for cost in COSTS},
+        "compared": found,
+        "rope": ROPE,
+        "ranks": None if found is None else Markup(cd_diagram(found, f"ranks {number}")),
+        "rates": rates,
+        "rates_svg": Markup(rate_figure(rates, board.measure, f"rates {number}")) if rates else None,
         "grouped": len(board.groups) > 1,
         "to_best": {row.label: to_best(board, row) for row in board.rows},
         "inflated": any(row.inflation is not None for row in board.rows),
@@ -154,7 +175,12 @@ def _inline(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _tip(board: Board, row: BoardRow) -> dict[str, Any]:
+def _id(number: int, cost: Cost, point: Point) -> str:
+    """The id of a point, as `as_svg` gives it."""
+    return f"point-{number}-{point.row}" if cost is PARAMETERS else f"point-{number}-{cost.name}-{point.row}"
+
+
+def _tip(board: Board, row: BoardRow, cost: Cost, point: Point) -> dict[str, Any]:
     measure = board.measure
     lines = [
         (measure.title, f"{measure.number(row.mean, 2)} {measure.spread(row.std, 2)}".rstrip()),
@@ -164,6 +190,10 @@ def _tip(board: Board, row: BoardRow) -> dict[str, Any]:
         ("kept for backward", words.size(row.costs.saved_bytes)),
         ("step", words.seconds(row.costs.step_seconds)),
     ]
+    if cost is not PARAMETERS:
+        lines = [lines[0], (cost.title, cost.written(point.cost))]
+    if point.share is not None:
+        lines.append(("on the front", f"{100 * point.share:.0f} % of draws"))
     if len(board.groups) > 1:
         lines[1:1] = [(group or "other", measure.number(mean)) for group, mean in row.group_means.items()]
     return {"title": row.label, "lines": lines}

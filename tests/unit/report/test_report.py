@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,9 +19,12 @@ from rich.console import Console
 from vpeft.bench.ledger import LedgerError
 from vpeft.bench.pictures import keep_pictures
 from vpeft.bench.record import Chosen, RecordedScores, RunRecord
+from vpeft.bench.statistics import critical_difference, friedman
 from vpeft.report import make_report
 from vpeft.report.board import boards
+from vpeft.report.comparison import compared
 from vpeft.report.figure import COLOURS, as_png, as_svg, points
+from vpeft.report.rates import sensitivities
 from vpeft.report.tables import as_csv, as_markdown
 from vpeft.report.words import count, percent, seconds, signed, size, spread
 from vpeft.safe_text import SafeConsole
@@ -84,7 +88,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert set(re.findall(r"https?://([\w.]+)", text)) <= {"www.w3.org"}
     assert "@import" not in text
     assert "url(http" not in text
-    assert page.tags.count("svg") == 1
+    assert page.tags.count("svg") == 4, "a picture for each cost"
 
 
 def test_pictures_of_a_run_or_of_its_search_are_on_the_page(tmp_path: Path) -> None:
@@ -108,7 +112,7 @@ def test_pictures_of_a_run_or_of_its_search_are_on_the_page(tmp_path: Path) -> N
 
 def test_every_record_is_linked_and_the_links_lead_there(tmp_path: Path) -> None:
     _, page = page_of(tmp_path, FULL)
-    targets = {(tmp_path / "pages" / link).resolve() for link in page.links}
+    targets = {(tmp_path / "pages" / link).resolve() for link in page.links if not link.startswith("#")}
     assert targets == {path.resolve() for path in (tmp_path / "ledger" / "runs").glob("*.json")}
 
 
@@ -230,6 +234,92 @@ def test_the_front_is_what_nothing_smaller_beats() -> None:
     assert list(found) == ["linear_probe", "ssf", "lora", "full_finetuning"]
     assert [point.on_front for point in found.values()] == [True, True, True, False]
     assert [label for label, point in found.items() if point.is_best] == ["lora"]
+    # The methods differ by the same amount in every cell, so the front is sure.
+    assert [(point.step, point.share) for point in found.values()] == [(True, 1.0)] * 3 + [(False, 0.0)]
+
+
+def test_no_front_is_drawn_through_differences_inside_the_noise() -> None:
+    rng = random.Random(0)
+    values = {name: [0.5 + rng.gauss(0, 0.02) for _ in range(9)] for name in ("linear_probe", "ssf", "lora")}
+    records = [
+        a_run(label, task, seed, values[label][3 * index + seed])
+        for label in values
+        for index, task in enumerate(("flags", "photos", "count"))
+        for seed in range(3)
+    ]
+    (board,) = boards(records)
+    found = points(board)
+    assert [point.step for point in found] == [True, False, False], "only the cheapest is sure"
+    assert not any(point.share == 1.0 for point in found[1:])
+    # One task with one seed, as the demo has: nothing is known of the noise, so no line and no colour of the front.
+    (demo,) = boards(
+        [a_run(label, "flags", 0, values[label][0] + gain) for label, gain in zip(values, (0.0, 0.1, 0.2), strict=True)]
+    )
+    assert [(point.step, point.share) for point in points(demo)] == [(False, None)] * 3
+    assert "var(--front)" not in as_svg(demo, 0)
+
+
+def test_the_pages_of_methods_and_tasks_are_in_the_page_and_can_be_reached(tmp_path: Path) -> None:
+    text, page = page_of(tmp_path, FULL)
+    inside = {link[1:] for link in page.links if link.startswith("#")}
+    ids = set(re.findall(r' id="([\w-]+)"', text))
+    assert inside <= ids
+    assert {f"method-{number}" for number in range(4)} <= inside
+    assert {f"task-{number}" for number in range(3)} <= ids
+    for name in re.findall(r'<option value="([\w-]+)"', text):
+        assert name in ids
+    of_task = text[text.index('id="task-') :]
+    assert "60.0, 61.0, 62.0" in of_task, "the scores of all seeds of the best method on the first task"
+    of_lora = text[text.index('id="method-2"') : text.index('id="method-3"')]
+    assert "lora(as=lora)" in of_lora
+    assert "1 of 4" in of_lora
+
+
+def test_a_board_of_many_tasks_has_its_ranks_its_tests_and_its_rates(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    tasks = [f"t{number}" for number in range(9)]
+    records = []
+    for label, gain in (("linear_probe", 0.0), ("lora", 0.1), ("ssf", 0.101), ("full_finetuning", 0.05)):
+        for task in tasks:
+            search = [
+                a_run(
+                    label,
+                    task,
+                    0,
+                    identity={"purpose": "search", "optimisation": {"lr": lr}},
+                    scores=RecordedScores(split="val", values={"top1": 0.5 + gain - loss}, leading="top1"),
+                    chosen=Chosen(lr=lr, weight_decay=1e-4, rule="stated"),
+                )
+                for lr, loss in ((1e-3, 0.02), (4e-3, 0.0))
+            ]
+            chosen = Chosen(lr=4e-3, weight_decay=1e-4, rule="best", searched=tuple(one.key for one in search))
+            value = 0.5 + gain + rng.gauss(0, 0.01)
+            records += [*search, a_run(label, task, 0, value, chosen=chosen)]
+    text, page = page_of(tmp_path, records)
+    words = " ".join(" ".join(page.text).split())
+    (board,) = boards(records)
+    found = compared(board)
+    assert found is not None
+    scores = {row.label: row.scores for row in board.rows}
+    assert found.friedman == friedman(scores)
+    assert f"critical difference of {critical_difference(4, 9):.2f}" in words
+    assert {frozenset(bar) for bar in found.bars} >= {frozenset({"lora", "ssf"})}
+    assert found.probabilities["linear_probe"].worse > 0.99
+    assert "mean ranks with the critical difference" in text
+    rates = sensitivities(board)
+    assert [(one.label, one.one_rate, one.loss) for one in rates if one.label == "lora"] == [("lora", 4e-3, 0.0)]
+    assert rates[0].mean(0) == pytest.approx(-0.02)
+    assert "validation score at each learning rate" in text
+    # The seconds of two search runs and of the final one.
+    assert board.rows[0].computing == pytest.approx(60.0)
+
+
+def test_ranks_and_rates_need_enough_to_say_something(tmp_path: Path) -> None:
+    (board,) = boards(FULL)
+    assert compared(board) is None, "three tasks"
+    assert sensitivities(board) == []
+    text, _ = page_of(tmp_path, FULL)
+    assert "Friedman" not in text
 
 
 def test_the_picture_is_one_and_always_the_same() -> None:

@@ -7,13 +7,13 @@ front, and a line may only be drawn through methods of which each is surely bett
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from vpeft.bench.statistics.estimate import DRAWS, SEED, Array, MissingCells
-from vpeft.bench.statistics.paired_bootstrap import paired_bootstrap, resampled
+from vpeft.bench.statistics.paired_bootstrap import resampled
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,17 @@ def pareto_front(
     drawn = np.stack([one[task, cell].mean(axis=(1, 2)) for one in table])
     share = _on_front(drawn, cost).mean(axis=1)
     on_front = _on_front(table.mean(axis=(1, 2))[:, None], cost)[:, 0]
-    steps = _steps(names, table, cost, draws, level, seed)
+
+    def surely_better(one: int, other: int) -> bool:
+        # The draws of the paired bootstrap: all methods are resampled by the same tasks and seeds.
+        return float(np.quantile(drawn[one] - drawn[other], (1 - level) / 2)) > 0
+
+    steps = {names[index] for index in _steps(cost, surely_better)}
     places = {}
     for index, name in enumerate(names):
         rivals = [other for other in range(len(names)) if other != index and cost[other] <= cost[index]]
-        surely = tuple(
-            names[other]
-            for other in rivals
-            if paired_bootstrap(table[other], table[index], draws=draws, level=level, seed=seed).low > 0
-        )
-        places[name] = ParetoPlace(bool(on_front[index]), float(share[index]), surely, name in steps)
+        beaten_by = tuple(names[other] for other in rivals if surely_better(other, index))
+        places[name] = ParetoPlace(bool(on_front[index]), float(share[index]), beaten_by, name in steps)
     return places
 
 
@@ -96,13 +97,10 @@ def _on_front(scores: Array, cost: Array) -> np.ndarray[tuple[int, ...], np.dtyp
     return found
 
 
-def _steps(names: list[str], table: Array, cost: Array, draws: int, level: float, seed: int) -> set[str]:
+def _steps(cost: Array, surely_better: Callable[[int, int], bool]) -> list[int]:
     """The methods that a line may join. Of equal costs the first has the better mean."""
     steps = [0]
-    for index in range(1, len(names)):
-        last = steps[-1]
-        if cost[index] > cost[last]:
-            gain = paired_bootstrap(table[index], table[last], draws=draws, level=level, seed=seed)
-            if gain.low > 0:
-                steps.append(index)
-    return {names[index] for index in steps}
+    for index in range(1, len(cost)):
+        if cost[index] > cost[steps[-1]] and surely_better(index, steps[-1]):
+            steps.append(index)
+    return steps

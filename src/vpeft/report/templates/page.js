@@ -27,6 +27,38 @@
     }));
   }
 
+  // Pages: the part of the address after # names the one that is shown.
+  const views = [...document.querySelectorAll(".view")];
+  const selects = ["go-method", "go-task"].map((id) => document.getElementById(id)).filter(Boolean);
+  const route = () => {
+    const asked = location.hash.slice(1);
+    const name = views.some((view) => view.id === asked) ? asked : "overview";
+    for (const view of views) view.classList.toggle("open", view.id === name);
+    for (const select of selects) select.value = [...select.options].some((one) => one.value === name) ? name : "overview";
+    scrollTo(0, 0);
+  };
+  document.body.classList.add("routed");
+  for (const select of selects) select.addEventListener("change", () => { location.hash = select.value; });
+  addEventListener("hashchange", route);
+  route();
+
+  // Filters: methods whose name has one of the words, and those with all of their runs.
+  const filter = document.getElementById("filter"), whole = document.getElementById("whole");
+  if (filter) {
+    const rows = [...document.querySelectorAll("tr[data-method]")];
+    const all = new Set(rows.map((row) => row.dataset.method));
+    const apply = () => {
+      const words = filter.value.toLowerCase().split(/[\s,]+/).filter(Boolean);
+      const holes = new Set(rows.filter((row) => "holes" in row.dataset).map((row) => row.dataset.method));
+      const keeps = (name) => (!words.length || words.some((word) => name.toLowerCase().includes(word))) && !(whole.checked && holes.has(name));
+      for (const row of rows) row.hidden = !keeps(row.dataset.method) || (whole.checked && "holes" in row.dataset);
+      const left = [...all].filter(keeps).length;
+      document.getElementById("shown").textContent = left === all.size ? "" : `${left} of ${all.size}`;
+    };
+    filter.addEventListener("input", apply);
+    whole.addEventListener("change", apply);
+  }
+
   // The picture: each point tells its figures.
   const tips = JSON.parse(document.getElementById("tips").textContent);
   const tip = document.getElementById("tip");
