@@ -294,7 +294,7 @@ def task_entry(task: Any) -> TaskEntry:
 def head_entry(head: nn.Module) -> HeadEntry:
     """A head as the file keeps it."""
     if isinstance(head, Heads):
-        return HeadEntry(kind="several", several={name: head_entry(one) for name, one in head.named_children()})
+        return HeadEntry(kind="several", several={name: head_entry(head.get_submodule(name)) for name in head.tasks})
     if type(head) is nn.Linear or getattr(head, "kind", None) == "linear":
         linear: Any = head
         return HeadEntry(kind="linear", width=linear.in_features, classes=linear.out_features)

@@ -21,6 +21,7 @@ class TrainState:
     loss_sum: float = 0.0
     norm_sum: float = 0.0
     monitored: dict[str, float] = field(default_factory=dict)
+    shown: dict[str, int] = field(default_factory=dict)  # images of the batches that had each monitored value
     images: int = 0
     epoch_seconds: float = 0.0
     epoch_train_seconds: float = 0.0
@@ -51,6 +52,8 @@ class TrainState:
         known = {f.name for f in fields(cls)}
         standing = cls(**{name: value for name, value in values.items() if name in known})
         standing.history = [EpochRecord.model_validate(record) for record in values["history"]]
+        # Of a time when every batch had every value.
+        standing.shown = {name: standing.shown.get(name, standing.images) for name in standing.monitored}
         return standing
 
     @property
@@ -60,8 +63,8 @@ class TrainState:
 
     @property
     def means(self) -> dict[str, float]:
-        """Means of the monitored values over the epoch so far."""
-        return {name: value / max(1, self.images) for name, value in self.monitored.items()}
+        """Means of the monitored values over the epoch so far, each over the batches that had it."""
+        return {name: value / max(1, self.shown[name]) for name, value in self.monitored.items()}
 
     @property
     def images_per_second(self) -> float:
@@ -76,6 +79,7 @@ class TrainState:
         self.norm_sum += norm
         for name, value in monitored.items():
             self.monitored[name] = self.monitored.get(name, 0.0) + value
+            self.shown[name] = self.shown.get(name, 0) + images
         self.images += images
         self.all_images += images
 
@@ -117,5 +121,5 @@ class TrainState:
         self.history.append(record)
         self.epoch += 1
         self.batch = self.images = 0
-        self.monitored = {}
+        self.monitored, self.shown = {}, {}
         self.loss_sum = self.norm_sum = self.epoch_seconds = self.epoch_train_seconds = 0.0
