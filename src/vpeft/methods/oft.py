@@ -50,7 +50,7 @@ class OFT(OnProjections):
     """b at most"""
     shared: bool = False
     """one R_i for all blocks of a layer"""
-    terms: int | None = Field(default=None, gt=1)
+    terms: int | None = Field(default=None, gt=1, le=1000)
     """terms of the series; None for the exact inverse (the paper)"""
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
