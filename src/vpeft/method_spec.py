@@ -6,6 +6,7 @@
     mlp(hidden=512)                           a head
     sgd(momentum=0.9)                         an optimiser
     regression(head=mlp(hidden=512))          a task; the value in brackets is text, which the task reads
+    image:lora(rank=4)+text:bitfit            methods on the towers of a host, by `parse_placed`; * is all together
 
 Values are written as in TOML. A bare word, alone or in a list, is a string; `None` is nothing. This file only reads and
 writes text: whether the name and the fields exist is checked by whoever looks them up.
@@ -26,6 +27,7 @@ from vpeft.errors import VpeftError
 from vpeft.guarded import DEPTH, short
 
 _FORM = re.compile(r"\s*(?P<name>[A-Za-z_][\w-]*)\s*(?:\((?P<fields>.*)\))?\s*", re.DOTALL)
+_PLACED = re.compile(r"\s*(?P<tower>\*|[A-Za-z_][\w.-]*)\s*:(?P<rest>.*)", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_][\w.-]*")
 _WORDS = re.compile(rf"{_WORD.pattern}(?:\+{_WORD.pattern})*")  # such as flip+photometric
 # Python's spelling of what TOML spells otherwise or cannot say.
@@ -78,6 +80,20 @@ def parse(text: str) -> MethodSet:
     if not specs:
         raise BadMethodSpec("No method was named. Give at least one, for instance: lora or lora(rank=4)+ssf")
     return MethodSet(text_of(specs), specs)
+
+
+def parse_placed(text: str) -> list[tuple[str, MethodSpec]]:
+    """The methods in `text`, joined by `+`, each with the tower that it is put on: `text:lora(rank=4)`.
+
+    The tower is empty where none is named, and `*` for all together. Raises BadMethodSpec.
+    """
+    found: list[tuple[str, MethodSpec]] = []
+    for part in _split(text, "+", text):
+        match = _PLACED.fullmatch(part)
+        found.append(("", parse_one(part)) if match is None else (match["tower"], parse_one(match["rest"])))
+    if not found:
+        raise BadMethodSpec("No method was named. Give at least one, for instance: lora or lora(rank=4)+ssf")
+    return found
 
 
 def parse_all(texts: Sequence[str]) -> tuple[MethodSet, ...]:

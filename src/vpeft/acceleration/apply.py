@@ -173,7 +173,7 @@ def _on_the_model(
     unfit = _unfit(tuned)
     if unfit is not None:
         return Accelerated(patches, [AccelerationOutcome(name, False, unfit, True) for name in names], None)
-    if tuned.description.host is not None and tuned.head is None:
+    if (tuned.description.host is not None and tuned.head is None) or tuned.reads_towers:
         return _on_a_host(tuned, names, situation, patches)
     prefix = None
     try:
@@ -228,6 +228,8 @@ def _on_a_host(tuned: TunedModel, names: list[str], situation: Situation | None,
     prefix: CachedHost | None = None
     for name in names:
         reason = "the tower runs inside a host, whose forward pass cannot be tested here"
+        if tuned.reads_towers:
+            reason = "it is made for one tower, and the head compares two"
         if name == prefix_cache.NAME and situation is not None:
             try:
                 prefix, text = host_prefix.build(tuned, patches, situation)

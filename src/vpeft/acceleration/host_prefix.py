@@ -2,7 +2,8 @@
 
 A decoder, a neck or heads of a host train, and the tower before them does not: SAM with a trained mask decoder, a DETR
 with a trained decoder. Then the largest module that holds the tower and nothing that trains is run once for each image.
-Afterwards the host runs as always, on the same inputs, and that module returns what it gave before.
+Afterwards the host runs as always, on the same inputs, and that module returns what it gave before. Of a host with two
+towers whose features a head compares, it is the image tower, where nothing inside of it is edited.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from vpeft.acceleration.patches import Patches
 from vpeft.acceleration.prefix_cache import SAMPLE, Situation
 from vpeft.acceleration.prefix_store import Spec, Store, digest_of, mebibytes, room
 from vpeft.backbones.backbone import Backbone
+from vpeft.backbones.edits import Edit
 from vpeft.backbones.host_parts import in_part
+from vpeft.backbones.places import Place
 from vpeft.batch import Batch, Sample, as_sample, run_model
 from vpeft.batch import collate as stacked_batch
 from vpeft.injection.outputs import tensors_in
@@ -270,18 +273,29 @@ def _require_useful(tuned: TunedModel, situation: Situation) -> None:
         raise NotApplicable("there is only one image")
     if any(type(method).advance is not Method.advance or method.follows_data for method in tuned.methods()):
         raise NotApplicable("the method changes the model during training")
-    if any(edit.layer is not None and not in_part(tuned.description, edit.place) for edit in tuned.adapter().edits):
+    if any(_inside(tuned, edit) for edit in tuned.adapter().edits):
         raise NotApplicable("trained places are inside the tower, so nothing of the host is frozen before them")
     changing = why_not_the_same(situation.train)
     if changing is not None:
         raise NotApplicable(changing)
 
 
+def _inside(tuned: TunedModel, edit: Edit) -> bool:
+    """Whether an edit acts in the tower whose outputs would be kept, or reads what that computes on its way."""
+    if not tuned.reads_towers:
+        return edit.layer is not None and not in_part(tuned.description, edit.place)
+    name, first = next(iter(tuned.description.towers.items()))
+    behind = (first.outlet, first.logits)
+    places = [edit.place] if edit.layer is not None else []
+    places += [source for source in edit.reads if isinstance(source, Place)]
+    return any(place.name.startswith(f"{name}.") and place not in behind for place in places)
+
+
 def _frozen_module(tuned: TunedModel, situation: Situation, collate: Collate, run: Run) -> str:
     """The name of the largest module that holds the tower, runs once, and in which nothing trains or draws."""
     host = tuned.backbone
     towers = tuned.description.towers
-    if len(towers) > 1:
+    if len(towers) > 1 and not tuned.reads_towers:
         raise NotApplicable("the host has several towers")
     path = _path(next(iter(towers.values())), host)
     edited = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -300,6 +300,11 @@ class Backbone:
         self._pooled = Projected(self._pooled, projection)
         self.facts = replace(self.facts, width=width)
         self.outlet.width = self.outlet.width_in = width
+
+    def pooled_by(self, pooled: Callable[[nn.Module, Tensor], Tensor]) -> Self:
+        """Let (module, inputs) -> (B, D) give the pooled feature, such as the module's own call; returns this."""
+        self._pooled = pooled
+        return self
 
     def feature_parameters(self) -> Iterator[nn.Parameter]:
         """Yield every parameter that the pooled feature depends on."""

@@ -192,7 +192,7 @@ def _from_timm(
 ) -> tuple[nn.Module, list[str]]:
     import timm
 
-    from . import pocket_video, pocket_vit  # noqa: F401 - registers the shipped models with timm
+    from . import pocket_clip, pocket_video, pocket_vit  # noqa: F401 - registers the shipped models with timm
 
     architecture = name.partition(".")[0]
     if not name.startswith((TIMM_HUB, TIMM_FOLDER)) and not timm.is_model(architecture):

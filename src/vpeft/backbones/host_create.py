@@ -2,6 +2,8 @@
 
     host::hf:FOLDER                a checkpoint of transformers as the class that it was saved from
     host::torchvision:NAME         a detector or segmenter of torchvision
+    host::open_clip:NAME/WEIGHTS   an image-text model of open_clip with both towers
+    host::pocket_clip              the shipped one
     host::py:FILE.py:NAME          a function of yours that makes one
 
 `host:5:hf:FOLDER` has outputs for five classes. Where the checkpoint has another number, the layers that tell classes
@@ -16,10 +18,15 @@ from torch import nn
 
 from ..errors import VpeftError, nearest, need_extra
 from .hf_create import quiet, stated_processor
-from .names import HOST, TORCHVISION, TRANSFORMERS
+from .library_create import create_whole_open_clip
+from .names import HOST, OPEN_CLIP, TORCHVISION, TRANSFORMERS
 from .own_code import OWN_CODE, create_from_own_code
 from .torchvision_hosts import create_torchvision_host, torchvision_hosts
 from .trust import Trust
+
+
+# The host among the shipped models.
+POCKET = "pocket_clip"
 
 
 class NoHost(VpeftError):
@@ -61,12 +68,18 @@ def create_host(name: str, pretrained: bool, trust: Trust) -> tuple[nn.Module, t
         return _from_transformers(where.removeprefix(TRANSFORMERS), pretrained, classes, trust)
     if where.startswith(TORCHVISION):
         return _from_torchvision(where.removeprefix(TORCHVISION), pretrained, classes)
+    if where.startswith(OPEN_CLIP):
+        return create_whole_open_clip(where.removeprefix(OPEN_CLIP), pretrained), (), []
+    if where == POCKET:
+        from .pocket_clip import pocket_clip
+
+        return pocket_clip(pretrained), (), []
     if where.startswith(OWN_CODE):
         trust.require_code(where)
         return create_from_own_code(where.removeprefix(OWN_CODE)), (), []
     raise NoHost(
-        f"A whole model is named {TRANSFORMERS}FOLDER (transformers), {TORCHVISION}NAME or {OWN_CODE}FILE.py:NAME;"
-        f" {where!r} is none of these."
+        f"A whole model is named {TRANSFORMERS}FOLDER (transformers), {TORCHVISION}NAME, {OPEN_CLIP}NAME/WEIGHTS,"
+        f" {OWN_CODE}FILE.py:NAME or {POCKET}; {where!r} is none of these."
     )
 
 

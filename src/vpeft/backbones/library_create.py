@@ -76,7 +76,22 @@ def _configuration(weights: Any, size: tuple[int, int] | None) -> dict[str, Any]
 
 
 def create_from_open_clip(name: str, pretrained: bool, size: tuple[int, int] | None) -> nn.Module:
-    """The image tower of an open_clip model: NAME/WEIGHTS, or NAME alone where the weights are not wanted.
+    """The image tower of an open_clip model; arguments and errors as `create_whole_open_clip`."""
+    whole: Any = create_whole_open_clip(name, pretrained, size, text=False)
+    tower: nn.Module = whole.visual
+    return tower.eval()
+
+
+def create_whole_open_clip(
+    name: str, pretrained: bool, size: tuple[int, int] | None = None, text: bool = True
+) -> nn.Module:
+    """An open_clip model with both towers: NAME/WEIGHTS, or NAME alone where the weights are not wanted.
+
+    Args:
+        name: see above.
+        pretrained: load the weights.
+        size: of the images, if not the model's own.
+        text: whether the text tower is wanted; a pre-trained one of the hub is then loaded too.
 
     Raises:
         UnknownModelName: with the nearest names, or the names of its weights.
@@ -95,8 +110,14 @@ def create_from_open_clip(name: str, pretrained: bool, size: tuple[int, int] | N
             f" {', '.join(tags) or 'none'}."
         )
     options = {} if size is None else {"force_image_size": size}
-    whole = open_clip.create_model(
-        architecture, pretrained=tag if pretrained else None, load_weights=pretrained, pretrained_text=False, **options
+    made: Any = open_clip.create_model(
+        architecture,
+        pretrained=tag if pretrained else None,
+        load_weights=pretrained,
+        pretrained_text=False,
+        **options,
     )
-    tower: nn.Module = whole.visual
-    return tower.eval()
+    if text and hasattr(made.visual, "preprocess_cfg"):
+        made.preprocess_cfg = made.visual.preprocess_cfg
+    whole: nn.Module = made
+    return whole.eval()

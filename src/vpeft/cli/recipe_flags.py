@@ -19,7 +19,7 @@ from vpeft.cli.flags import Flag, flags_of, nested
 from vpeft.cli.method_flags import all_method_flags, fields_by_method
 from vpeft.errors import VpeftError
 from vpeft.guarded import read_toml
-from vpeft.method_spec import parse, parse_one
+from vpeft.method_spec import parse_one, parse_placed
 from vpeft.recipes import recipe_file
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.recipe import BadRecipe, Recipe, TaskChoice
@@ -69,7 +69,8 @@ def run_flags() -> tuple[Flag, ...]:
     """Return all flags of a run except those of the methods; the values go where a recipe file has them."""
     method = FieldInfo(
         annotation=str,
-        description="How to adapt: a name from `vpeft methods`, with settings `lora(rank=8)`, several with `+`.",
+        description="How to adapt: a name from `vpeft methods`, with settings `lora(rank=8)`, several with `+`; on"
+        " a tower of a model with several `text:lora`.",
     )
     task = FieldInfo(
         annotation=str,
@@ -215,7 +216,10 @@ def _read(file: Path | None) -> dict[str, Any]:
 def _choices(stated: Any) -> list[dict[str, Any]]:
     """Parse methods of a recipe or a flag: a table, or text that joins several with `+`."""
     if isinstance(stated, str):
-        return [{"name": one.name, **one.fields} for one in parse(stated).methods]
+        return [
+            {"name": one.name, **({"tower": tower} if tower else {}), **one.fields}
+            for tower, one in parse_placed(stated)
+        ]
     return [dict(stated)] if isinstance(stated, Mapping) else [{}]
 
 

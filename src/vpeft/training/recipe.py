@@ -28,8 +28,9 @@ from vpeft.data.config import DataConfig
 from vpeft.errors import VpeftError, nearest
 from vpeft.guarded import read_toml
 from vpeft.head import BadHead
+from vpeft.injection.placed import TOGETHER, MethodLike
 from vpeft.method import Method, get_method, method_aliases, method_names
-from vpeft.method_spec import parse, parse_one
+from vpeft.method_spec import parse_one, parse_placed
 from vpeft.task import DEFAULT, Task, all_tasks, full_name, get_task
 from vpeft.training.optimisation import MOVED, Optimisation
 from vpeft.training.toml_text import toml_text
@@ -73,7 +74,23 @@ class MethodChoice(_Choice):
 
     name: str = Field(description="Name of the method; `vpeft methods` lists them.")
     fields: dict[str, Any] = Field(default_factory=dict, description="Its hyper-parameters; missing ones are default.")
+    tower: str = Field(default="", description="The tower that it is on, of a model with several; * is all together.")
     _method: Method = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            tower, spec = parse_placed(given)[0]
+            return {"name": spec.name, "fields": spec.fields, "tower": tower}
+        if isinstance(given, Mapping) and "fields" not in given and "tower" in given:
+            rest = {key: value for key, value in given.items() if key not in ("name", "tower")}
+            return {**({"name": given["name"]} if "name" in given else {}), "tower": given["tower"], "fields": rest}
+        return super()._gather(given)
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"name": self.name, **({"tower": self.tower} if self.tower else {}), **self.fields}
 
     @field_validator("name")
     @classmethod
@@ -183,10 +200,13 @@ class Recipe(BaseModel):
             return given
         given = dict(given)
         if isinstance(given.get("method"), str):
-            first, *more = parse(given["method"]).methods
-            given["method"] = {"name": first.name, **first.fields}
+            first, *more = (
+                {"name": one.name, **({"tower": tower} if tower else {}), **one.fields}
+                for tower, one in parse_placed(given["method"])
+            )
+            given["method"] = first
             if more:
-                given["also"] = [*({"name": one.name, **one.fields} for one in more), *given.get("also", ())]
+                given["also"] = [*more, *given.get("also", ())]
         if isinstance(given.get("host"), str):
             named = given.setdefault("backbone", host_name(given["host"]))
             if named != host_name(given["host"]):
@@ -208,6 +228,16 @@ class Recipe(BaseModel):
     def methods(self) -> tuple[Method, ...]:
         """All methods, in the order in which they are attached."""
         return tuple(choice.build() for choice in (self.method, *self.also))
+
+    def placed(self, several_towers: bool) -> tuple[MethodLike, ...]:
+        """All methods, each on the tower that is named; on several towers one that couples them is on all together."""
+        found: list[MethodLike] = []
+        for choice in (self.method, *self.also):
+            method, tower = choice.build(), choice.tower
+            if several_towers and not tower and type(method).edits_across is not Method.edits_across:
+                tower = TOGETHER
+            found.append({tower: method} if tower else method)
+        return tuple(found)
 
     @classmethod
     def from_toml(cls, path: Path | str, overrides: Mapping[str, Any] | None = None) -> Self:
@@ -306,8 +336,8 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 def _as_choice(value: Any) -> Any:
     if not isinstance(value, str) or "+" in value:
         return value
-    spec = parse_one(value)
-    return {"name": spec.name, **spec.fields}
+    tower, spec = parse_placed(value)[0]
+    return {"name": spec.name, **({"tower": tower} if tower else {}), **spec.fields}
 
 
 def _fields(model: type[BaseModel], name: str) -> type[BaseModel] | None:
@@ -350,7 +380,7 @@ def _unknown_of_method(values: Any, path: str) -> Iterator[str]:
         return
     fields = get_method(values["name"]).model_fields
     for key in values:
-        if key != "name" and key not in fields:
+        if key not in ("name", "tower") and key not in fields:
             hint = nearest(key, fields) if fields else "It has no hyper-parameters."
             yield f"There is no key {path}{key} for the method {values['name']!r}. {hint}"
 

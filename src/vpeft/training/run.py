@@ -259,9 +259,10 @@ def ready_run(
     clips = (recipe.data.clip or ClipConfig()) if holds_clips(recipe.data) else None
     frames = None if clips is None else clips.frames
     model = _backbone(recipe, seed, None, trust, any_size=shown == "any", frames=frames)
-    if recipe.host is not None and recipe.task == TaskChoice():
-        unbound = usual_task(model)()
     described = describe(model, recipe.anatomy)
+    several = len(described.towers) > 1
+    if recipe.host is not None and recipe.task == TaskChoice() and not several:
+        unbound = usual_task(model)()
     if clips is not None and described.inputs.takes_images:  # it reads each frame as an image
         frames = FRAMES
         model = _backbone(recipe, seed, None, trust, any_size=shown == "any", frames=frames)
@@ -287,7 +288,7 @@ def ready_run(
     val = None if data.val is None else unbound.dataset(data.val, False)
     task = unbound.bind(train)
     require_labels(task.labels)
-    if recipe.host is not None:
+    if recipe.host is not None and not several:
         classes = format_of(model, task.target_kind).classes
         if classes is not None and classes != len(task.labels):
             # before its layers are named as places: another model, with outputs for these classes
@@ -302,8 +303,9 @@ def ready_run(
     with untouched_randomness():
         seed_everything(derived_seed(recipe.seed, "tune"))
         statistics = recipe.optimisation.batch_norm
-        made = None if recipe.host is not None else task  # a host keeps its own heads
-        tuned = tune(described, *recipe.methods, task=made, statistics=statistics, train=recipe.train, show=show)
+        own = recipe.host is not None and not several  # a host keeps its own heads
+        made, placed = None if own else task, recipe.placed(several)
+        tuned = tune(described, *placed, task=made, statistics=statistics, train=recipe.train, show=show)
         tuned.task = task
     if progress:
         what = " + ".join(text_of(MethodSpec(name=one.name, fields=_stated(one))) for one in recipe.methods)

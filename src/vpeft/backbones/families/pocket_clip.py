@@ -24,8 +24,8 @@ from .timm_vit import attention_places, mlp_places
 NAME = "pocket_clip"
 
 
-def _read(model: nn.Module, texts: Tensor) -> Tensor:
-    found: Tensor = model(texts)
+def _read(model: nn.Module, inputs: Tensor) -> Tensor:
+    found: Tensor = model(inputs)
     return found
 
 
@@ -37,7 +37,7 @@ def _no_classifier(model: nn.Module) -> nn.Module:
 def describe_pocket_clip(model: nn.Module) -> Backbone:
     """The small image-text model that pretraining/pocket_clip.py makes: `image` and `text`."""
     clip: Any = model
-    image = describe(clip.visual)
+    image = describe(clip.visual).pooled_by(_read)
     image.through(clip.image_projection, int(clip.image_projection.out_features))
     return Towers(model, {"image": image, "text": _text(clip.text)}, NAME, NAME)
 
