@@ -40,6 +40,7 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("extend", "vpeft.cli.extend:extend", "Add new classes to a saved adapter without its old images.", _WORK),
     ("fewshot", "vpeft.cli.fewshot:fewshot", "Tune on a few images of a few classes, many times, and measure.", _WORK),
     ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
+    ("serve", "vpeft.cli.serve:serve", "Serve a folder of adapters over HTTP, with a page to try them.", _WORK),
     ("export", "vpeft.cli.export:export", "Write an adapter for peft, as a plain checkpoint, or as ONNX.", _PASS),
     ("import", "vpeft.cli.import_peft:import_peft", "Make an adapter file of a folder of peft.", _PASS),
     ("hub", "vpeft.cli.hub:app", "Push adapters to the Hugging Face Hub, and pull them.", _PASS),

@@ -134,7 +134,29 @@ def open_adapter(
     except ValidationError as error:
         where = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise VpeftError(f"{path}: its preprocessing is not usable: {printable(where, 300)}.") from None
-    return Loaded(model, manifest, preprocessing, task, chosen, path)
+    return Loaded(model, manifest, preprocessing, task, chosen, path, of_task)
+
+
+def backbone_of(
+    path: Path | None, *, backbone: str | None, weights: Path | None = None, allow_download: bool = False
+) -> nn.Module:
+    """The backbone of an adapter file as it was in training, or one by its name alone; for a server of many adapters.
+
+    Args:
+        path: an adapter file; None where there is none yet.
+        backbone: the backbone's name, if the file cannot create it or there is none.
+        weights: its file of weights, if it has moved since training.
+        allow_download: download a backbone `hf:ID` that the file names.
+
+    Raises:
+        VpeftError: it cannot be made.
+    """
+    if path is None:
+        return create_backbone(backbone or "", pretrained=weights is None, weights=weights, trust=TYPED)
+    manifest, tensors = read(path)
+    if backbone is None:
+        _require_fits(manifest, tensors, path)
+    return _made_again(manifest, path, weights, backbone, allow_download)
 
 
 def _unknown_task(manifest: Manifest) -> str:

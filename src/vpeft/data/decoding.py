@@ -59,6 +59,10 @@ class MissingImage(UnreadableImage):
     """There is no such file."""
 
 
+class TooLargeImage(UnreadableImage):
+    """An image exceeds a limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The largest image that is read; None takes the default above.
@@ -79,26 +83,26 @@ class Limits:
         return self.max_pixels or max(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or 0)
 
     def check(self, width: int, height: int, size: int = 0) -> None:
-        """Raise `UnreadableImage` for an image (height, width) of `size` bytes that exceeds a limit, naming it."""
+        """Raise `TooLargeImage` for an image (height, width) of `size` bytes that exceeds a limit, naming it."""
         most = self.most_pixels
         if width * height > most:
-            raise UnreadableImage(
+            raise TooLargeImage(
                 f"it has {width * height} pixels, more than max_pixels = {most}; allow it with max_pixels ="
                 f" {width * height}"
             )
         aspect, widest = max(width, height) / max(1, min(width, height)), self.max_aspect or MAX_ASPECT
         if aspect > widest:
-            raise UnreadableImage(
+            raise TooLargeImage(
                 f"it is {width} x {height}, and one side is more than max_aspect = {widest:g} times the other; allow it"
                 f" with max_aspect = {math.ceil(aspect)}"
             )
         self.check_bytes(size)
 
     def check_bytes(self, size: int, what: str = "its values need") -> None:
-        """Raise `UnreadableImage` for more bytes than `max_mib`."""
+        """Raise `TooLargeImage` for more bytes than `max_mib`."""
         most = self.max_mib or MAX_MIB
         if size > most * MEBI:
-            raise UnreadableImage(
+            raise TooLargeImage(
                 f"{what} {math.ceil(size / MEBI)} MiB, more than max_mib = {most}; allow it with max_mib ="
                 f" {math.ceil(size / MEBI)}"
             )
