@@ -3,7 +3,8 @@
 A part is any module of a host outside its towers. Every linear, convolution and norm in it is a place under its own
 module name. Layers that repeat in a list and have an MLP of two linears are its blocks, with that MLP as `mlp` and
 `mlp_branch`, and the attention of a layer to itself as `attn`. The branch begins where the MLP does: in a layer with
-its norms behind the sums, as decoders of detectors have them, that is the stream itself.
+its norms behind the sums, as decoders of detectors have them, that is the stream itself. In layers of BERT's kind
+`attn` ends behind its sum and norm and has its projections; `cross` is the same for attention to another sequence.
 
 A host may run a layer several times in one pass, or in training only. So what a part's edits do is checked in the
 host's own forward passes, and not by `verify`.
@@ -23,13 +24,15 @@ from .blocks import AttentionSite, Block, MlpSite
 from .builders import Where, branch, projection, site
 from .convolutional import is_norm, norm_place
 from .module_names import place_name, whole_name
-from .places import Place, Site, Span
+from .places import Place, Projection, Site, Span
 from .points import Layout, MissingPlace, Point
 from .probe import Classifier
 
 # Two linears, one after the other, under the names that libraries give them.
 PAIRS = (("fc1", "fc2"), ("lin1", "lin2"), ("linear1", "linear2"), ("proj_in", "proj_out"), ("up_proj", "down_proj"))
 OWN_ATTENTION = ("self_attn", "attn", "attention")
+# the projections of an attention of BERT's kind, whose last one is followed by a sum and a norm
+BERT = {"q": "self.query", "k": "self.key", "v": "self.value", "proj": "output.dense"}
 NOT_READ = "a part of a host has no features of its own; `verify` and heads look at its towers"
 
 
@@ -173,8 +176,10 @@ def _mlp(layer: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
     """
     if not any("Attention" in type(inner).__name__ for inner in layer.children()):
         return None
+    outer = [getattr(layer._modules.get(key), "_modules", {}).get("dense") for key in ("intermediate", "output")]
     for holder in (layer, *layer.children()):
-        pairs = [(holder._modules.get(one), holder._modules.get(two)) for one, two in PAIRS]
+        pairs = [(outer[0], outer[1])] if holder is layer else []
+        pairs += [(holder._modules.get(one), holder._modules.get(two)) for one, two in PAIRS]
         inner = list(holder.children())
         if len(inner) == 2 or (len(inner) == 3 and not list(inner[1].parameters())):
             pairs.append((inner[0], inner[-1]))
@@ -201,21 +206,40 @@ def _block(name: str, index: int, layer: nn.Module, mlp: tuple[nn.Linear, nn.Lin
     readers = tuple(place for place in fcs.values() if place.name.endswith("fc1"))
     parts: dict[str, Place] = {}
     attention = next((layer._modules[key] for key in OWN_ATTENTION if layer._modules.get(key) is not None), None)
-    if attention is not None:
-        own = site(f"{name}.attn", AttentionSite, enter, Point(attention, "output"), where, width, {})
-        own.enter, own.verbs = None, frozenset({"after"})
-        parts["attn"] = own
+    for key, module in (("attn", attention), ("cross", layer._modules.get("crossattention"))):
+        if module is None:
+            continue
+        inside = _bert_attention(f"{name}.{key}", module, where)
+        own = site(f"{name}.{key}", AttentionSite, enter, Point(module, "output"), where, width, inside)
+        own.enter, own.verbs = None, frozenset({"after", "tap"}) if inside else frozenset({"after"})
+        parts[key] = own
     parts["mlp"] = site(f"{name}.mlp", MlpSite, enter, exit, where, width, fcs, None, readers)  # type: ignore[arg-type]
     parts["mlp_branch"] = branch(f"{name}.mlp_branch", enter, exit, where, width)
-    named = {id(first), id(second)}
+    named = {id(first), id(second)} | {id(place.module) for place in _projections(parts)}
     for path, inner in _layers(layer):
         if id(inner) not in named and (place := _layer(f"{name}.{path}", inner, depth)) is not None:
             parts[path] = place
     made = outline.block(index, layer, parts, where, width)
     made.name = name
-    # what a layer is given and gives differs from library to library
-    made.verbs, made.enter, made.exit = frozenset({"unfreeze"}), None, None
+    # what a layer is given and gives differs from library to library; one of BERT's kind gives its stream
+    verbs, end = {"unfreeze"}, made.exit if _projections(parts) and "cross" in parts else None
+    made.enter, made.exit = None, end
+    made.verbs = frozenset(verbs | {"after", "tap"}) if end is not None else frozenset(verbs)  # type: ignore[arg-type]
     return made
+
+
+def _bert_attention(name: str, module: nn.Module, where: Where) -> dict[str, Place]:
+    """The projections of an attention of BERT's kind, by their canonical names; none of any other attention."""
+    inside = dict(module.named_modules())
+    if not all(isinstance(inside.get(path), nn.Linear) for path in BERT.values()):
+        return {}
+    return {key: projection(f"{name}.{key}", inside[path], where) for key, path in BERT.items()}
+
+
+def _projections(parts: dict[str, Place]) -> list[Projection]:
+    """The projections of the attentions among the parts of a block."""
+    found = [place for key in ("attn", "cross") if key in parts for place in parts[key].parts.values()]
+    return [place for place in found if isinstance(place, Projection)]
 
 
 def _modules_of(block: Block) -> Iterator[Any]:

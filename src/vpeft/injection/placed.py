@@ -20,13 +20,15 @@ TOGETHER = "*"
 
 MethodLike = Method | Mapping[str, Method | Sequence[Method]]
 """A method; for a host a mapping from its towers and parts, by their names, to one method or several."""
+JOINT = "+"
+"""Between names of towers and parts, "image+text_encoder": the method edits these together, by its `edits_across`."""
 ONLY = "image"
 """The name of the only tower of a host in such a mapping."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A method and where it is: a tower (empty where there is one), a part of the host, or "*" for all towers."""
+    """A method and where it is: a tower (empty where there is one), a part, several with "+", or "*" for all towers."""
 
     method: Method
     tower: str = ""
@@ -72,7 +74,7 @@ def placed_methods(description: Backbone, given: Sequence[MethodLike]) -> tuple[
 
 
 def _where(description: Backbone, name: str) -> str:
-    """A tower by its name, a part of the host by its whole name, or "*"; empty for the only tower.
+    """A tower by its name, a part of the host by its whole name, several with "+", or "*"; empty for the only tower.
 
     Raises:
         AdapterError: there is neither a tower nor a part with this name.
@@ -80,6 +82,8 @@ def _where(description: Backbone, name: str) -> str:
     towers = description.towers
     if name in towers or (name == TOGETHER and len(towers) > 1):
         return name
+    if JOINT in name:
+        return JOINT.join(_where(description, one) or ONLY for one in name.split(JOINT))
     if name == ONLY and len(towers) == 1:
         return ""
     try:
@@ -91,6 +95,17 @@ def _where(description: Backbone, name: str) -> str:
             f" be named too: {error}"
         ) from None
     return next(key for key, known in description.parts.items() if known is part)
+
+
+def joined(description: Backbone, names: str) -> dict[str, Backbone]:
+    """The towers and parts that a method edits together, by name; "*" is all towers."""
+    if names == TOGETHER:
+        return dict(description.towers)
+    only = description if len(description.towers) == 1 else None
+    return {
+        name: only if only is not None and name == ONLY else description.towers.get(name) or part_of(description, name)
+        for name in names.split(JOINT)
+    }
 
 
 def _method(one: object) -> Method:

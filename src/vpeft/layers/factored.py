@@ -18,15 +18,18 @@ class Factors(nn.Module):
         columns: number of D x D matrices that a bank mixes; 0 where each matrix has a core of its own.
         kind: "tensor_train" (U and V alone), "tucker" (also C (R, R, R) and P (R, columns)) or "cp" (also lambda (R,)
             and P).
+        width_in: channels of the input, for matrices D x width_in; D where it is not given.
 
-    U (R, D) starts Kaiming-uniform as nn.Linear, V (D, R) at zero, so every change starts at zero; C and P start
+    U (R, width_in) starts Kaiming-uniform as nn.Linear, V (D, R) at zero, so every change starts at zero; C and P start
     Xavier-uniform on exactly these shapes, lambda at one.
     """
 
-    def __init__(self, width: int, rank: int, columns: int = 0, kind: str = "tensor_train") -> None:
+    def __init__(
+        self, width: int, rank: int, columns: int = 0, kind: str = "tensor_train", width_in: int | None = None
+    ) -> None:
         super().__init__()
-        self.width, self.rank = width, rank
-        self.U = nn.Parameter(nn.Linear(width, rank, bias=False).weight.detach().clone())
+        self.width, self.rank, self.width_in = width, rank, width_in or width
+        self.U = nn.Parameter(nn.Linear(self.width_in, rank, bias=False).weight.detach().clone())
         self.V = nn.Parameter(torch.zeros(width, rank))
         if kind == "tucker":
             self.C = nn.Parameter(nn.init.xavier_uniform_(torch.empty(rank, rank, rank)))
@@ -61,7 +64,7 @@ class Factored(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         f = self.factors
-        inner = F.linear(x.reshape(*x.shape[:-1], self.pieces_in, f.width), f.U).flatten(-2)
+        inner = F.linear(x.reshape(*x.shape[:-1], self.pieces_in, f.width_in), f.U).flatten(-2)
         inner = self.dropout(F.linear(inner, self.matrix()))
         out = F.linear(inner.reshape(*inner.shape[:-1], self.pieces, f.rank), f.V)
         return out.flatten(-2) * self.scale
@@ -71,7 +74,7 @@ class Factored(nn.Module, ABC):
         f = self.factors
         core = self.matrix().reshape(self.pieces, f.rank, self.pieces_in, f.rank)
         delta = torch.einsum("da,namb,be->ndme", f.V, core, f.U)
-        return self.scale * delta.reshape(self.pieces * f.width, self.pieces_in * f.width), None
+        return self.scale * delta.reshape(self.pieces * f.width, self.pieces_in * f.width_in), None
 
 
 class TensorTrain(Factored):
