@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from vpeft.injection.adapter_file import read, sealed_bytes
 from vpeft.method import Method, all_methods
 
 SECONDS = 2.0  # a long list that is valid costs a pass over the layers that it names
+END = 30.0  # of processor time: what has not ended then is ended
 ADDRESSES = 8 * 2**30
 
 
@@ -83,16 +85,28 @@ def main(part: int = 0, parts: int = 1) -> None:
     print(json.dumps({"tried": tried, "wrong": wrong}))
 
 
+class DidNotEnd(Exception):
+    """A file took more than `END` seconds of processor time."""
+
+
+def _stop(signum: int, frame: object) -> None:
+    raise DidNotEnd(f"still loading after {END:.0f} s")
+
+
 def _tried(path: Path) -> str:
+    signal.signal(signal.SIGPROF, _stop)
     target = base()
     before = {key: value.clone() for key, value in target.state_dict().items()}
     began, memory, problem = time.process_time(), peak_mebibytes(), ""
+    signal.setitimer(signal.ITIMER_PROF, END)
     try:
         vpeft.load(target, path)
     except vpeft.VpeftError:
         problem = "left something behind" if differs(target, before) else ""
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"[:200]
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
     seconds, mebibytes = time.process_time() - began, peak_mebibytes() - memory
     if seconds > SECONDS or mebibytes > MEBIBYTES:
         problem += f" {seconds:.1f} s, {mebibytes:.0f} MiB"

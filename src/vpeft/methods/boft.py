@@ -61,7 +61,7 @@ class BOFT(OnProjections):
 
     block: int = Field(default=4, gt=1)
     """b at most"""
-    factors: int = Field(default=1, gt=0)
+    factors: int = Field(default=1, gt=0, le=32)
     """m"""
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:

@@ -43,7 +43,7 @@ class DnA(Method):
     """R over in k"""
     share: float = Field(default=0.05, gt=0.0, le=1.0)
     """entries of S, as a share of W's"""
-    rounds: int = Field(default=3, gt=0)
+    rounds: int = Field(default=3, gt=0, le=1000)
     """of the decomposition"""
     trains: Trains = "sparse"
     """which parts train; the low-rank part keeps the source where it is frozen"""

@@ -30,7 +30,7 @@ class MlpHead(Method):
     `tune(..., num_classes=...)` makes; VPT starts its bias at -4.595, ours at 0.
     """
 
-    layers: int = Field(default=3, gt=0)
+    layers: int = Field(default=3, gt=0, le=100)
     """k; VPT tries 2, 3, 5, 7 and 9"""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """after each norm"""
