@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
-from ..backbones.features import Feature
+from ..backbones.features import Feature, Features
 from ..backbones.host import Towers
 from ..backbones.places import Place
 from ..backbones.points import MissingPlace
+from .mixed_precision import in_precision, mixed_precision
 from .node import AdapterError
 
 if TYPE_CHECKING:
@@ -159,6 +160,24 @@ def outputs_of_towers(tuned: TunedModel, given: Mapping[str, Any], batch: Any) -
     if bias is not None:
         found[BIAS] = Feature(bias)
     return tuned._headed(found, batch)
+
+
+def outputs_of_frozen_towers(tuned: TunedModel, name: str, given: Mapping[str, Any]) -> Any:
+    """What the head of an adapter makes of the features of the frozen towers; see `outputs_of_towers`."""
+    description, head = tuned.description, tuned.adapter(name).head
+    assert isinstance(description, Towers) and head is not None
+    inputs: Mapping[str, Any] = {**given, **head.own_inputs()}
+    with tuned.disable(), tuned._pass((given,)), mixed_precision(tuned.backbone, tuned.adapters):
+        found = {
+            place: Feature(description.feature(tower, in_precision(tuned.backbone, inputs[tower])))
+            for place, tower in outlets(description).items()
+            if place in head.reads
+        }
+        found[SCALE] = Feature(description.scale())
+        bias = description.bias()
+        if bias is not None:
+            found[BIAS] = Feature(bias)
+        return head(Features(found), None)
 
 
 def _reads_another(tuned: TunedModel, name: str) -> str | None:

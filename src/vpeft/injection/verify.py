@@ -17,6 +17,7 @@ from ..head import raw_outputs
 from .heads import reads_of, seen_by_heads
 from .operations import Slot
 from .outputs import tensors_in
+from .two_towers import outputs_of_frozen_towers
 
 if TYPE_CHECKING:
     from .tuned_model import TunedModel
@@ -94,9 +95,8 @@ def _verified(tuned: TunedModel, name: str, batch: Tensor | dict[str, Tensor] | 
         try:
             tuned.eval()
             images = _images(tuned, batch)
-            with tuned.disable(), torch.no_grad():
-                plain = tuned.features(images)
-            _require_pooled(tuned, name, plain)
+            with torch.no_grad():
+                plain = _frozen(tuned, name, images)
             tuned._wiring.switch.forget()  # graphs of other adapters that wait for their backward pass do not matter
             with tuned.enable(name):
                 try:
@@ -154,7 +154,7 @@ def _look(
     tuned: TunedModel,
     name: str,
     images: Any,
-    plain: Tensor,
+    plain: list[Tensor],
     parameters: dict[str, nn.Parameter],
     first: bool,
 ) -> Report:
@@ -167,16 +167,17 @@ def _look(
     for step in range(2):
         for p in parameters.values():
             p.grad = None
-        loss = torch.zeros((), device=plain.device)
+        loss = torch.zeros((), device=plain[0].device)
         for number, tasks in enumerate(passes):
             with tuned.for_tasks(*tasks), raw_outputs():
-                features = tuned.features(images)
-                outputs = tuned(images) if tuned.reads_towers else tuned.outputs(features)
+                if tuned.reads_towers:  # the inputs that the head brings itself are those of a tower
+                    outputs = tuned(images)
+                    seen = list(tensors_in(outputs))
+                else:
+                    seen = [tuned.features(images)]
+                    outputs = tuned.outputs(seen[0])
             if step == 0:
-                equal = features.shape == plain.shape and bool(
-                    (features.detach() - plain).abs().max() <= _equal(plain.dtype) * plain.abs().max().clamp(min=1.0)
-                )
-                identity = equal and (identity or number == 0)
+                identity = all(map(_alike, seen, plain)) and (identity or number == 0)
             for given in tensors_in(outputs):
                 loss = loss + (given * torch.randn(given.shape[1:], device=given.device, dtype=given.dtype)).sum()
         if step == 0:
@@ -215,6 +216,25 @@ def _look(
             "The features at step 0 differ from the frozen backbone's, although the method states that they are equal."
         )
     return Report(len(ran_once), sorted(live), dormant, identity, problems)
+
+
+def _frozen(tuned: TunedModel, name: str, images: Any) -> list[Tensor]:
+    """The features of the frozen model; or what the head makes of its towers, where it compares these."""
+    with tuned.enable(name):
+        compares = tuned.reads_towers
+    if compares:
+        return list(tensors_in(outputs_of_frozen_towers(tuned, name, images)))
+    with tuned.disable():
+        plain = tuned.features(images)
+    _require_pooled(tuned, name, plain)
+    return [plain]
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two results are equal up to rounding."""
+    if one.shape != other.shape:
+        return False
+    return bool((one.detach() - other).abs().max() <= _equal(other.dtype) * other.abs().max().clamp(min=1.0))
 
 
 def _equal(kind: torch.dtype) -> float:

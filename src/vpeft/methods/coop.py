@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -50,6 +50,12 @@ class CoOp(Method):
         before = {"end": self.tokens, "middle": self.tokens // 2, "front": 0}[self.position]
         yield backbone.tokens.after(Room(before, self.tokens - before, spec))
         yield backbone.words.after(ContextWords(vectors, before, spec), reads=(backbone.tokens,))
+
+    def edits_across(self, towers: Mapping[str, Backbone]) -> Iterator[Edit]:
+        """On the text tower; the image tower stays as it is."""
+        for tower in towers.values():
+            if tower.inputs.layout == "tokens":
+                yield from self.edits(tower)
 
 
 def text_inputs(backbone: Backbone, method: str) -> TextSpec:
