@@ -83,14 +83,15 @@ def _evaluate(
     if loaded.unsealed is not None:
         say_warning(loaded.unsealed)
     task = loaded.task
-    config = config.model_copy(update={"target": task.target_kind})
+    by_classes = (config.split_by or task.split_by) == "classes"
+    config = config.model_copy(update={"target": task.target_kind, **({"split_by": "classes"} if by_classes else {})})
     used = None if include_used else loaded.used_images
     preprocessing = loaded.preprocessing
     if preprocessing.clip is not None:
         config = config.model_copy(update={"clip": (config.clip or ClipConfig()).over(preprocessing.clip)})
         preprocessing = preprocessing.with_clip(config.clip or ClipConfig())
     images = open_for_evaluation(config, task.data_labels, used).prepared(preprocessing, task)
-    if (config.split_by or task.split_by) == "classes":
+    if by_classes:
         images = without_classes(images, task.labels, config.source)
     if picture is not None and picture.suffix.lower() != ".png":
         raise NoPicture(f"The picture is a PNG file: name it {picture.with_suffix('.png').name}, not {picture.name}.")

@@ -154,13 +154,14 @@ def sampled(text: str, numbers: Sequence[int], count: int, seed: int) -> list[in
         count: of an epoch.
         seed: of its draws; the process's own random numbers stay as they are.
     """
+    # made first: the library's first import draws numbers too
+    sampler = made(text, "sampler", labels=np.asarray(numbers), length_before_new_iter=count)
     state = np.random.get_state()
     found: list[int] = []
     try:
         np.random.seed(seed % 2**32)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            sampler = made(text, "sampler", labels=np.asarray(numbers), length_before_new_iter=count)
             while len(found) < count:
                 found += [int(index) for index in sampler]
     finally:
