@@ -58,6 +58,7 @@ BESIDES = {
     ("continual",): ("--data", "missing", "--method", "simple_cil"),
     ("fewshot",): ("--data", "missing", "--method", "dra"),
     ("extend",): ("missing.safetensors", "--data", "missing", "--out", "text.txt"),
+    ("fuse",): ("missing.safetensors", "--out", "text.txt"),
     ("evaluate",): ("missing.safetensors", "--data", "missing"),
     ("predict",): ("missing.safetensors", "missing.png"),
     ("report",): ("missing",),

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .interop.timm_model import timm_model
     from .interop.tracker import Tracked, tracker
     from .method import Method, register
+    from .regimes.fusion.fuse import fuse
     from .task import Leading, Prediction, Task, get_task, register_task
     from .training.concurrent_run import Run
     from .training.evaluate import evaluate
@@ -80,6 +81,7 @@ _HOMES = {
     "evaluate": ".training.evaluate",
     "fit": ".training.fit",
     "fit_together": ".training.together",
+    "fuse": ".regimes.fusion.fuse",
     "get_head": ".head",
     "get_task": ".task",
     "load": ".injection.load_adapter",
@@ -128,6 +130,7 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_together",
+    "fuse",
     "get_head",
     "get_task",
     "hf",

@@ -44,6 +44,7 @@ def _evaluate(
     weights: Path | None = None,
     backbone: str | None = None,
     allow_download: Switch = False,
+    task: str | None = None,
     include_used: Switch = False,
     json: Switch = False,
     picture: Path | None = None,
@@ -68,6 +69,8 @@ def _evaluate(
         The backbone, if the adapter file cannot create it: py:FILE.py:NAME for your own code.
     allow_download:
         Download a backbone hf:ID that the adapter names, if it is not on this machine.
+    task:
+        Which of the adapter's tasks is wanted, where it has several (a fused adapter, for instance).
     include_used:
         Score the images that training used, too.
     json:
@@ -79,28 +82,30 @@ def _evaluate(
     if "source" not in values:
         raise NoData("No data were given. Add --data FOLDER, with one sub-folder of images for each label.")
     config = validated(DataConfig, values, _FLAGS)
-    loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download)
+    loaded = open_adapter(
+        adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download, of_task=task
+    )
     if loaded.unsealed is not None:
         say_warning(loaded.unsealed)
-    task = loaded.task
-    by_classes = (config.split_by or task.split_by) == "classes"
-    config = config.model_copy(update={"target": task.target_kind, **({"split_by": "classes"} if by_classes else {})})
+    learnt = loaded.task
+    by_classes = (config.split_by or learnt.split_by) == "classes"
+    config = config.model_copy(update={"target": learnt.target_kind, **({"split_by": "classes"} if by_classes else {})})
     used = None if include_used else loaded.used_images
     preprocessing = loaded.preprocessing
     if preprocessing.clip is not None:
         config = config.model_copy(update={"clip": (config.clip or ClipConfig()).over(preprocessing.clip)})
         preprocessing = preprocessing.with_clip(config.clip or ClipConfig())
-    images = open_for_evaluation(config, task.data_labels, used).prepared(preprocessing, task)
+    images = open_for_evaluation(config, learnt.data_labels, used).prepared(preprocessing, learnt)
     if by_classes:
-        images = without_classes(images, task.labels, config.source)
+        images = without_classes(images, learnt.labels, config.source)
     if picture is not None and picture.suffix.lower() != ".png":
         raise NoPicture(f"The picture is a PNG file: name it {picture.with_suffix('.png').name}, not {picture.name}.")
-    if picture is not None and type(task).picture is Task.picture:
-        raise NoPicture(f"The task {task.name} draws no picture of its scores. Leave out --picture.")
-    samples = in_views(task.dataset(images, False), preprocessing)
-    scores = score(loaded.model, samples, task=task, batch=batch, workers=config.workers)
+    if picture is not None and type(learnt).picture is Task.picture:
+        raise NoPicture(f"The task {learnt.name} draws no picture of its scores. Leave out --picture.")
+    samples = in_views(learnt.dataset(images, False), preprocessing)
+    scores = score(loaded.answering, samples, task=learnt, batch=batch, workers=config.workers)
     if picture is not None:
-        drawn = task.picture(scores.details)
+        drawn = learnt.picture(scores.details)
         assert drawn is not None
         picture.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(picture, dpi=150, bbox_inches="tight")
@@ -108,7 +113,7 @@ def _evaluate(
         show.as_json(scores.model_dump(mode="json"))
         return
     out = show.console()
-    for title, columns, rows in task.report(scores.details):
+    for title, columns, rows in learnt.report(scores.details):
         out.print(show.table(columns, rows, title=title))
         out.print(Text())
     named = ", ".join(f"{name} {shown(value)}" for name, value in scores.values.items())

@@ -29,6 +29,7 @@ from vpeft.injection.implied import SLACK, TooMuch, budget
 from vpeft.injection.load_adapter import load, require_implied
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.interop.hub import adapter_path
+from vpeft.regimes.one_task import OneTask, task_named
 from vpeft.task import Prediction, Task, all_tasks
 from vpeft.training.evaluate import on_processor
 from vpeft.training.randomness import seed_everything, untouched_randomness
@@ -54,6 +55,13 @@ class Loaded:
     task: Task
     device: torch.device
     path: Path
+    of_task: str | None = None
+    """which of the adapter's several tasks was chosen, and is `task`"""
+
+    @property
+    def answering(self) -> nn.Module:
+        """The model, whose head of the chosen task alone answers where one was chosen."""
+        return self.model if self.of_task is None else OneTask(self.model, self.of_task)
 
     @property
     def unsealed(self) -> str | None:
@@ -87,7 +95,7 @@ class Loaded:
         """Return the model's outputs for preprocessed samples, on the processor, and the samples as a batch."""
         batch = self.task.collate(samples)
         with torch.inference_mode():
-            return on_processor(self.task.run(self.model, batch.to(self.device))), batch
+            return on_processor(self.task.run(self.answering, batch.to(self.device))), batch
 
 
 def open_adapter(
@@ -97,6 +105,7 @@ def open_adapter(
     backbone: nn.Module | str | None = None,
     weights: Path | None = None,
     allow_download: bool = False,
+    of_task: str | None = None,
 ) -> Loaded:
     """Create the backbone that the file names, load the adapter onto it, and prepare it for prediction.
 
@@ -107,6 +116,7 @@ def open_adapter(
             never because a file names it.
         weights: the backbone's file of weights, if it has moved since training.
         allow_download: download a backbone `hf:ID` that the file names, if it is not on this machine.
+        of_task: which of several tasks of the adapter is wanted; None for what it does as a whole.
 
     Raises:
         VpeftError: the file is no adapter, is damaged, or does not fit the backbone; or the device does not exist.
@@ -128,6 +138,8 @@ def open_adapter(
             f"{path} does not say what its outputs mean: {_unknown_task(manifest)}."
             " Save it with task=... or labels=[...]."
         )
+    if of_task is not None:
+        task = task_named(task, of_task)
     stated = manifest.preprocessing
     try:
         preprocessing = Preprocessing.model_validate(stated) if stated else Preprocessing.from_model(base)

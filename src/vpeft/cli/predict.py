@@ -43,6 +43,7 @@ def predict(
     weights: Path | None = None,
     backbone: str | None = None,
     allow_download: Switch = False,
+    task: str | None = None,
     strict: Switch = False,
     draw: Path | None = None,
     gallery: tuple[str, ...] = (),
@@ -74,6 +75,8 @@ def predict(
         The backbone, if the adapter file cannot create it: py:FILE.py:NAME for your own code.
     allow_download:
         Download a backbone hf:ID that the adapter names, if it is not on this machine.
+    task:
+        Which of the adapter's tasks is wanted, where it has several (a fused adapter, for instance).
     strict:
         Stop at the first image that cannot be read, instead of skipping it with a warning.
     draw:
@@ -93,7 +96,9 @@ def predict(
     """
     if not images:
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
-    loaded = open_adapter(adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download)
+    loaded = open_adapter(
+        adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download, of_task=task
+    )
     if loaded.unsealed is not None:
         say_warning(loaded.unsealed)
     files: Sized

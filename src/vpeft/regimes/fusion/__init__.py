@@ -1,0 +1,1 @@
+"""Several fine-tuned models of one backbone made into one model, without their training data."""

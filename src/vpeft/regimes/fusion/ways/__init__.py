@@ -1,0 +1,1 @@
+"""Ways to fuse models, one file each; `vpeft.regimes.fusion.way.all_ways` finds them by their names."""
