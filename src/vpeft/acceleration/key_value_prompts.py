@@ -83,7 +83,7 @@ class PrependedKeys:
 
     def _split(self, made: Tensor, rows: Rows | None) -> Tensor:
         part = made if rows is None else rows.take(made)
-        return part.reshape(*part.shape[:2], self.heads, -1).transpose(1, 2)
+        return part.reshape(*part.shape[:2], self.heads, part.shape[2] // self.heads).transpose(1, 2)
 
 
 class KeyValuePrompts(Acceleration):
