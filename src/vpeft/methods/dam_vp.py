@@ -40,7 +40,7 @@ class DAMVP(Method):
 
     width: int = Field(default=30, gt=0)
     """w, pixels"""
-    clusters: int = Field(default=8, gt=0)
+    clusters: int = Field(default=8, gt=0, le=1000)
     """M; with `threshold`, or fewer images, `prepare` changes it. Our choice, as the paper's depends on the data"""
     threshold: float | None = Field(default=None, gt=0.0)
     """least average distance between two clusters; the authors': 21 ResNet-50, 31 ViT-B, 10 ViT-B-22k, 20 Swin-B-22k"""
