@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import vpeft
+from tests.e2e.test_clip_recipes import COUNTS as CLIP
 from tests.e2e.test_video_recipes import COUNTS as VIDEO
 from vpeft.cli import main
 from vpeft.method_spec import parse_one
@@ -37,7 +38,7 @@ def recipe(name: str, **changes: object) -> Recipe:
 
 
 def test_every_shipped_recipe_is_counted_here() -> None:
-    assert set(shipped_recipes()) == set(COUNTS) | set(VIDEO)
+    assert set(shipped_recipes()) == set(COUNTS) | set(VIDEO) | set(CLIP)
     assert all(one.title and "Source" in one.source for one in shipped_recipes().values())
 
 
