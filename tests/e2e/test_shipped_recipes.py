@@ -13,6 +13,8 @@ from PIL import Image
 
 import vpeft
 from tests.e2e.test_clip_recipes import COUNTS as CLIP
+from tests.e2e.test_multi_task_recipes import COUNTS as MULTI_TASK
+from tests.e2e.test_retrieval_recipes import COUNTS as RETRIEVAL
 from tests.e2e.test_video_recipes import COUNTS as VIDEO
 from vpeft.cli import main
 from vpeft.method_spec import parse_one
@@ -38,7 +40,7 @@ def recipe(name: str, **changes: object) -> Recipe:
 
 
 def test_every_shipped_recipe_is_counted_here() -> None:
-    assert set(shipped_recipes()) == set(COUNTS) | set(VIDEO) | set(CLIP)
+    assert set(shipped_recipes()) == set(COUNTS) | set(VIDEO) | set(RETRIEVAL) | set(CLIP) | set(MULTI_TASK)
     assert all(one.title and "Source" in one.source for one in shipped_recipes().values())
 
 

@@ -47,7 +47,17 @@ def test_reported_means_can_be_correlated_by_our_names() -> None:
 
 
 def test_every_shipped_table_states_its_source() -> None:
-    assert names() == ["coco", "fgvc", "video_swin", "video_vit", "voc_ade20k", "vtab1k", "vtab1k_osu"]
+    assert names() == [
+        "coco",
+        "continual_pilot",
+        "fgvc",
+        "retrieval",
+        "video_swin",
+        "video_vit",
+        "voc_ade20k",
+        "vtab1k",
+        "vtab1k_osu",
+    ]
     for name in names():
         about = published(name).about
         assert about.source
