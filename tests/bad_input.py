@@ -62,6 +62,7 @@ BESIDES = {
     ("evaluate",): ("missing.safetensors", "--data", "missing"),
     ("predict",): ("missing.safetensors", "missing.png"),
     ("report",): ("missing",),
+    ("serve",): ("missing",),
     ("explain",): ("missing",),
     ("data", "check"): ("missing",),
     ("data", "export"): ("missing", "text.txt"),

@@ -11,11 +11,17 @@ from cyclopts import Parameter, validators
 from rich.text import Text
 from torch import Tensor
 
+from vpeft.batch import as_sample
 from vpeft.cli import show
+from vpeft.cli.data_flags import data_flags
 from vpeft.cli.failure import say_warning
-from vpeft.cli.flags import Switch
-from vpeft.cli.loaded import open_adapter
+from vpeft.cli.flags import Switch, nested, with_flags
+from vpeft.cli.loaded import Loaded, open_adapter
+from vpeft.cli.validated import validated
+from vpeft.data.config import DataConfig
+from vpeft.data.datasets import open_for_evaluation
 from vpeft.errors import VpeftError
+from vpeft.explanation.page import as_data, explained, write_page
 from vpeft.injection.adapter_file import Manifest, read
 from vpeft.injection.merge import CannotMerge
 from vpeft.interop.adapter_summary import (
@@ -28,12 +34,14 @@ from vpeft.interop.adapter_summary import (
 from vpeft.interop.hub import adapter_path
 from vpeft.interop.weight_changes import weight_changes
 
+_FLAGS = data_flags()
+
 
 class NoAdapters(VpeftError):
-    """No file was named."""
+    """No file was named, or not what its page needs."""
 
 
-def inspect_adapters(
+def _inspect(
     *adapters: Path,
     top: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 12,
     file_only: Switch = False,
@@ -41,6 +49,10 @@ def inspect_adapters(
     weights: Path | None = None,
     allow_download: Switch = False,
     json: Switch = False,
+    html: Path | None = None,
+    images: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 64,
+    pictures: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 6,
+    given: dict[str, Any],
 ) -> None:
     """Show what adapters changed: norms, effective ranks and shares by place; with several, the cosines between them.
 
@@ -64,9 +76,31 @@ def inspect_adapters(
         Download a backbone hf:ID that an adapter names, if it is not on this machine.
     json:
         Print JSON.
+    html:
+        Write a page on one adapter, measured on the images of --data: what each edit is worth, how features have moved
+        from block to block, and where the model looks.
+    images:
+        Images of --data that the page's figures are measured on.
+    pictures:
+        Images that the page shows.
     """
     if not adapters:
         raise NoAdapters("No file was named. Give adapter files: vpeft inspect a.safetensors b.safetensors")
+    values = nested(_FLAGS, given)
+    if html is not None:
+        if len(adapters) != 1 or "source" not in values:
+            raise NoAdapters("A page is on one adapter and needs images: vpeft inspect FILE --html OUT --data FOLDER")
+        _page(
+            open_adapter(adapters[0], device="cpu", weights=weights, backbone=backbone, allow_download=allow_download),
+            validated(DataConfig, values, _FLAGS),
+            html,
+            images,
+            pictures,
+            json,
+        )
+        return
+    if values:
+        raise NoAdapters("Images are for the page of an adapter: add --html OUT.")
     found: list[tuple[Path, Manifest, list[PlaceSummary], str]] = []
     tensors: list[Mapping[str, Tensor]] = []
     deltas: list[Mapping[str, Tensor] | None] = []
@@ -123,6 +157,33 @@ def inspect_adapters(
         out.print(show.table(("adapter", *names, "nearest"), table))
 
 
+def _page(loaded: Loaded, config: DataConfig, out: Path, images: int, pictures: int, json: bool) -> None:
+    """Measure an adapter on images, and write its page."""
+    task, preprocessing = loaded.task, loaded.preprocessing
+    if preprocessing.clip is not None:
+        raise NoAdapters("The page is for models of images, and this one takes clips.")
+    config = config.model_copy(update={"target": task.target_kind})
+    found = open_for_evaluation(config, task.data_labels, loaded.used_images).prepared(preprocessing, task)
+    dataset = task.dataset(found, False)
+    step = max(1, len(dataset) // images)
+    samples = [as_sample(dataset[at]) for at in range(0, len(dataset), step)][:images]
+    held = sum(tensor.numel() for tensor in loaded.model.adapter_state().values())
+    facts = {
+        "name": loaded.path.name if loaded.path.stem != "adapter" else f"{loaded.path.parent.name}/{loaded.path.name}",
+        "method": " + ".join(repr(one) for one in loaded.model.methods()),
+        "backbone": loaded.model.description.facts.architecture,
+        "task": task.name,
+        "numbers": f"{held:,}",
+        "images": len(samples),
+    }
+    made = explained(loaded.model, task, preprocessing, samples, facts=facts, pictures=pictures)
+    write_page(made, out)
+    if json:
+        show.as_json({"page": str(out), **as_data(made)})
+    else:
+        show.console().print(Text(f"written: {out}"))
+
+
 def _row(row: PlaceSummary) -> tuple[object, ...]:
     return (
         row.place,
@@ -159,3 +220,7 @@ def _as_data(
         "cosines": alike,
         "cosines_of": "changes" if by_change else "tensors",
     }
+
+
+inspect_adapters = with_flags(_inspect, _FLAGS)
+inspect_adapters.__name__ = "inspect_adapters"

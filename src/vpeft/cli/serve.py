@@ -10,6 +10,7 @@ from cyclopts import Parameter, validators
 from vpeft.cli.flags import Switch, split_list
 from vpeft.cli.loaded import Device, backbone_of, pick_device
 from vpeft.errors import VpeftError, need_extra
+from vpeft.injection.adapter_file import read_manifest
 
 _POSITIVE = Parameter(validator=validators.Number(gte=1))
 _TIME = Parameter(validator=validators.Number(gt=0))
@@ -137,15 +138,24 @@ def application() -> Any:
 
 
 def _first(folder: Path, backbone: str | None) -> Path | None:
-    """The first adapter of the folder, by which the backbone is made as it was in training; None where there is none.
+    """The first adapter of the folder that can be read, by which the backbone is made as it was in training.
+
+    None where there is none, but a name of a backbone.
 
     Raises:
-        NoBackbone: there is neither an adapter nor a name of a backbone.
+        NoBackbone: there is neither.
     """
-    found = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*/adapter.safetensors"))]
-    if not found and backbone is None:
+    problems = []
+    for path in (*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*/adapter.safetensors"))):
+        try:
+            read_manifest(path)
+        except VpeftError as error:
+            problems.append(str(error))
+        else:
+            return path
+    if backbone is None:
         raise NoBackbone(
-            f"{folder} has no adapters (NAME.safetensors, or NAME/adapter.safetensors), so nothing says which backbone"
-            " to load. Name it: --backbone NAME."
+            f"{folder} has no adapters (NAME.safetensors or NAME/adapter.safetensors) that can be read, so nothing says"
+            f" which backbone to load. Name it: --backbone NAME. {problems[0] if problems else ''}".rstrip()
         )
-    return found[0] if found else None
+    return None

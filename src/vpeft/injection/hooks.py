@@ -273,6 +273,10 @@ class Wiring:
         """Every operation of one adapter."""
         return [operation for _, operation in self._attached.get(adapter, ())]
 
+    def lists_of(self, adapter: str) -> list[list[Any]]:
+        """Where the operations of one adapter stand; a list may come several times."""
+        return [listed for listed, _ in self._attached.get(adapter, ())]
+
     def at(self, point: Point, operation: Operation) -> None:
         """Install an operation at a point, with what must stand in for the point to be passed."""
         self.express(point.needs, operation.adapter)

@@ -30,6 +30,7 @@ from vpeft.backbones.describe import describe
 from vpeft.batch import Sample
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.errors import VpeftError
+from vpeft.explanation.occlusion import CELLS, occluded, said_of
 from vpeft.guarded import printable
 from vpeft.serving import page, uploads
 from vpeft.serving.answers import Answer, Refused, predicted
@@ -37,7 +38,6 @@ from vpeft.serving.catalogue import Card, Catalogue, NotServable, UnknownAdapter
 from vpeft.serving.engine import Engine
 from vpeft.serving.gate import Gate, refused
 from vpeft.serving.metrics import Metrics
-from vpeft.serving.occlusion import CELLS, occluded, said_of
 from vpeft.serving.openapi import document
 from vpeft.serving.pool import Pool
 from vpeft.serving.settings import ServeSettings, Tokens

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+from types import FrameType
 from typing import Any
 
 import torch
@@ -46,6 +48,8 @@ def run(settings: ServeSettings, factory: str) -> None:
     require_safe(settings, Tokens.from_environment())
     os.environ[SETTINGS] = settings.model_dump_json()
     log_as_json()
+    # uvicorn raises the signal again when it has answered everything; that is a good end.
+    signal.signal(signal.SIGTERM, _ended)
     with tempfile.TemporaryDirectory(prefix="vpeft-metrics-") as folder:
         if settings.workers > 1:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -63,6 +67,10 @@ def run(settings: ServeSettings, factory: str) -> None:
             proxy_headers=False,
             ws="none",
         )
+
+
+def _ended(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
 
 
 def log_as_json() -> None:

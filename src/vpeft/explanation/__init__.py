@@ -1,0 +1,1 @@
+"""What an adapter has changed: by place, by block, and in where the model looks."""
