@@ -18,6 +18,7 @@ from ..backbones.features import Feature, Features
 from ..backbones.host import Towers
 from ..backbones.places import Place
 from ..backbones.points import MissingPlace
+from ..backbones.texts import TextSpec
 from .mixed_precision import in_precision, mixed_precision
 from .node import AdapterError
 
@@ -77,7 +78,10 @@ def require_reads_towers(description: Backbone, head: nn.Module, reads: tuple[st
 def by_tower(description: Towers, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs of a call by tower: in order, in a mapping, or by the names of towers or of their inputs.
 
+    A list of words for a text tower becomes token numbers.
+
     Raises:
+        NoTokenizer, TooLongText, WrongTokenizer: words cannot be turned into tokens of the tower.
         AdapterError: there is more than the towers take, or a name that none has.
     """
     towers = description.towers
@@ -93,6 +97,13 @@ def by_tower(description: Towers, inputs: tuple[Any, ...], named: Mapping[str, A
     for key, value in named.items():
         if value is not None:
             found[known.get(key, key)] = value
+    for name, tower in towers.items():
+        given = found.get(name)
+        if isinstance(given, (list, tuple)) and all(isinstance(one, str) for one in given):
+            spec = tower.inputs
+            if not isinstance(spec, TextSpec):
+                raise AdapterError(f"The tower {name} takes {spec.layout}, and it was given words.")
+            found[name] = spec.ids(given).to(next(tower.module.parameters()).device)
     strange = [name for name in found if name not in towers]
     if strange or len(inputs) > len(towers):
         raise AdapterError(

@@ -35,6 +35,8 @@ class Coco:
 
     def claims(self, config: DataConfig) -> Claim:
         path = Path(config.source).expanduser()
+        if config.target == "caption":  # COCO keeps captions in files of their own
+            return Claim.NONE
         if path.suffix.lower() == ".json":
             return Claim.FORMAT if path.is_file() else Claim.NONE
         if not path.is_dir():
