@@ -93,7 +93,8 @@ def _extend(
     if json:
         show.as_json(found.as_dict())
         return
-    new = len(found.labels) - len(loaded.manifest.labels or ())
+    known = () if loaded.manifest is None else loaded.manifest.labels or ()
+    new = len(found.labels) - len(known)
     lines = [f"{new} new classes, {len(found.labels)} in all: {', '.join(found.labels[-new:][:10])}"]
     if found.new is not None:
         lines.append(f"held-out images of the new classes: {100 * found.new:.2f} % right, over all classes")

@@ -47,10 +47,13 @@ class NoSuchDevice(VpeftError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """An adapted model in evaluation mode on `device`, with the task and the preprocessing of its training."""
+    """An adapted model in evaluation mode on `device`, with the task and the preprocessing of its training.
+
+    `manifest` is that of its file; None for a model that was not trained, whose `path` is then its name.
+    """
 
     model: TunedModel
-    manifest: Manifest
+    manifest: Manifest | None
     preprocessing: Preprocessing
     task: Task
     device: torch.device
@@ -66,7 +69,7 @@ class Loaded:
     @property
     def unsealed(self) -> str | None:
         """Return a sentence if the file has no seal, because labels or preprocessing may have been edited."""
-        if self.manifest.seal is not None:
+        if self.manifest is None or self.manifest.seal is not None:
             return None
         return (
             f"{self.path} is of format {self.manifest.format}, which has no seal, so edited labels would not be noticed"
@@ -75,7 +78,7 @@ class Loaded:
     @property
     def used_images(self) -> UsedImages | None:
         """The images that trained the adapter, if its file says so."""
-        stated = self.manifest.extra.get(USED)
+        stated = None if self.manifest is None else self.manifest.extra.get(USED)
         try:
             return None if stated is None else UsedImages.model_validate(stated)
         except ValidationError:

@@ -22,6 +22,7 @@ from vpeft.cli.loaded import Device, Loaded, open_adapter
 from vpeft.cli.nothing_to_predict import NothingToPredict
 from vpeft.cli.read_samples import readable_images, samples_of
 from vpeft.cli.validated import validated
+from vpeft.cli.zero_shot import by_names
 from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.data.clips.find_clips import find_clips
 from vpeft.data.decoding import Limits
@@ -46,6 +47,8 @@ def predict(
     task: str | None = None,
     strict: Switch = False,
     draw: Path | None = None,
+    names: str | None = None,
+    templates: tuple[str, ...] = (),
     gallery: tuple[str, ...] = (),
     views: Annotated[str | None, Parameter(name=("--clip.views",))] = None,
     max_pixels: Annotated[int | None, _POSITIVE] = None,
@@ -57,7 +60,7 @@ def predict(
     Parameters
     ----------
     adapter:
-        The file that `vpeft train` saved.
+        The file that `vpeft train` saved. With --names there is none, and this is the first image.
     images:
         Image files, folders (searched with their sub-folders) or patterns such as `photos/*.jpg`. For a model of
         clips: videos, folders of frames, or patterns.
@@ -85,6 +88,11 @@ def predict(
         video, the frames that were seen. With a gallery, each image beside its nearest ones.
     gallery:
         For retrieval: folders, files or patterns of the images among which the nearest are looked for.
+    names:
+        Zero-shot: names of classes with commas between them, which the image-text model of --backbone compares with
+        the images (pocket_clip, hf:FOLDER, open_clip:NAME/WEIGHTS). Nothing is trained, and no adapter is needed.
+    templates:
+        For --names: texts with {} for the name, "a photo of a {}." by default; several are an ensemble.
     views:
         Views of a video, parts in time x crops in space, such as 4x3; those of the training by default.
     max_pixels:
@@ -94,9 +102,12 @@ def predict(
     max_mib:
         Memory of one decoded image, and size of its file, in MiB; 4096 by default.
     """
+    if names is not None:
+        images = (str(adapter), *images)
     if not images:
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
-    loaded = open_adapter(
+    loaded = by_names(names, templates=templates, backbone=backbone, device=device, weights=weights) if names else None
+    loaded = loaded or open_adapter(
         adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download, of_task=task
     )
     if loaded.unsealed is not None:
