@@ -19,9 +19,10 @@ from vpeft.data.manifest import DataManifest, split_manifest
 from vpeft.data.pixels import PERCENTILES, Reading, ValueRange
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.data.problems import DataError, Kind, Problem, Problems
+from vpeft.data.several import read_listing
 from vpeft.data.sources.registry import Source, find_source
 from vpeft.data.splits import at_most, hold_out
-from vpeft.data.target import Target, target_of
+from vpeft.data.target import JOIN, Target, target_of
 from vpeft.data.used_images import UsedImages
 from vpeft.safe_text import write_list
 
@@ -108,7 +109,7 @@ def open_data(config: DataConfig) -> Datasets:
     """
     source = find_source(config)
     target = _target(source, config)
-    listing = source.read(config)
+    listing = read_listing(source, config)
     problems = listing.problems
     cache = _memory(config)
     looked = _look(listing, config, cache)
@@ -173,7 +174,7 @@ def open_for_evaluation(config: DataConfig, labels: Sequence[str] | None, used: 
     target = _target(source, config)
     if target.name == "mask" and not config.label_names and labels:
         config = config.model_copy(update={"label_names": tuple(labels)})
-    listing = source.read(config)
+    listing = read_listing(source, config)
     stated = any(listing.splits.values())
     if stated:
         chosen = next(name for name in reversed(SPLITS) if listing.splits.get(name))
@@ -193,8 +194,9 @@ def _target(source: Source, config: DataConfig) -> Target:
     """Return the kind of target of the configuration; raises `DataError` if the source does not have it."""
     target = target_of(config)
     had: tuple[TargetName, ...] = getattr(source, "targets", ("label",))
-    if target.name not in had:
-        raise target.refused(f"{config.source} (layout {source.name})", had[0])
+    for kind in target.name.split(JOIN):
+        if kind not in had:
+            raise target_of(kind).refused(f"{config.source} (layout {source.name})", had[0])
     return target
 
 

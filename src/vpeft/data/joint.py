@@ -54,8 +54,11 @@ class Scene:
         image: a PIL image, or a float tensor (C, H, W).
         boxes: (N, 4) as corners.
         masks: uint8 (N, H, W).
-        map: class numbers int64 (H, W), or depth float32 (H, W).
+        map: class numbers int64 (H, W), or depth float32 (H, W); several maps float32 (C, H, W).
         kept: for each remaining object, its place among the objects at the start.
+        mirrored: whether it is a mirror image by now, which turns directions round.
+        angle: by how many degrees it was turned clockwise by now.
+        zoom: how much larger it was made without being cut down again, which brings what is seen nearer.
     """
 
     image: Any
@@ -63,6 +66,9 @@ class Scene:
     masks: Tensor | None = None
     map: Tensor | None = None
     kept: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    mirrored: bool = False
+    angle: float = 0.0
+    zoom: float = 1.0
 
     @property
     def size(self) -> Size:
@@ -103,7 +109,7 @@ class Scene:
             image=functional.crop(self.image, top, left, height, width),
             boxes=boxes,
             masks=masks,
-            map=None if self.map is None else self.map[top : top + height, left : left + width],
+            map=None if self.map is None else self.map[..., top : top + height, left : left + width],
             kept=kept,
         )
 
@@ -115,6 +121,39 @@ class Scene:
             boxes=None if self.boxes is None else functional.horizontal_flip(self.boxes),
             masks=None if self.masks is None else self.masks.flip(-1),
             map=None if self.map is None else self.map.flip(-1),
+            mirrored=not self.mirrored,
+            angle=-self.angle,
+        )
+
+    def turned(self, angle: float, zoom: float) -> Scene:
+        """Turned clockwise by `angle` degrees and made `zoom` times larger about the centre, at the same size.
+
+        Where nothing is shown the image is 0, class numbers are 255 and real numbers NaN. Maps take the nearest pixel.
+
+        Raises:
+            DataError: there are objects.
+        """
+        if self.boxes is not None:
+            raise DataError("The changes 'turn' and 'zoom' are for maps, and boxes of objects do not turn.")
+
+        def moved(what: Any, mode: InterpolationMode) -> Any:
+            return functional.affine(what, angle, [0, 0], zoom, [0.0, 0.0], interpolation=mode, fill=0)
+
+        drawn = self.map
+        if drawn is not None:
+            planes = drawn.double().reshape(-1, *drawn.shape[-2:])
+            # The filter multiplies with 0, which not-a-number survives: where it is known is moved by itself.
+            known = torch.cat([torch.isfinite(planes), torch.ones_like(planes[:1], dtype=torch.bool)])
+            kept = moved(known.double(), InterpolationMode.NEAREST) > 0.5
+            values = moved(torch.nan_to_num(planes), InterpolationMode.NEAREST)
+            unknown = torch.nan if drawn.is_floating_point() else float(IGNORED)
+            drawn = torch.where(kept[:-1] & kept[-1:], values, unknown).to(drawn.dtype).reshape(drawn.shape)
+        return replace(
+            self,
+            image=moved(self.image, InterpolationMode.BILINEAR),
+            map=drawn,
+            angle=self.angle + angle,
+            zoom=self.zoom * zoom,
         )
 
 
@@ -176,6 +215,20 @@ class Flip:
 
     def __call__(self, scene: Scene) -> Scene:
         return scene.flipped() if _uniform(0.0, 1.0) < 0.5 else scene
+
+
+@dataclass(frozen=True)
+class TurnAndZoom:
+    """Turned by an angle from -`degrees` to `degrees`, and made larger by a factor from `scales`."""
+
+    degrees: float
+    scales: tuple[float, ...]
+    between: bool
+
+    def __call__(self, scene: Scene) -> Scene:
+        angle = _uniform(-self.degrees, self.degrees) if self.degrees else 0.0
+        zoom = _uniform(self.scales[0], self.scales[-1]) if self.between else self.scales[_below(len(self.scales))]
+        return scene.turned(angle, zoom)
 
 
 @dataclass(frozen=True)
@@ -309,9 +362,15 @@ class Protocol:
 
 
 Change = Callable[[Protocol], list[Step]]
-# Changes that take the place of the plain step, and those that follow it.
+# Changes of the image as it is, before the plain step; those that take its place; and those that follow it.
+_FIRST: dict[str, Change] = {}
 _SCALING: dict[str, Change] = {}
 _FOLLOWING: dict[str, Change] = {}
+
+
+def _first(change: Change) -> Change:
+    _FIRST[change.__name__] = change
+    return change
 
 
 def _scaling(change: Change) -> Change:
@@ -334,6 +393,18 @@ def flip(protocol: Protocol) -> list[Step]:
 def photometric(protocol: Protocol) -> list[Step]:
     """Brightness, contrast, saturation, hue and the order of channels, each half of the time."""
     return [Photometric()]
+
+
+@_first
+def turn(protocol: Protocol) -> list[Step]:
+    """Turned by up to 20 degrees either way and scaled by 0.75 to 1.25 about the centre (PASCAL-Context MT)."""
+    return [TurnAndZoom(20.0, (0.75, 1.25), True)]
+
+
+@_first
+def zoom(protocol: Protocol) -> list[Step]:
+    """Scaled by 1, 1.2 or 1.5 about the centre (NYUD MT)."""
+    return [TurnAndZoom(0.0, (1.0, 1.2, 1.5), False)]
 
 
 @_scaling
@@ -364,7 +435,7 @@ def _stated(protocol: Protocol, name: str) -> Size:
 
 def changes() -> dict[str, str]:
     """Every change that `augment` may name, and what it does."""
-    known = {**_SCALING, **_FOLLOWING}
+    known = {**_FIRST, **_SCALING, **_FOLLOWING}
     said = {name: (change.__doc__ or "").strip() for name, change in known.items()}
     return {"none": "No change: training images are treated as test images.", **said}
 
@@ -384,7 +455,8 @@ def _steps(protocol: Protocol, training: bool, augment: str, channels: int) -> t
         raise DataError(f"The changes {' and '.join(scaling)} both choose the scale of an image; name one of them.")
     if "photometric" in words and channels != 3:
         raise DataError(f"The change 'photometric' is for colours, and these images have {channels} channels.")
-    steps = _SCALING[scaling[0]](protocol) if scaling else protocol.plain(True)
+    first = [step for word in dict.fromkeys(words) if word in _FIRST for step in _FIRST[word](protocol)]
+    steps = first + (_SCALING[scaling[0]](protocol) if scaling else protocol.plain(True))
     for word in dict.fromkeys(words):
         steps += _FOLLOWING[word](protocol) if word in _FOLLOWING else []
     return tuple(steps)
@@ -521,7 +593,8 @@ class MapTransform(_Dense):
             raise DataError(f"A map of {tuple(values.shape)} does not lie on an image of {height_and_width(picture)}.")
         scene = self._changed(Scene(picture, map=values.float() if np.isnan(self.fill) else values.long()))
         assert scene.map is not None  # as given
-        return self._finished(scene.image), self._filled(scene.map, self.fill)
+        seen = scene.map / scene.zoom if scene.map.is_floating_point() and scene.zoom != 1 else scene.map
+        return self._finished(scene.image), self._filled(seen, self.fill)
 
 
 def detection_transform(

@@ -145,7 +145,10 @@ class Target(ABC):
         return [item.label]
 
 
+JOIN = "+"
+"""Between the names of several kinds of maps that each image has, as in "mask+depth"."""
 _KINDS: dict[str, type[Target]] = {}
+_JOINED: list[Callable[[Sequence[Target]], Target]] = []
 _T = TypeVar("_T", bound=type[Target])
 
 
@@ -161,6 +164,12 @@ def register_target(name: str) -> Callable[[_T], _T]:
         return kind
 
     return add
+
+
+def joins_kinds(kind: _T) -> _T:
+    """Let the decorated class stand for several kinds of maps together; it is made with a fresh target of each."""
+    _JOINED[:] = [kind]
+    return kind
 
 
 def target_kinds() -> dict[str, type[Target]]:
@@ -186,7 +195,11 @@ def target_kind(name: TargetName) -> type[Target]:
 
 def target_of(config: DataConfig | TargetName) -> Target:
     """A fresh target of the kind that a configuration, or its name, asks for; `UnknownTarget` names the nearest."""
-    return target_kind(config if isinstance(config, str) else config.target)()
+    name = config if isinstance(config, str) else config.target
+    if JOIN in name:
+        kinds = [target_kind(one)() for one in name.split(JOIN)]
+        return _JOINED[0](kinds)
+    return target_kind(name)()
 
 
 def known(index: Mapping[str, int], found: Iterable[str], labels: Sequence[str]) -> list[int]:

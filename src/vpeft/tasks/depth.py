@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from ..batch import Batch
 from ..data.joint import Fitting, MapTransform, depth_transform
+from ..data.joint_maps import MapLayer
 from ..data.preprocessing import Preprocessing
 from ..head import HeadText, make_head
 from ..task import Leading, Prediction, TargetKind, UnsuitableTargets, register_task
@@ -69,6 +70,11 @@ class Depth(MapTask):
     def own_transforms(self) -> bool:
         """Always: depths keep their values when images are resized, and bars have none."""
         return True
+
+    @property
+    def layer(self) -> MapLayer:
+        """How the map goes through the transforms of several maps."""
+        return MapLayer(self.target_kind, "depth")
 
     def map_transform(
         self,

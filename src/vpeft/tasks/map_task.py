@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from ..batch import Batch, Sample, as_sample, collate
 from ..data.joint import Fitting, FitTo, MapTransform, ShorterSide, with_shorter_side, within
+from ..data.joint_maps import MapLayer, MapsTransform
 from ..data.preprocessing import Preprocessing
 from ..data.steps import CropTo, ResizeTo, height_and_width
 from ..task import Prediction, Task
@@ -85,6 +86,11 @@ class MapTask(Task):
     def padding(self) -> float:
         """The value of a target's pixels that count nowhere."""
 
+    @property
+    def layer(self) -> MapLayer:
+        """How the map goes through the transforms of several maps: as class numbers, unless the task says otherwise."""
+        return MapLayer(self.target_kind, "classes")
+
     @abstractmethod
     def map_transform(
         self,
@@ -95,7 +101,7 @@ class MapTask(Task):
         longest: int | None,
         augment: str,
         fit: Fitting | None,
-    ) -> MapTransform:
+    ) -> Callable[..., Any]:
         """The transform of images with this task's maps; arguments as in vpeft/data/joint.py."""
 
     def transforms(self, preprocessing: Preprocessing, augmentation: str, training: bool) -> Callable[..., Any]:
@@ -178,7 +184,7 @@ def window_of(transform: Callable[..., Any], original: tuple[int, int]) -> Windo
     """Which part of an image of this size a transform shows, for those that resize, crop and pad without chance."""
     height, width = original
     whole = (0, 0, height, width)
-    if isinstance(transform, MapTransform):
+    if isinstance(transform, (MapTransform, MapsTransform)):
         made = original
         for one in transform.steps:
             if isinstance(one, FitTo):

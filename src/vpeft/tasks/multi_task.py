@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, SerializeAsAny, field_serializer, field_validator, model_validator
@@ -12,16 +12,20 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ..batch import Batch, Sample, as_sample
+from ..data.joint import Fitting
+from ..data.joint_maps import maps_transform
 from ..data.task_mixture import Mixing, TaskMixture, mixed_order
 from ..errors import VpeftError
 from ..injection.heads import Heads, made_head
 from ..method_spec import parse_one
 from ..task import BadOption, Leading, Prediction, Task, UnsuitableTargets, get_task, register_task
+from .map_task import MapTask
 from .targets import told_targets
 from .task_balance import BalancedHeads, balance_of, balances, make_balance
 
 if TYPE_CHECKING:
     from ..backbones.backbone import Backbone
+    from ..data.preprocessing import Preprocessing
 
 DELTA = "delta_m"
 _ROWS = ":rows"
@@ -61,6 +65,12 @@ class MultiTask(Task):
     """of mixing = temperature"""
     in_a_row: int = Field(default=1, ge=1)
     """where each task has samples of its own: the samples of one task in a row, which is the batch"""
+    size: tuple[int, int] | None = None
+    """height and width that images are fitted to, where all tasks learn maps; one number is a square"""
+    fit: Fitting | None = None
+    """how `size` is reached: longer (ratio kept, padded) or squash; by default as the backbone's preprocessing does"""
+    image_changes: str = Field(default="none", alias="augment")
+    """changes of training images and all their maps, joined by +: flip, turn, zoom, photometric, crop, scale_jitter"""
     singles: dict[str, float] = Field(default_factory=dict)
     """the leading metric of a model that was trained for each task alone, on the same split"""
 
@@ -86,6 +96,11 @@ class MultiTask(Task):
             for name, one in parts.items()
         }
 
+    @field_validator("size", mode="before")
+    @classmethod
+    def _square(cls, size: Any) -> Any:
+        return (size, size) if isinstance(size, int) and not isinstance(size, bool) else size
+
     @field_validator("balance")
     @classmethod
     def _known_way(cls, balance: str) -> str:
@@ -107,6 +122,16 @@ class MultiTask(Task):
                 raise ValueError(f"{what} names {unknown[0]}, and the tasks are {', '.join(self.parts)}")
         if any(not math.isfinite(value) or value < 0 for value in self.weights.values()):
             raise ValueError("weights are numbers from 0 on")
+        for name, one in self.parts.items():  # those of a source of several kinds, `mask/floor`
+            own = _labels_of(self.labels, one.target_kind, len(self.parts) == 1)
+            if own and not one.labels:
+                self.parts[name] = one.model_copy(update={"labels": tuple(own)})
+        if any(not isinstance(one, MapTask) for one in self.parts.values()):
+            if self.size or self.fit or self.image_changes != "none":
+                raise ValueError("size, fit and augment are for tasks that all learn maps")
+            own = [name for name, one in self.parts.items() if one.own_transforms and not isinstance(one, MapTask)]
+            if own:
+                raise ValueError(f"the task {own[0]} changes images in a way of its own, which others cannot follow")
         augmenting = [name for name, one in self.parts.items() if one.augments is not None]
         if augmenting:
             raise ValueError(f"the task {augmenting[0]} mixes images, whose targets for the other tasks do not mix")
@@ -119,7 +144,10 @@ class MultiTask(Task):
 
     @property
     def leading(self) -> Leading:
-        """delta_m where the single-task scores are known, else the mean loss."""
+        """delta_m where the single-task scores are known, else the mean loss; of one task its own."""
+        if len(self.parts) == 1:
+            name, only = next(iter(self.parts.items()))
+            return Leading(f"{name}/{only.leading.name}", only.leading.higher_is_better)
         return Leading(DELTA) if set(self.singles) == set(self.parts) else Leading("loss", higher_is_better=False)
 
     def with_singles(self, scores: Mapping[str, float]) -> Self:
@@ -130,6 +158,30 @@ class MultiTask(Task):
         return {name: getattr(self, name) for name in type(self).model_fields}
 
     # -- what is read -------------------------------------------------------------------------------------------------
+
+    @property
+    def own_transforms(self) -> bool:
+        """Whether all tasks learn maps, which then go through every change with the image."""
+        return bool(self.parts) and all(isinstance(one, MapTask) for one in self.parts.values())
+
+    @property
+    def shown_size(self) -> tuple[int, int] | Literal["own", "any"]:
+        """That of `size` where it is stated."""
+        return self.size or "own"
+
+    def transforms(self, preprocessing: Preprocessing, augmentation: str, training: bool) -> Callable[..., Any]:
+        """The transform of images and all their maps; the default where a task learns something else."""
+        if not self.own_transforms:
+            return super().transforms(preprocessing, augmentation, training)
+        layers = list({one.layer.name: one.layer for one in self.parts.values() if isinstance(one, MapTask)}.values())
+        changes = augmentation if self.image_changes == "none" else self.image_changes
+        chosen = layers[0] if len(self.parts) == 1 else layers  # a source gives one map by itself
+        return maps_transform(preprocessing, training, chosen, self.size, augment=changes, fit=self.fit)
+
+    def sample_of(self, image: Any, transform: Callable[..., Any], id: str) -> Sample:
+        """A sample of an image without targets, which holds where the image lies in what the model is given."""
+        first = next(iter(self.parts.values()), None)
+        return super().sample_of(image, transform, id) if first is None else first.sample_of(image, transform, id)
 
     def head(self, backbone: Backbone, width: int) -> nn.Module:
         """A head for each task; `NoParts` where no task is named."""
@@ -147,7 +199,10 @@ class MultiTask(Task):
     def bind(self, train: Any) -> Self:
         """The task with each part bound to its own samples or targets."""
         bound = {name: one.bind(self._view(train, name)) for name, one in self.parts.items()}
-        return type(self).model_validate({**self._fields(), "parts": bound})
+        names = getattr(train, "labels", None)
+        known = isinstance(names, (list, tuple)) and all(isinstance(one, str) for one in names)
+        labels = self.labels or (tuple(names) if known else ())
+        return type(self).model_validate({**self._fields(), "parts": bound, "labels": labels})
 
     def check(self, train: Any) -> None:
         """Refuse targets that are no mapping from tasks to targets, or that a part refuses."""
@@ -155,7 +210,7 @@ class MultiTask(Task):
         if missing:
             raise UnsuitableTargets(f"There are no samples for the task {missing[0]!r}.")
         told = told_targets(train)
-        if told is not None and len(told) and not isinstance(told[0], Mapping):
+        if told is not None and len(told) and not isinstance(told[0], Mapping) and len(self.parts) > 1:
             raise self._no_mapping(told[0])
         for name, one in self.parts.items():
             one.check(self._view(train, name))
@@ -169,7 +224,7 @@ class MultiTask(Task):
     def _view(self, data: Any, task: str) -> Any:
         if isinstance(data, TaskMixture):
             return data.parts.get(task, [])
-        return OfOneTask(data, task, self.parts[task].target_kind)
+        return OfOneTask(data, task, self.parts[task].target_kind, len(self.parts) == 1)
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Samples whose targets are mappings, as a batch.
@@ -178,6 +233,8 @@ class MultiTask(Task):
         batch says which samples have which.
         """
         whole = [as_sample(sample) for sample in samples]
+        if all(one.target is None or _is_window(one.target) for one in whole):  # for prediction
+            return next(iter(self.parts.values())).collate(whole)
         found = [self._by_name(sample.target) for sample in whole]
         there = [name for name in self.parts if any(name in one for one in found)]
         if not there:
@@ -213,6 +270,10 @@ class MultiTask(Task):
 
     def _by_name(self, target: Any) -> dict[str, Any]:
         """The targets of a sample by task; a data source names them by their kind."""
+        if len(self.parts) == 1:
+            name, only = next(iter(self.parts.items()))
+            inside = isinstance(target, Mapping) and (name in target or only.target_kind in target)
+            return {name: _one_of(target, name, only.target_kind) if inside else target}
         if not isinstance(target, Mapping):
             raise self._no_mapping(target)
         return {
@@ -348,22 +409,24 @@ class MultiTask(Task):
         return made
 
 
+def _is_window(target: Any) -> bool:
+    return isinstance(target, Mapping) and set(target) == {"shown", "covers", "original"}
+
+
 class OfOneTask:
     """A data set whose targets are mappings, as one of its tasks sees it: labels, and targets one by one."""
 
-    def __init__(self, data: Any, task: str, kind: str) -> None:
+    def __init__(self, data: Any, task: str, kind: str, alone: bool = False) -> None:
         self.data, self.task, self.kind = data, task, kind
         names = getattr(data, "labels", None)
         of_task = names.get(task, names.get(kind)) if isinstance(names, Mapping) else None
-        if isinstance(names, (list, tuple)):  # as a source of several kinds names them
-            of_task = [name.partition("/")[2] for name in names if str(name).startswith(f"{kind}/")] or None
+        if isinstance(names, (list, tuple)):  # as a source of several kinds names them, or of one
+            of_task = _labels_of(names, kind, alone) or None
         if of_task is not None:
             self.labels = list(of_task)
         told = told_targets(data)
-        if told is not None and len(told) and isinstance(told[0], Mapping):
-            self.targets = [_one_of(target, task, kind) for target in told] if isinstance(told, list) else None
-            if self.targets is None:
-                self.targets = _Lazy(told, task, kind)
+        if told is not None and len(told):
+            self.targets = [_one_of(target, task, kind) for target in told]
 
     def __len__(self) -> int:
         return len(self.data)
@@ -373,17 +436,10 @@ class OfOneTask:
         return Sample(sample.input, _one_of(sample.target, self.task, self.kind), sample.id)
 
 
-class _Lazy(Sequence[Any]):
-    """The targets of one task, read at each access."""
-
-    def __init__(self, targets: Sequence[Any], task: str, kind: str) -> None:
-        self.whole, self.task, self.kind = targets, task, kind
-
-    def __len__(self) -> int:
-        return len(self.whole)
-
-    def __getitem__(self, index: Any) -> Any:
-        return _one_of(self.whole[index], self.task, self.kind)
+def _labels_of(names: Sequence[str], kind: str, alone: bool) -> list[str]:
+    """The labels of one kind among `kind/label` of several; all of them where there is one task."""
+    own = [str(name).removeprefix(f"{kind}/") for name in names if str(name).startswith(f"{kind}/")]
+    return own or (list(names) if alone else [])
 
 
 def _one_of(target: Any, task: str, kind: str) -> Any:

@@ -252,7 +252,12 @@ def test_a_missing_package_and_an_unknown_split_are_one_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kinds"), [("land", ("mask",)), ("digits", ("objects", "mask")), ("scenes", ("objects", "mask", "depth"))]
+    ("name", "kinds"),
+    [
+        ("land", ("mask",)),
+        ("digits", ("objects", "mask", "saliency", "edges")),
+        ("scenes", ("objects", "mask", "depth", "normals", "saliency", "edges")),
+    ],
 )
 def test_a_set_gives_every_target_that_it_has_and_refuses_others(name: str, kinds: tuple[str, ...]) -> None:
     source = sources()["pocket-dense"]

@@ -21,6 +21,7 @@ class Patch:
         cover: (h, w) in [0, 1].
         ink: (h, w, 3) in [0, 1], or one colour (3,).
         depth: (h, w) in metres, where the set has depth.
+        normal: (h, w, 3), where the set has surfaces; see `scenes`.
     """
 
     top: int
@@ -28,6 +29,7 @@ class Patch:
     cover: Field
     ink: Field
     depth: Field | None = None
+    normal: Field | None = None
 
     @property
     def place(self) -> tuple[slice, slice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -100,6 +100,8 @@ class DenseSet:
     licence: str
     draw: Callable[[str, int, np.random.Generator], DensePictures] = field(repr=False)
     has_depth: bool = False
+    # Makes the normals of the surfaces, int8 (N, 128, 128, 3), of the pictures that `draw` makes of equal arguments.
+    draw_normals: Callable[[str, int, np.random.Generator], NDArray[np.int8]] | None = field(default=None, repr=False)
     needs: tuple[str, ...] = ()  # import names of packages beyond vpeft's own dependencies
     # Raised when a picture or target of a released set changes; results of two versions are not comparable.
     version: int = VERSION
@@ -126,6 +128,32 @@ class DenseSet:
         )
         return DensePictures(**found)
 
+    def normals(self, split: str) -> NDArray[np.int8]:
+        """The normals (N, 128, 128, 3) of the pictures of a split, times 127; made and kept as by `load`.
+
+        Raises:
+            DataError: the set has none, or `split` is unknown.
+        """
+        if self.draw_normals is None or split not in SIZES:
+            raise DataError(f"The set pocket-dense/{self.name} has no normals of a split {split!r}.")
+        name = f"{self.name}-normals"
+        stored = stored_digests().get(name, {}).get(split)
+        if stored is None:
+            return self.generate_normals(split)
+        found: NDArray[np.int8] = kept_arrays(
+            f"pocket-dense/{name}-{split}-v{self.version}",
+            stored,
+            lambda: {"normals": self.generate_normals(split)},
+            lambda arrays: digest_of(arrays),
+        )["normals"]
+        return found
+
+    def generate_normals(self, split: str) -> NDArray[np.int8]:
+        """Make the normals of one split anew, past the cache."""
+        assert self.draw_normals is not None  # `normals` looks first
+        rng = random_of_split(SEED, self.version, list(SIZES).index(split), self.name)
+        return self.draw_normals(split, SIZES[split], rng)
+
     def splits(self) -> dict[str, DensePictures]:
         """All three splits, as `load` gives them."""
         return {split: self.load(split) for split in SIZES}
@@ -145,8 +173,13 @@ class DenseSet:
 
 def digest(pictures: DensePictures) -> str:
     """sha256 over the names, shapes and contents of all arrays."""
+    return digest_of(pictures.arrays())
+
+
+def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """sha256 over the names, shapes and contents of arrays."""
     found = hashlib.sha256()
-    for name, array in pictures.arrays().items():
+    for name, array in arrays.items():
         found.update(repr((name, array.shape, array.dtype.itemsize)).encode())
         found.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes())
     return found.hexdigest()

@@ -22,6 +22,8 @@ THINGS = ("ball", "block", "ring", "arch", "post", "tree")
 _LEAST_SEEN, _LEAST_PIXELS = 0.3, 24
 # Each pixel of a thing is the mean of so many samples a side.
 _FINE = 2
+_FACING = (0.0, 0.0, -1.0)  # the normal of what stands upright before the camera
+_UP = (0.0, 1.0, 0.0)
 
 
 class _Hall(NamedTuple):
@@ -41,11 +43,12 @@ class _Hall(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What a thing shows to rays: where it is hit, its shade, and its depth, each (h, w)."""
+    """What a thing shows to rays: where it is hit, its shade, and its depth, each (h, w), and its normals."""
 
     hit: NDArray[np.bool_]
     shade: Field
     depth: Field
+    normal: Field | None = None  # (h, w, 3), x to the right, y up, z away from the camera; None: it faces the camera
 
 
 class _Thing(NamedTuple):
@@ -134,7 +137,7 @@ def _ball(x: float, z: float, hall: _Hall, rng: np.random.Generator) -> _Thing:
         u, v = (right * z - x) / radius, (up * z + hall.eye - radius) / radius
         bulge = np.sqrt(np.maximum(1 - u * u - v * v, 0))
         shade = 0.35 + 0.65 * np.clip(0.5 * u * hall.light + 0.45 * v + 0.7 * bulge, 0, 1)
-        return _Seen(u * u + v * v < 1, shade, z - radius * bulge)
+        return _Seen(u * u + v * v < 1, shade, z - radius * bulge, np.stack((u, v, -bulge), -1))
 
     return _Thing(x - radius, 0, x + radius, 2 * radius, z, radius, look)
 
@@ -148,22 +151,27 @@ def _block(x: float, z: float, hall: _Hall, rng: np.random.Generator) -> _Thing:
     def look(right: Field, up: Field) -> _Seen:
         hit = np.zeros(right.shape, np.bool_)
         shade, depth = np.ones(right.shape), np.full(right.shape, z)
+        normal = np.broadcast_to(_FACING, (*right.shape, 3))
         # the far faces first, so that the front is on top
         for face in ("side", "top", "front"):
             if face == "side":
                 at = flank / np.where(np.abs(right) < 1e-6, 1e-6, right)
                 height = up * at + hall.eye
                 seen, lit = (at > z) & (at < z + deep) & (height > 0) & (height < high), 0.6 + 0.2 * hall.light
+                turned = (-1.0 if x > 0 else 1.0, 0.0, 0.0)
             elif face == "top":
                 at = (high - hall.eye) / np.where(np.abs(up) < 1e-6, -1e-6, up)
                 seen, lit = (at > z) & (at < z + deep) & (np.abs(right * at - x) < half), 1.15
+                turned = (0.0, 1.0, 0.0)
             else:
                 at = np.full(right.shape, z)
                 height = up * at + hall.eye
                 seen, lit = (np.abs(right * at - x) < half) & (height > 0) & (height < high), 0.85
+                turned = _FACING
             hit |= seen
             shade, depth = np.where(seen, lit, shade), np.where(seen, at, depth)
-        return _Seen(hit, shade, depth)
+            normal = np.where(seen[..., None], turned, normal)
+        return _Seen(hit, shade, depth, normal)
 
     # the rectangle of the front; behind it the faces move towards the point where the camera looks
     back = z / (z + deep)
@@ -243,7 +251,9 @@ def _patch(thing: _Thing, hall: _Hall, ink: Field) -> Patch | None:
     share = np.maximum(hit, 1e-9)
     shade = _pooled(np.where(seen.hit, seen.shade, 0.0)) / share
     depth = _pooled(np.where(seen.hit, seen.depth, 0.0)) / share
-    return Patch(top, left, hit, np.clip(shade[..., None] * ink, 0, 1), depth)
+    facing = np.broadcast_to(_FACING, (*seen.hit.shape, 3)) if seen.normal is None else seen.normal
+    normal = np.stack([_pooled(np.where(seen.hit, facing[..., axis], 0.0)) for axis in range(3)], -1)
+    return Patch(top, left, hit, np.clip(shade[..., None] * ink, 0, 1), depth, normal)
 
 
 def _pooled(fine: Field) -> Field:
@@ -260,6 +270,16 @@ def _place(hall: _Hall, rng: np.random.Generator) -> tuple[float, float]:
 
 
 def draw(split: str, count: int, rng: np.random.Generator) -> DensePictures:
+    return _drawn(count, rng)[0]
+
+
+def normals(split: str, count: int, rng: np.random.Generator) -> NDArray[np.int8]:
+    """The normals of the same pictures, int8 (N, 128, 128, 3): x to the right, y up, z away from the camera, by 127."""
+    return _drawn(count, rng)[1]
+
+
+def _drawn(count: int, rng: np.random.Generator) -> tuple[DensePictures, NDArray[np.int8]]:
+    directions = np.zeros((count, SIDE, SIDE, 3), np.int8)
     images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
     instances, mask = np.zeros((2, count, SIDE, SIDE), np.uint8)
     classes = np.full((count, MOST), ABSENT, np.uint8)
@@ -282,10 +302,16 @@ def draw(split: str, count: int, rng: np.random.Generator) -> DensePictures:
         made = [one for one in made if id(one[1]) in kept]
         for thing, _, _ in made:
             _shadow(picture, hall, (thing.x0 + thing.x1) / 2, thing.z, thing.foot)
+        surface = np.where(is_floor[..., None], _UP, _FACING)
         for _, patch, _ in made:
             paste(picture, patch)
             assert patch.depth is not None  # every thing here has one
             depth[patch.place] = np.where(patch.mask, patch.depth, depth[patch.place])
+            assert patch.normal is not None
+            surface[patch.place] = np.where(patch.mask[..., None], patch.normal, surface[patch.place])
+        # Where several faces meet in a pixel it is the mean of theirs; rounded, so that all machines agree.
+        long = np.maximum(np.sqrt((surface**2).sum(-1, keepdims=True)), 1e-9)
+        directions[i] = np.floor(np.round(surface / long, 7) * 127 + 0.5).astype(np.int8)
         seen = visible([patch for _, patch, _ in made])
         classes[i, : len(made)] = [kind for _, _, kind in made]
         instances[i] = seen
@@ -294,7 +320,7 @@ def draw(split: str, count: int, rng: np.random.Generator) -> DensePictures:
         distance[i] = np.floor(np.round(depth, 7) * 1000 + 0.5).astype(np.uint16)
         light = between(rng, 0.7, 1.15) * (0.9 + 0.2 * rng.random(3))
         images[i] = to_bytes(noisy(picture * light, rng, between(rng, 0.01, 0.03)))
-    return DensePictures(images, mask, instances, classes, distance)
+    return DensePictures(images, mask, instances, classes, distance), directions
 
 
 SET = DenseSet(
@@ -308,4 +334,5 @@ SET = DenseSet(
     licence="Apache-2.0",
     draw=draw,
     has_depth=True,
+    draw_normals=normals,
 )

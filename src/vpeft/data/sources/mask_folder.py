@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from vpeft.data.class_tables import ClassTable, find_class_table
 from vpeft.data.config import DataConfig
 from vpeft.data.images import files_below, is_image_name, pictures_among, readable
-from vpeft.data.items import FilePicture, Item, Listing, SplitName, split_of
+from vpeft.data.items import FilePicture, Item, Listing, Picture, SplitName, split_of
 from vpeft.data.mapped_picture import ColouredMask
+from vpeft.data.on_pixels import OnPixels
 from vpeft.data.problems import DataError, Kind
 from vpeft.data.sources.registry import Claim, source
 from vpeft.data.targets.depth import DepthMap
 from vpeft.data.targets.mask import Mask
+from vpeft.data.targets.normals import NormalMap
+from vpeft.data.targets.pixel_maps import BinaryMap
 
 _IMAGES = ("images", "image", "imgs", "JPEGImages")
 _MASKS = ("masks", "mask", "labels", "annotations", "SegmentationClass")
-_DEPTHS = ("depth", "depths", "depth_maps", "depthmaps")
+# The folder of the maps of each kind.
+_MAPS = {
+    "mask": _MASKS,
+    "depth": ("depth", "depths", "depth_maps", "depthmaps"),
+    "normals": ("normals", "normal", "surface_normals"),
+    "edges": ("edges", "edge"),
+    "saliency": ("saliency", "sal"),
+    "parts": ("parts", "human_parts"),
+}
+# What makes a map of a picture, where neither classes nor a scale are asked for.
+_PLAIN: dict[str, Callable[[Picture], OnPixels]] = {
+    "normals": NormalMap,
+    "edges": BinaryMap,
+    "saliency": BinaryMap,
+    "parts": Mask,
+}
 # What data sets append to the name of an image for that of its mask.
-_ENDINGS = ("", "_mask", "_gt", "_label", "_seg", "_L", "_depth")
+_ENDINGS = ("", "_mask", "_gt", "_label", "_seg", "_L", "_depth", "_normals", "_edges", "_saliency", "_parts")
 
 
 @source
@@ -28,12 +46,13 @@ class MaskFolder:
     """With `masks` the folder of the masks is stated, and the source is that of the images.
 
     A mask holds class numbers, in grey or as a palette; or colours, where a file beside the folders gives each class
-    its colour (classes.csv, class_dict.csv: name,r,g,b). A depth map is a PNG of 16 bits, a TIFF or an array.
+    its colour (classes.csv, class_dict.csv: name,r,g,b). A depth map is a PNG of 16 bits, a TIFF or an array. Maps of
+    normals, edges, what stands out and parts of the body lie in normals/, edges/, saliency/ and parts/.
     """
 
     name = "masks"
     title = "a folder with images/ and masks/ or depth/ (or train/images, train/masks, ...), files of the same names"
-    targets = ("mask", "depth")
+    targets = tuple(_MAPS)
 
     def claims(self, config: DataConfig) -> Claim:
         root = Path(config.source).expanduser()
@@ -55,9 +74,9 @@ class MaskFolder:
         else:
             pairs = _pairs(root, config.target)
         if not pairs:
-            word = "depth" if config.target == "depth" else "masks"
+            word = "masks" if config.target == "mask" else config.target
             raise DataError(f"{root} has no folder images beside a folder {word}. Expected: {self.title}.")
-        table = None if config.target == "depth" else find_class_table(root, *(masks for _, masks in pairs.values()))
+        table = None if config.target != "mask" else find_class_table(root, *(masks for _, masks in pairs.values()))
         for split, (images, masks) in pairs.items():
             _add(listing, root, images, masks, split, _Maker(config, table))
         listing.labels = config.label_names or (None if table is None else table.names)
@@ -84,8 +103,10 @@ class _Maker(NamedTuple):
         """The problem that an image has no such file."""
         return "missing_depth" if self.config.target == "depth" else "missing_mask"
 
-    def __call__(self, file: Path) -> Mask | DepthMap:
+    def __call__(self, file: Path) -> OnPixels:
         picture = FilePicture(file)
+        if self.config.target in _PLAIN:
+            return _PLAIN[self.config.target](picture)
         if self.config.target == "depth":
             return DepthMap(picture, self.config.depth_scale)
         if self.table is None or not self.table.colours:
@@ -112,8 +133,7 @@ def _pairs(root: Path, target: str) -> dict[SplitName | None, tuple[Path, Path]]
 
 def _pair(folder: Path, target: str) -> tuple[Path, Path] | None:
     images = next((folder / name for name in _IMAGES if (folder / name).is_dir()), None)
-    usual = _DEPTHS if target == "depth" else _MASKS
-    masks = next((folder / name for name in usual if (folder / name).is_dir()), None)
+    masks = next((folder / name for name in _MAPS[target] if (folder / name).is_dir()), None)
     return (images, masks) if images is not None and masks is not None else None
 
 

@@ -1,10 +1,13 @@
-"""The offline sets for dense prediction, as 'pocket-dense/NAME': masks, objects and depth of the same pictures."""
+"""The offline sets for dense prediction, as 'pocket-dense/NAME': masks, objects, depth, normals, saliency and edges."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vpeft.data.config import DataConfig, TargetName
 from vpeft.data.items import SPLITS, ArrayPicture, Item, Listing
@@ -13,6 +16,8 @@ from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
 from vpeft.data.targets import Mask
 from vpeft.data.targets.depth import DepthMap
+from vpeft.data.targets.normals import NormalMap
+from vpeft.data.targets.pixel_maps import BinaryMap
 from vpeft.errors import nearest
 
 if TYPE_CHECKING:
@@ -28,34 +33,79 @@ def _sets() -> Mapping[str, DenseSet]:
     return pocket_dense_sets()
 
 
-def _mask(one: DenseSet, pictures: DensePictures, index: int) -> Mask:
-    return Mask(ArrayPicture(pictures.mask, index))
+Maker = Callable[[int], object]
+"""From the number of a picture to its target."""
 
 
-def _objects(one: DenseSet, pictures: DensePictures, index: int) -> Objects:
+def _mask(one: DenseSet, pictures: DensePictures, split: str) -> Maker:
+    return lambda index: Mask(ArrayPicture(pictures.mask, index))
+
+
+def _objects(one: DenseSet, pictures: DensePictures, split: str) -> Maker:
     assert pictures.instances is not None  # a set that names classes of objects has some
-    shared = ArrayPicture(pictures.instances, index)
-    seen = pictures.objects(index)
-    return Objects.of(
-        [thing.box for thing in seen],
-        [one.object_labels[thing.label] for thing in seen],
-        shapes=[PixelsWithNumber(shared, thing.number) for thing in seen],
-        size=pictures.mask.shape[1:],
-    )
+    instances = pictures.instances
+
+    def made(index: int) -> Objects:
+        shared = ArrayPicture(instances, index)
+        seen = pictures.objects(index)
+        return Objects.of(
+            [thing.box for thing in seen],
+            [one.object_labels[thing.label] for thing in seen],
+            shapes=[PixelsWithNumber(shared, thing.number) for thing in seen],
+            size=pictures.mask.shape[1:],
+        )
+
+    return made
 
 
-def _depth(one: DenseSet, pictures: DensePictures, index: int) -> DepthMap:
+def _depth(one: DenseSet, pictures: DensePictures, split: str) -> Maker:
     assert pictures.depth is not None  # a set that says so has it
-    return DepthMap(ArrayPicture(pictures.depth, index), scale=0.001)  # millimetres as metres
+    depth = pictures.depth
+    return lambda index: DepthMap(ArrayPicture(depth, index), scale=0.001)  # millimetres as metres
 
 
-# What a set can give: its class names for that target (none: it has no such target), and the target of one picture.
+def _normals(one: DenseSet, pictures: DensePictures, split: str) -> Maker:
+    normals = one.normals(split)
+    return lambda index: NormalMap(ArrayPicture(normals, index))
+
+
+def _saliency(one: DenseSet, pictures: DensePictures, split: str) -> Maker:
+    assert pictures.instances is not None  # a set that names classes of objects has some
+    things = (pictures.instances > 0).astype(np.uint8)
+    return lambda index: BinaryMap(ArrayPicture(things, index))
+
+
+def _edges(one: DenseSet, pictures: DensePictures, split: str) -> Maker:
+    assert pictures.instances is not None  # a set that names classes of objects has some
+    edges = edges_of(pictures.mask, pictures.instances)
+    return lambda index: BinaryMap(ArrayPicture(edges, index))
+
+
+def edges_of(mask: NDArray[np.uint8], instances: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels whose neighbour to the right or below shows another object or class, and those neighbours.
+
+    Arguments and result are uint8 (N, H, W).
+    """
+    what = mask.astype(np.int16) * 256 + instances
+    found = np.zeros(what.shape, np.uint8)
+    right, below = what[:, :, 1:] != what[:, :, :-1], what[:, 1:] != what[:, :-1]
+    found[:, :, 1:] |= right
+    found[:, :, :-1] |= right
+    found[:, 1:] |= below
+    found[:, :-1] |= below
+    return found
+
+
+# What a set can give: its class names for that target (none: it has no such target), and the targets of one split.
 _TARGETS: Mapping[
-    str, tuple[Callable[[DenseSet], tuple[str, ...]], Callable[[DenseSet, DensePictures, int], object]]
+    str, tuple[Callable[[DenseSet], tuple[str, ...]], Callable[[DenseSet, DensePictures, str], Maker]]
 ] = {
     "objects": (lambda one: one.object_labels, _objects),
     "mask": (lambda one: one.mask_labels, _mask),
     "depth": (lambda one: ("depth",) if one.has_depth else (), _depth),
+    "normals": (lambda one: ("x", "y", "z") if one.draw_normals else (), _normals),
+    "saliency": (lambda one: ("salient",) if one.object_labels else (), _saliency),
+    "edges": (lambda one: ("edge",) if one.object_labels else (), _edges),
 }
 
 
@@ -81,7 +131,7 @@ class PocketDense:
         one = _sets().get(config.source.removeprefix(_PREFIX))
         if one is None:
             return self.targets
-        return tuple(kind for kind in ("objects", "mask", "depth") if _TARGETS[kind][0](one))
+        return tuple(kind for kind, (names, _) in _TARGETS.items() if names(one))
 
     def read(self, config: DataConfig) -> Listing:
         name = config.source.removeprefix(_PREFIX)
@@ -95,7 +145,8 @@ class PocketDense:
         listing = Listing(f"Expected: {self.title}.", labels=names(one))
         for split in SPLITS:
             pictures = one.load(split)
+            make = target(one, pictures, split)
             for index in range(len(pictures)):
                 picture = ArrayPicture(pictures.images, index)
-                listing.add(split, Item(f"{split}/{index:05d}", "", picture, target(one, pictures, index)))
+                listing.add(split, Item(f"{split}/{index:05d}", "", picture, make(index)))
         return listing

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 from vpeft.data.config import DataConfig, TargetName
 from vpeft.data.items import Listing
 from vpeft.data.problems import DataError
+from vpeft.data.target import JOIN
 from vpeft.errors import nearest
 from vpeft.guarded import short
 
@@ -90,6 +91,7 @@ def find_source(config: DataConfig) -> Source:
         if config.layout not in known:
             raise DataError(f"There is no layout {config.layout!r}. {nearest(config.layout, known)}")
         return known[config.layout]
+    config = config.model_copy(update={"target": config.target.partition(JOIN)[0]})  # each kind of several
     try:
         claims = {name: one.claims(config) for name, one in known.items()}
     except OSError as error:  # a name that no file can have, or a folder that may not be read

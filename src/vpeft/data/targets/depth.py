@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from vpeft.data.config import DataConfig
 from vpeft.data.items import ArrayPicture, FilePicture, Item, Picture, digest
 from vpeft.data.joint import depth_transform
+from vpeft.data.joint_maps import MapLayer
 from vpeft.data.on_pixels import CheckDepth, CheckedTarget, OnPixels, Size
 from vpeft.data.pixels import UnreadableImage
 from vpeft.data.problems import DataError, Problems
@@ -76,6 +77,7 @@ class DepthMaps(Target):
     task = "depth"
     wants = "a depth map"
     on_pixels = True
+    layer: ClassVar[MapLayer] = MapLayer("depth", "depth")
 
     def columns(self, header: Sequence[str], config: DataConfig, where: str) -> list[int]:
         return [column_place(header, config.label_column or "depth", where)]

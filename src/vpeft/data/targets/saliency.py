@@ -1,0 +1,22 @@
+"""Which pixels stand out."""
+
+from __future__ import annotations
+
+from vpeft.data.joint_maps import MapLayer
+from vpeft.data.target import register_target
+from vpeft.data.targets.pixel_maps import BinaryMap, PixelMaps
+
+
+@register_target("saliency")
+class Saliency(PixelMaps):
+    """0 or 1 for each pixel; a sample carries int64 (H, W), where 255 does not count."""
+
+    given = "maps of what stands out are"
+    plural = "maps of what stands out"
+    task = "saliency"
+    wants = "a map of what stands out"
+    on_pixels = True
+    column = "saliency"
+    one = BinaryMap
+    names = ("salient",)
+    layer = MapLayer("saliency", "classes")
