@@ -7,7 +7,7 @@ same for every library, so adapter files stay valid when a library renames its m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -421,12 +421,15 @@ class Attention(Place):
         head_width: channels per head.
         per_window: True if the batch axis holds windows of images, (B * windows, heads, N, head width).
         reduced: True if there are fewer keys and values than queries.
+        cells_in_windows: (rows, columns) of a map -> where each of its cells, row by row, stands among the tokens of
+            all windows of one image; None where that is not told.
     """
 
     heads: int = 1
     head_width: int = 0
     per_window: bool = False
     reduced: bool = False
+    cells_in_windows: Callable[[int, int], Tensor] | None = None
 
 
 class Norm(Site):

@@ -111,6 +111,27 @@ def attend_beside(block: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor
     return (torch.roll(x, shifts=shift, dims=(1, 2)) if any(shift) else x), own
 
 
+class CellsInWindows:
+    """(rows, columns) of a map -> the number of each cell's token among those of all windows, row by row, (H W,).
+
+    Args:
+        block: a live timm Swin block, whose windows and shift may follow the size of the images.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+    def __call__(self, height: int, width: int) -> Tensor:
+        block: Any = self.block
+        shift, (high, wide) = tuple(block.shift_size), block.window_size
+        cells = torch.arange(height * width).view(1, height, width, 1)
+        if any(shift):
+            cells = torch.roll(cells, shifts=(-shift[0], -shift[1]), dims=(1, 2))
+        cells = F.pad(cells, (0, 0, 0, -width % wide, 0, -height % high), value=-1)
+        found = window_partition(cells, block.window_size).flatten()
+        return found.argsort(stable=True)[len(found) - height * width :]  # what pads a window comes first, as -1
+
+
 def checkpointed(stage: Any, carrier: BesideTokens, x: Tensor) -> Tensor:
     """A stage whose activation checkpoints take the carrier's tokens in and out with the map."""
     return checkpointed_blocks(stage.blocks, carrier, stage.downsample(x))

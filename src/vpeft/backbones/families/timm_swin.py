@@ -22,7 +22,7 @@ from ..places import Place
 from ..points import Layout, Point
 from ..timm_isotropic import architecture, own_classifier, pooled_by_head
 from ..window_tokens import BesideTokens as BesideTokens
-from ..window_tokens import attend_beside, checkpointed
+from ..window_tokens import CellsInWindows, attend_beside, checkpointed
 from .timm_vit import mlp_places
 
 
@@ -203,6 +203,7 @@ def _block(index: int, stage: int, module: Any, stride: int, carrier: BesideToke
         raise UnknownBackbone(f"blocks.{index} is a {kind.__name__}; timm_swin describes SwinTransformerBlock.")
     where = inside(index, module, stride)
     attn = _attention(f"blocks.{index}.attn", module.attn, where, module.dim)
+    attn.core.cells_in_windows = CellsInWindows(module)
     pairs = ((module, PromptedSwinBlock), (module.attn, EditedWindowAttention))
     return swin_block(index, stage, module, stride, carrier, attn, pairs)
 
