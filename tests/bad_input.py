@@ -59,6 +59,7 @@ BESIDES = {
     ("fewshot",): ("--data", "missing", "--method", "dra"),
     ("extend",): ("missing.safetensors", "--data", "missing", "--out", "text.txt"),
     ("fuse",): ("missing.safetensors", "--out", "text.txt"),
+    ("meta",): ("--out", "text.txt"),
     ("evaluate",): ("missing.safetensors", "--data", "missing"),
     ("predict",): ("missing.safetensors", "missing.png"),
     ("report",): ("missing",),

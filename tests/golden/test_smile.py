@@ -42,7 +42,7 @@ def test_layer_and_gradients(rank: int | None, top_k: int | None) -> None:
 def test_parameters_of_the_paper() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch32_224", num_classes=0)
-    tuned = vpeft.tune(model, SMILE(experts=8, rank=32, gate_rank=16, top_k=1), num_classes=1, verify=False)
+        tuned = vpeft.tune(model, SMILE(experts=8, rank=32, gate_rank=16, top_k=1), num_classes=1, verify=False)
     held = sum(value.numel() for key, value in tuned.adapter_state().items() if not key.startswith("head."))
     assert held == 141_203_712 - 87_456_000
 

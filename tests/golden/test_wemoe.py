@@ -40,7 +40,7 @@ def test_layers_and_gradients(layers: int) -> None:
 def test_parameters_of_the_routers(layers: int, count: int) -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch32_224", num_classes=0)
-    tuned = vpeft.tune(model, WEMoE(experts=8, layers=layers), num_classes=1, verify=False)  # type: ignore[arg-type]
+        tuned = vpeft.tune(model, WEMoE(experts=8, layers=layers), num_classes=1, verify=False)  # type: ignore[arg-type]
     assert sum(value.numel() for key, value in tuned.trainable() if ".tap." in key) == count
     start = {key: value for key, value in tuned.trainable() if "changes" in key}
     assert sum(value.numel() for value in start.values()) == 12 * 8 * 2 * 768 * 3072

@@ -39,6 +39,7 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("continual", "vpeft.cli.continual:continual", "Learn a stream of tasks, classes by and by, and measure.", _WORK),
     ("extend", "vpeft.cli.extend:extend", "Add new classes to a saved adapter without its old images.", _WORK),
     ("fuse", "vpeft.cli.fuse:fuse", "Make one adapter of several on one backbone, without training.", _WORK),
+    ("meta", "vpeft.cli.meta:meta", "Retrain a backbone on several tasks, so that adapters of new ones fit.", _WORK),
     ("fewshot", "vpeft.cli.fewshot:fewshot", "Tune on a few images of a few classes, many times, and measure.", _WORK),
     ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
     ("serve", "vpeft.cli.serve:serve", "Serve a folder of adapters over HTTP, with a page to try them.", _WORK),
