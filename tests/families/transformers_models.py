@@ -65,6 +65,10 @@ def clip(**options: Any) -> nn.Module:
     return build("CLIPVisionModel", "CLIPVisionConfig", **{**SEQUENCE, **options})
 
 
+def blip(**options: Any) -> nn.Module:
+    return build("BlipVisionModel", "BlipVisionConfig", **{**SEQUENCE, **options})
+
+
 def siglip(**options: Any) -> nn.Module:
     return build("SiglipVisionModel", "SiglipVisionConfig", **{**SEQUENCE, **options})
 
@@ -229,6 +233,7 @@ ALIKE: dict[str, Callable[[], nn.Module]] = {
     "hf_deit": deit,
     "hf_mae": mae,
     "hf_dinov2": dinov2,
+    "hf_blip": blip,
     "hf_siglip": siglip,
     "hf_convnextv2": convnextv2,
     "hf_dinov3_convnext": dinov3_convnext,

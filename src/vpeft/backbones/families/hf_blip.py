@@ -12,7 +12,7 @@ from ..backbone import Backbone, Facts
 from ..blocks import AttentionSite, Block
 from ..builders import Where, own_parameters, projection, site
 from ..describe import family
-from ..hf_model import HfPooling, architecture, as_pixels, classifier, first_token, pixels, size_of
+from ..hf_model import HfPooling, architecture, as_pixels, classifier, pixels, pooler_output, size_of
 from ..places import Norm, Place
 from ..points import Layout, Point
 from ..rows import Rows
@@ -22,7 +22,7 @@ from ..towers import Parts, pre_norm_block
 
 @family("hf_blip", "transformers.models.blip.modeling_blip.BlipVisionModel")
 def describe_hf_blip(model: nn.Module) -> Backbone:
-    """transformers' BLIP: its image tower, alone or inside of a whole BLIP; the feature is that of the class token."""
+    """transformers' BLIP: its image tower, alone or inside of a whole BLIP; the feature is its own pooled one."""
     blip: Any = model
     config, stem, layers = blip.config, blip.embeddings, blip.encoder.layers
     size, stride, width = size_of(config), int(config.patch_size), int(config.hidden_size)
@@ -49,7 +49,7 @@ def describe_hf_blip(model: nn.Module) -> Backbone:
         outline.embedding(Point(stem, "output"), tokens, width, own=own),
         last,
     ]
-    pooling = HfPooling(as_pixels, first_token)
+    pooling = HfPooling(as_pixels, pooler_output)
     return Backbone(
         module=model,
         facts=Facts(
