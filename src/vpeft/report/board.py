@@ -140,7 +140,7 @@ class Board:
 
 
 def boards(records: Iterable[RunRecord]) -> list[Board]:
-    """The boards of all final runs, by suite and backbone."""
+    """The boards of all final runs, by suite and backbone; the largest first."""
     shelves: dict[str, list[RunRecord]] = {}
     searches: dict[str, RunRecord] = {}
     for record in records:
@@ -151,7 +151,13 @@ def boards(records: Iterable[RunRecord]) -> list[Board]:
     found = [
         _board(measured, measure, searches) for shelf in shelves.values() for measure, measured in _by_metric(shelf)
     ]
-    return sorted(found, key=lambda board: (board.suite, board.backbone, bool(board.departures), board.protocol))
+    return sorted(found, key=_order)
+
+
+def _order(board: Board) -> tuple[str, str, bool, int, str]:
+    """By suite and backbone; the boards with most tasks and seeds first."""
+    size = len(board.tasks) * len(board.seeds)
+    return board.suite, board.backbone, bool(board.departures), -size, board.protocol
 
 
 def _shelf(record: RunRecord) -> str:
