@@ -15,6 +15,7 @@ import vpeft
 from tests.families import EVERY
 from tests.models import ANY_SIZE
 from vpeft.batch import Batch, Sample, run_model
+from vpeft.data.target import JOIN
 from vpeft.head import all_heads, make_head, raw_outputs
 from vpeft.injection.outputs import tensors_in
 from vpeft.injection.tuned_model import TunedModel
@@ -30,6 +31,10 @@ LABELS = ("dark", "middle", "bright")
 SMALL = "channels=16, hidden=32, rois=64, proposals=50"
 LEARNT: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in all_tasks()},
+    "multi_task": ("multi_task", {"parts": {"regions": "semantic_segmentation", "far": "depth(head=linear_map)"}}),
+    "surface_normals": ("surface_normals", {"head": "linear_map"}),
+    "edges": ("edges", {"head": "linear_map", "positive_weight": 0.5}),
+    "saliency": ("saliency", {"head": "linear_map"}),
     "detection": ("detection", {"head": f"faster_rcnn({SMALL})"}),
     "instance_segmentation": ("instance_segmentation", {"head": f"mask_rcnn({SMALL}, mask_channels=16)"}),
     "semantic_segmentation with upernet": (
@@ -58,7 +63,9 @@ class TinySet:
     """
 
     def __init__(self, kind: TargetKind, shape: tuple[int, ...], count: int = 12, make: Any = None) -> None:
-        self.labels = list(LABELS)
+        self.labels = [f"{one}/{label}" for one in kind.split(JOIN) for label in LABELS]
+        if JOIN not in kind:
+            self.labels = list(LABELS)
         generator = torch.Generator().manual_seed(5)
         self.samples = [_sample(kind, index, shape, generator) for index in range(count)]
         if make is not None:  # inputs of another layout, such as tokens
@@ -83,7 +90,18 @@ def _sample(kind: TargetKind, index: int, shape: tuple[int, ...], generator: tor
         target = torch.tensor([float(level == 0), float(level >= 1), float(level == 2)])
     elif kind == "values":
         target = torch.tensor([float(level), 2.0 - level, 0.5 * level])
-    elif kind == "mask":
+    elif JOIN in kind:
+        made = {one: _sample(one, index, shape, generator) for one in kind.split(JOIN)}
+        first, *_ = made.values()
+        return Sample(first.input, {one: sample.target for one, sample in made.items()}, first.id)
+    elif kind in ("edges", "saliency"):
+        target = torch.full(shape[-2:], int(level == 2), dtype=torch.long)
+        target[..., : shape[-1] // 4] = 1 - target[..., : shape[-1] // 4]
+        image[..., : shape[-1] // 4] -= 2.0 * (level - 1.0)
+    elif kind == "normals":
+        target = torch.zeros(3, *shape[-2:])
+        target[level] = 1.0
+    elif kind in ("mask", "parts"):
         half = shape[-1] // 2
         image[..., half:] -= 1.0
         target = torch.full(shape[-2:], level, dtype=torch.long)

@@ -42,6 +42,7 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("meta", "vpeft.cli.meta:meta", "Retrain a backbone on several tasks, so that adapters of new ones fit.", _WORK),
     ("fewshot", "vpeft.cli.fewshot:fewshot", "Tune on a few images of a few classes, many times, and measure.", _WORK),
     ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
+    ("multitask", "vpeft.cli.multitask:multitask", "Learn several tasks with one adapter, and compare.", _WORK),
     ("serve", "vpeft.cli.serve:serve", "Serve a folder of adapters over HTTP, with a page to try them.", _WORK),
     ("export", "vpeft.cli.export:export", "Write an adapter for peft, as a plain checkpoint, or as ONNX.", _PASS),
     ("import", "vpeft.cli.import_peft:import_peft", "Make an adapter file of a folder of peft.", _PASS),

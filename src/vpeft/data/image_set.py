@@ -383,7 +383,11 @@ def _unnamed(kind: Target, items: Sequence[Item]) -> list[str]:
 
 def _plain(target: Any) -> Any:
     """Return a map as an ordinary tensor (H, W); anything else is returned as it is."""
-    return target.as_subclass(Tensor).reshape(target.shape[-2:]) if isinstance(target, Tensor) else target
+    if not isinstance(target, Tensor):
+        return target
+    plain = target.as_subclass(Tensor)
+    several = plain.dim() > 2 and plain.shape[-3] > 1  # numbers in each pixel, as directions have
+    return plain if several else plain.reshape(plain.shape[-2:])
 
 
 def _changed_since(error: UnreadableImage) -> DataError:
