@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .head import Head, get_head
     from .injection.adapter_file import read_manifest
     from .injection.load_adapter import load
+    from .injection.rename_classes import rename_classes
     from .injection.tune import tune
     from .injection.tuned_model import TunedModel
     from .injection.verify import DeadPlace
@@ -89,6 +90,7 @@ _HOMES = {
     "read_manifest": ".injection.adapter_file",
     "register": ".method",
     "register_task": ".task",
+    "rename_classes": ".injection.rename_classes",
     "run_bench": ".bench.runner",
     "run_recipe": ".training.run",
     "run_recipes": ".training.runs",
@@ -142,6 +144,7 @@ __all__ = [
     "read_manifest",
     "register",
     "register_task",
+    "rename_classes",
     "run_bench",
     "run_recipe",
     "run_recipes",

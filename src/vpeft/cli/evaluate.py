@@ -46,6 +46,7 @@ def _evaluate(
     allow_download: Switch = False,
     task: str | None = None,
     include_used: Switch = False,
+    new_classes: Switch = False,
     json: Switch = False,
     picture: Path | None = None,
     given: dict[str, Any],
@@ -73,6 +74,8 @@ def _evaluate(
         Which of the adapter's tasks is wanted, where it has several (a fused adapter, for instance).
     include_used:
         Score the images that training used, too.
+    new_classes:
+        The data have other classes than training: an adapter that classifies by name tells them apart by their names.
     json:
         Print JSON, with all details (a confusion matrix), instead of tables.
     picture:
@@ -95,7 +98,11 @@ def _evaluate(
     if preprocessing.clip is not None:
         config = config.model_copy(update={"clip": (config.clip or ClipConfig()).over(preprocessing.clip)})
         preprocessing = preprocessing.with_clip(config.clip or ClipConfig())
-    images = open_for_evaluation(config, learnt.data_labels, used).prepared(preprocessing, learnt)
+    opened = open_for_evaluation(config, None if new_classes else learnt.data_labels, used)
+    if new_classes:
+        loaded = loaded.renamed(opened.labels)
+        learnt = task = loaded.task
+    images = opened.prepared(preprocessing, learnt)
     if by_classes:
         images = without_classes(images, learnt.labels, config.source)
     if picture is not None and picture.suffix.lower() != ".png":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from vpeft.guarded import printable, short
 from vpeft.injection.adapter_file import CannotTell, Manifest, read
 from vpeft.injection.implied import SLACK, TooMuch, budget
 from vpeft.injection.load_adapter import load, require_implied
+from vpeft.injection.rename_classes import rename_classes
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.interop.hub import adapter_path
 from vpeft.regimes.one_task import OneTask, task_named
@@ -88,6 +89,10 @@ class Loaded:
     def labels(self) -> list[str]:
         """The names of the task's outputs."""
         return list(self.task.labels)
+
+    def renamed(self, labels: Sequence[str]) -> Loaded:
+        """The same model for other classes, by their names; see `rename_classes`."""
+        return replace(self, task=rename_classes(self.model, labels).task)
 
     def predictions(self, samples: Sequence[Sample]) -> list[Prediction]:
         """Return the predictions for preprocessed samples, such as images (C, H, W), in their order."""

@@ -22,7 +22,7 @@ from vpeft.cli.loaded import Device, Loaded, open_adapter
 from vpeft.cli.nothing_to_predict import NothingToPredict
 from vpeft.cli.read_samples import readable_images, samples_of
 from vpeft.cli.validated import validated
-from vpeft.cli.zero_shot import by_names
+from vpeft.cli.zero_shot import by_names, split_names
 from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.data.clips.find_clips import find_clips
 from vpeft.data.decoding import Limits
@@ -90,7 +90,8 @@ def predict(
         For retrieval: folders, files or patterns of the images among which the nearest are looked for.
     names:
         Zero-shot: names of classes with commas between them, which the image-text model of --backbone compares with
-        the images (pocket_clip, hf:FOLDER, open_clip:NAME/WEIGHTS). Nothing is trained, and no adapter is needed.
+        the images (pocket_clip, hf:FOLDER, open_clip:NAME/WEIGHTS). Nothing is trained, and no adapter is needed. With
+        an adapter file that classifies by name, and no --backbone, these classes in place of those of its training.
     templates:
         For --names: texts with {} for the name, "a photo of a {}." by default; several are an ensemble.
     views:
@@ -102,14 +103,19 @@ def predict(
     max_mib:
         Memory of one decoded image, and size of its file, in MiB; 4096 by default.
     """
-    if names is not None:
+    alone = names is not None and backbone is not None  # no adapter: the first argument is an image
+    if alone:
         images = (str(adapter), *images)
     if not images:
         raise NothingToPredict("No images were given. Give files, folders or patterns: vpeft predict ADAPTER photos/")
-    loaded = by_names(names, templates=templates, backbone=backbone, device=device, weights=weights) if names else None
-    loaded = loaded or open_adapter(
+    zero_shot = None
+    if names is not None and alone:
+        zero_shot = by_names(names, templates=templates, backbone=backbone, device=device, weights=weights)
+    loaded = zero_shot or open_adapter(
         adapter, device=device, weights=weights, backbone=backbone, allow_download=allow_download, of_task=task
     )
+    if names is not None and not alone:
+        loaded = loaded.renamed(split_names(names))
     if loaded.unsealed is not None:
         say_warning(loaded.unsealed)
     files: Sized
