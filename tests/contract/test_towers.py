@@ -74,7 +74,13 @@ def siglip() -> nn.Module:
 
     alike = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = transformers.SiglipTextConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=LENGTH, projection_size=32, **alike
+        vocab_size=VOCABULARY,
+        max_position_embeddings=LENGTH,
+        projection_size=32,
+        bos_token_id=38,
+        eos_token_id=39,
+        pad_token_id=0,
+        **alike,
     )
     vision = transformers.SiglipVisionConfig(image_size=32, patch_size=8, **alike)
     torch.manual_seed(0)
