@@ -40,6 +40,7 @@ class Facts:
         dynamic_size: whether other image sizes are accepted.
         rounding: how the model treats an image side that is not a multiple of the patch, and a map side that is not a
             multiple of a later stage's stride: it drops the rest ("floor") or pads ("ceil").
+        keeps_batch: whether it reshapes by the size of the batch that came in, so that the batch cannot grow inside.
     """
 
     family: str
@@ -52,6 +53,7 @@ class Facts:
     pooling: str
     dynamic_size: bool = False
     rounding: tuple[Rounding, Rounding] = ("floor", "floor")
+    keeps_batch: bool = False
 
 
 class Blocks(list[Block]):

@@ -489,10 +489,14 @@ class Tap(Operation):
             place, switch = self.heads
             now = switch.present
             for task, own in result.items():
-                grid = grid_of(place, own, first and not turn, now.size)
                 own = own.movedim(1, -1) if first and not turn else own
                 of_task = now.features_of_tasks(self.adapter).setdefault(task, {})
-                of_task[place.name] = Feature(own, place.prefix, grid, place.stride)
+                feature = feature_at(place, own, switch)
+                if (
+                    own.dim() == 2 and feature.value.dim() == 3
+                ):  # the pooled feature of a clip is the mean of its frames'
+                    feature = Feature(feature.value.mean(1))
+                of_task[place.name] = feature
         for slot in self.results:
             slot.value = result
         return passes
@@ -510,27 +514,32 @@ class ReadForHead(Operation):
         value = hidden.clone() if self.copy else hidden
         if place.layout is Layout.CHANNELS_FIRST:
             value = value.movedim(1, -1)
-        if place.arrangement is not None:
-            value = _arranged(value, place)
-        grid, prefix = grid_of(place, value, False, now.size), place.prefix
-        if place.per_frame:
-            value, prefix, grid = self._of_clips(value, grid)
-        now.features_of(self.adapter)[place.name] = Feature(value, prefix, grid, place.stride)
+        now.features_of(self.adapter)[place.name] = feature_at(place, value, self.switch)
         return hidden
 
-    def _of_clips(self, value: Tensor, grid: tuple[int, ...] | None) -> tuple[Tensor, int, tuple[int, ...] | None]:
-        """What passed frame by frame, as one sequence or map of each clip, without what stands before the grid.
 
-        (B * T, P + N, D) -> (B, T * N, D), or (B, T * (P + N), D) if the tokens lie on no grid; (B * T, H, W, D) ->
-        (B, T, H, W, D); (B * T, D) -> (B, T, D). Also the number of prefix tokens and the grid.
-        """
-        frames = frames_of(self.place, self.switch)
-        if value.dim() == 3 and grid is not None:
-            value = value[:, value.shape[1] - prod(grid) :]
-        value = value.reshape(-1, frames, *value.shape[1:])
-        if value.dim() == 4:
-            value = value.flatten(1, 2)
-        return value, 0, None if grid is None else (frames, *grid)
+def feature_at(place: Place, value: Tensor, switch: Switch) -> Feature:
+    """What a head reads of a tensor, channels last, that lies as that of a place does."""
+    if place.arrangement is not None:
+        value = _arranged(value, place)
+    grid, prefix = grid_of(place, value, False, switch.present.size), place.prefix
+    if place.per_frame:
+        value, prefix, grid = _of_clips(value, grid, frames_of(place, switch))
+    return Feature(value, prefix, grid, place.stride)
+
+
+def _of_clips(value: Tensor, grid: tuple[int, ...] | None, frames: int) -> tuple[Tensor, int, tuple[int, ...] | None]:
+    """What passed frame by frame, as one sequence or map of each clip, without what stands before the grid.
+
+    (B * T, P + N, D) -> (B, T * N, D), or (B, T * (P + N), D) if the tokens lie on no grid; (B * T, H, W, D) ->
+    (B, T, H, W, D); (B * T, D) -> (B, T, D). Also the number of prefix tokens and the grid.
+    """
+    if value.dim() == 3 and grid is not None:
+        value = value[:, value.shape[1] - prod(grid) :]
+    value = value.reshape(-1, frames, *value.shape[1:])
+    if value.dim() == 4:
+        value = value.flatten(1, 2)
+    return value, 0, None if grid is None else (frames, *grid)
 
 
 def _arranged(value: Tensor, place: Place) -> Tensor:

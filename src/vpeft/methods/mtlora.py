@@ -62,16 +62,22 @@ def mergings(backbone: Backbone) -> list[Projection]:
 
 
 def stages_with_blocks(backbone: Backbone, method: str) -> list[Stage]:
-    """The stages; each has blocks.
+    """The stages that have blocks, of a model inside of which a batch can get further rows.
 
     Raises:
-        MissingPlace: there are none, or the model is no model of images.
+        MissingPlace: there are none, it reads no images, or it reshapes by the size of the batch that came in.
     """
     _ = backbone.blocks[0]
+    name = backbone.facts.architecture
     if backbone.pixels.enter is None and backbone.frames_enter is None:
         raise MissingPlace(
-            f"{method} lets each task have rows of its own in a batch of images, and {backbone.facts.architecture}"
-            f" takes {backbone.inputs.layout}. Put it on a tower that reads images."
+            f"{method} lets each task have rows of its own in a batch of images, and {name} takes"
+            f" {backbone.inputs.layout}. Put it on a tower that reads images."
+        )
+    if backbone.facts.keeps_batch:
+        raise MissingPlace(
+            f"{method} lets each task have rows of its own inside the model, and {name} reshapes by the size"
+            " of the batch that came in. Swin, plain ViTs and most others take it; Polyhistor and Hyperformer run here."
         )
     return [stage for stage in backbone.stages if stage.blocks]
 
@@ -82,6 +88,7 @@ def linear_places(block: Block, method: str) -> list[tuple[Projection, ...]]:
     Raises:
         MissingPlace: the block lacks one, or it is a convolution.
     """
+    _ = block.attn_branch, block.mlp_branch  # where both read the same input, no stream passes from one to the other
     found = [block.stored("qkv"), *((block.projection(name),) for name in ("proj", "fc1", "fc2"))]
     for place in (place for places in found for place in places):
         if place.is_conv:

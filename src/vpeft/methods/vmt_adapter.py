@@ -63,7 +63,7 @@ class SharedAdapters(Method):
 
 @register("vmt_adapter", category="multi-task", family="adapter", paper="2312.08733", year=2024, venue="AAAI")
 class VMTAdapter(SharedAdapters):
-    """x' = x + MLP(LN x) + s a in every block; a task's head reads h + sum_l (gain_tl * a_l + shift_tl) for a stage's h.
+    """x' = x + MLP(LN x) + s a in every block; a task's head reads h + sum_l (gain_tl * a_l + shift_tl), h of a stage.
 
     a = W_up ReLU(W_down x + b_down) + b_up is one adapter for all tasks, x (B, ..., D); the sum goes over the blocks l
     of the stage, and the last stage's passes the final norm and the pooling. W_up and shifts start at zero, gains at

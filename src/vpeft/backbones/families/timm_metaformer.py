@@ -83,6 +83,7 @@ def describe_timm_metaformer(model: nn.Module) -> Backbone:
             prefix_tokens=0,
             pooling="avg",
             dynamic_size=True,
+            keeps_batch=True,
             rounding=("nearest", "ceil"),
         ),
         pixels=outline.pixels(Point(net.stem, "input"), stem[0].width_in),

@@ -88,6 +88,7 @@ def describe_timm_pvt_v2(model: nn.Module) -> Backbone:
             prefix_tokens=0,
             pooling=net.global_pool,
             dynamic_size=True,
+            keeps_batch=True,
             rounding=("ceil", "ceil"),
         ),
         pixels=outline.pixels(Point(net.patch_embed, "input"), int(net.patch_embed.proj.weight.shape[1])),

@@ -134,6 +134,7 @@ def describe_timm_twins(model: nn.Module) -> Backbone:
             prefix_tokens=0,
             pooling="avg",
             dynamic_size=True,
+            keeps_batch=True,
         ),
         pixels=outline.pixels(Point(first, "input"), int(first.proj.in_channels)),
         trunk=outline.trunk(made.stages),
