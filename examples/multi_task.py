@@ -1,14 +1,13 @@
 """One adapter with several heads: trained together, from separate data sets, saved and loaded."""
 
+# [train]
 import torch
 
 import vpeft
-from vpeft.regimes.multi_task import fit_tasks
 from vpeft.tasks.depth import Depth
 from vpeft.tasks.multi_task import MultiTask
 from vpeft.tasks.semantic_segmentation import SemanticSegmentation
 
-# [train]
 torch.manual_seed(0)
 parts = {
     "regions": SemanticSegmentation(labels=("dark", "light")),
@@ -21,7 +20,7 @@ print(tuned.plan().totals())
 images = torch.randn(8, 3, 64, 64)
 samples = [(image, {"regions": (image[0] > 0).long(), "depth": image[1].abs() + 0.5}) for image in images]
 settings = vpeft.Optimisation(epochs=1, batch=4)
-result = fit_tasks(tuned, samples, samples, weights="uncertainty", optimisation=settings, progress=False)
+result = vpeft.fit_tasks(tuned, samples, samples, weights="uncertainty", optimisation=settings, progress=False)
 assert {"regions/loss", "depth/loss"} <= set(result.history[-1].train)
 outputs = tuned.eval()(images)
 assert set(outputs) == {"regions", "depth"}
@@ -32,7 +31,7 @@ apart = {
     "regions": [(image, target["regions"]) for image, target in samples],
     "depth": [(image, target["depth"]) for image, target in samples[:4]],
 }
-fit_tasks(tuned, apart, mixing="temperature", temperature=2.0, optimisation=settings, progress=False)
+vpeft.fit_tasks(tuned, apart, mixing="temperature", temperature=2.0, optimisation=settings, progress=False)
 # [/apart]
 
 # [load]

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .interop.tracker import Tracked, tracker
     from .method import Method, register
     from .regimes.fusion.fuse import fuse
+    from .regimes.multi_task import fit_tasks
     from .task import Leading, Prediction, Task, get_task, register_task
     from .training.concurrent_run import Run
     from .training.evaluate import evaluate
@@ -81,6 +82,7 @@ _HOMES = {
     "describe": ".backbones.describe",
     "evaluate": ".training.evaluate",
     "fit": ".training.fit",
+    "fit_tasks": ".regimes.multi_task",
     "fit_together": ".training.together",
     "fuse": ".regimes.fusion.fuse",
     "get_head": ".head",
@@ -131,6 +133,7 @@ __all__ = [
     "describe",
     "evaluate",
     "fit",
+    "fit_tasks",
     "fit_together",
     "fuse",
     "get_head",
