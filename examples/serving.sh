@@ -6,7 +6,7 @@ trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 vpeft data export digits photos --per-class 10
 vpeft train --data photos --backbone pocket_vit --method "lora(rank=4)" --epochs 1 --out fleet/digits
 vpeft serve fleet --port 8765 &
-curl --silent --fail --retry 60 --retry-delay 1 --retry-all-errors --output /dev/null http://127.0.0.1:8765/health
+curl --silent --fail --retry 300 --retry-delay 1 --retry-all-errors --output /dev/null http://127.0.0.1:8765/health
 curl --fail --data-binary "@$(find photos/7 -name '*.png' | head -1)" "http://127.0.0.1:8765/predict?adapter=digits&top=2"
 # [/first]
 

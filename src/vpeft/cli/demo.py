@@ -9,8 +9,13 @@ reloaded adapter. What is compared stands in `demo_stories`.
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import time
+import urllib.request
+import webbrowser
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -34,8 +39,10 @@ from vpeft.cli import show
 from vpeft.cli.demo_picture import Shown, write_picture
 from vpeft.cli.demo_stories import BACKBONE, STORIES, Compared, StoryName
 from vpeft.cli.drawings import Drawings, write
+from vpeft.cli.flags import Switch
 from vpeft.cli.loaded import Loaded, open_adapter
 from vpeft.cli.predict import predictions_for
+from vpeft.cli.serve import serve
 from vpeft.data.image_set import ImageSet
 from vpeft.drawing import picture_of
 from vpeft.errors import VpeftError
@@ -47,6 +54,8 @@ from vpeft.training.validation_panel import validation_panel
 MAY_DIFFER = 0.01
 # How many predictions the terminal shows, and how many samples stand beside their truth in the panel.
 PRINTED, BESIDE_TRUTH = 8, 6
+# Seconds that the page may take to be there.
+PATIENCE = 120
 
 
 class DemoCannotGoOn(VpeftError):
@@ -86,6 +95,7 @@ def demo(
     out: Path | None = None,
     epochs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     workers: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    page: Switch = False,
 ) -> None:
     """Adapt the shipped backbone with several methods, compare them, and use the best one.
 
@@ -102,6 +112,9 @@ def demo(
         Passes over the training images in each run, instead of the protocol's number.
     workers:
         Processes that train at the same time; by default one for each core, at most four.
+    page:
+        At the end, open a page in the browser where the adapters of the demo can be tried on images of your own. It
+        is served from this machine for this machine, until Ctrl-C.
     """
     start = time.perf_counter()
     screen = show.console()
@@ -162,6 +175,28 @@ def demo(
     ):
         screen.print(Text(f"  {file}   {what}"))
     screen.print(Text(f"Try: vpeft predict {adapter} {out / 'unseen'} --top 3"))
+    if page:
+        open_page(out / "adapters", screen)
+
+
+def open_page(adapters: Path, screen: Console) -> None:
+    """Serve the adapters on a free port of this machine, and open the page in the browser; returns at the end of it."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = int(held.getsockname()[1])
+    address = f"http://127.0.0.1:{port}/"
+    _say(screen, f"5. Try them on images of your own at {address} (Ctrl-C ends it).")
+    opening = threading.Thread(target=_open_when_ready, args=(address,), daemon=True)
+    opening.start()
+    serve(adapters, backbone=BACKBONE, port=port)
+
+
+def _open_when_ready(address: str) -> None:
+    for _ in range(PATIENCE):
+        with suppress(OSError), urllib.request.urlopen(f"{address}health", timeout=1):
+            webbrowser.open(address)
+            return
+        time.sleep(1)
 
 
 class ReloadedAdapter:

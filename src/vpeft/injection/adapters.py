@@ -21,29 +21,34 @@ class Adapters(nn.ModuleDict):
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting: dict[str, bool] = {}  # adapters whose modules do not have the mode of the last `train` yet
+        self._calls = 0  # of `train`
+        self._followed: dict[str, int] = {}  # by adapter: the last call whose mode its modules have
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.__dict__.setdefault("_waiting", {})
+        self.__dict__.setdefault("_calls", 0)
+        self.__dict__.setdefault("_followed", {})
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add an adapter, which keeps the mode that it has."""
+        super().add_module(name, module)
+        self._followed[name] = self._calls
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of every adapter; see the class."""
         self.training = mode
-        self._waiting = dict.fromkeys(self._modules, mode)
+        self._calls += 1
         return self
 
     def follow(self, name: str | None) -> None:
         """Let one adapter take over the mode that was last set."""
-        mode = None if name is None else self._waiting.get(name)
-        if name is not None and mode is not None:
-            adapter = self._modules.get(name)
-            if adapter is not None:
-                adapter.train(mode)
-            self._waiting.pop(name, None)  # afterwards, as another thread may ask meanwhile
+        adapter = None if name is None else self._modules.get(name)
+        if name is not None and adapter is not None and self._followed.get(name) != self._calls:
+            adapter.train(self.training)
+            self._followed[name] = self._calls  # afterwards, as another thread may ask meanwhile
 
     def _follow_all(self) -> None:
-        for name in list(self._waiting):
+        for name in list(self._modules):
             self.follow(name)
 
     def __getitem__(self, key: str) -> nn.Module:
@@ -51,7 +56,7 @@ class Adapters(nn.ModuleDict):
         return super().__getitem__(key)
 
     def __delitem__(self, key: str) -> None:
-        self._waiting.pop(key, None)
+        self._followed.pop(key, None)
         super().__delitem__(key)
 
     def items(self) -> ItemsView[str, nn.Module]:  # type: ignore[override]

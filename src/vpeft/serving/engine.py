@@ -82,6 +82,7 @@ class Engine:
         self._batch, self._wait, self._most, self._timeout = batch, wait_ms / 1000, queue, timeout_s
         self._calls: deque[Call] = deque()
         self._works: deque[Work] = deque()
+        self._count = 0  # images in there
         self._changed = threading.Condition()
         self._closing = False
         self._device = next(pool.tuned.backbone.parameters()).device
@@ -99,7 +100,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Images in the queue."""
-        return sum(len(work) for work in self._works)
+        return self._count
 
     def submit(self, kind: Kind, adapter: str | None, samples: Sequence[Sample]) -> Future[list[Any]]:
         """Put samples in the queue.
@@ -113,6 +114,7 @@ class Engine:
             if self.waiting + len(work) > self._most:
                 raise Refused(503, f"{self.waiting} images wait already, of at most {self._most}. Try again.", 1)
             self._works.append(work)
+            self._count += len(work)
             self._changed.notify_all()
         return work.answer
 
@@ -170,6 +172,7 @@ class Engine:
             taken, count = list[Work](), 0
             while self._works and (not taken or count + len(self._works[0]) <= self._batch):
                 work = self._works.popleft()
+                self._count -= len(work)
                 if not work.answer.set_running_or_notify_cancel():
                     continue  # nobody waits for it any more
                 if time.monotonic() - work.since > self._timeout:
