@@ -34,6 +34,7 @@ Start with `vpeft demo`, or with your own folder of images, one sub-folder per c
 # Command, where it lives, what it does in one line, and the panel of `vpeft --help` that shows it.
 _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("train", "vpeft.cli.train:train", "Adapt a backbone to your images; saves one small adapter file.", _WORK),
+    ("auto", "vpeft.cli.auto:auto", "Choose method, size and learning rate for your images, in a time.", _WORK),
     ("predict", "vpeft.cli.predict:predict", "Predict labels, numbers or maps with a saved adapter.", _WORK),
     ("evaluate", "vpeft.cli.evaluate:evaluate", "Evaluate a saved adapter on samples with known targets.", _WORK),
     ("continual", "vpeft.cli.continual:continual", "Learn a stream of tasks, classes by and by, and measure.", _WORK),
@@ -41,9 +42,9 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("fuse", "vpeft.cli.fuse:fuse", "Make one adapter of several on one backbone, without training.", _WORK),
     ("meta", "vpeft.cli.meta:meta", "Retrain a backbone on several tasks, so that adapters of new ones fit.", _WORK),
     ("fewshot", "vpeft.cli.fewshot:fewshot", "Tune on a few images of a few classes, many times, and measure.", _WORK),
-    ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
     ("multitask", "vpeft.cli.multitask:multitask", "Learn several tasks with one adapter, and compare.", _WORK),
     ("serve", "vpeft.cli.serve:serve", "Serve a folder of adapters over HTTP, with a page to try them.", _WORK),
+    ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
     ("export", "vpeft.cli.export:export", "Write an adapter for peft, as a plain checkpoint, or as ONNX.", _PASS),
     ("import", "vpeft.cli.import_peft:import_peft", "Make an adapter file of a folder of peft.", _PASS),
     ("hub", "vpeft.cli.hub:app", "Push adapters to the Hugging Face Hub, and pull them.", _PASS),

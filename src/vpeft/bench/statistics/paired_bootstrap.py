@@ -24,7 +24,8 @@ def paired_bootstrap(
     difference = ours - theirs
     if np.isnan(difference).any():
         raise MissingCells("A paired comparison needs the same runs of both methods; some are missing.")
-    task, cell = resampled(*difference.shape, draws, seed)
+    tasks, seeds = difference.shape
+    task, cell = resampled(tasks, seeds, draws, seed)
     # Mean over seeds, then over tasks: all tasks weigh the same.
     drawn = difference[task, cell].mean(axis=2).mean(axis=1)
     return interval_of(float(difference.mean()), drawn, level)

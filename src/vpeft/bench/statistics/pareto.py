@@ -65,7 +65,8 @@ def pareto_front(
     if np.isnan(table).any():
         raise MissingCells("A front needs all runs of all methods; some are missing.")
     cost = np.array([costs[name] for name in names])
-    task, cell = resampled(*table.shape[1:], draws, seed)
+    _, tasks, seeds = table.shape
+    task, cell = resampled(tasks, seeds, draws, seed)
     drawn = np.stack([one[task, cell].mean(axis=(1, 2)) for one in table])
     share = _on_front(drawn, cost).mean(axis=1)
     on_front = _on_front(table.mean(axis=(1, 2))[:, None], cost)[:, 0]
