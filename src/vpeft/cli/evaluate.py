@@ -101,7 +101,7 @@ def _evaluate(
     opened = open_for_evaluation(config, None if new_classes else learnt.data_labels, used)
     if new_classes:
         loaded = loaded.renamed(opened.labels)
-        learnt = task = loaded.task
+        learnt = loaded.task
     images = opened.prepared(preprocessing, learnt)
     if by_classes:
         images = without_classes(images, learnt.labels, config.source)

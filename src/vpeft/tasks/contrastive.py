@@ -127,7 +127,7 @@ class Contrastive(Task):
 
     def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
         """The texts of the batch for each image, the most similar first."""
-        cosines = outputs["image"].float() @ outputs["text"].float().T
+        cosines = outputs["image"].detach().float() @ outputs["text"].detach().float().T
         texts = [one for of in batch.targets for one in of]
         found = []
         for row, values in enumerate(cosines):
