@@ -25,6 +25,10 @@ curl --fail --data-binary "@$picture" "http://127.0.0.1:8765/predict?adapter=sca
 rm fleet/scaled.safetensors
 # [/add]
 
+# [explain]
+vpeft inspect fleet/digits/adapter.safetensors --html digits.html --data photos --images 32
+# [/explain]
+
 # [end]
 kill %1
 wait %1

@@ -24,7 +24,6 @@ from vpeft.task import Task
 ENDING, INSIDE = ".safetensors", "adapter.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 REMEMBERED = 4096  # cards; one has a few KiB
-NAMES_SHOWN = 20  # near names are looked for among all of them
 
 
 class UnknownAdapter(VpeftError):
@@ -187,8 +186,7 @@ class Catalogue:
     def keep(self, name: str, data: bytes) -> None:
         """Write an adapter file in one step, and bring it to the disk before this returns."""
         self.require_name(name)
-        path = self.folder / name / INSIDE
-        path = path if path.is_file() else self.folder / f"{name}{ENDING}"
+        path = self.stamp(name).path if self.has(name) else self.folder / f"{name}{ENDING}"
         replace_file(path, lambda beside: beside.write_bytes(data) and None)
 
     def remove(self, name: str) -> None:
@@ -197,10 +195,12 @@ class Catalogue:
         Raises:
             UnknownAdapter: there is none of this name.
         """
-        path = self.stamp(name).path
-        path.unlink(missing_ok=True)
-        number = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+        self.stamp(name)
+        while self.has(name):  # there may be one of each form
+            path = self.stamp(name).path
+            path.unlink(missing_ok=True)
+            number = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
