@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from ..backbones.backbone import Backbone
 from ..backbones.edits import Edit
 from ..backbones.points import MissingPlace
 from ..errors import VpeftError
 from ..layers.class_labels import class_labels
+from ..layers.random_crops import random_crops
 from ..method import Method, register
 from .cocoop import image_and_text
 
@@ -81,14 +81,7 @@ class TipAdapter(Method):
         """(B, E), the mean over random crops."""
         if self.passes == 1 or images.dim() != 4:
             return image_features(tuned, images)
-        size = [int(side) for side in images.shape[-2:]]
-        crop = v2.Compose(
-            [
-                v2.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
-                v2.RandomHorizontalFlip(),
-            ]
-        )
-        total = sum(image_features(tuned, torch.stack([crop(image) for image in images])) for _ in range(self.passes))
+        total = sum(image_features(tuned, random_crops(images, 0.5)) for _ in range(self.passes))
         assert isinstance(total, Tensor)
         return total / self.passes
 
