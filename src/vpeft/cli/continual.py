@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from cyclopts import Group
@@ -10,6 +11,7 @@ from rich.text import Text
 from vpeft.cli import show
 from vpeft.cli.data_flags import data_flags
 from vpeft.cli.flags import Flag, Switch, flags_of, nested, with_flags
+from vpeft.cli.stream_record import add_to_ledger
 from vpeft.cli.validated import validated
 from vpeft.errors import VpeftError
 from vpeft.regimes.continual import ContinualRecipe, run_continual
@@ -28,7 +30,7 @@ class IncompleteStream(VpeftError):
     """The data or the method is missing."""
 
 
-def _continual(*, resume: bool = True, json: Switch = False, given: dict[str, Any]) -> None:
+def _continual(*, resume: bool = True, json: Switch = False, ledger: Path | None = None, given: dict[str, Any]) -> None:
     """Learn classes by and by, one task after the other, and measure after each task on all so far.
 
     vpeft continual --data photos/ --increment 10 --method "l2p" --out runs/cl
@@ -44,6 +46,8 @@ def _continual(*, resume: bool = True, json: Switch = False, given: dict[str, An
         Continue from the folder; otherwise start again.
     json:
         Print the record as JSON instead of sentences.
+    ledger:
+        Folder of a ledger that also gets a record of the run, for `vpeft report`.
     """
     values = nested(_FLAGS, given)
     missing = [
@@ -59,6 +63,8 @@ def _continual(*, resume: bool = True, json: Switch = False, given: dict[str, An
     out = show.console()
     recipe = validated(ContinualRecipe, values, _FLAGS)
     outcome = run_continual(recipe, resume=resume, say=(lambda _: None) if json else lambda line: out.print(Text(line)))
+    if ledger is not None:
+        add_to_ledger(ledger, recipe, outcome)
     if json:
         show.as_json(outcome.record)
         return

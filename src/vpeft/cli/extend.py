@@ -16,7 +16,7 @@ from vpeft.cli.loaded import Device, open_adapter
 from vpeft.cli.validated import validated
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_data, open_for_evaluation
-from vpeft.regimes.extend import Learnt
+from vpeft.regimes.extend import Learnt, sums_of
 from vpeft.regimes.extend import extend as extended
 from vpeft.training.optimisation import Optimisation
 
@@ -45,7 +45,9 @@ def _extend(
     vpeft extend runs/a/adapter.safetensors --data new_classes/ --out runs/b
 
     The head gains outputs. Those of a prototype head are class means; those of a linear or cosine head are trained on
-    the new images, and the rows of old classes stay as they are. With --old, the forgetting is measured.
+    the new images, and the rows of old classes stay as they are. Those of a head of random projections (ranpac) follow
+    from sums, which lie in state.safetensors beside the adapter. One new class is enough. With --old, the forgetting is
+    measured.
 
     Parameters
     ----------
@@ -80,7 +82,7 @@ def _extend(
         seen = open_for_evaluation(before, loaded.labels, loaded.used_images).prepared(loaded.preprocessing)
     found = extended(
         loaded.model,
-        open_data(config),
+        open_data(config, fewest_classes=1),
         loaded.preprocessing,
         optimisation=settings,
         old=seen,
@@ -88,6 +90,7 @@ def _extend(
         out=out,
         used=loaded.used_images,
         workers=config.workers,
+        sums=sums_of(loaded.path),
         facts={"from": str(adapter), "data": config.model_dump(mode="json")},
     )
     if json:

@@ -75,6 +75,12 @@ def crop(fit: Fit) -> list[nn.Module]:
 
 
 @policy
+def wide(fit: Fit) -> list[nn.Module]:
+    """A random crop of 5 % to 100 % of the area, resized, mirrored half of the time (LAMDA-PILOT)."""
+    return [_random_crop(fit, 0.05), v2.RandomHorizontalFlip()]
+
+
+@policy
 def gentle(fit: Fit) -> list[nn.Module]:
     """A random crop of 70 % to 100 % of the area, resized; never mirrored (digits, text, signs)."""
     return [_random_crop(fit, 0.7)]

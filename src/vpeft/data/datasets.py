@@ -101,8 +101,12 @@ class Datasets:
         return text.getvalue()
 
 
-def open_data(config: DataConfig) -> Datasets:
+def open_data(config: DataConfig, *, fewest_classes: int = 2) -> Datasets:
     """Open the data set of `config`, checked and split; images are uint8 until `prepared`.
+
+    Args:
+        config: where it is and how it is read.
+        fewest_classes: 1 where a single class is enough, as for a model that knows others.
 
     Raises:
         DataError: a problem that makes the data unusable, or any problem if `strict`. Others are `DataWarning`s.
@@ -130,7 +134,8 @@ def open_data(config: DataConfig) -> Datasets:
         splits["train"] = at_most(splits["train"], config.per_class, config.seed, strata)
     # splits by classes have other classes each, and are not compared
     compared = {"train": everything} if config.split_by == "classes" else splits
-    target.compare(compared, labels, [*(listing.labels or ()), *listing.stated], problems)
+    if len(labels) != 1 or fewest_classes > 1:
+        target.compare(compared, labels, [*(listing.labels or ()), *listing.stated], problems)
     problems.report(config.source, strict=config.strict)
 
     reading = _reading(config)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from vpeft.atomic import write_json
@@ -24,7 +24,8 @@ from vpeft.injection.weights_digest import weights_digest
 from vpeft.regimes.accuracy_matrix import AccuracyMatrix
 from vpeft.regimes.learner import Learner, Learning, Setting, Tensors, make_learner, outputs_for
 from vpeft.regimes.matrix_pictures import curves, heat_map
-from vpeft.regimes.stream import ORDER_SEED, Judge, Stream, class_stream, domain_stream
+from vpeft.regimes.stream import ORDER_SEED, BadStream, Judge, Stream, class_stream, domain_stream
+from vpeft.regimes.stream_protocols import stream_protocol
 from vpeft.tasks.classification import Classification
 from vpeft.training.checkpoint import Checkpoint, must_agree, read_checkpoint, write_checkpoint
 from vpeft.training.optimisation import Optimisation
@@ -36,6 +37,7 @@ from vpeft.version import __version__
 RECORD = "run.json"
 STATE = "state.safetensors"
 ADAPTER = "adapter.safetensors"
+UNIT_CROP = 224 / 256  # images are resized to 256 and cropped to 224
 MATRIX, CURVE = "matrix.png", "curve.png"
 
 
@@ -44,6 +46,11 @@ class ContinualRecipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    protocol: str | None = Field(
+        default=None,
+        description="Id of a published stream, such as cifar100-b0-inc10@pilot: increment, order, preparation of images"
+        " and backbone.",
+    )
     backbone: str = Field(default="pocket_vit", description="Pre-trained model: a name from `vpeft backbones`.")
     pretrained: bool = Field(default=True, description="Load the backbone's weights; false: random weights.")
     weights: Path | None = Field(default=None, description="File of weights to load instead.")
@@ -60,11 +67,42 @@ class ContinualRecipe(BaseModel):
     order_seed: int | None = Field(
         default=ORDER_SEED, description="Seed of the order of the classes; 1993 is PILOT's, -1 keeps that of the data."
     )
+    inputs: Literal["own", "unit"] = Field(
+        default="own",
+        description="How images are given: as the weights expect them (own), or from 0 to 1 and cropped from 8/7 of "
+        "the size (unit), as LAMDA-PILOT gives them.",
+    )
     judge: Judge = Field(
         default="test", description="Split that accuracies are measured on; val to choose settings without the test."
     )
     out: Path | None = Field(default=None, description="Folder for the record, the state, the adapter, the pictures.")
     optimisation: Optimisation = Field(default_factory=Optimisation)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_protocol(cls, given: Any) -> Any:
+        """Fill in what the protocol states and nobody else does."""
+        if not isinstance(given, dict) or not given.get("protocol"):
+            return given
+        fields = dict(stream_protocol(given["protocol"]).fields)
+        data, own = given.get("data"), fields.pop("data")
+        if isinstance(data, dict):
+            given = {**given, "data": {**own, **data}}
+        return {**fields, **given}
+
+    @model_validator(mode="after")
+    def _as_protocol(self) -> Self:
+        """A record may not name a protocol whose rules it has changed; another backbone is allowed."""
+        if self.protocol is None:
+            return self
+        fields = dict(stream_protocol(self.protocol).fields)
+        fields.pop("backbone")
+        augmentation = fields.pop("data")["augmentation"]
+        changed = [name for name, value in fields.items() if getattr(self, name) != value]
+        changed += ["data.augmentation"] * (self.data.augmentation != augmentation)
+        if changed:
+            raise ValueError(f"the protocol {self.protocol} fixes {', '.join(changed)}; leave it out to change them")
+        return self
 
 
 @dataclass(frozen=True)
@@ -98,8 +136,16 @@ def run_continual(
     seed = recipe.optimisation.seed
     model = _backbone(recipe)
     preprocessing = Preprocessing.from_model(model).for_data(recipe.data)
+    if recipe.inputs == "unit":
+        zeros, ones = (0.0,) * len(preprocessing.mean), (1.0,) * len(preprocessing.std)
+        preprocessing = preprocessing.model_copy(update={"mean": zeros, "std": ones, "crop_pct": UNIT_CROP})
     sources = [recipe.data, *(recipe.data.model_copy(update={"source": one}) for one in recipe.domains)]
     opened = [open_data(one.model_copy(update={"target": "label"})) for one in sources]
+    if recipe.protocol is not None and len(opened[0].labels) != stream_protocol(recipe.protocol).classes:
+        raise BadStream(
+            f"The protocol {recipe.protocol} has {stream_protocol(recipe.protocol).classes} classes, and"
+            f" {recipe.data.source} has {len(opened[0].labels)}."
+        )
     if len(opened) > 1:
         stream = domain_stream(opened, preprocessing, judge=recipe.judge)
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.nn import functional
 
 from vpeft.atomic import write_json
 from vpeft.data.datasets import Datasets
@@ -22,14 +23,18 @@ from vpeft.injection.tuned_model import TunedModel
 from vpeft.regimes.class_means import ClassMeans
 from vpeft.regimes.learner import Features, Setting, outputs_for
 from vpeft.regimes.one_adapter import SomeClasses, outputs_of_head
+from vpeft.regimes.ridge import NoRidge, chosen_ridge, solution
 from vpeft.tasks.classification import Classification
+from vpeft.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vpeft.training.fit import fit
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.randomness import derived_seed, seed_everything, untouched_randomness
 from vpeft.training.run import USED
 
 ADAPTER, RECORD = "adapter.safetensors", "run.json"
+STATE, SUMS = "state.safetensors", "sums"
 Learnt = Literal["head", "all"]
+Sums = Mapping[str, torch.Tensor]
 
 
 class CannotExtend(VpeftError):
@@ -86,12 +91,15 @@ def extend(
     workers: int = 0,
     progress: bool = False,
     facts: Mapping[str, Any] | None = None,
+    sums: Sums | None = None,
 ) -> Extension:
     """Let the active adapter know the classes of `data` too; it has learnt others, whose images are not needed.
 
-    A head of prototypes gains the mean feature of each new class, and nothing is trained. A linear or cosine head gains
-    rows, which are trained on the new images by a cross-entropy over the new classes; the rows of old classes are bit
-    by bit as they were. With learnt="all" the method's own tensors go on training too, which old classes feel.
+    A head of prototypes gains the mean feature of each new class, and nothing is trained. A head of random projections
+    follows from sums over all images, to which those of the new images are added; old rows change by it. A linear or
+    cosine head gains rows, which are trained on the new images by a cross-entropy over the new classes; the rows of old
+    classes are bit by bit as they were. With learnt="all" the method's own tensors go on training too, which old
+    classes feel.
 
     Args:
         tuned: as loaded from its file, on its device.
@@ -106,6 +114,8 @@ def extend(
         workers: loading processes.
         progress: whether the training shows its progress.
         facts: for the record.
+        sums: `gram` and `cross` over all images so far, which a head of random projections follows from; see `sums_of`.
+            The new ones go to `state.safetensors` in `out`.
 
     Raises:
         CannotExtend: the classes are not new, there are too few images, or the adapter is no classifier.
@@ -120,11 +130,7 @@ def extend(
     if not isinstance(head, Head):
         raise BadHead(f"The adapter has no head of vpeft's that could grow, but {type(head).__name__}.")
     if isinstance(head, RandomProjectionHead):
-        raise BadHead(
-            "The head 'random_projection' follows from sums over the images of all classes, which are in"
-            " state.safetensors of its stream and not in the adapter file. Give the new classes to that stream:"
-            " vpeft continual with the same --out."
-        )
+        _require_sums(head, sums, len(before))
     settings = optimisation.model_copy(update={"seed": derived_seed(optimisation.seed, "extend")})
     setting = Setting(make=lambda: tuned.backbone, optimisation=optimisation, seed=optimisation.seed, workers=workers)
     labels = (*before, *new)
@@ -136,7 +142,11 @@ def extend(
     tuned.adapter().head = grown
     tuned.task = Classification(labels)
     ready = data.prepared(preprocessing)
-    if isinstance(grown, PrototypeHead):
+    kept: dict[str, torch.Tensor] | None = None
+    if isinstance(grown, RandomProjectionHead):
+        assert sums is not None
+        kept = _add_sums(tuned, grown, data.train.prepared(preprocessing).relabelled(labels), sums, setting)
+    elif isinstance(grown, PrototypeHead):
         _enter_means(tuned, grown, data.train.prepared(preprocessing).relabelled(labels), len(before), setting)
     else:
         _train_rows(tuned, ready.train.relabelled(labels), len(before), settings, learnt, workers, progress)
@@ -157,8 +167,56 @@ def extend(
             extra={} if marks is None else {USED: marks.model_dump(mode="json")},
         )
         found = Extension(labels, new_accuracy, old_before, old_after, path)
+        if kept is not None:
+            write_checkpoint(out / STATE, Checkpoint({SUMS: kept}, {"classes": list(labels)}))
         write_json(out / RECORD, {"format": 1, **(facts or {}), "extension": found.as_dict()})
     return found
+
+
+def sums_of(adapter: Path) -> Sums | None:
+    """The sums that belong to an adapter file: those in `state.safetensors` beside it; None where there are none.
+
+    Raises:
+        BadCheckpoint: the file is damaged.
+    """
+    file = adapter.parent / STATE
+    return read_checkpoint(file).tensors.get(SUMS) if file.exists() else None
+
+
+def _require_sums(head: RandomProjectionHead, sums: Sums | None, classes: int) -> None:
+    if sums is None or not {"gram", "cross"} <= sums.keys():
+        raise BadHead(
+            "The head 'random_projection' follows from sums over the images of all classes, which are in"
+            f" {STATE} of its stream and not in the adapter file. Keep that file beside the adapter."
+        )
+    size = head.weight.shape[1]
+    shapes = tuple(sums["gram"].shape), tuple(sums["cross"].shape)
+    if shapes != ((size, size), (size, classes)):
+        raise BadHead(
+            f"The sums beside the adapter are of the shapes {shapes[0]} and {shapes[1]}; an adapter of {classes}"
+            f" classes has {(size, size)} and {(size, classes)}. They belong to another adapter."
+        )
+
+
+@torch.no_grad()
+def _add_sums(
+    tuned: TunedModel, head: RandomProjectionHead, plain: ImageSet, sums: Sums, setting: Setting
+) -> dict[str, torch.Tensor]:
+    """Add the new images' sums, and solve for the head."""
+    found = list(outputs_for(Features(tuned, tuned.adapter().name), plain, setting))
+    features = torch.cat([one for one, _ in found]).to(head.random)
+    hidden = head.hidden(features).double().cpu()
+    numbers = torch.cat([some for _, some in found])
+    targets = functional.one_hot(numbers, len(plain.labels)).double()
+    draw = torch.Generator().manual_seed(setting.seed_of("extend", "ridge"))
+    ridge = chosen_ridge(hidden, targets, torch.randperm(len(hidden), generator=draw))
+    gram = sums["gram"].double() + hidden.T @ hidden
+    cross = functional.pad(sums["cross"].double(), (0, len(plain.labels) - sums["cross"].shape[1])) + hidden.T @ targets
+    solved = solution(gram, cross, ridge)
+    if solved is None:
+        raise NoRidge(f"The system of the ridge {ridge:g} cannot be solved; take a smaller projection.")
+    head.set_weight(solved.T.float())
+    return {"gram": gram, "cross": cross}
 
 
 def _new_labels(before: Sequence[str], data: Datasets) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +11,20 @@ import torch
 
 import vpeft
 from tests.unit.regimes.streams import CLASSES, backbone, draw, opened, preprocessing, setting, stream_of
+from vpeft.bench.ledger import open_ledger
 from vpeft.cli import main
+from vpeft.data.config import DataConfig
+from vpeft.data.datasets import open_data
 from vpeft.data.image_set import ImageSet
+from vpeft.data.problems import DataError
 from vpeft.data.used_images import UsedImages
 from vpeft.head import BadHead, make_head
+from vpeft.heads.random_projection import RandomProjectionHead
 from vpeft.injection.tuned_model import TunedModel
 from vpeft.regimes.continual import learn_stream
-from vpeft.regimes.extend import CannotExtend, extend
+from vpeft.regimes.extend import CannotExtend, extend, sums_of
 from vpeft.regimes.learner import make_learner
+from vpeft.regimes.ridge import RIDGES, solution
 from vpeft.tasks.classification import Classification
 
 OLD, NEW = CLASSES[:4], CLASSES[4:]
@@ -143,13 +150,75 @@ def test_what_cannot_be_extended(folders: tuple[Path, Path]) -> None:
         extend(tuned, opened(folders[1]), preprocessing(), optimisation=settings)
 
 
+def test_ranpac_is_extended_by_its_sums(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """The sums are those of a stream that had all classes, and the head solves them."""
+    learner = make_learner("ranpac(method=none, projection=12)")
+    old = learn_stream(learner, stream_of(folders[0]), setting(2), out=tmp_path / "a", say=lambda _: None)
+    assert old.adapter is not None
+    sums = sums_of(old.adapter)
+    assert sums is not None and sums["cross"].shape == (12, 4)
+    tuned = vpeft.load(backbone(), old.adapter)
+    data = opened(folders[1])
+    found = extend(
+        tuned, data, preprocessing(), optimisation=setting().optimisation, sums=sums, out=tmp_path / "b",
+        old=old_images(folders[0]),
+    )  # fmt: skip
+    assert found.adapter is not None and found.new is not None and found.forgetting is not None
+    after = sums_of(found.adapter)
+    assert after is not None
+    plain = data.train.prepared(preprocessing())
+    with torch.no_grad():
+        features = backbone()(torch.stack([plain[i].input for i in range(len(plain))]))
+        assert isinstance(tuned.head, RandomProjectionHead)
+        hidden = tuned.head.hidden(features).double()
+    targets = torch.zeros(len(plain), 6, dtype=torch.float64)
+    targets[range(len(plain)), [4 + number for number in plain.targets]] = 1
+    assert torch.allclose(after["gram"], sums["gram"] + hidden.T @ hidden, rtol=1e-4)
+    assert torch.allclose(after["cross"][:, :4], sums["cross"]) and after["cross"].shape == (12, 6)
+    assert torch.allclose(after["cross"][:, 4:], (hidden.T @ targets)[:, 4:], rtol=1e-4)
+    solved = [solution(after["gram"], after["cross"], ridge) for ridge in RIDGES]
+    weight = tuned.adapter_state()["head.weight"]
+    assert any(one is not None and torch.allclose(one.T.float(), weight, atol=1e-6) for one in solved)
+    # the new file can be extended in its turn, and sums of another adapter are refused
+    again = vpeft.load(backbone(), found.adapter)
+    more = opened(draw(tmp_path / "more", ("gnu", "hen")))
+    with pytest.raises(BadHead, match="belong to another adapter"):
+        extend(again, more, preprocessing(), optimisation=setting().optimisation, sums=sums)
+    assert extend(again, more, preprocessing(), optimisation=setting().optimisation, sums=after).labels[4:6] == NEW
+
+
+@pytest.mark.parametrize("kind", ["simple_cil", "joint"])
+def test_one_new_class_is_enough(kind: str, adapters: dict[str, Path], tmp_path: Path) -> None:
+    folder = draw(tmp_path / "one", NEW[:1])
+    tuned = vpeft.load(backbone(), adapters[kind])
+    before = tuned.adapter_state()["head.weight"].clone()
+    config = DataConfig(source=str(folder), val_fraction=0, test_fraction=0.34)
+    with pytest.raises(DataError, match="at least two"):
+        open_data(config)
+    data = open_data(config, fewest_classes=1)
+    found = extend(tuned, data, preprocessing(), optimisation=setting(epochs=20).optimisation)
+    assert found.labels == (*OLD, NEW[0]) and found.new is not None and found.new > 0.5
+    assert torch.equal(tuned.adapter_state()["head.weight"][:4], before)
+
+
 @pytest.mark.filterwarnings("default::vpeft.data.problems.DataWarning")
 def test_the_commands(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     split = ["--data.val-fraction", "0", "--data.test-fraction", "0.34", "--device", "cpu"]
     words = ["continual", "--data", str(folders[0]), "--increment", "2", "--method", "simple_cil", *split]
     words += ["--order-seed", "-1"]
-    assert main([*words, "--out", str(tmp_path / "cl")]) == 0
+    assert main([*words, "--out", str(tmp_path / "cl"), "--ledger", str(tmp_path / "ledger")]) == 0
     said = capsys.readouterr().out
+    (record,) = open_ledger(tmp_path / "ledger")
+    told = json.loads((tmp_path / "cl" / "run.json").read_text())
+    assert record.scores is not None and record.suite == "continual"
+    assert record.scores.value == told["accuracy"]["metrics"]["last"] == record.history[-1]["accuracy"]
+    assert record.identity.methods[0].name == "simple_cil" and record.identity.task.endswith("B-0 Inc-2")
+    # the same run again is the same record, another order of the classes another one
+    assert main([*words, "--out", str(tmp_path / "cl"), "--ledger", str(tmp_path / "ledger")]) == 0
+    words[words.index("-1")] = "3"
+    assert main([*words, "--out", str(tmp_path / "other"), "--ledger", str(tmp_path / "ledger")]) == 0
+    assert len(open_ledger(tmp_path / "ledger")) == 2
+    said += capsys.readouterr().out
     assert "task 2 of 2" in said and "forgetting" in said and "backward transfer" in said
     adapter = str(tmp_path / "cl" / "adapter.safetensors")
     words = ["extend", adapter, "--data", str(folders[1]), "--old", str(folders[0]), *split[:4], "--device", "cpu"]

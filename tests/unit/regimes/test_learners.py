@@ -19,9 +19,10 @@ from vpeft.regimes.learner import BadLearner, Learning, UnknownLearner, all_lear
 from vpeft.regimes.learners.ease import EASELearning
 from vpeft.regimes.learners.lae import OFFLINE, LAELearning
 from vpeft.regimes.learners.lwf import distance
-from vpeft.regimes.learners.ranpac import RIDGES, RanPACLearning, chosen_ridge
+from vpeft.regimes.learners.ranpac import RanPACLearning
 from vpeft.regimes.learners.sema import SEMALearning
 from vpeft.regimes.one_adapter import LoneClass, OneAdapter
+from vpeft.regimes.ridge import RIDGES, chosen_ridge
 from vpeft.regimes.stream import Stream
 
 
