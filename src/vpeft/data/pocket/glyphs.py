@@ -48,8 +48,8 @@ _CELLS = 64
 
 
 @cache
-def _letter(face: str, letter: str) -> NDArray[np.float64]:
-    """Mask (64, 64) of a letter's outline, its larger side 48 cells, centred."""
+def outline(face: str, letter: str) -> NDArray[np.float64]:
+    """Mask (64, 64) of a letter's or symbol's outline, its larger side 48 cells, centred."""
     import matplotlib
     from matplotlib.font_manager import FontProperties
     from matplotlib.path import Path as Outline
@@ -72,28 +72,33 @@ def _letter(face: str, letter: str) -> NDArray[np.float64]:
     return mask
 
 
+def picture_of(mask: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A picture (64, 64, 3) of an outline, bent and turned, hollow or filled, on a busy ground."""
+    angle, size = between(rng, -0.4, 0.4), between(rng, 36, 62)
+    x, y = between(rng, 26, 38), between(rng, 26, 38)
+    bend = between(rng, 0, 7)  # pixels by which a smooth field pushes the outline about
+    u = COLUMNS - x + (clouds(rng, (4,)) - 0.5) * 2 * bend
+    v = ROWS - y + (clouds(rng, (4,)) - 0.5) * 2 * bend
+    shear = between(rng, -0.25, 0.25)
+    u, v = u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle)
+    scale = _CELLS / size
+    shape = look_up(mask, (u + shear * v) * scale + 32, v * scale + 32, outside=0.0)
+    base = colour(rng, 0.1, 0.9)
+    picture = paint(backdrop(rng, base, 0.35), shape, backdrop(rng, contrasting(rng, base, 0.2), 0.15))
+    if rng.random() < 0.4:  # only a rim of the letter
+        inner = look_up(mask, (u + shear * v) * scale * 1.12 + 32, v * scale * 1.12 + 32, outside=0.0)
+        picture = paint(picture, inner * shape, base)
+    return to_bytes(noisy(picture, rng, between(rng, 0.01, 0.06)))
+
+
 def draw(split: str, count: int, rng: np.random.Generator) -> tuple[Images, Labels]:
     labels = rng.integers(0, 26, count)
     images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
     for i, label in enumerate(labels):
         face = FACES[int(rng.integers(len(FACES)))]
         letters = string.ascii_uppercase if rng.random() < 0.6 else string.ascii_lowercase
-        mask = _letter(face, letters[int(label)])
-        angle, size = between(rng, -0.4, 0.4), between(rng, 36, 62)
-        x, y = between(rng, 26, 38), between(rng, 26, 38)
-        bend = between(rng, 0, 7)  # pixels by which a smooth field pushes the outline about
-        u = COLUMNS - x + (clouds(rng, (4,)) - 0.5) * 2 * bend
-        v = ROWS - y + (clouds(rng, (4,)) - 0.5) * 2 * bend
-        shear = between(rng, -0.25, 0.25)
-        u, v = u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle)
-        scale = _CELLS / size
-        shape = look_up(mask, (u + shear * v) * scale + 32, v * scale + 32, outside=0.0)
-        base = colour(rng, 0.1, 0.9)
-        picture = paint(backdrop(rng, base, 0.35), shape, backdrop(rng, contrasting(rng, base, 0.2), 0.15))
-        if rng.random() < 0.4:  # only a rim of the letter
-            inner = look_up(mask, (u + shear * v) * scale * 1.12 + 32, v * scale * 1.12 + 32, outside=0.0)
-            picture = paint(picture, inner * shape, base)
-        images[i] = to_bytes(noisy(picture, rng, between(rng, 0.01, 0.06)))
+        mask = outline(face, letters[int(label)])
+        images[i] = picture_of(mask, rng)
     return images, labels.astype(np.int64)
 
 
