@@ -42,6 +42,7 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("fuse", "vpeft.cli.fuse:fuse", "Make one adapter of several on one backbone, without training.", _WORK),
     ("meta", "vpeft.cli.meta:meta", "Retrain a backbone on several tasks, so that adapters of new ones fit.", _WORK),
     ("fewshot", "vpeft.cli.fewshot:fewshot", "Tune on a few images of a few classes, many times, and measure.", _WORK),
+    ("shots", "vpeft.cli.shots:shots", "Few images of each class and the names of the classes.", _WORK),
     ("multitask", "vpeft.cli.multitask:multitask", "Learn several tasks with one adapter, and compare.", _WORK),
     ("serve", "vpeft.cli.serve:serve", "Serve a folder of adapters over HTTP, with a page to try them.", _WORK),
     ("demo", "vpeft.cli.demo:demo", "Train, compare, reload and predict, offline, in minutes; writes a page.", _WORK),
