@@ -235,6 +235,35 @@ def test_uni_adapter_equals_a_restatement() -> None:
     require_equal(tuned, matching(blip(), changes, ends), tuned(**inputs()).itm_score)
 
 
+@pytest.mark.parametrize("method", [PETAL(rank=3, query_transformation=True), UniAdapter(bottleneck=4, scale=0.3)])
+def test_a_pass_without_an_image_is_the_papers(method: Method) -> None:
+    """Text alone: PETAL's query transformation is left out, and UniAdapter adds its text branch."""
+    tuned, ids = tuned_with(method), inputs()["input_ids"]
+    with torch.no_grad():
+        tuned(**inputs())  # nothing of a pass with the image is left for one without
+        found = tuned.backbone.text_encoder(input_ids=ids).last_hidden_state  # type: ignore[operator,union-attr]
+    t, encoder = dict(tuned.trainable()), blip().text_encoder
+    x = encoder.embeddings(input_ids=ids)  # type: ignore[operator,union-attr]
+    for number, layer in enumerate(encoder.encoder.layer):  # type: ignore[union-attr,arg-type]
+        name, one, own = f"text_encoder.encoder.layer.{number}", layer.attention, layer.attention.self
+        three = []
+        for column, part in enumerate((own.query, own.key, own.value), start=6 * number):
+            out = linear(part, x)
+            if isinstance(method, PETAL):
+                bank = {key: t[f"blocks.0.attn.q.parallel.factors.{key}"] for key in ("U", "V", "weight")}
+                mixing = t["text_encoder.encoder.layer.0.attn.q.parallel.factors.P"][:, column]
+                out = out + x @ bank["U"].T @ torch.diag(bank["weight"] * mixing) @ bank["V"].T
+            three.append(out)
+        a = norm(one.output.LayerNorm, linear(one.output.dense, attend(*three)) + x)
+        x = norm(layer.output.LayerNorm, linear(layer.output.dense, F.gelu(linear(layer.intermediate.dense, a))) + a)
+        if isinstance(method, UniAdapter):
+            half = f"blocks.{number}.mlp_branch.parallel"
+            z = F.layer_norm(a, (32,), t[f"{half}.norm.weight"], t[f"{half}.norm.bias"], 1e-5)
+            z = F.relu(z @ t[f"{half}.down.weight"].T + t[f"{half}.down.bias"])
+            x = x + 0.3 * (z @ t[f"{name}.after.up_text.weight"].T + t[f"{name}.after.up_text.bias"])
+    assert torch.allclose(found, x, atol=1e-5)
+
+
 def counted(methods: Mapping[str, Method]) -> int:
     """Trained parameters on BLIP-base, without its tensors."""
     import transformers

@@ -100,10 +100,13 @@ def _rows(place: Place) -> Rows | None:
 
 
 def _read(edit: Edit, adapter: str, wiring: Wiring) -> list[Slot]:
-    """A slot for each thing the edit reads: held where it comes out, handed to the layer channels last."""
+    """A slot for each thing the edit reads: held where it comes out, handed to the layer channels last.
+
+    A layer that names reads in `optional_reads`, by their numbers, is given None for those that a pass leaves out.
+    """
     slots: list[Slot] = []
     turn = not getattr(edit.layer, "channels_first", False)
-    for source in edit.reads:
+    for number, source in enumerate(edit.reads):
         if isinstance(source, Edit):
             slot = Slot(switch=wiring.switch)
             _maker(source, adapter, wiring).results.append(slot)
@@ -120,6 +123,7 @@ def _read(edit: Edit, adapter: str, wiring: Wiring) -> list[Slot]:
                 source,
             )
             wiring.at(point, Hold(adapter, source.nesting, slot, point.overwritten))
+        slot.optional = number in getattr(edit.layer, "optional_reads", ())
         slots.append(slot)
     return slots
 

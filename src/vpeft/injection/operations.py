@@ -34,7 +34,12 @@ class Slot(Cell):
         dim: where the channels are as they are handed on.
         switch: knows the pass under way; None holds one tensor for all.
         place: where it is read; None for what an edit made.
+
+    Attributes:
+        optional: whether the layer takes None where nothing was read, as the model leaves the place out in some passes.
     """
+
+    optional = False
 
     def __init__(
         self,
@@ -64,6 +69,8 @@ class Slot(Cell):
         """The tensor, which the slot gives up so that it keeps no memory alive."""
         now = None if self.switch is None else self.switch.present
         value: Tensor | None = self.plain if now is None else now.recall(self)
+        if value is None and self.optional:
+            return None  # type: ignore[return-value]  # the layer asked for it
         if value is None:
             raise NothingRead(
                 "An edit wanted a tensor that was not read before it in this pass. Under activation checkpointing a"

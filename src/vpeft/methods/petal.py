@@ -137,14 +137,21 @@ class PETAL(Method):
 
 
 class GatedQuery(nn.Module):
-    """h, a_s and a_c (B, N, D) -> h + 0.1 (a_s g_s + b_s) + 0.1 (a_c g_c + b_c): scales and shifts of their own."""
+    """h, a_s and a_c (B, N, D) -> h + 0.1 (a_s g_s + b_s) + 0.1 (a_c g_c + b_c): scales and shifts of their own.
+
+    In a pass without an image there is no a_c, and h stays.
+    """
+
+    optional_reads = (1,)
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.scales = nn.Parameter(2e-4 * torch.randn(2, width))
         self.shifts = nn.Parameter(2e-4 * torch.randn(2, width))
 
-    def forward(self, hidden: Tensor, own: Tensor, crossed: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, own: Tensor, crossed: Tensor | None) -> Tensor:
+        if crossed is None:
+            return hidden
         (g_s, g_c), (b_s, b_c) = self.scales, self.shifts
         return hidden + 0.1 * (own * g_s + b_s) + 0.1 * (crossed * g_c + b_c)
 

@@ -83,11 +83,15 @@ class UniAdapter(Method):
 class CrossModal(nn.Module):
     """h, a and c (B, N, D) -> h + s LN_c(W_m d(c) + b_m + W_t d(a) + b_t), d(x) = ReLU(W_down LN(x) + b_down).
 
+    In a pass without an image there is no c: h -> h + s (W_t d(a) + b_t).
+
     Args:
         width: D.
         bottleneck: R.
         scale: s.
     """
+
+    optional_reads = (1,)
 
     def __init__(self, width: int, bottleneck: int, scale: float) -> None:
         super().__init__()
@@ -100,6 +104,8 @@ class CrossModal(nn.Module):
         nn.init.zeros_(self.up.bias)
         self.scale = scale
 
-    def forward(self, hidden: Tensor, own: Tensor, crossed: Tensor) -> Tensor:
-        a, c = (F.relu(self.down(self.norm(x))) for x in (own, crossed))
-        return hidden + self.scale * self.last_norm(self.up(c) + self.up_text(a))
+    def forward(self, hidden: Tensor, own: Tensor, crossed: Tensor | None) -> Tensor:
+        texts = self.up_text(F.relu(self.down(self.norm(own))))
+        if crossed is None:
+            return hidden + self.scale * texts
+        return hidden + self.scale * self.last_norm(self.up(F.relu(self.down(self.norm(crossed)))) + texts)
