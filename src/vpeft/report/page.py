@@ -128,7 +128,7 @@ def _shown(board: Board, number: int, pictures: Callable[[str], Mapping[str, byt
     """A board with what the template cannot work out."""
     pictures_of_costs = [(cost, drawn) for cost in COSTS if (drawn := points(board, cost))]
     lows, highs = _ranges(board)
-    found, rates = compared(board), sensitivities(board)
+    comparison, rates = compared(board), sensitivities(board)
     return {
         "it": board,
         "number": number,
@@ -140,9 +140,9 @@ def _shown(board: Board, number: int, pictures: Callable[[str], Mapping[str, byt
             for point in drawn
         },
         "front": {cost.name: front(board, cost) for cost in COSTS},
-        "compared": found,
+        "compared": comparison,
         "rope": ROPE,
-        "ranks": None if found is None else Markup(cd_diagram(found, f"ranks {number}")),
+        "ranks": None if comparison is None else Markup(cd_diagram(comparison, f"ranks {number}")),
         "rates": rates,
         "rates_svg": Markup(rate_figure(rates, board.measure, f"rates {number}")) if rates else None,
         "grouped": len(board.groups) > 1,
