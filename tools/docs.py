@@ -11,6 +11,7 @@ A generated part stands between `<!-- generated: KIND ARGUMENTS -->` and `<!-- e
     backbones            the table of families
     help COMMAND ...     what `vpeft COMMAND ... --help` prints
     effective_rank       the table of benchmarks/results/effective_rank.json
+    auto_regret          the table of benchmarks/results/auto_regret.json
 """
 
 from __future__ import annotations
@@ -148,6 +149,36 @@ def effective_rank() -> str:
     return _table((*columns, "validation", "seeds"), rows)
 
 
+def auto_regret() -> str:
+    """What `vpeft auto` chose on each task of pocket without having seen it, and what it lost."""
+    found = json.loads((ROOT / "benchmarks/results/auto_regret.json").read_text(encoding="utf-8"))
+    rows = [
+        (
+            row["task"],
+            row["chosen"],
+            f"{row['test']:.1f}" + (f" ({row['seeds']} of 3 seeds)" if row["seeds"] < 3 else ""),
+            f"{row['best_test']:.1f} ({row['best']})",
+            f"{row['lora_test']:.1f}",
+            f"{100 * row['share']:.1f} %",
+        )
+        for row in found["tasks"]
+    ]
+    summary = found["summary"]
+    regret, gain = (
+        f"{value:.2f} points (95 % interval {low:.2f} to {high:.2f})"
+        for value, low, high in (summary["regret"], summary["over_tuned_lora"])
+    )
+    always = sorted(summary["regret_of_always"].items(), key=lambda item: item[1])[:3]
+    others = ", ".join(f"{name} {value:.1f}" for name, value in always)
+    table = _table(("task", "chosen", "test", "best of the table", "LoRA, its rate searched", "cost"), rows)
+    return (
+        f"{table}\n\nMean regret against the best of {summary['methods']} methods on each task: {regret}. Over LoRA"
+        f" with a searched rate: {gain}. Cost: {100 * summary['share']:.1f} % of the grid on average, at most"
+        f" {100 * summary['most_share']:.1f} % on one task. For comparison, the regret of always taking one method,"
+        f" after a full search of its rate: {others}."
+    )
+
+
 _KINDS: dict[str, Callable[..., str]] = {
     "file": file,
     "methods": methods,
@@ -155,6 +186,7 @@ _KINDS: dict[str, Callable[..., str]] = {
     "backbones": backbones,
     "help": help,
     "effective_rank": effective_rank,
+    "auto_regret": auto_regret,
 }
 
 
