@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vpeft.atomic import write_json
 from vpeft.data.config import DataConfig
+from vpeft.data.several import read_listing
+from vpeft.data.sources.registry import find_source
 from vpeft.method_spec import parse_one
 from vpeft.regimes.multi_task import NotSeveral
 from vpeft.task import get_task
@@ -50,7 +52,9 @@ class MultiTaskRecipe(BaseModel):
     balance: Literal["fixed", "uncertainty", "gradient_norm"] = Field(
         default="fixed", description="What weighs the tasks' losses against each other, beside `weights`."
     )
-    weights: dict[str, float] = Field(default_factory=dict, description="Factor of the loss of a task; 1 by default.")
+    weights: tuple[str, ...] = Field(
+        default=(), description="Factors of the losses, such as depth=2,normals=10; 1 by default."
+    )
     size: int | None = Field(default=None, ge=1, description="Side of the square that images are fitted to.")
     changes: str = Field(
         default="none", description="Changes of training images and all their maps, joined by +: flip, turn, zoom."
@@ -72,7 +76,7 @@ class MultiTaskRecipe(BaseModel):
         return MultiTask(
             parts=list(self.tasks),
             balance=self.balance,
-            weights=self.weights,
+            weights=dict(map(_factor, self.weights)),
             size=self.size,
             image_changes=self.changes,
         )
@@ -102,6 +106,15 @@ class MultiTaskRecipe(BaseModel):
                 "out": None if self.out is None else self.out / folder,
             }
         )
+
+
+def _factor(text: str) -> tuple[str, float]:
+    """The name and the number in `depth=2`."""
+    name, _, number = text.partition("=")
+    try:
+        return name.strip(), float(number)
+    except ValueError:
+        raise NotSeveral(f"{text!r} is no factor of a loss. Write the name of a task and a number: depth=2.") from None
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,9 @@ def compare_tasks(
         VpeftError: an error that the user can correct.
     """
     task = recipe.task()
+    # A task without data is named before the first model is trained.
+    config = recipe.data.model_copy(update={"target": task.target_kind})
+    read_listing(find_source(config), config)
     seen: dict[str, dict[str, float]] = {"val": {}, "test": {}}
     parameters: dict[str, int] = {}
     for name, one in task.parts.items() if recipe.single != NONE else ():

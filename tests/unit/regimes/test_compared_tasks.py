@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vpeft.data.problems import DataError
 from vpeft.regimes.compared_tasks import PICTURE, RECORD, MultiTaskRecipe, compare_tasks, gains
 from vpeft.tasks.multi_task import MultiTask
 
@@ -76,6 +77,12 @@ def test_without_single_models_there_is_no_delta(folder: Path) -> None:
     assert outcome.delta_m is None
     assert outcome.joint.result.val.leading == "loss"
     assert [row["alone"] for row in outcome.record["tasks"]] == [None, None]
+
+
+def test_a_task_without_data_is_named_before_anything_is_trained(folder: Path) -> None:
+    with pytest.raises(DataError, match="no folder images beside a folder depth"):
+        compare_tasks(recipe_for(folder, tasks=("semantic", "depth")))
+    assert not (folder.parent / "out").exists()
 
 
 def test_one_task_or_the_same_twice_is_refused(folder: Path) -> None:

@@ -92,7 +92,7 @@ class PixelMaps(DepthMaps):
     """
 
     column: ClassVar[str]
-    one: ClassVar[Callable[[Picture], OnPixels]]
+    one: ClassVar[type[PixelMap]]
     names: ClassVar[tuple[str, ...]]
     layer: ClassVar[MapLayer]
 
