@@ -57,6 +57,7 @@ BESIDES = {
     ("search",): ("--data", "missing"),
     ("continual",): ("--data", "missing", "--method", "simple_cil"),
     ("fewshot",): ("--data", "missing", "--method", "dra"),
+    ("multitask",): ("--data", "missing", "--method", "lora", "--tasks", "semantic,depth"),
     ("extend",): ("missing.safetensors", "--data", "missing", "--out", "text.txt"),
     ("fuse",): ("missing.safetensors", "--out", "text.txt"),
     ("meta",): ("--out", "text.txt"),
