@@ -14,7 +14,7 @@ from ..backbones.edits import Edit
 from ..layers.monotone_flow import MonotoneFlow, Spectrum, WarpedWeight
 from ..layers.task_weights import DropShared, TaskWeights
 from ..method import register
-from .mtlora import UNREAD, TaskStreams, begin_streams, end_streams, linear_places, stages_with_blocks
+from .mtlora import UNREAD, UNREAD_HERE, TaskStreams, begin_streams, end_streams, linear_places, stages_with_blocks
 
 
 @register("ditask", category="multi-task", family="reparameter", paper="2502.06029", year=2025, venue="CVPR")
@@ -78,8 +78,9 @@ class DiTASK(TaskStreams):
                     own = TaskWeights(
                         place, {task: WarpedWeight(spectrum, self._flow(self.task_cells)) for task in self.names}
                     )
-                    if not ends:
-                        own.dormant = {f"own.{task}.flow.theta": UNREAD for task in self.names}
+                    if not ends or len(self.names) > 1:
+                        why = UNREAD_HERE if ends else UNREAD
+                        own.dormant = {f"own.{task}.flow.theta": why for task in self.names}
                     yield place.after(own, reads=(place.input,))
             yield from end_streams(backbone, stage, stages)
         yield from self.unfrozen(backbone)

@@ -187,6 +187,7 @@ class MTLoRA(TaskStreams):
 
 
 UNREAD = "it learns where the task's head reads the end of this stage"
+UNREAD_HERE = "it learns where the task's head reads the last stage or what follows it"
 
 
 def silent(layer: TaskLowRank, fc1: bool, fc2: bool, ends: bool) -> dict[str, str]:
@@ -200,7 +201,7 @@ def silent(layer: TaskLowRank, fc1: bool, fc2: bool, ends: bool) -> dict[str, st
     own = [name for name, _ in layer.named_parameters() if name.startswith("own.")]
     if not ends:
         return dict.fromkeys(own, UNREAD)
-    found = {}
+    found = dict.fromkeys(own, UNREAD_HERE) if len(layer.own) > 1 else {}
     if fc1:  # what fc1 adds for a task is seen through that task's update of fc2 alone, which starts at zero
         late = "its product and that of fc2, through which it is seen, start at zero: it learns from the third step on"
         found |= {name: late for name in own if name.endswith("A")}

@@ -30,7 +30,7 @@ from ..layers.task_prompts import (
     StaticFilter,
 )
 from ..method import register
-from .mtlora import UNREAD, TaskStreams, begin_streams, end_streams, linear_places, stages_with_blocks
+from .mtlora import UNREAD, UNREAD_HERE, TaskStreams, begin_streams, end_streams, linear_places, stages_with_blocks
 
 
 @register("tadformer", category="multi-task", family="reparameter", paper="2501.04293", year=2025, venue="CVPR")
@@ -131,6 +131,9 @@ class TADFormer(TaskStreams):
                     elif block.prefix:  # nothing behind the last block brings the map to a class token
                         why = "a filter acts on the map, and a head that reads the class token does not see it"
                         layer.dormant = dict.fromkeys((name for name in own if name.startswith("filters.")), why)
+                    elif len(self.names) > 1:
+                        of_tasks = tuple(f"filters.{task}." for task in self.names)
+                        layer.dormant = {name: UNREAD_HERE for name in own if name.startswith(of_tasks)}
                 yield proj.after(gated, reads=(gates,))
                 for place, layer in zip((fc1, fc2), layers, strict=True):
                     yield place.after(layer, reads=(place.input,))

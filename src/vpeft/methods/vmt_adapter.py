@@ -16,7 +16,7 @@ from ..layers.bottleneck import Bottleneck
 from ..layers.task_affine import TaskAffine, TaskFeatureRows, TaskFeatures, Times
 from ..layers.task_rows import FeaturesOfTasks, OwnRows
 from ..method import ONE_TASK, Method, register
-from .mtlora import UNREAD, stages_with_blocks
+from .mtlora import UNREAD, UNREAD_HERE, stages_with_blocks
 
 
 class SharedAdapters(Method):
@@ -49,9 +49,10 @@ class SharedAdapters(Method):
                 yield made[-1]
                 yield block.mlp_branch.parallel(Times(self.scale), reads=(made[-1],))
                 parts.append(TaskAffine(block.dim, names))
-            if stage is not stages[-1]:
-                for part in parts:
-                    part.dormant = {name: UNREAD for name, _ in part.named_parameters()}
+            ends = stage is stages[-1]
+            for part in parts if not ends or len(names) > 1 else ():
+                part.dormant = {name: UNREAD_HERE if ends else UNREAD for name, _ in part.named_parameters()}
+            if not ends:
                 yield stage.tap(TaskFeatures(parts), reads=tuple(made))
                 continue
             yield stage.after(TaskFeatureRows(parts), reads=tuple(made))
