@@ -174,9 +174,8 @@ async def measured(folder: Path, count: int, requests: int, seconds: float, body
         await ready(server.port, body)
         start = time.perf_counter()
         connection: list[Any] = []
-        for _ in range(3):  # loads each; tries which share passes
-            for number in range(count):
-                await ask(server.port, f"/predict?adapter=a{number}", body, connection)
+        for number in range(count):
+            await ask(server.port, f"/predict?adapter=a{number}", body, connection)
         loaded = time.perf_counter() - start
         found: dict[str, Any] = {"adapters": count, "first_use": loaded / count}
         for kind in ("bare", "eight", "all"):

@@ -219,7 +219,11 @@ def write_page(found: Explanation, out: Path) -> None:
         images=found.images,
         notes=found.notes,
     )
-    replace_file(out, lambda beside: beside.write_text(text, encoding="utf-8") and None)
+
+    def write(beside: Path) -> None:
+        beside.write_text(text, encoding="utf-8")
+
+    replace_file(out, write)
 
 
 def as_data(found: Explanation) -> dict[str, Any]:

@@ -125,4 +125,4 @@ def rolled_out(maps: Sequence[Tensor], prefix: int, grid: tuple[int, int]) -> Te
         whole = step if whole is None else step @ whole
     assert whole is not None
     seen = whole[:, 0, prefix:] if prefix else whole.mean(1)
-    return seen.unflatten(1, grid)
+    return seen.reshape(len(seen), *grid)

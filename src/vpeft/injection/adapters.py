@@ -59,15 +59,15 @@ class Adapters(nn.ModuleDict):
         self._followed.pop(key, None)
         super().__delitem__(key)
 
-    def items(self) -> ItemsView[str, nn.Module]:  # type: ignore[override]
+    def items(self) -> ItemsView[str, nn.Module]:
         """Name and module of each adapter."""
         self._follow_all()
-        return super().items()  # type: ignore[return-value]
+        return super().items()
 
-    def values(self) -> ValuesView[nn.Module]:  # type: ignore[override]
+    def values(self) -> ValuesView[nn.Module]:
         """The module of each adapter."""
         self._follow_all()
-        return super().values()  # type: ignore[return-value]
+        return super().values()
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """Name and module of each adapter, for those who walk the tree."""

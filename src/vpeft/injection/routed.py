@@ -13,6 +13,7 @@ from ..errors import VpeftError
 from .adapters import evaluating
 from .forward_pass import Within
 from .node import AdapterError
+from .placed import Placed
 from .switch import Shares
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Routing:
 
     def __init__(self) -> None:
         self._company: dict[str, Company] = {}
+        self._tried: list[tuple[tuple[Placed, ...], Company]] = []  # equal methods keep equal company
 
     def forget(self, name: str) -> None:
         """The adapter of this name is gone."""
@@ -92,18 +94,24 @@ class Routing:
     def company(self, tuned: TunedModel, name: str, images: Tensor) -> Company:
         """Beside whose images this adapter's can run: any, those of adapters with equal methods, or none.
 
-        Tried once, on two of the images. While accelerations are on, which are made for one adapter, or the model is
-        compiled for one, it is none; so too while the adapter is merged, or where it changes tensors of the backbone.
+        Tried once for each set of methods, on two of the images. While accelerations are on, which are made for one
+        adapter, or the model is compiled for one, it is none; so too while the adapter is merged, or where it changes
+        tensors of the backbone.
         """
         adapter = tuned.adapter(name)
         stands_in = bool(adapter.unfrozen.targets) or bool(adapter.moving)
         if stands_in or name in tuned._merged or tuned._rewritten or tuned._compiled:
             return "none"
+        placed = tuned.placed(name)
+        known = next((company for methods, company in self._tried if methods == placed), None)
+        if name not in self._company and known is not None:
+            self._company[name] = known
         if name not in self._company:
             if _exact(tuned, name, None, images[:2]):
                 self._company[name] = "any"
             else:  # inserted tokens, for instance: as many in each row
                 self._company[name] = "alike" if _exact(tuned, name, name, images[:2]) else "none"
+            self._tried.append((placed, self._company[name]))
         return self._company[name]
 
 

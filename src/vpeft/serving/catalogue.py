@@ -187,7 +187,11 @@ class Catalogue:
         """Write an adapter file in one step, and bring it to the disk before this returns."""
         self.require_name(name)
         path = self.stamp(name).path if self.has(name) else self.folder / f"{name}{ENDING}"
-        replace_file(path, lambda beside: beside.write_bytes(data) and None)
+
+        def write(beside: Path) -> None:
+            beside.write_bytes(data)
+
+        replace_file(path, write)
 
     def remove(self, name: str) -> None:
         """Remove the file of an adapter, and bring that to the disk before this returns.

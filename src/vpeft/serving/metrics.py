@@ -34,5 +34,5 @@ class Metrics:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self.registry)
         joint = CollectorRegistry()
-        multiprocess.MultiProcessCollector(joint)
+        multiprocess.MultiProcessCollector(joint)  # type: ignore[no-untyped-call]
         return generate_latest(joint)

@@ -46,7 +46,6 @@ class ServeSettings(BaseModel):
         rate: requests in a second for one client; more are answered 429. None for any number.
         connections: open at a time; more are answered 503.
         decoders: images that are decoded at the same time.
-        drain_s: how long requests may still take after SIGTERM.
         workers: processes, each with its own copy of the backbone.
         hosts: names by which the server may be called, against pages that point a name of theirs at it; None allows
             those of this machine where it listens on a loopback address, and any otherwise.
@@ -76,9 +75,13 @@ class ServeSettings(BaseModel):
     rate: float | None = Field(default=None, gt=0)
     connections: int = Field(default=1000, ge=1)
     decoders: int = Field(default=2, ge=1)
-    drain_s: float = Field(default=30.0, gt=0)
     workers: int = Field(default=1, ge=1)
     hosts: tuple[str, ...] | None = None
+
+    @property
+    def drain_s(self) -> float:
+        """How long requests may still take after SIGTERM: as long as any, and a little to write the answers."""
+        return self.timeout_s + 5
 
     @property
     def local(self) -> bool:

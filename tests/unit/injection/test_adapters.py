@@ -98,3 +98,15 @@ def test_a_removed_adapter_waits_for_nothing() -> None:
     del adapters["a"]
     adapters["a"] = nn.Linear(1, 1)
     assert adapters["a"].training
+
+
+def test_adapters_of_equal_methods_are_tried_once_beside_others() -> None:
+    tuned = vpeft.tune(tiny_vit(), get("lora")(rank=2), num_classes=2, name="a0", show=False, verify=False)
+    for number in range(1, 6):
+        tuned.attach(get("lora")(rank=2), name=f"a{number}", num_classes=2)
+    images, passes = torch.randn(6, 3, *tuned.eval().description.inputs.size), list[int]()
+    handle = tuned.backbone.patch_embed.register_forward_hook(lambda _, __, out: passes.append(len(out)))
+    with torch.no_grad():
+        tuned.each(images, [f"a{number}" for number in range(6)])
+    handle.remove()
+    assert passes == [1, 1, 2, 6], "one trial (alone, the other alone, both), and one pass"
