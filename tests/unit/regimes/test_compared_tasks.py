@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::vpeft.data.problems.DataWarning
 def folder(tmp_path: Path) -> Path:
     """Pictures with masks of two halves, edges between them, and normals; splits train, val and test."""
     rng = np.random.default_rng(0)
+    root = tmp_path / "data"
     for split, count in (("train", 6), ("val", 3), ("test", 3)):
         for number in range(count):
             edge = int(rng.integers(16, 48))
@@ -30,9 +31,9 @@ def folder(tmp_path: Path) -> Path:
             pixels = np.where(mask[..., None] == 1, 200, 40) + rng.integers(0, 30, (64, 64, 3))
             normals = np.where(mask[..., None] == 1, (128, 255, 128), (128, 128, 255))
             for kind, one in (("images", pixels), ("masks", mask), ("edges", line), ("normals", normals)):
-                (tmp_path / split / kind).mkdir(parents=True, exist_ok=True)
-                Image.fromarray(one.astype(np.uint8)).save(tmp_path / split / kind / f"{number}.png")
-    return tmp_path
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(one.astype(np.uint8)).save(root / split / kind / f"{number}.png")
+    return root
 
 
 def recipe_for(folder: Path, **changes: object) -> MultiTaskRecipe:
