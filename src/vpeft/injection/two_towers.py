@@ -19,6 +19,7 @@ from ..backbones.host import Towers
 from ..backbones.places import Place
 from ..backbones.points import MissingPlace
 from ..backbones.texts import TextSpec
+from ..head import Head
 from .mixed_precision import in_precision, mixed_precision
 from .node import AdapterError
 
@@ -148,7 +149,7 @@ def outputs_of_towers(tuned: TunedModel, given: Mapping[str, Any], batch: Any) -
         AdapterError: a tower that the head reads was given nothing.
     """
     description, head = tuned.description, tuned.head
-    assert isinstance(description, Towers) and head is not None
+    assert isinstance(description, Towers) and isinstance(head, Head)
     own: Mapping[str, Tensor] = head.own_inputs()
     found: dict[str, Feature] = {}
     for place, name in outlets(description).items():
@@ -176,7 +177,7 @@ def outputs_of_towers(tuned: TunedModel, given: Mapping[str, Any], batch: Any) -
 def outputs_of_frozen_towers(tuned: TunedModel, name: str, given: Mapping[str, Any]) -> Any:
     """What the head of an adapter makes of the features of the frozen towers; see `outputs_of_towers`."""
     description, head = tuned.description, tuned.adapter(name).head
-    assert isinstance(description, Towers) and head is not None
+    assert isinstance(description, Towers) and isinstance(head, Head)
     inputs: Mapping[str, Any] = {**given, **head.own_inputs()}
     with tuned.disable(), tuned._pass((given,)), mixed_precision(tuned.backbone, tuned.adapters):
         found = {

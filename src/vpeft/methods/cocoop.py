@@ -46,7 +46,6 @@ class CoCoOp(Method):
             "CoCoOp reads the image's feature in the text tower, so it needs both:"
             " tune(clip, {'*': CoCoOp()}, task=...)."
         )
-        yield
 
     def edits_across(self, towers: Mapping[str, Backbone]) -> Iterator[Edit]:
         image, text = image_and_text(towers, type(self).__name__)

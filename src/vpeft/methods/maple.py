@@ -49,7 +49,6 @@ class MaPLe(Method):
             "MaPLe makes the prompts of the image tower of those of the text tower, so it needs both:"
             " tune(clip, {'*': MaPLe()}, task=...)."
         )
-        yield
 
     def edits_across(self, towers: Mapping[str, Backbone]) -> Iterator[Edit]:
         image, text = image_and_text(towers, type(self).__name__)

@@ -152,8 +152,8 @@ class GatedQuery(nn.Module):
     def forward(self, hidden: Tensor, own: Tensor, crossed: Tensor | None) -> Tensor:
         if crossed is None:
             return hidden
-        (g_s, g_c), (b_s, b_c) = self.scales, self.shifts
-        return hidden + 0.1 * (own * g_s + b_s) + 0.1 * (crossed * g_c + b_c)
+        texts = own * self.scales[0] + self.shifts[0]
+        return hidden + 0.1 * texts + 0.1 * (crossed * self.scales[1] + self.shifts[1])
 
 
 class Experts(nn.Module):
@@ -165,7 +165,7 @@ class Experts(nn.Module):
         self.experts = nn.ModuleList(pairs)
 
     def forward(self, words: Tensor) -> Tensor:
-        mixed = torch.stack([expert(words) for expert in self.experts]).mean(dim=0)
+        mixed: Tensor = torch.stack([expert(words) for expert in self.experts]).mean(dim=0)
         return 0.6 * words + 0.4 * mixed
 
 

@@ -105,7 +105,8 @@ class CrossModal(nn.Module):
         self.scale = scale
 
     def forward(self, hidden: Tensor, own: Tensor, crossed: Tensor | None) -> Tensor:
-        texts = self.up_text(F.relu(self.down(self.norm(own))))
+        texts: Tensor = self.up_text(F.relu(self.down(self.norm(own))))
         if crossed is None:
             return hidden + self.scale * texts
-        return hidden + self.scale * self.last_norm(self.up(F.relu(self.down(self.norm(crossed)))) + texts)
+        joint: Tensor = self.last_norm(self.up(F.relu(self.down(self.norm(crossed)))) + texts)
+        return hidden + self.scale * joint

@@ -64,4 +64,5 @@ class LanguageBottleneck(nn.Module):
         self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.up(F.gelu(self.down(x), approximate="tanh"))
+        change: Tensor = self.up(F.gelu(self.down(x), approximate="tanh"))
+        return x + change
