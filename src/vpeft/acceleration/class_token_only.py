@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vpeft.acceleration.acceleration import Acceleration, NotApplicable
 from vpeft.acceleration.patches import Patches
+from vpeft.backbones.edits import Edit
 from vpeft.injection.heads import reads_of
 from vpeft.injection.tuned_model import TunedModel
 
@@ -56,6 +57,12 @@ class ClassTokenOnly(Acceleration):
         for name in {name for adapter in adapters for name in reads_of(tuned.adapter(adapter).head)} - {"outlet"}:
             if tuned.description.place(name).depth >= block.depth:
                 raise NotApplicable(f"the head reads {name}, and all of its tokens")
+        for adapter in adapters:
+            # Where what is read changes the output, the trial finds it; a loss of the method's own is not tried.
+            for edit in tuned.adapter(adapter).edits:
+                inserted = any(isinstance(source, Edit) for source in edit.reads)
+                if inserted and edit.place.depth >= block.depth:
+                    raise NotApplicable(f"an edit at {edit.place.name} reads tokens that were inserted")
         if not block.leading or not block.has("attn.core") or block.has("attn.gate"):
             raise NotApplicable(f"{block.name} cannot compute its first token only")
         for module, kind in block.leading:

@@ -68,6 +68,11 @@ def alike(plain: tuple[Result, dict[str, Tensor]], other: tuple[Result, dict[str
     assert float((one - two).norm() / one.norm()) <= tolerance
 
 
+def test_a_token_that_only_the_loss_reads_keeps_its_queries() -> None:
+    plain = trained(tuned_with("gist", {"dropout": 0.0}), "off")
+    alike(plain, trained(tuned_with("gist", {"dropout": 0.0}), EVERYTHING), 1e-4)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_weights_are_those_of_the_plain_run(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     name, fields, expected = CASES[case]
