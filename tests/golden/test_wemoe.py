@@ -27,7 +27,7 @@ def test_layers_and_gradients(layers: int) -> None:
         weights = (inner @ linear[-1].weight.T + linear[-1].bias).mean(0)
         change = sum(weight * one for weight, one in zip(weights, mixed.changes, strict=True))
         shift = sum(weight * one for weight, one in zip(weights, mixed.shift, strict=True))
-        rows.append(functional.linear(image, change, shift))  # type: ignore[arg-type]
+        rows.append(functional.linear(image, change, shift))
     expected, found = torch.stack(rows), mixed(x, router(x))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     pull = torch.randn_like(found)
@@ -40,7 +40,7 @@ def test_layers_and_gradients(layers: int) -> None:
 def test_parameters_of_the_routers(layers: int, count: int) -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch32_224", num_classes=0)
-        tuned = vpeft.tune(model, WEMoE(experts=8, layers=layers), num_classes=1, verify=False)  # type: ignore[arg-type]
+        tuned = vpeft.tune(model, WEMoE(experts=8, layers=layers), num_classes=1, verify=False)
     assert sum(value.numel() for key, value in tuned.trainable() if ".tap." in key) == count
     start = {key: value for key, value in tuned.trainable() if "changes" in key}
     assert sum(value.numel() for value in start.values()) == 12 * 8 * 2 * 768 * 3072

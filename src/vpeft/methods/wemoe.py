@@ -77,4 +77,4 @@ class MixedWeights(nn.Module):
         # one matrix for each image: fewer products than each expert for each token
         mixed = torch.einsum("bn,noi->boi", weights, self.changes)
         out = torch.einsum("bti,boi->bto", x.flatten(1, -2), mixed) + (weights @ self.shift).unsqueeze(1)
-        return out.unflatten(1, x.shape[1:-1])
+        return out.reshape(*x.shape[:-1], -1)

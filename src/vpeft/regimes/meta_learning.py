@@ -144,8 +144,12 @@ class _Retraining:
         settings, losses = self.settings, list[float]()
         adapters = [value for one in self.own.values() for value in one.values()] if self.order == "joint" else []
         heads = [value for one in self.heads.values() for value in one.values()]
+        groups: list[dict[str, Any]] = [
+            {"params": [*self.shared.values()], "lr": settings.lr},
+            {"params": [*adapters, *heads]},
+        ]
         optimiser = torch.optim.AdamW(
-            [{"params": [*self.shared.values()], "lr": settings.lr}, {"params": [*adapters, *heads]}],
+            groups,
             lr=settings.adapter_lr,
             weight_decay=settings.weight_decay,
         )

@@ -28,7 +28,7 @@ Weights = dict[str, Tensor]
 CLASSES = {"a": 3, "b": 4, "c": 2}
 
 
-def base() -> nn.Module:
+def base() -> Any:
     """The same tiny ViT at each call."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -160,7 +160,8 @@ def test_dare_drops_a_share_and_keeps_the_expected_change(full: dict[str, Path])
 
 
 def run(weights: Weights, head: nn.Linear, pixels: Tensor) -> Tensor:
-    return head(torch.func.functional_call(base(), weights, (pixels,)))
+    found: Tensor = head(torch.func.functional_call(base(), weights, (pixels,)))
+    return found
 
 
 def test_fisher(full: dict[str, Path]) -> None:
@@ -184,7 +185,7 @@ def test_fisher(full: dict[str, Path]) -> None:
     norms = [torch.sqrt(sum((value**2).sum() for value in one.values())) for one in squares]  # type: ignore[arg-type]
     expected = {}
     for key, value in before.items():
-        above, below = 0.0, 0.0
+        above, below = torch.zeros(()), torch.zeros(())
         for one, norm, change in zip(squares, norms, changes, strict=True):
             weight = (one[key] + 1e-6) / (norm + 1e-6)
             above, below = above + weight * (value + change[key]), below + weight
@@ -211,7 +212,8 @@ def solution(models: list[Weights], inputs: list[dict[str, Tensor]], name: str, 
         gram = one[name].double().T @ one[name].double() / len(one[name])
         grams.append(gram * (ratio + (1 - ratio) * torch.eye(len(gram), dtype=torch.float64)))
     right = sum(gram @ one[name].double().T for gram, one in zip(grams, models, strict=True))
-    return (torch.linalg.inv(sum(grams)) @ right).T.float()  # type: ignore[arg-type,call-overload]
+    found: Tensor = torch.linalg.inv(torch.stack(grams).sum(0)) @ right
+    return found.T.float()
 
 
 def test_regmean(full: dict[str, Path]) -> None:
@@ -268,7 +270,7 @@ def test_adamerging(full: dict[str, Path], per: str) -> None:
             logs = run(merged(factors), head, pixels).log_softmax(-1)
             loss = loss - (logs.exp() * logs).sum(-1).mean()
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     assert not torch.allclose(factors, torch.full_like(factors, 0.3), atol=1e-3)
     found = fused_weights(full, f"adamerging(per={per}, steps=3, batch=8, lr=0.01)", data=given)
@@ -296,7 +298,7 @@ class Restated(nn.Module):
             self.experts.append((low, one.bias - plain.bias, v[:gate_rank].float()))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.plain(x)
+        out: Tensor = self.plain(x)
         for place in torch.cartesian_prod(*(torch.arange(size) for size in x.shape[:-1])).reshape(-1, x.dim() - 1):
             token = x[tuple(place)]
             p = torch.stack([(gate @ token).norm() for _, _, gate in self.experts]).softmax(0)
@@ -307,9 +309,9 @@ class Restated(nn.Module):
         return out
 
 
-def qkv_apart(block: nn.Module) -> nn.Module:
+def qkv_apart(block: Any) -> nn.ModuleList:
     """The attention's fused projection as three layers."""
-    fused: nn.Linear = block.attn.qkv  # type: ignore[assignment,union-attr]
+    fused = block.attn.qkv
     parts = nn.ModuleList([nn.Linear(24, 24) for _ in range(3)])
     with torch.no_grad():
         for number, part in enumerate(parts):
@@ -336,13 +338,10 @@ def test_smile(full: dict[str, Path], rank: int, gate_rank: int, top_k: int) -> 
     for model, change in zip(models, changes, strict=True):
         model.load_state_dict({name: value + change[name] for name, value in before.items()})
     for number in range(2):
-        block, others = expected.blocks[number], [model.blocks[number] for model in models]  # type: ignore[index,union-attr]
+        block, others = expected.blocks[number], [model.blocks[number] for model in models]
         apart = [qkv_apart(one) for one in (block, *others)]
         block.attn.qkv = Three(
-            [
-                Restated(apart[0][part], [one[part] for one in apart[1:]], rank, gate_rank, top_k)  # type: ignore[index]
-                for part in range(3)
-            ]
+            [Restated(apart[0][part], [one[part] for one in apart[1:]], rank, gate_rank, top_k) for part in range(3)]
         )
         for owner, name in ((block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
             theirs = [getattr(one.attn if name == "proj" else one.mlp, name) for one in others]
@@ -392,7 +391,7 @@ def test_wemoe(full: dict[str, Path]) -> None:
     for pixels in images(3):  # an image at a time, with weights of its own
         model = base()
         model.load_state_dict(merged)
-        for number, block in enumerate(model.blocks):  # type: ignore[arg-type,var-annotated]
+        for number, block in enumerate(model.blocks):
             keys = [f"blocks.{number}.mlp.{layer}" for layer in ("fc1", "fc2")]
             router = {
                 key.split(".tap.steps.")[1]: state[key] for key in state if key.startswith(f"{keys[0]}.input.tap")
@@ -456,9 +455,10 @@ def test_full_models_and_their_files_fuse_as_adapters_do(full: dict[str, Path], 
         model = VisionTransformer(
             img_size=32, patch_size=16, embed_dim=24, depth=2, num_heads=2, num_classes=CLASSES[name]
         )
+        assert tuned.head is not None
         model.load_state_dict(
             {**weights_of(tuned.backbone), **{f"head.{k}": v for k, v in tuned.head.state_dict().items()}}
-        )  # type: ignore[union-attr]
+        )
         models[name] = model
     expected = fused_weights(full, "ties")
     assert_close(fused_weights(models, "ties"), expected)
@@ -561,6 +561,12 @@ def test_other_wrong_inputs(files: dict[str, Path], tmp_path: Path) -> None:
     path = regression.save(tmp_path / "r.safetensors")
     with pytest.raises(CannotFuse, match="'r' is of the task regression"):
         vpeft.fuse(base(), {"a": files["a"], "r": path}, "adamerging", data={**data("a"), "r": data("a")["a"]})
+    alike = [
+        tuned_on(name, vpeft.methods.LoRA()).save(tmp_path / f"{name}.safetensors", preprocessing={"mean": [mean]})
+        for name, mean in (("a", 0.5), ("b", 0.4))
+    ]
+    with pytest.raises(CannotFuse, match=r"'a' and 'b' were trained on images .* \(mean\)"):
+        vpeft.fuse(base(), alike, "averaging", out=tmp_path / "x.safetensors")
     plain = copy.deepcopy(base()).state_dict()
     torch.save(plain, tmp_path / "plain.pt")
     with pytest.raises(CannotFuse, match=r"plain\.pt is no adapter, .* has no classifier"):

@@ -28,11 +28,13 @@ class Linear:
 
     def _step(self) -> Tensor:
         u = torch.randn(self.width, self.rank, generator=self.generator, dtype=torch.float64) / self.width**0.5
-        return u @ u.T
+        step: Tensor = u @ u.T
+        return step
 
     def loss(self, task: str, shared: Tensors, own: Tensors) -> Tensor:
         """||A* + R_t* - A - U_t U_t^T||_F^2."""
-        return (self.base + self.steps[task] - shared["A"] - own["U"] @ own["U"].T).square().sum()
+        rest: Tensor = self.base + self.steps[task] - shared["A"] - own["U"] @ own["U"].T
+        return rest.square().sum()
 
     def start(self) -> dict[str, Tensors]:
         shape = (self.width, self.rank)
@@ -53,7 +55,7 @@ class Linear:
                 one["U"].grad = found.own[task]["U"]
             return found.loss
 
-        optimiser.step(closure)  # type: ignore[arg-type]
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
         return shared.detach()
 
 

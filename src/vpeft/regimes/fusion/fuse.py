@@ -94,6 +94,7 @@ def fuse_sources(
     say: Callable[[str], None] = lambda _: None,
 ) -> TunedModel:
     """`fuse` for sources that were read already, so that several ways need not read them again."""
+    stated = common_preprocessing(sources) if out is not None else None
     shared = joined_heads(sources) if one_head else None
     heads = {source.name: source.head for source in sources}
     tuned = TunedModel(base)
@@ -116,7 +117,7 @@ def fuse_sources(
     tuned.eval()
     if out is not None:
         facts = {"how": way.name, **way.model_dump(mode="json"), **fusion.facts}
-        save(tuned, sources, Path(out), facts)
+        save(tuned, sources, Path(out), stated, facts)
     return tuned
 
 
@@ -125,14 +126,31 @@ def served_tasks(sources: Sequence[Source]) -> Task:
     return get_task(_SEVERAL)(parts={source.name: source.task for source in sources})
 
 
-def save(tuned: TunedModel, sources: Sequence[Source], out: Path, facts: Mapping[str, Any]) -> Path:
+def common_preprocessing(sources: Sequence[Source]) -> dict[str, Any] | None:
+    """How the images of all sources are prepared; None where no file states it.
+
+    Raises:
+        CannotFuse: they are prepared in different ways.
+    """
+    stated = [(source.name, dict(source.preprocessing)) for source in sources if source.preprocessing is not None]
+    for name, one in stated[1:]:
+        differing = sorted(key for key in {*one, *stated[0][1]} if one.get(key) != stated[0][1].get(key))
+        if differing:
+            raise CannotFuse(
+                f"{stated[0][0]!r} and {name!r} were trained on images that are prepared in different ways"
+                f" ({', '.join(differing[:4])}), and one file states one way. Train them alike."
+            )
+    return stated[0][1] if stated else None
+
+
+def save(
+    tuned: TunedModel,
+    sources: Sequence[Source],
+    out: Path,
+    preprocessing: dict[str, Any] | None,
+    facts: Mapping[str, Any],
+) -> Path:
     """Write the fused adapter, with what it was made of and the images that trained its parts."""
-    stated = [source.preprocessing for source in sources if source.preprocessing is not None]
-    if any(one != stated[0] for one in stated):
-        raise CannotFuse(
-            "These adapters were trained on images of different preprocessing (size, mean, channels), and one file"
-            " states one. Train them on images that are prepared alike."
-        )
     used: UsedImages | None = None
     for source in sources:
         if source.used is not None:
@@ -140,7 +158,7 @@ def save(tuned: TunedModel, sources: Sequence[Source], out: Path, facts: Mapping
     extra: dict[str, Any] = {"fusion": {**facts, "of": {source.name: dict(source.facts) for source in sources}}}
     if used is not None:
         extra[USED] = used.model_dump(mode="json")
-    return tuned.save(out, preprocessing=dict(stated[0]) if stated else None, extra=extra)
+    return tuned.save(out, preprocessing=preprocessing, extra=extra)
 
 
 def names_of(paths: Sequence[str | Path]) -> list[str]:

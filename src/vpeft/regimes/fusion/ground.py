@@ -78,7 +78,7 @@ class Ground:
 
     def require_images(self, way: str) -> None:
         """Raise `NoImages` unless there are images of every task."""
-        lacking = [source.name for source in self.sources if not len(self.data.get(source.name, ()))]  # type: ignore[arg-type]
+        lacking = [source.name for source in self.sources if not len(self.data.get(source.name, ()))]
         if lacking:
             raise NoImages(
                 f"{way} looks at images of every task, and there are none of {', '.join(lacking)}. Give them:"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from vpeft.head import get_head
+from vpeft.heads.linear import LinearHead
 from vpeft.regimes.fusion.sources import CannotFuse, Source
 from vpeft.tasks.classification import Classification
 
@@ -34,8 +34,7 @@ def joined_heads(sources: Sequence[Source]) -> tuple[nn.Module, Classification]:
             )
         first |= dict.fromkeys(source.task.labels, source.name)
     linear = [source.head for source in sources if isinstance(source.head, nn.Linear)]
-    head = get_head("linear")(linear[0].in_features, sum(one.out_features for one in linear))
-    assert isinstance(head, nn.Linear)
+    head = LinearHead(linear[0].in_features, sum(one.out_features for one in linear))
     with torch.no_grad():
         head.weight.copy_(torch.cat([one.weight for one in linear]))
         head.bias.copy_(

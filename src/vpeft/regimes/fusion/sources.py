@@ -18,7 +18,7 @@ from vpeft.backbones.describe import describe
 from vpeft.backbones.weights import read_weights
 from vpeft.data.used_images import UsedImages
 from vpeft.errors import VpeftError
-from vpeft.head import get_head
+from vpeft.heads.linear import LinearHead
 from vpeft.injection.adapter_file import KEY, Manifest, read_manifest
 from vpeft.injection.heads import Heads
 from vpeft.injection.load_adapter import load
@@ -103,7 +103,7 @@ def require_one_base(paths: Sequence[Path]) -> None:
 def _of_file(base: Backbone, name: str, path: Path, task: Task | None) -> Source:
     manifest = read_manifest(path)
     methods = " + ".join(entry.name for entry in manifest.methods)
-    tuned = load(copy.deepcopy(base.root), path)
+    tuned = load(copy.deepcopy(base.root).cpu(), path)  # in double precision below, which not every device has
     learnt = task if task is not None else tuned.task
     head = tuned.head
     if head is None or base.host is not None:
@@ -159,7 +159,7 @@ def _of_model(base: Backbone, name: str, model: nn.Module, task: Task | None) ->
 
 def _of_checkpoint(base: Backbone, name: str, path: Path, task: Task | None) -> Source:
     tensors = read_weights(path)
-    model = copy.deepcopy(base.root)
+    model = copy.deepcopy(base.root).cpu()
     own = {id(parameter) for parameter in base.classifier.parameters()}
     kept = {key for key, parameter in base.root.named_parameters() if id(parameter) in own}
     known = model.state_dict()
@@ -175,8 +175,7 @@ def _of_checkpoint(base: Backbone, name: str, path: Path, task: Task | None) -> 
         )
     model.load_state_dict({key: value for key, value in tensors.items() if key not in further}, strict=False)
     weight, bias = further[f"{owner}weight"].float(), further.get(f"{owner}bias")
-    head = get_head("linear")(weight.shape[1], weight.shape[0])
-    assert isinstance(head, nn.Linear)
+    head = LinearHead(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
@@ -216,13 +215,15 @@ def changes_of(
         )
     buffers = dict(tuned.named_buffers())
     for key, value in base.named_buffers():
-        if key not in buffers or not torch.equal(buffers[key].to(value.dtype), value):
+        if key not in buffers or not torch.equal(buffers[key].cpu().to(value.dtype), value.cpu()):
             raise CannotFuse(
                 f"{what} has changed {key}, which is no parameter (statistics of BatchNorm, for instance). Train it"
                 ' with statistics="frozen".'
             )
     found = {}
     for key, value in before.items():
-        if key not in without and not torch.equal(after[key].to(torch.float64), value.to(torch.float64)):
-            found[key] = (after[key].double() - value.double()).to(value.dtype).clone()
+        if key not in without:
+            change = after[key].cpu().double() - value.cpu().double()
+            if bool(change.any()):
+                found[key] = change.to(value)
     return found

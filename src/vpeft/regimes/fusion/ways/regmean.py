@@ -77,7 +77,8 @@ def gram_matrices(
             ground.outputs(values, part)
         for name, given in kept.items():
             for x in given:
-                sums[name] = sums.get(name, 0) + x.double().T @ x.double()
+                x = x.cpu().double()  # not every device has double precision
+                sums[name] = sums.get(name, 0) + x.T @ x
                 rows[name] += len(x)
     return {name: value / rows[name] for name, value in sums.items()}
 
@@ -90,11 +91,9 @@ def solved(changes: Sequence[Changes], grams: Sequence[Mapping[str, Tensor]], ra
     found = {}
     for name in grams[0]:
         shrunk = [shrunken(one[name], ratio) for one in grams]
-        right = sum(gram @ one[name].double().T for gram, one in zip(shrunk, changes, strict=True))
-        total = torch.stack(shrunk).sum(0)
-        # what never enters a layer has no solution of its own: the smallest one is taken
-        answer = torch.linalg.lstsq(total, right, driver="gelsd").solution if total.device.type == "cpu" else None
-        answer = torch.linalg.pinv(total, hermitian=True) @ right if answer is None else answer
+        right = sum(gram @ one[name].cpu().double().T for gram, one in zip(shrunk, changes, strict=True))
+        # directions that never enter a layer have no solution of their own: the smallest one is taken
+        answer = torch.linalg.lstsq(torch.stack(shrunk).sum(0), right, driver="gelsd").solution
         found[name] = answer.T.to(changes[0][name]).contiguous()
     return found
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
 from vpeft.regimes.fusion.ground import Ground, sum_of
 from vpeft.regimes.fusion.way import Fusion, register_way
 from vpeft.regimes.fusion.ways.regmean import RegMean, gram_matrices, linear_layers, solved
@@ -47,5 +52,5 @@ class RegMeanPlusPlus(RegMean):
         return [set(names) - in_blocks - behind, *blocks, behind]
 
 
-def _parameters(own: dict[str, tuple[object, str]]) -> list[object]:
+def _parameters(own: Mapping[str, tuple[nn.Module, str]]) -> list[Any]:
     return [getattr(module, attribute) for module, attribute in own.values()]

@@ -120,7 +120,7 @@ def experts_of(deltas: Sequence[tuple[Tensor, Tensor]], gate_rank: int) -> list[
     All are chosen by as many directions, as many as the change of lowest rank has: further singular vectors of it say
     nothing. A change of the bias alone has no direction.
     """
-    parts = [torch.linalg.svd(weight.double(), full_matrices=False) for weight, _ in deltas]
+    parts = [torch.linalg.svd(weight.cpu().double(), full_matrices=False) for weight, _ in deltas]
     ranks = [int((values > _ROUNDING * values[0]).sum()) if values[0] > 0 else 0 for _, values, _ in parts]
     directions = min([gate_rank, *(rank for rank in ranks if rank)])
     made = []

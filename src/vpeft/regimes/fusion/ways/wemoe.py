@@ -37,7 +37,7 @@ class WeMoe(Way):
 
     def fuse(self, ground: Ground) -> Fusion:
         changes, names = ground.changes(), parameter_names(ground.tuned.backbone)
-        method = WEMoE(experts=len(changes), layers=self.router_layers, start=self.scale)  # type: ignore[arg-type]
+        method = WEMoE(experts=len(changes), layers=self.router_layers, start=self.scale)
         layers, covered = dict[str, Tensor](), set[str]()
         for block in ground.backbone.blocks:
             for place in (block.mlp.fc1, block.mlp.fc2):
