@@ -143,7 +143,7 @@ class SemanticProxies(nn.Module):
             the proxies (C, E) of all classes; those of the K classes of the batch (K, E), of the state as the
             recurrence left it; the classes (K,).
         """
-        present, counts = numbers.unique(return_counts=True)
+        present, counts = numbers.unique(return_counts=True)  # type: ignore[no-untyped-call]
         order = numbers.argsort(stable=True)
         first = counts.cumsum(0) - counts
         state = self.memory[present]

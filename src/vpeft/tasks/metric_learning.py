@@ -73,6 +73,15 @@ def made(text: str, part: Part, **known: Any) -> Any:
     Raises:
         UnknownPart: there is none of this name, or a setting that it does not take.
     """
+    spec, kind = parse_one(text, part), _named(text, part)
+    try:
+        return kind(**{name: value for name, value in known.items() if name in _settings(kind)}, **spec.fields)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UnknownPart(f"The {part} {spec.name} does not take {spec.fields}: {error}.") from None
+
+
+def _named(text: str, part: Part) -> type:
+    """The class that `text` names, if it takes the settings in `text`; nothing is made."""
     spec, there = parse_one(text, part), parts_of(part)
     if spec.name not in there:
         raise UnknownPart(f"pytorch-metric-learning has no {part} {spec.name!r}. {nearest(spec.name, there)}")
@@ -82,10 +91,10 @@ def made(text: str, part: Part, **known: Any) -> Any:
         if name not in taken or name in _KNOWN[part]:
             offered = [one for one in taken if one not in _KNOWN[part]]
             raise UnknownPart(f"The {part} {spec.name} has no setting {name!r}. {nearest(name, offered)}")
-    try:
-        return kind(**{name: value for name, value in known.items() if name in taken}, **spec.fields)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UnknownPart(f"The {part} {spec.name} does not take {spec.fields}: {error}.") from None
+    lacking = [name for name, needed in taken.items() if needed and name not in {*spec.fields, *_KNOWN[part]}]
+    if lacking:
+        raise UnknownPart(f"The {part} {spec.name} needs {', '.join(lacking)}: {spec.name}({lacking[0]}=...).")
+    return kind
 
 
 def learnt_by(text: str, classes: int, size: int) -> dict[str, Tensor]:
@@ -170,14 +179,17 @@ def sampled(text: str, numbers: Sequence[int], count: int, seed: int) -> list[in
 
 
 def checked(text: str, part: Part) -> str:
-    """The text itself, if it names something with settings that it takes.
+    """The text itself, if it names something with settings that it takes. Nothing is made, whatever the settings say.
+
+    Without the library only the form is looked at, so that adapter files can be used where nothing is trained.
 
     Raises:
         UnknownPart: as `made`.
     """
-    known: dict[str, Any] = {**_sizes(2, 2), "labels": np.zeros(4), "length_before_new_iter": 4}
-    with torch.random.fork_rng(devices=[]):
-        made(text, part, **known)
+    try:
+        _named(text, part)
+    except MissingLibrary:
+        parse_one(text, part)
     return text
 
 
@@ -186,19 +198,21 @@ def _sizes(classes: int, size: int) -> dict[str, int]:
     return {"num_classes": classes, "embedding_size": size, "descriptors_dim": size, "l": size}
 
 
-def _settings(kind: type) -> list[str]:
-    """What the constructors of a class and of its parents take, without what is collected in `**kwargs`."""
-    names: dict[str, None] = {}
+def _settings(kind: type) -> dict[str, bool]:
+    """What the constructors of a class and of its parents take, and whether it has no default; not `**kwargs`."""
+    found: dict[str, bool] = {}
     for one in kind.__mro__:
         own = one.__dict__.get("__init__")
         if own is None:
             continue
         parameters = list(inspect.signature(own).parameters.values())[1:]
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        names |= dict.fromkeys(parameter.name for parameter in parameters if parameter.kind in named)
+        for parameter in parameters:
+            if parameter.kind in named:
+                found.setdefault(parameter.name, parameter.default is inspect.Parameter.empty)
         if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return list(names)
+    return found
 
 
 def _snake(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from vpeft.head import get_head
 from vpeft.injection.load_adapter import start_from
 from vpeft.methods import LinearProbe, LoRA
 from vpeft.task import BadOption, NoGallery, UnsuitableTargets, get_task
-from vpeft.tasks.metric_learning import UnknownPart, learnt_by, parts_of, sampled
+from vpeft.tasks.metric_learning import MissingLibrary, UnknownPart, learnt_by, parts_of, sampled
 from vpeft.training.evaluate import evaluate
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.step import NothingToLearn
@@ -107,12 +108,24 @@ def test_every_loss_miner_and_sampler_that_can_be_named_is_found() -> None:
         ({"loss": "proxy_anchor(alfa=3)"}, "alpha"),
         ({"loss": "proxy_anchor(num_classes=3)"}, "no setting"),
         ({"miner": "multi"}, "no miner"),
-        ({"sampler": "m_per_class"}, "does not take"),
+        ({"sampler": "m_per_class"}, "needs m"),
+        ({"loss": "ranked_list(margin=1)"}, "needs Tn"),
     ],
 )
 def test_wrong_words_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UnknownPart, match=said):
         get_task("retrieval")(**options)
+
+
+def test_a_task_of_a_file_makes_nothing_and_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    huge = "sub_center_arc_face(sub_centers=1000000000000)"
+    assert get_task("retrieval")(loss=huge).loss_kind == huge
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning.losses", None)
+    task = get_task("retrieval")(loss="proxy_anchor", labels=LABELS, dimensions=16)
+    (found,) = task.predictions(torch.eye(1, 16), Batch(torch.zeros(1, 1), None, ("a",)))
+    assert found.values["embedding"][0] == 1.0
+    with pytest.raises(MissingLibrary, match=r"pip install 'vpeft\[retrieval\]'"):
+        tuned_for(task)
 
 
 def test_wrong_options_are_refused() -> None:
