@@ -131,7 +131,9 @@ class AdapterGenerator(nn.Module):
     def forward(self, v: Tensor) -> AdapterWeights:
         before = None if self.before is None else self.before(v)
         after = None if self.after is None else self.after(v)
-        return AdapterWeights(*self.down(v), *self.up(v), before, after)
+        down, b_down = self.down(v)
+        up, b_up = self.up(v)
+        return AdapterWeights(down, b_down, up, b_up, before, after)
 
 
 class GeneratedAdapter(nn.Module):

@@ -130,7 +130,8 @@ class Spectrum(nn.Module):
         high = (low + 1).clamp_max(count - 1)
         share = (moved - low).to(self.sigma.dtype)
         warped = torch.lerp(self.sigma[:, low], self.sigma[:, high], share.expand_as(self.sigma))
-        return ((self.U * (warped - self.sigma)[:, None]) @ self.Vh).flatten(0, 1)
+        change: Tensor = ((self.U * (warped - self.sigma)[:, None]) @ self.Vh).flatten(0, 1)
+        return change
 
 
 class WarpedWeight(nn.Module):
