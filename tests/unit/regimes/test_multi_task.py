@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from torch import Tensor
 
 import vpeft
 from tests.models import tiny_vit
+from tests.unit.injection.test_several_tasks import PerTask
+from vpeft.backbones.backbone import Backbone
+from vpeft.backbones.edits import Edit
 from vpeft.batch import Batch
 from vpeft.data.task_mixture import NoSamples, TaskMixture, mixed_order, shares
+from vpeft.method import Method
 from vpeft.method_spec import parse_one
 from vpeft.methods import LinearProbe, LoRA
 from vpeft.regimes.multi_task import NotSeveral, fit_tasks
@@ -278,3 +283,21 @@ def test_mistakes_are_said() -> None:
         trained(made(), [(image, 1) for image, _ in pictures(4)])
     with pytest.raises(UnsuitableTargets, match="no target for the task 'turn'"):
         trained(made(), [(image, {"regions": t["regions"], "depth": t["depth"]}) for image, t in pictures(4)])
+
+
+class InTheLastBlock(PerTask):
+    """A layer of each task's own in the last block, so that all blocks before it are computed once."""
+
+    def edits(self, backbone: Backbone) -> Iterator[Edit]:
+        yield list(super().edits(backbone))[-1]
+
+
+@pytest.mark.parametrize("make", [LinearProbe, InTheLastBlock])
+def test_kept_outputs_of_the_frozen_part_serve_every_task(make: type[Method]) -> None:
+    found = []
+    for acceleration in ("off", "frozen_prefix"):
+        tuned = made(make())
+        vpeft.fit(tuned, pictures(8), pictures(4), optimisation=QUICK, progress=False, acceleration=acceleration)
+        found.append(tuned.adapter_state())
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-4, atol=1e-5, msg=key)
