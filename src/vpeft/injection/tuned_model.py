@@ -742,6 +742,7 @@ class TunedModel(nn.Module):
             batches = list(batches)
             for method in kept:
                 method.prepare(self, batches)
+            self._wiring.switch.forget()  # the passes of `prepare` had their backward passes, before the edits changed
 
     def begin_epoch(self, batches: Iterable[Any]) -> None:
         """Let the active methods that follow the data look at the batches of the epoch that begins."""
