@@ -41,7 +41,7 @@ def measured(ledger: Ledger, method: str, task: str) -> Scores:
     return {
         record.identity.seed: record.scores.values
         for record in ledger
-        if record.label == method and record.identity.task == task and record.scores is not None
+        if record.label == method and record.identity.task == f"{NAME}/{task}" and record.scores is not None
         if record.identity.purpose == "final"
     }
 
