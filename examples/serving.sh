@@ -7,11 +7,11 @@ vpeft data export digits photos --per-class 10
 vpeft train --data photos --backbone pocket_vit --method "lora(rank=4)" --epochs 1 --out fleet/digits
 vpeft serve fleet --port 8765 &
 curl --silent --fail --retry 300 --retry-delay 1 --retry-all-errors --output /dev/null http://127.0.0.1:8765/health
-curl --fail --data-binary "@$(find photos/test/7 -name '*.png' | head -1)" "http://127.0.0.1:8765/predict?adapter=digits&top=2"
+curl --fail --data-binary "@$(find photos/test/7 -name '*.png' -print -quit)" "http://127.0.0.1:8765/predict?adapter=digits&top=2"
 # [/first]
 
 # [more]
-picture=$(find photos/test/3 -name '*.png' | head -1)
+picture=$(find photos/test/3 -name '*.png' -print -quit)
 curl --fail -F "image=@$picture" -F "adapter=digits" http://127.0.0.1:8765/predict
 curl --fail --data-binary "@$picture" --output feature.json "http://127.0.0.1:8765/embed?adapter=digits"
 curl --fail --data-binary "@$picture" --output map.json "http://127.0.0.1:8765/explain?adapter=digits"
