@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from vpeft.bench.auto import AutoOutcome, experience_of, run_auto, shipped
+from vpeft.bench.auto.choose import in_epochs
 from vpeft.bench.ledger import open_ledger
 from vpeft.cli import show
 from vpeft.cli.failure import INTERRUPTED, say_warning
@@ -30,7 +31,7 @@ class BadBudget(VpeftError):
 
 def _auto(
     *,
-    budget: str,
+    budget: str = "10min",
     memory: str | None = None,
     records: Path | None = None,
     protocol: str = "pocket@1",
@@ -122,7 +123,7 @@ def _sentences(outcome: AutoOutcome) -> str:
         if scored is not None
     ]
     return (
-        f"chosen: {winner.words()} for {outcome.epochs} epochs: {', '.join(scores)}\n"
+        f"chosen: {winner.words()} for {in_epochs(outcome.epochs)}: {', '.join(scores)}\n"
         f"{winner.method}\n"
         f"{len(outcome.entries)} runs in {show.duration(outcome.seconds)}; table: {outcome.folder / 'table.csv'};"
         f" to repeat it: vpeft train {outcome.folder / 'recipe.toml'}\n"

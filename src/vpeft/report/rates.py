@@ -39,6 +39,16 @@ class Sensitivity:
     one_rate: float
     loss: float
 
+    @property
+    def middle(self) -> int:
+        """Which of the rates is the middle one; of an even number the lower."""
+        return (len(self.rates) - 1) // 2
+
+    @property
+    def worst(self) -> float:
+        """The mean over tasks at the rate where it is worst."""
+        return min(self.mean(rate) for rate in range(len(self.rates)))
+
     def mean(self, rate: int) -> float:
         """The mean over tasks at one of the rates."""
         return fmean(task[rate] for task in self.below)

@@ -309,6 +309,7 @@ def test_a_board_of_many_tasks_has_its_ranks_its_tests_and_its_rates(tmp_path: P
     rates = sensitivities(board)
     assert [(one.label, one.one_rate, one.loss) for one in rates if one.label == "lora"] == [("lora", 4e-3, 0.0)]
     assert rates[0].mean(0) == pytest.approx(-0.02)
+    assert rates[0].rates[rates[0].middle] == 1e-3 and rates[0].worst == pytest.approx(-0.02)
     assert "validation score at each learning rate" in text
     # The seconds of two search runs and of the final one.
     assert board.rows[0].computing == pytest.approx(60.0)

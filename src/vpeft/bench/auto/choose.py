@@ -147,7 +147,7 @@ def run_auto(
         if best is None:
             failures = "; ".join(f"{candidates[one.candidate].words()}: {one.note}" for one in found.entries)
             raise CannotChoose(f"No candidate gave a score. {failures or 'The budget is too short for any of them.'}")
-        plan = ", then ".join(f"{rung.count} for {rung.epochs} epochs" for rung in found.rungs)
+        plan = ", then ".join(f"{rung.count} for {in_epochs(rung.epochs)}" for rung in found.rungs)
         why.append(f"race {found.rule}: {plan}; {candidates[best.candidate].words()} led with {best.score:.4g}")
         say(why[-1])
         best = _neighbours(runs, best, left - sum(one.seconds for one in found.entries), why, say)
@@ -193,6 +193,11 @@ def _neighbours(runs: _Runs, best: RaceEntry, left: float, why: list[str], say: 
             say(why[-1])
             best = entry
     return best
+
+
+def in_epochs(count: int) -> str:
+    """Return "1 epoch" or "3 epochs"."""
+    return f"{count} epoch{'' if count == 1 else 's'}"
 
 
 def neighbours(candidate: Candidate) -> list[Candidate]:
@@ -255,7 +260,7 @@ class _Runs:
             score = val.value if val.higher_is_better else -val.value
             entry = RaceEntry(number, epochs, score if score == score else None, spent)
         said = f"{entry.score:.4g}" if entry.score is not None else f"no score: {entry.note or 'not a number'}"
-        self._say(f"{candidate.words()}, {epochs} epochs: {said} in {entry.seconds:.1f} s")
+        self._say(f"{candidate.words()}, {in_epochs(epochs)}: {said} in {entry.seconds:.1f} s")
         self.notes.entries.append(entry)
         self.notes.write()
         return entry
