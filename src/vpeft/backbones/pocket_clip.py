@@ -73,7 +73,8 @@ class PocketClip(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.visual = VisionTransformer(**ARCHITECTURE, num_classes=0)
+        shape: dict[str, Any] = {**ARCHITECTURE, "num_classes": 0}
+        self.visual = VisionTransformer(**shape)
         self.text = PocketText()
         self.image_projection = nn.Linear(ARCHITECTURE["embed_dim"], SHARED, bias=False)
         nn.init.normal_(self.image_projection.weight, std=ARCHITECTURE["embed_dim"] ** -0.5)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import VpeftError
+from ..errors import VpeftError, need_extra
 from .inputs import BadInputSpec, InputSpec
 from .places import Site
 from .points import Layout, Point
@@ -146,7 +146,9 @@ class TextSpec(InputSpec):
         assert self.embedding is not None
         ids = self.ids([words])
         last = int(self.ends(ids)[0]) + (0 if self.end is not None else 1)
-        return self.embedding.weight.detach()[ids[0, self.start : last].to(self.embedding.weight.device)].clone()
+        table = self.embedding.weight.detach()
+        found: Tensor = table[ids[0, self.start : last].to(table.device)].clone()
+        return found
 
 
 @dataclass
@@ -213,9 +215,7 @@ class OpenClipTokenizer:
 
 @lru_cache(maxsize=4)
 def _byte_pairs(length: int) -> Any:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer(context_length=length)
+    return need_extra("open_clip", "clip").SimpleTokenizer(context_length=length)
 
 
 class HfTokenizer:

@@ -118,7 +118,7 @@ class ClassNames(Head):
     def class_features(self, texts: Tensor) -> Tensor:
         """Features (R, E) of all filled templates -> w (C, E); (B, R, E), one set for each image, -> (B, C, E)."""
         each = functional.normalize(texts, dim=-1)
-        each = each.unflatten(-2, (len(self.templates), len(self.names)))
+        each = each.reshape(*each.shape[:-2], len(self.templates), len(self.names), each.shape[-1])
         return functional.normalize(each.mean(dim=-3), dim=-1)
 
     def forward(self, features: Features, batch: Batch | None = None) -> Any:

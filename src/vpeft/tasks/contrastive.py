@@ -191,7 +191,7 @@ def _gathered(images: Tensor, texts: Tensor, captions: Sequence[str]) -> tuple[T
             f"The processes have batches of {', '.join(str(len(one)) for one in told)} pairs, and features are compared"
             " between all. Set drop_last = true."
         )
-    every = [torch.cat(dist_nn.all_gather(one.contiguous())) for one in (images, texts)]
+    every = [torch.cat(dist_nn.all_gather(one.contiguous())) for one in (images, texts)]  # type: ignore[no-untyped-call]
     return every[0], every[1], [one for of in told for one in of], dist.get_rank() * len(captions)
 
 

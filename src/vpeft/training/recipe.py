@@ -51,19 +51,24 @@ class _Choice(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, given: Any) -> Any:
-        if isinstance(given, str):
-            spec = parse_one(given)
-            return {"name": spec.name, "fields": spec.fields}
-        if isinstance(given, Mapping) and "fields" not in given:
-            return {
-                **({"name": given["name"]} if "name" in given else {}),
-                "fields": {key: value for key, value in given.items() if key != "name"},
-            }
-        return given
+        return _gathered(given)
 
     @model_serializer
     def _flat(self) -> dict[str, Any]:
         return {"name": self.name, **self.fields}
+
+
+def _gathered(given: Any) -> Any:
+    """A name and its fields out of text or a flat table."""
+    if isinstance(given, str):
+        spec = parse_one(given)
+        return {"name": spec.name, "fields": spec.fields}
+    if isinstance(given, Mapping) and "fields" not in given:
+        return {
+            **({"name": given["name"]} if "name" in given else {}),
+            "fields": {key: value for key, value in given.items() if key != "name"},
+        }
+    return given
 
 
 class MethodChoice(_Choice):
@@ -86,7 +91,7 @@ class MethodChoice(_Choice):
         if isinstance(given, Mapping) and "fields" not in given and "tower" in given:
             rest = {key: value for key, value in given.items() if key not in ("name", "tower")}
             return {**({"name": given["name"]} if "name" in given else {}), "tower": given["tower"], "fields": rest}
-        return super()._gather(given)
+        return _gathered(given)
 
     @model_serializer
     def _flat(self) -> dict[str, Any]:
