@@ -15,6 +15,7 @@ from ..backbones.places import Place
 from ..backbones.points import MissingPlace
 from ..head import BadHead, Head
 from ..layers.conv_norm_relu import BatchNorm2dOrRunning
+from ..layers.feature_pyramid import last_map
 from .linear_map import CONV_STD
 
 if TYPE_CHECKING:
@@ -61,25 +62,26 @@ class HrnetMapHead(Head):
         """The head on the stages of a backbone.
 
         Raises:
-            MissingPlace: it has no stages of maps, or with `merged` does not merge patches between them.
+            MissingPlace: it has no map, or with `merged` does not merge patches between its stages.
             BadHead: an option does not exist, or does not take this value.
         """
         for name in options:
             if name not in cls.options:
                 raise BadHead(f"The head {cls.kind!r} has no option {name!r}. It has: {', '.join(cls.options)}.")
         rest = dict(options)
-        stages = list(backbone.stages)
-        places: list[Place] = list(stages)
+        stages: list[Place] = [stage for stage in backbone.stages if stage.exit is not None and stage.maps]
+        places = stages or [last_map(backbone)]
         if rest.pop("merged", False):
-            places = [*(_merging(stage) for stage in stages[1:]), *stages[-1:]]
-        if not places:
-            raise MissingPlace(f"The head {cls.kind!r} reads the ends of stages, and this backbone has none.")
+            places = [*(_merging(stage) for stage in places[1:]), places[-1]]
         found = {"reads": [place.name for place in places], "channels": [place.width for place in places]}
         return cls.with_options(rest, **found, outputs=outputs)
 
     def forward(self, features: Features, batch: Batch | None = None) -> Tensor:
         """Levels -> (B, K, h, w), of the size of the first level."""
         levels = [features.map(name) for name in self.reads]
+        for name, one in zip(self.reads, levels, strict=True):
+            if one.dim() != 4:
+                raise MissingPlace(f"{name} has a time axis here, and this head puts together maps of single images.")
         size = levels[0].shape[2:]
         same = [
             functional.interpolate(linear(one), size=size, mode="bilinear", align_corners=False)
