@@ -199,8 +199,12 @@ def _sizes(classes: int, size: int) -> dict[str, int]:
 
 
 def _settings(kind: type) -> dict[str, bool]:
-    """What the constructors of a class and of its parents take, and whether it has no default; not `**kwargs`."""
+    """What the constructors of a class and of its parents take, and whether the user must give it; not `**kwargs`.
+
+    What a parent demands, the class gives it.
+    """
     found: dict[str, bool] = {}
+    inherited = False
     for one in kind.__mro__:
         own = one.__dict__.get("__init__")
         if own is None:
@@ -209,7 +213,9 @@ def _settings(kind: type) -> dict[str, bool]:
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         for parameter in parameters:
             if parameter.kind in named:
-                found.setdefault(parameter.name, parameter.default is inspect.Parameter.empty)
+                needed = parameter.default is inspect.Parameter.empty and not inherited
+                found.setdefault(parameter.name, needed)
+        inherited = True
         if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             break
     return found
