@@ -33,6 +33,8 @@ class TipAdapter(Method):
     and beta are found on validation images by `search_strengths`, before or after training, and saved. The authors keep
     the epoch that is best on the test images; take validation images for that too.
 
+    Without `train_keys` there is nothing for `fit` to train: call `tuned.prepare(batches)`, and evaluate.
+
     Put it on the image tower of a model with class names. On a backbone alone it joins the head's own logits.
     Departure: crops are made of the images as they enter the model, not of the files.
     """
