@@ -167,7 +167,7 @@ class TextPooling:
         return self.read(model, self.anchor(texts))
 
 
-def text_places(anchor: nn.Module, embedding: nn.Module, width: int, start: int) -> list[Site]:
+def text_places(anchor: nn.Module, embedding: nn.Module, width: int, start: int, length: int) -> list[Site]:
     """The places in front of a text tower's blocks: `tokens`, the numbers (n, L), and `words`, their embeddings.
 
     `words` is (n, L, D), before positions are added.
@@ -176,7 +176,7 @@ def text_places(anchor: nn.Module, embedding: nn.Module, width: int, start: int)
     return [
         Site(
             name="tokens",
-            width=1,
+            width=length,
             layout=Layout.VECTOR,
             enter=Point(anchor, "input"),
             exit=Point(anchor, "output"),

@@ -77,7 +77,7 @@ def describe_hf_text(model: nn.Module) -> Backbone:
         stages=[stage],
         norm=norm("norm", text.final_layer_norm, end, width),
         others=[
-            *text_places(pooling.anchor, stem.token_embedding, width, int(causal)),
+            *text_places(pooling.anchor, stem.token_embedding, width, int(causal), length),
             outline.embedding(
                 Point(stem, "output"),
                 Where(-1, Layout.TOKENS, None, 0),

@@ -133,7 +133,7 @@ def described_text(
         own["cls_token"] = (model, "cls_emb")
     pooling = TextPooling(pooled)
     others: list[Place] = [
-        *text_places(pooling.anchor, text.token_embedding, width, 1),
+        *text_places(pooling.anchor, text.token_embedding, width, 1, length),
         outline.embedding(Point(text.transformer, "input"), Where(-1, Layout.TOKENS, None, 1), width, own=own),
     ]
     last = text.text_projection

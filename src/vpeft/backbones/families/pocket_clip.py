@@ -70,7 +70,7 @@ def _text(text: Any) -> Backbone:
         stages=[stage],
         norm=norm("norm", text.norm, Where(depth, Layout.TOKENS, None, 1), width),
         others=[
-            *text_places(pooling.anchor, text.token_embedding, width, 1),
+            *text_places(pooling.anchor, text.token_embedding, width, 1, length),
             outline.embedding(
                 Point(text.pos_drop, "output"),
                 Where(-1, Layout.TOKENS, None, 1),
