@@ -144,4 +144,5 @@ class WarpedWeight(nn.Module):
         self.spectrum, self.flow, self.dormant = spectrum, flow, {}
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.spectrum(self.flow).to(weight.dtype)
+        change: Tensor = self.spectrum(self.flow)
+        return weight + change.to(weight.dtype)

@@ -77,6 +77,7 @@ class TADFormer(TaskStreams):
         return False
 
     def edits(self, backbone: Backbone) -> Iterator[Edit]:
+        backbone.require_images("TADFormer")
         stages = stages_with_blocks(backbone, "TADFormer")
         acts = {place.name.rpartition(".")[0]: place for _, place in reversed(activations(backbone))}
         prompts: Edit = backbone.embedding.tap(StartPrompts(self.names, backbone.blocks[0].dim))
@@ -156,7 +157,7 @@ def _require_plain(block: Block) -> None:
     if core.reduced or (core.per_window and core.cells_in_windows is None):
         raise MissingPlace(
             f"TADFormer lays what prompts single out in the attention of {block.name} on its map, and there the tokens"
-            " are pooled or in windows whose order is not told. timm's Swin and plain ViTs work."
+            " are pooled or in windows whose order is not told. The first version of Swin and plain ViTs work."
         )
     if block.mlp.fc2.width_in != block.mlp.fc1.width:
         raise MissingPlace(f"TADFormer runs prompts through fc1 and fc2, and the MLP of {block.name} is gated.")
