@@ -35,9 +35,9 @@ class DiTASK(TaskStreams):
 
     variants = ({"bias_tables": False},)
 
-    cells: int = Field(default=64, gt=1)
+    cells: int = Field(default=64, gt=1, le=1024)
     """cells of the velocity of the shared maps"""
-    task_cells: int = Field(default=4, gt=1)
+    task_cells: int = Field(default=4, gt=1, le=1024)
     """of those of a task"""
     dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
     """on the input of each linear layer, in the shared stream, in training"""
