@@ -190,7 +190,7 @@ def test_fisher(full: dict[str, Path]) -> None:
             weight = (one[key] + 1e-6) / (norm + 1e-6)
             above, below = above + weight * (value + change[key]), below + weight
         expected[key] = above / below
-    assert_close(fused_weights(full, "fisher(images=3)", data=given), expected)  # type: ignore[arg-type]
+    assert_close(fused_weights(full, "fisher(images=3)", data=given), expected)
 
 
 def linear_inputs(weights: Weights, pixels: Tensor) -> dict[str, Tensor]:
@@ -309,13 +309,12 @@ class Restated(nn.Module):
         return out
 
 
-def qkv_apart(block: Any) -> nn.ModuleList:
+def qkv_apart(block: Any) -> list[nn.Linear]:
     """The attention's fused projection as three layers."""
     fused = block.attn.qkv
-    parts = nn.ModuleList([nn.Linear(24, 24) for _ in range(3)])
+    parts = [nn.Linear(24, 24) for _ in range(3)]
     with torch.no_grad():
         for number, part in enumerate(parts):
-            assert isinstance(part, nn.Linear)
             part.weight.copy_(fused.weight[24 * number : 24 * number + 24])
             part.bias.copy_(fused.bias[24 * number : 24 * number + 24])
     return parts
