@@ -242,6 +242,24 @@ def test_other_classes_take_the_place_of_the_learnt_ones() -> None:
     assert renamed is tuned and tuned.task.labels == other.labels
 
 
+def test_features_of_a_frozen_image_tower_are_computed_once_for_each_image() -> None:
+    data = [(picture, number % 3) for number, picture in enumerate(images(LIBRARIES["open_clip"](), 6))]
+    states, calls = [], []
+    for acceleration, epochs in (("off", 4), ("frozen_prefix", 4), ("frozen_prefix", 7)):
+        torch.manual_seed(0)
+        tuned, _ = by_ids("open_clip", {"text": LoRA(rank=2)})
+        host: Any = tuned.backbone
+        times: list[int] = []
+        host.visual.conv1.register_forward_hook(lambda _, args, out, times=times: times.append(len(out)))
+        settings = vpeft.Optimisation(epochs=epochs, batch=3, lr=1e-2, acceleration=acceleration)
+        vpeft.fit(tuned, data, optimisation=settings, task=vpeft.tasks.Classification(["a", "b", "c"]), progress=False)
+        states.append(tuned.adapter_state())
+        calls.append(sum(times))
+    assert all(torch.allclose(value, states[1][key], atol=1e-5) for key, value in states[0].items())
+    assert any(bool(value.any()) for key, value in states[0].items() if "up" in key or "B" in key)
+    assert calls[0] == 24 and calls[1] == calls[2]  # further epochs do not run the tower
+
+
 def test_what_cannot_be_is_said() -> None:
     described = vpeft.describe(LIBRARIES["hf_clip"]())
     with pytest.raises(NoTokenizer, match="without a tokenizer"):
