@@ -17,8 +17,14 @@ from vpeft.cli.flags import Switch, with_flags
 from vpeft.cli.recipe_flags import recipe_from, run_flags
 from vpeft.errors import VpeftError
 
-_CHOSEN_HERE = (("method",), ("also",), ("optimisation", "lr"), ("optimisation", "weight_decay"))
-_CHOSEN_HERE += (("optimisation", "fit_memory"), ("start",))
+_CHOSEN_HERE: tuple[tuple[str, ...], ...] = (
+    ("method",),
+    ("also",),
+    ("start",),
+    ("optimisation", "lr"),
+    ("optimisation", "weight_decay"),
+    ("optimisation", "fit_memory"),
+)
 _FLAGS = tuple(flag for flag in run_flags() if flag.path not in _CHOSEN_HERE)
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 # Whatever stands there is replaced; a recipe must name one.

@@ -93,7 +93,7 @@ def race(
     per_epoch: Sequence[float],
     budget: float,
     epochs: int,
-    run: Callable[[int, int, float | None], RaceEntry],
+    run: Callable[[int, int, float], RaceEntry],
     *,
     known: Sequence[RaceEntry] = (),
 ) -> Race:
