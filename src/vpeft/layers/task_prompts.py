@@ -292,11 +292,12 @@ class StageGate(nn.Module):
     """
 
     wants_tasks = True
+    dormant: dict[str, str]
 
     def __init__(self, cells_in_windows: Callable[[int, int], Tensor] | None, as_released: bool = False) -> None:
         super().__init__()
         self.as_released = as_released
-        self.gate, self.dormant = nn.Parameter(torch.zeros(1)), dict[str, str]()
+        self.gate, self.dormant = nn.Parameter(torch.zeros(1)), {}
         self.__dict__["cells"] = cells_in_windows
 
     def forward(self, hidden: Tensor, gates: Gates, *, tasks: Sequence[str]) -> Tensor:

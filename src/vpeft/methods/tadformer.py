@@ -125,16 +125,17 @@ class TADFormer(TaskStreams):
                 gated = GatedForTasks(made[proj.name], self._filters(), block.dim)
                 layers = [FilteredForTasks(made[place.name], self._filters()) for place in (fc1, fc2)]
                 closing = StageGate(block.attn.core.cells_in_windows, self.gated == "released")
-                for layer in (gated, *layers, closing):
-                    own = [name for name, _ in layer.named_parameters() if not name.startswith("update.")]
+                with_own: list[FilteredForTasks | StageGate] = [gated, *layers, closing]
+                for one in with_own:
+                    own = [name for name, _ in one.named_parameters() if not name.startswith("update.")]
                     if stage is not stages[-1]:
-                        layer.dormant = dict.fromkeys(own, UNREAD)
+                        one.dormant = dict.fromkeys(own, UNREAD)
                     elif block.prefix:  # nothing behind the last block brings the map to a class token
                         why = "a filter acts on the map, and a head that reads the class token does not see it"
-                        layer.dormant = dict.fromkeys((name for name in own if name.startswith("filters.")), why)
+                        one.dormant = dict.fromkeys((name for name in own if name.startswith("filters.")), why)
                     elif len(self.names) > 1:
                         of_tasks = tuple(f"filters.{task}." for task in self.names)
-                        layer.dormant = {name: UNREAD_HERE for name in own if name.startswith(of_tasks)}
+                        one.dormant = {name: UNREAD_HERE for name in own if name.startswith(of_tasks)}
                 yield proj.after(gated, reads=(gates,))
                 for place, layer in zip((fc1, fc2), layers, strict=True):
                     yield place.after(layer, reads=(place.input,))
