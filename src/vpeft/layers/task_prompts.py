@@ -150,7 +150,7 @@ class PromptStep(nn.Module):
         own = [one.repeat_interleave(windows, 0) for one in block.heads(prompts, "qkv")]
         attended = F.scaled_dot_product_attention(own[0], torch.cat([own[1], k], 2), torch.cat([own[2], v], 2))
         out = block.projected(attended.transpose(1, 2).flatten(2))
-        mean = out.unflatten(0, (len(prompts), windows)).mean(1)
+        mean = out.reshape(len(prompts), windows, *out.shape[1:]).mean(1)
         return prompts + block.mlp(mean)
 
 
@@ -188,7 +188,7 @@ class PromptGates(nn.Module):
         k = block.attention.split("k", streams(keys, tasks)[0])
         (q,) = block.heads(prompts, "q")
         weights = F.gelu(q.repeat_interleave(len(k) // len(q), 0) @ k.transpose(-2, -1))  # (B W, h, T, N)
-        by_head = shared.unflatten(-1, (k.shape[1], -1))  # (B W, N, h, d)
+        by_head = shared.reshape(*shared.shape[:-1], k.shape[1], -1)  # (B W, N, h, d)
         own = {
             task: (by_head * weights[:, :, self.names.index(task)].transpose(1, 2)[..., None]).flatten(2)
             for task in tasks
