@@ -24,7 +24,6 @@ from .own_code import OWN_CODE, create_from_own_code
 from .torchvision_hosts import create_torchvision_host, torchvision_hosts
 from .trust import Trust
 
-
 # The host among the shipped models.
 POCKET = "pocket_clip"
 

@@ -88,13 +88,13 @@ class TextSpec(InputSpec):
         found = self.tokenizer(list(texts))
         return self.checked(found, texts)
 
-    def checked(self, ids: Any, texts: Sequence[str]) -> Tensor:
+    def checked(self, given: Any, texts: Sequence[str]) -> Tensor:
         """The token numbers, if they can be numbers of this tower's.
 
         Raises:
             WrongTokenizer, TooLongText: see `ids`.
         """
-        ids = torch.as_tensor(ids)
+        ids = torch.as_tensor(given)
         if ids.is_floating_point() or ids.dim() != 2 or len(ids) != len(texts):
             raise WrongTokenizer(
                 f"The tokenizer gave {tuple(ids.shape)} of {ids.dtype} for {len(texts)} texts; wanted are token numbers"
