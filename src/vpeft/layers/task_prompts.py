@@ -251,9 +251,8 @@ class FilteredForTasks(nn.Module):
         z = F.linear(x, self.update.A)
         count = math.prod(grid)
         before, cells = z[:, : z.shape[1] - count], z[:, z.shape[1] - count :]
-        filtered = self.filters[task if task in self.filters else FOR_ALL](cells.unflatten(1, tuple(grid))).flatten(
-            1, 2
-        )
+        laid = cells.reshape(len(cells), *grid, cells.shape[-1])
+        filtered = self.filters[task if task in self.filters else FOR_ALL](laid).flatten(1, 2)
         return F.linear(torch.cat([before, filtered], dim=1), self.update.B) * self.update.scale
 
     def forward(self, y: Tensor, x: Tensor, *, tasks: Sequence[str], grid: Sequence[int]) -> Tensor:
