@@ -76,6 +76,20 @@ class ClassNames(Head):
         self.register_buffer("ids", torch.zeros(len(templates) * len(names), length, dtype=torch.int64))
 
     @classmethod
+    def on(cls, backbone: Backbone, width: int, outputs: int, /, **options: Any) -> Self:
+        """Refuses: the names of the classes are not known here, `on_towers` and the task know them.
+
+        Raises:
+            MissingPlace: the model has no two towers that share a space.
+            BadHead: in every other case.
+        """
+        text_spec(backbone)
+        raise BadHead(
+            "The head 'class_names' is made of the names of the classes. Take the task classification_by_name, which"
+            " brings it, or make it with ClassNames.on_towers(backbone, names)."
+        )
+
+    @classmethod
     def on_towers(cls, backbone: Backbone, names: Sequence[str], templates: Sequence[str] = (PLAIN,)) -> Self:
         """The head for an image-text model, with the tokens of all filled templates.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from torch.nn import functional
 
 from ..backbones.features import Features
 from ..head import Head
+from .class_names import text_spec
 
 if TYPE_CHECKING:
+    from ..backbones.backbone import Backbone
     from ..batch import Batch
 
 
@@ -24,6 +26,17 @@ class ImageTextHead(Head):
 
     def __init__(self) -> None:
         super().__init__()
+
+    @classmethod
+    def on(cls, backbone: Backbone, width: int, outputs: int, /, **options: Any) -> Self:
+        """The head for an image-text model; the width and the number of outputs are not needed.
+
+        Raises:
+            MissingPlace: the model has no two towers that share a space.
+            BadHead: an option does not exist.
+        """
+        text_spec(backbone)
+        return cls.with_options(options)
 
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
         """See the class."""
