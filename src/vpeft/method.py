@@ -165,9 +165,9 @@ class Method(BaseModel):
         Raises:
             BadField: the method states other tasks.
         """
-        if "tasks" not in type(self).model_fields:
+        stated = getattr(self, "tasks", None)
+        if not isinstance(stated, tuple):  # no such field, or a number of tasks that come one after another
             return self
-        stated: tuple[str, ...] = getattr(self, "tasks", ())
         if stated and set(stated) != set(tasks):
             raise BadField(
                 f"{type(self).__name__} has layers for the tasks {', '.join(stated)}, and the heads are for"

@@ -104,8 +104,8 @@ def _inspect(
     found: list[tuple[Path, Manifest, list[PlaceSummary], str]] = []
     tensors: list[Mapping[str, Tensor]] = []
     deltas: list[Mapping[str, Tensor] | None] = []
-    for given in adapters:
-        path = adapter_path(given)
+    for file in adapters:
+        path = adapter_path(file)
         manifest, held = read(path)
         tensors.append(held)
         rows, changed, of = summary_of_tensors(held), None, "own tensors"
@@ -114,7 +114,7 @@ def _inspect(
             try:
                 changes = weight_changes(loaded.model)
             except CannotMerge as reason:
-                say_warning(f"{given}: looked at by its own tensors. {reason}")
+                say_warning(f"{file}: looked at by its own tensors. {reason}")
             else:
                 rows, of = summary_of_changes(changes), "change of the backbone's weights"
                 changed = {
@@ -123,7 +123,7 @@ def _inspect(
                     if after.is_floating_point()
                 }
         deltas.append(changed)
-        found.append((given, manifest, rows, of))
+        found.append((file, manifest, rows, of))
     same = len({manifest.base_digest for _, manifest, _, _ in found}) == 1
     complete = [one for one in deltas if one is not None]
     by_change = same and len(complete) == len(deltas)
@@ -132,11 +132,11 @@ def _inspect(
         show.as_json(_as_data(found, alike, by_change))
         return
     out = show.console()
-    for given, manifest, rows, of in found:
+    for file, manifest, rows, of in found:
         methods = " + ".join(one.name for one in manifest.methods)
         total = sum(row.norm**2 for row in rows) ** 0.5
         out.print(
-            Text(f"{given}: {methods} on {manifest.backbone}, {manifest.parameters} numbers; {of}, norm {total:.4g}\n")
+            Text(f"{file}: {methods} on {manifest.backbone}, {manifest.parameters} numbers; {of}, norm {total:.4g}\n")
         )
         largest = sorted(rows, key=lambda row: -row.share)[:top]
         out.print(
@@ -147,7 +147,7 @@ def _inspect(
         out.print(Text())
     if len(found) > 1:
         what = "changes of the weights" if by_change else "files' tensors"
-        names = [str(given) for given, *_ in found]
+        names = [str(file) for file, *_ in found]
         out.print(Text(f"Cosines between the {what}\n"))
         nearest = [nearest_of(row, number) for number, row in enumerate(alike)]
         table = [

@@ -109,7 +109,7 @@ def _shown(
     falls = []
     for sample in samples:
         answers = _answers(tuned, task, [sample, *occluded(sample, CELLS)])
-        found = said_of(answers, CELLS)
+        found = None if answers is None else said_of(answers, CELLS)
         falls.append(None if found is None else np.array(found["falls"]))
     looks: tuple[Tensor, Tensor] | None = None
     try:

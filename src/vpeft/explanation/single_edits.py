@@ -128,7 +128,7 @@ def _frozen_values(tuned: TunedModel, key: str) -> list[tuple[Tensor, Tensor]]:
     node: Any = adapter
     for step in key.split("."):
         node = node._modules[step]
-    found = []
+    found: list[tuple[Tensor, Tensor]] = []
     for number, (_, _, home, _) in enumerate(adapter.unfrozen.targets):
         if home is node or any(home is inner for inner in node.modules()):
             frozen = adapter.unfrozen.frozen[number]

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from ..backbones.blocks import Block
 from ..backbones.features import Features
+from ..backbones.last_place import last_map
 from ..backbones.places import Place
 from ..backbones.points import MissingPlace
 from ..head import BadHead, Head
 from ..layers.conv_norm_relu import BatchNorm2dOrRunning
-from ..layers.feature_pyramid import last_map
 from .linear_map import CONV_STD
 
 if TYPE_CHECKING:

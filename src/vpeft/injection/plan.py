@@ -92,7 +92,8 @@ class Plan:
         return (
             f"{self.trainable:,} trained parameters ({self.share:.3%} of {self.backbone_parameters:,}),"
             f" {self.trainable_with_head:,} with the head; {self.bytes_on_disk / 1e6:.2f} MB on disk;"
-            f" gradients reach: {self.reach}; {'mergeable' if self.mergeable else 'not mergeable'}{kept}{self._of_tasks()}"
+            f" gradients reach: {self.reach}; {'mergeable' if self.mergeable else 'not mergeable'}{kept}"
+            f"{self._of_tasks()}"
         )
 
     def _of_tasks(self) -> str:

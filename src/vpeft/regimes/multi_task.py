@@ -85,8 +85,7 @@ def fit_tasks(
     task = MultiTask(**chosen)
     _weigh_by(tuned, task)
     for part in (train, val):
-        missing = [name for name in task.parts if name not in part] if isinstance(part, Mapping) else []
-        if missing:
+        if isinstance(part, Mapping) and (missing := [name for name in task.parts if name not in part]):
             raise NotSeveral(f"There is no data for the task {missing[0]!r}; there is some for {', '.join(part)}.")
     return fit(
         tuned,

@@ -148,11 +148,12 @@ class Server:
         asked.images = asked.images[:1]
         (whole,) = await self._in_thread(self._samples, asked, card)
         covered = await self._in_thread(occluded, whole, CELLS)
-        answers = []
+        answers: list[Any] = []
         step = max(1, min(self.settings.batch, self.settings.queue // 2))
         every = [whole, *covered]
         for at in range(0, len(every), step):
-            answers += await self._computed(self.engine.submit("predict", card.name, every[at : at + step]))
+            part: list[Any] = await self._computed(self.engine.submit("predict", card.name, every[at : at + step]))
+            answers += part
         found = said_of(answers, CELLS)
         if found is None:
             raise Refused(422, f"The task {card.task.name} has no single number whose change a map could show.")

@@ -225,7 +225,7 @@ class Engine:
         for work, answer in zip(works, answers, strict=True):
             work.answer.set_result(answer)
 
-    def _embedded(self, works: list[Work]) -> list[list[Tensor]]:
+    def _embedded(self, works: list[Work]) -> list[list[Any]]:
         tuned, found = self.pool.tuned, dict[Work, list[Tensor]]()
         for adapter, own in _by_adapter(works).items():
             images = torch.stack([sample.input for work in own for sample in work.samples]).to(self._device)
@@ -234,7 +234,7 @@ class Engine:
             found |= _handed_out(own, list(torch.cat(parts).float().cpu()))
         return [found[work] for work in works]
 
-    def _predicted(self, works: list[Work], held: dict[Work, Loaded | None]) -> list[list[Prediction]]:
+    def _predicted(self, works: list[Work], held: dict[Work, Loaded | None]) -> list[list[Any]]:
         found = dict[Work, list[Prediction]]()
         by_adapter = _by_adapter(works)
         joint = {name: own for name, own in by_adapter.items() if _shares(own[0], held[own[0]])}

@@ -200,8 +200,8 @@ class MultiTask(Task):
         """The task with each part bound to its own samples or targets."""
         bound = {name: one.bind(self._view(train, name)) for name, one in self.parts.items()}
         names = getattr(train, "labels", None)
-        known = isinstance(names, (list, tuple)) and all(isinstance(one, str) for one in names)
-        labels = self.labels or (tuple(names) if known else ())
+        known = tuple(names) if isinstance(names, (list, tuple)) and all(isinstance(one, str) for one in names) else ()
+        labels = self.labels or known
         return type(self).model_validate({**self._fields(), "parts": bound, "labels": labels})
 
     def check(self, train: Any) -> None:
@@ -499,7 +499,8 @@ class MultiTaskScores(Metric):
         """Count a batch."""
         names = list(self.task.parts)
         for name, (own, part) in self.task._of_tasks(outputs, batch).items():
-            self.metrics[name].update(own, part)
+            metric: Any = self.metrics[name]
+            metric.update(own, part)
             losses = self.task.parts[name].loss(own, part).values()
             self.losses[names.index(name)] += sum(float(value) for value in losses) * len(part)
             self.counts[names.index(name)] += len(part)

@@ -62,14 +62,15 @@ def total(parts: Iterable[Tensor]) -> Tensor:
     Raises:
         NothingToLearn: there is no part.
     """
-    first, *rest = [*parts] or [None]
-    if first is None:
+    found = [*parts]
+    if not found:
         raise NothingToLearn(
             "Nothing is learnt: the task adds no loss, and none of the methods does. Choose a loss of the task."
         )
-    for part in rest:
-        first = first + part
-    return first
+    summed = found[0]
+    for part in found[1:]:
+        summed = summed + part
+    return summed
 
 
 class Stepper:
