@@ -101,24 +101,34 @@ def cell_text(name: str, family: str, checks: Sequence[Callable[[Cell], None]]) 
     return (f"FAILED {len(failed)}" if failed else str(passed)), note
 
 
-def refused(part: refusals.Part, name: str, family: str) -> str | None:
-    """The kind of the refusal of one cell, or None where it attaches."""
+def refused(part: refusals.Part, name: str, family: str) -> str | Exception | None:
+    """The kind of the refusal of one cell, None where it attaches, or the error where it does neither."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     attach = {"tasks": attach_default_head, "heads": attach_head, "methods for tasks": attach_for_task}
-    refusal = cell_or_refusal(name, family)[1] if part == "methods" else refusal_of(attach[part], family, name)
+    try:
+        refusal = cell_or_refusal(name, family)[1] if part == "methods" else refusal_of(attach[part], family, name)
+    except Exception as error:
+        return RuntimeError(f"{part}, {name}, {family}: {type(error).__name__}: {error}")
     return None if refusal is None else kind_of(refusal)
 
 
 def every_refusal(workers: int) -> dict[tuple[refusals.Part, str, str], str]:
-    """The kind of each refused cell of every part of the table."""
+    """The kind of each refused cell of every part of the table.
+
+    Raises:
+        ExceptionGroup: of all cells that neither attach nor are refused.
+    """
     parts: dict[refusals.Part, Iterable[str]] = {"methods": all_methods(), "tasks": LEARNT, "heads": all_heads()}
     todo = [(part, name, family) for part, names in parts.items() for name in names for family in EVERY]
     both = [f"{method} for {task}" for method in all_methods() for task in LEARNT]
     todo += [("methods for tasks", name, family) for name in both for family in ANY_SIZE]
     with ProcessPoolExecutor(workers) as pool:
-        kinds = pool.map(refused, *zip(*todo, strict=True), chunksize=20)
-        return {cell: kind for cell, kind in zip(todo, kinds, strict=True) if kind is not None}
+        kinds = list(pool.map(refused, *zip(*todo, strict=True), chunksize=20))
+    broken = [kind for kind in kinds if isinstance(kind, Exception)]
+    if broken:
+        raise ExceptionGroup("cells that neither attach nor are refused", broken)
+    return {cell: kind for cell, kind in zip(todo, kinds, strict=True) if isinstance(kind, str)}
 
 
 def results(

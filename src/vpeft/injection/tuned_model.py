@@ -15,7 +15,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.features import Feature, Features
 from ..backbones.host import Towers
 from ..backbones.module_names import whole_name
-from ..backbones.points import Point
+from ..backbones.points import MissingPlace, Point
 from ..errors import nearest
 from ..head import Head
 from ..method import ONE_TASK, Method
@@ -668,7 +668,25 @@ class TunedModel(nn.Module):
                 out = head(read, batch)
             else:
                 out = head(read["outlet"])
+            if not isinstance(out, Tensor):
+                self._need_no_logits()
+                return out
             return self.description.logits_anchor(out)
+
+    def _need_no_logits(self) -> None:
+        """Refuse edits of the logits under a head that gives something else.
+
+        Raises:
+            MissingPlace: there is such an edit.
+        """
+        names = self._route or ([] if self._active is None else [self._active])
+        for name in set(names):
+            for edit in self.adapter(name).edits:
+                if edit.place.name.rpartition(".")[2] == "logits":
+                    raise MissingPlace(
+                        f"{type(edit.layer).__name__} changes the logits of classes, (B, C), and the head"
+                        f" {type(self.head).__name__} gives something else. Use the method with classification."
+                    )
 
     def _read(self, features: Tensor) -> Features:
         """Return the features that the head reads in this pass, by place."""
