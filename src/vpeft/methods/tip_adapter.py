@@ -58,6 +58,11 @@ class TipAdapter(Method):
                 "TipAdapter compares images with those of the training set, and this tower takes texts: put it on the"
                 " image tower, tune(clip, {'image': TipAdapter()}, task=...)."
             )
+        if backbone.outlet.per_frame:
+            raise MissingPlace(
+                "TipAdapter keeps one feature for each sample, and this backbone reads the frames of a clip one by one:"
+                " take a backbone that reads the clip as a whole."
+            )
         cache = Cache(backbone.outlet.width, self.images, self.classes, self.alpha, self.beta, self.train_keys)
         yield backbone.logits.after(cache, reads=(backbone.outlet,))
 
