@@ -24,7 +24,7 @@ _FLAGS: tuple[Flag, ...] = tuple(flags_of(MetaSettings, group=Group("The retrain
 
 def _meta(
     *,
-    out: Path,
+    out: Path | None = None,
     source: str | None = None,
     backbone: str = "pocket_vit",
     weights: Path | None = None,
@@ -67,6 +67,8 @@ def _meta(
         raise CannotMetaLearn("No source task was named. Add --source pocket/glyphs,pocket/count or folders of images.")
     if len(set(names)) < len(names):
         raise CannotMetaLearn(f"--source {source} names a data set twice.")
+    if out is None:
+        raise CannotMetaLearn("Where to? Add --out FILE.safetensors for the new weights.")
     if out.suffix != ".safetensors":
         raise CannotMetaLearn(f"The new weights are a safetensors file: name it {out.with_suffix('.safetensors')}.")
     model = create_backbone(backbone, pretrained=weights is None, weights=weights)

@@ -93,7 +93,7 @@ def serve(
     """
     need_extra("starlette", "serve")
     need_extra("uvicorn", "serve")
-    need_extra("multipart", "serve")
+    need_extra("python_multipart", "serve")
     need_extra("prometheus_client", "serve")
     from vpeft.serving.run import run
     from vpeft.serving.settings import ServeSettings

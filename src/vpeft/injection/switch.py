@@ -345,6 +345,8 @@ class Switch:
         choice = Choice() if shares is not None else self.choice
         wanted = self.needs(choice.name)
         tasks = self.chosen_tasks() if tasks is None else tasks
+        if tasks == (ONE_TASK,) and choice.name not in self.tasks:
+            tasks = None  # one head: that is all of them
         with self.guard.alone() if self.compiled else nullcontext():
             self.guard.begin(wanted, install)
             made = ForwardPass(choice, self._acts(choice), shares, within, size, open=True, tasks=tasks)

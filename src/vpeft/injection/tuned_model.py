@@ -446,8 +446,8 @@ class TunedModel(nn.Module):
 
     def passes(self, name: str | None = None) -> tuple[tuple[str, ...], ...]:
         """The passes through the trunk that serve all tasks of an adapter, each with its tasks."""
-        tasks = self.tasks(name)
-        if any(method.runs_per_task for method in self.methods(name)):
+        tasks = self._wiring.switch.tasks.get(self._active if name is None else name) or (ONE_TASK,)
+        if len(tasks) > 1 and any(method.runs_per_task for method in self.methods(name)):
             return tuple((task,) for task in tasks)
         return (tasks,)
 
@@ -714,6 +714,8 @@ class TunedModel(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set training mode. The backbone's BatchNorm layers stay in eval mode unless the adapter adapts them."""
         super().train(mode)
+        for name in self._route or (self._active,):
+            self.adapters.follow(name)  # who holds a layer of it sees the new mode
         self._hold_statistics(self._wiring.switch.guard.installed)
         return self
 

@@ -108,6 +108,7 @@ def _verified(tuned: TunedModel, name: str, batch: Tensor | dict[str, Tensor] | 
         finally:
             tuned._wiring.switch.watched = None
             tuned._wiring.switch.let_go()
+            tuned._wiring.switch.forget()  # the passes above are over, and may have been for single tasks
             with torch.no_grad():
                 for key, tensor in tuned.adapter_state(name).items():
                     tensor.copy_(state[key])

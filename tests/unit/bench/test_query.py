@@ -107,7 +107,7 @@ def test_a_query_opens_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("sql", "said"),
     [
-        ("selekt 1", "no SQL that can be read"),
+        ("choose 1", "no SQL that can be read"),
         ("select nope from runs", "nope"),
         ("select * from run", 'Did you mean "runs"'),
         ("select 1; select 2", "one statement, and here are 2"),

@@ -285,4 +285,4 @@ def test_sentences() -> None:
         detection_transform(PLAIN, True)(_picture(), {**_objects(), "masks": torch.zeros(5, 3, 3)})
     with pytest.raises(DataError, match="does not lie on an image"):
         semantic_transform(PLAIN, True)(_picture(), torch.zeros(3, 3))
-    assert set(changes()) == {"none", "flip", "photometric", "crop", "scale_jitter", "scaled_crop"}
+    assert set(changes()) == {"none", "flip", "photometric", "crop", "scale_jitter", "scaled_crop", "turn", "zoom"}

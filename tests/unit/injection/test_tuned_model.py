@@ -309,7 +309,7 @@ def test_switching_before_a_checkpointed_backward_is_refused() -> None:
         one = tuned(images).sum()
     with tuned.enable("c"):
         both = one + tuned(images).sum()
-        with pytest.raises(vpeft.VpeftError, match="another adapter is on"):
+        with pytest.raises(vpeft.VpeftError, match="another adapter or task is on"):
             both.backward()
     for name in "ac":  # one after the other, looked at in between, without gradients as with
         with tuned.enable(name):
