@@ -446,7 +446,8 @@ class TunedModel(nn.Module):
 
     def passes(self, name: str | None = None) -> tuple[tuple[str, ...], ...]:
         """The passes through the trunk that serve all tasks of an adapter, each with its tasks."""
-        tasks = self._wiring.switch.tasks.get(self._active if name is None else name) or (ONE_TASK,)
+        on = self._active if name is None else name
+        tasks = (None if on is None else self._wiring.switch.tasks.get(on)) or (ONE_TASK,)
         if len(tasks) > 1 and any(method.runs_per_task for method in self.methods(name)):
             return tuple((task,) for task in tasks)
         return (tasks,)
