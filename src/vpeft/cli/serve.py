@@ -16,6 +16,10 @@ _POSITIVE = Parameter(validator=validators.Number(gte=1))
 _TIME = Parameter(validator=validators.Number(gt=0))
 
 
+class NoFolder(VpeftError):
+    """There is no folder of this name to take adapters from."""
+
+
 class NoBackbone(VpeftError):
     """Nothing says which backbone the adapters are for."""
 
@@ -143,8 +147,14 @@ def _first(folder: Path, backbone: str | None) -> Path | None:
     None where there is none, but a name of a backbone.
 
     Raises:
+        NoFolder: the folder does not exist.
         NoBackbone: there is neither.
     """
+    if not folder.is_dir():
+        raise NoFolder(
+            f"There is no folder {str(folder)!r}. Give the folder that holds the adapters, NAME.safetensors or"
+            " NAME/adapter.safetensors; an empty one is filled over POST /adapters."
+        )
     problems = []
     for path in (*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*/adapter.safetensors"))):
         try:
