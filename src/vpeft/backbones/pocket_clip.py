@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .pocket_vit import ARCHITECTURE
+from .pocket_vit import ARCHITECTURE, SHOWN
 from .pocket_words import END, LENGTH, VOCABULARY
 
 __all__ = ["SHARED", "PocketClip", "PocketText", "pocket_clip"]
@@ -86,21 +86,7 @@ class PocketClip(nn.Module):
         return seen, read, self.logit_scale.exp()
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "pocket_clip.vpeft": {
-            "input_size": (3, ARCHITECTURE["img_size"], ARCHITECTURE["img_size"]),
-            "fixed_input_size": True,
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "interpolation": "bicubic",
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "num_classes": 0,
-            "license": "apache-2.0",
-        }
-    }
-)
+default_cfgs = generate_default_cfgs({"pocket_clip.vpeft": dict(SHOWN)})
 
 
 @register_model

@@ -17,7 +17,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from .pocket_vit import ARCHITECTURE
+from .pocket_vit import ARCHITECTURE, SHOWN
 
 __all__ = ["FRAMES", "TUBELET", "PocketVideo", "pocket_video"]
 
@@ -77,21 +77,7 @@ class PocketVideo(nn.Module):
         return out
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "pocket_video.vpeft": {
-            "input_size": (3, ARCHITECTURE["img_size"], ARCHITECTURE["img_size"]),
-            "fixed_input_size": True,
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "interpolation": "bicubic",
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "num_classes": 0,
-            "license": "apache-2.0",
-        }
-    }
-)
+default_cfgs = generate_default_cfgs({"pocket_video.vpeft": dict(SHOWN)})
 
 
 @register_model

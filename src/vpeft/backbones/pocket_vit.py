@@ -13,27 +13,32 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-__all__ = ["ARCHITECTURE", "pocket_vit"]
+__all__ = ["ARCHITECTURE", "SHOWN", "pocket_vit"]
 
 # The one copy of the shape; the pre-training script reads it too.
 ARCHITECTURE: dict[str, int] = {"img_size": 64, "patch_size": 16, "embed_dim": 160, "depth": 6, "num_heads": 5}
+
+# How images are shown to the pocket models, as timm writes it.
+SHOWN: dict[str, Any] = {
+    "input_size": (3, ARCHITECTURE["img_size"], ARCHITECTURE["img_size"]),
+    "fixed_input_size": True,
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "num_classes": 0,
+    "license": "apache-2.0",
+}
 
 default_cfgs = generate_default_cfgs(
     {
         "pocket_vit.vpeft": {
             "file": str(files("vpeft") / "assets" / "pocket_vit.safetensors"),
-            "input_size": (3, ARCHITECTURE["img_size"], ARCHITECTURE["img_size"]),
-            "fixed_input_size": True,
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "interpolation": "bicubic",
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "num_classes": 0,
+            **SHOWN,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
-            "license": "apache-2.0",
         }
     }
 )
