@@ -7,9 +7,9 @@ from typing import Any
 
 from vpeft.data.config import DataConfig
 from vpeft.data.items import SPLITS, Item, Listing
+from vpeft.data.joined_maps import Several, SeveralMaps
 from vpeft.data.sources.registry import Source
 from vpeft.data.target import JOIN, target_of
-from vpeft.data.targets.several import Several, SeveralMaps
 
 
 def read_listing(source: Source, config: DataConfig) -> Listing:

@@ -197,8 +197,8 @@ def target_of(config: DataConfig | TargetName) -> Target:
     """A fresh target of the kind that a configuration, or its name, asks for; `UnknownTarget` names the nearest."""
     name = config if isinstance(config, str) else config.target
     if JOIN in name:
-        kinds = [target_kind(one)() for one in name.split(JOIN)]
-        return _JOINED[0](kinds)
+        importlib.import_module("vpeft.data.joined_maps")
+        return _JOINED[0]([target_kind(one)() for one in name.split(JOIN)])
     return target_kind(name)()
 
 

@@ -34,13 +34,14 @@ def describe_hf_blip(model: nn.Module) -> Backbone:
     trunk, stage = outline.tower(blocks, Where(0, Layout.TOKENS, grid, 1, stride))
     tokens = Where(-1, Layout.TOKENS, grid, 1, stride)
     own = {"cls_token": (stem, "class_embedding"), "pos_embed": (stem, "position_embedding")}
-    # it runs twice, on the sequence and on the class token behind it, so that an edit would act twice
+    # on the sequence, and on the class token behind it
     last = Norm(
         name="norm_last",
         width=width,
         enter=None,
         exit=None,
         verbs=frozenset({"unfreeze"}),
+        refusals={"after": "the model runs it twice, so that an edit would act twice"},
         own=own_parameters(blip.post_layernorm),
         **Where(depth, Layout.TOKENS, grid, 1, stride).shared(),
     )

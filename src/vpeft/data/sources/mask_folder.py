@@ -12,12 +12,12 @@ from vpeft.data.images import files_below, is_image_name, pictures_among, readab
 from vpeft.data.items import FilePicture, Item, Listing, Picture, SplitName, split_of
 from vpeft.data.mapped_picture import ColouredMask
 from vpeft.data.on_pixels import OnPixels
+from vpeft.data.pixel_maps import BinaryMap
 from vpeft.data.problems import DataError, Kind
 from vpeft.data.sources.registry import Claim, source
 from vpeft.data.targets.depth import DepthMap
 from vpeft.data.targets.mask import Mask
 from vpeft.data.targets.normals import NormalMap
-from vpeft.data.targets.pixel_maps import BinaryMap
 
 _IMAGES = ("images", "image", "imgs", "JPEGImages")
 _MASKS = ("masks", "mask", "labels", "annotations", "SegmentationClass")

@@ -13,11 +13,11 @@ from vpeft.data.config import DataConfig
 from vpeft.data.items import FilePicture, Item, Listing, SplitName
 from vpeft.data.mapped_picture import RenumberedMask
 from vpeft.data.on_pixels import IGNORED, OnPixels
+from vpeft.data.pixel_maps import BinaryMap
 from vpeft.data.sources.registry import Claim, source
 from vpeft.data.targets.depth import DepthMap
 from vpeft.data.targets.mask import Mask
 from vpeft.data.targets.normals import NormalMap
-from vpeft.data.targets.pixel_maps import BinaryMap
 
 _SPLITS: tuple[SplitName, ...] = ("train", "val")
 CLASSES = (

@@ -14,11 +14,11 @@ from vpeft.data.config import DataConfig
 from vpeft.data.items import FilePicture, Item, Listing, SplitName
 from vpeft.data.matlab_maps import LabelEdges, LabelMap, NormalsWhere, PeopleParts
 from vpeft.data.on_pixels import OnPixels
+from vpeft.data.pixel_maps import BinaryMap
 from vpeft.data.sources.registry import Claim, source
 from vpeft.data.sources.voc import CLASSES
 from vpeft.data.targets.mask import Mask
 from vpeft.data.targets.normals import NormalMap
-from vpeft.data.targets.pixel_maps import BinaryMap
 
 _SPLITS: tuple[SplitName, ...] = ("train", "val")
 # Numbers of PASCAL-Context's 459 classes that NYUD's list of names has too, and tvmonitor: where normals count.

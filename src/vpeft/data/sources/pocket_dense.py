@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from vpeft.data.config import DataConfig, TargetName
 from vpeft.data.items import SPLITS, ArrayPicture, Item, Listing
 from vpeft.data.objects import Objects, PixelsWithNumber
+from vpeft.data.pixel_maps import BinaryMap
 from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
 from vpeft.data.targets import Mask
 from vpeft.data.targets.depth import DepthMap
 from vpeft.data.targets.normals import NormalMap
-from vpeft.data.targets.pixel_maps import BinaryMap
 from vpeft.errors import nearest
 
 if TYPE_CHECKING:

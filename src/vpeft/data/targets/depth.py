@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,24 +12,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpeft.data.config import DataConfig
-from vpeft.data.items import ArrayPicture, FilePicture, Item, Picture, digest
+from vpeft.data.items import ArrayPicture, Picture
 from vpeft.data.joint import depth_transform
 from vpeft.data.joint_maps import MapLayer
-from vpeft.data.on_pixels import CheckDepth, CheckedTarget, OnPixels, Size
+from vpeft.data.pixel_maps import PixelMap, PixelMaps
 from vpeft.data.pixels import UnreadableImage
-from vpeft.data.problems import DataError, Problems
-from vpeft.data.table_cells import all_numbers, column_place
-from vpeft.data.target import Given, Target, register_target
+from vpeft.data.problems import DataError, Kind
+from vpeft.data.target import Given, register_target
 
 if TYPE_CHECKING:
     from vpeft.data.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
-class DepthMap(OnPixels):
+class DepthMap(PixelMap):
     """Where a depth map is, and the factor that makes its stored numbers the unit of depth."""
 
-    picture: Picture
+    called: ClassVar[str] = "depth map"
+    faults: ClassVar[tuple[Kind, Kind, Kind]] = ("missing_depth", "depth_size", "depth_value")
     scale: float = 1.0
 
     def values(self) -> Tensor:
@@ -46,55 +45,30 @@ class DepthMap(OnPixels):
         depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
         return torch.from_numpy(depth.astype(np.float32))
 
-    def checked(self, depth: CheckDepth, size: Size | None, classes: int | None) -> CheckedTarget:
-        """Look at the map as deep as asked."""
-        file = self.picture.file
-        if file is not None and not file.is_file():
-            return CheckedTarget(self, fault=("missing_depth", f"{file.name} is not there"))
-        content = ""
-        try:
-            if depth != "none":
-                content = digest(self.picture.content() + repr(self.scale).encode())
-            if depth != "decode":
-                return CheckedTarget(self, content)
-            values = self.values()
-        except (UnreadableImage, OSError) as error:
-            return CheckedTarget(self, content, unreadable=f"its depth map: {error}")
-        if size is not None and tuple(values.shape) != size:
-            detail = f"{values.shape[1]} x {values.shape[0]} for an image of {size[1]} x {size[0]}"
-            return CheckedTarget(self, content, fault=("depth_size", detail))
-        if not bool(torch.isfinite(values).any()):
-            return CheckedTarget(self, content, fault=("depth_value", ""))
-        return CheckedTarget(self, content)
+    def known(self, values: Tensor) -> bool:
+        """Whether any depth is known."""
+        return bool(torch.isfinite(values).any())
+
+    def stored_content(self) -> bytes:
+        """The file's content with the factor, which makes other depths of it."""
+        return self.picture.content() + repr(self.scale).encode()
 
 
 @register_target("depth")
-class DepthMaps(Target):
+class DepthMaps(PixelMaps):
     """A depth for each pixel; a sample carries float32 (H, W), NaN where nothing is known."""
 
     given = "depth maps are"
     plural = "depth maps"
     task = "depth"
     wants = "a depth map"
-    on_pixels = True
+    column = "depth"
+    one = DepthMap
+    names = ("depth",)
     layer: ClassVar[MapLayer] = MapLayer("depth", "depth")
 
-    def columns(self, header: Sequence[str], config: DataConfig, where: str) -> list[int]:
-        return [column_place(header, config.label_column or "depth", where)]
-
-    def of_table(
-        self,
-        rows: Sequence[tuple[int, Sequence[str]]],
-        names: Sequence[str],
-        config: DataConfig,
-        where: str,
-        root: Path,
-    ) -> list[Given | None]:
-        cells = [cells[0] for _, cells in rows]
-        if cells and all_numbers(cells):
-            raise self.refused(f"{where}, column {names[0]!r}", "values")
-        folder = config.masks or root
-        return [Given("", DepthMap(FilePicture(folder / cell), config.depth_scale)) if cell else None for cell in cells]
+    def made(self, picture: Picture, config: DataConfig | None = None) -> DepthMap:
+        return DepthMap(picture, 1.0 if config is None else config.depth_scale)
 
     def of_array(self, array: NDArray[Any], classes: Sequence[str] | None, where: str) -> list[Given]:
         if array.ndim == 4 and 1 in (array.shape[1], array.shape[3]):
@@ -103,32 +77,7 @@ class DepthMaps(Target):
             raise self.refused(where, "values" if array.dtype.kind == "f" else "label")
         if array.ndim != 3 or array.dtype.kind not in "iuf":
             raise DataError(f"{where} is {array.dtype} {array.shape}; give depths of the shape (N, H, W).")
-        return [Given("", DepthMap(ArrayPicture(array, index))) for index in range(len(array))]
-
-    def labels(self, items: Sequence[Item], stated: Sequence[str] | None) -> list[str]:
-        return ["depth"]
-
-    def compare(
-        self, splits: Mapping[Any, Sequence[Item]], labels: Sequence[str], stated: Iterable[str], problems: Problems
-    ) -> None:
-        """Nothing is compared: each map was looked at by itself."""
-
-    def strata(self, items: Sequence[Item]) -> dict[str, str]:
-        """One group."""
-        return {item.name: "" for item in items}
-
-    def of_item(self, item: Item, labels: Sequence[str]) -> Sequence[str]:
-        return labels
-
-    def encoder(self, labels: Sequence[str]) -> Callable[[Item], Tensor]:
-        return lambda item: item.target.values()
+        return [Given("", self.made(ArrayPicture(array, index))) for index in range(len(array))]
 
     def transforms(self, preprocessing: Preprocessing, augmentation: str, training: bool) -> Callable[..., Any]:
         return depth_transform(preprocessing, training, augment=augmentation)
-
-    def list_columns(self, labels: Sequence[str]) -> list[str]:
-        return ["depth"]
-
-    def cells(self, item: Item) -> list[str]:
-        file = item.target.picture.file
-        return ["" if file is None else file.as_posix()]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vpeft.data.joint_maps import MapLayer
+from vpeft.data.pixel_maps import BinaryMap, PixelMaps
 from vpeft.data.target import register_target
-from vpeft.data.targets.pixel_maps import BinaryMap, PixelMaps
 
 
 @register_target("edges")
@@ -15,7 +15,6 @@ class EdgeMaps(PixelMaps):
     plural = "edge maps"
     task = "edges"
     wants = "a map of edges"
-    on_pixels = True
     column = "edges"
     one = BinaryMap
     names = ("edge",)

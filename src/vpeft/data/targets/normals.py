@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vpeft.data.joint_maps import MapLayer
+from vpeft.data.pixel_maps import PixelMap, PixelMaps
 from vpeft.data.pixels import UnreadableImage
 from vpeft.data.target import register_target
-from vpeft.data.targets.pixel_maps import PixelMap, PixelMaps
 
 # A stored vector shorter than this shows no direction: pictures of 8 bits hold (0, 0, 0) as a shade of grey.
 SHORTEST = 0.1
@@ -55,7 +55,6 @@ class Normals(PixelMaps):
     plural = "surface normals"
     task = "surface_normals"
     wants = "a map of surface normals"
-    on_pixels = True
     column = "normals"
     one = NormalMap
     names = ("x", "y", "z")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vpeft.data.joint_maps import MapLayer
+from vpeft.data.pixel_maps import BinaryMap, PixelMaps
 from vpeft.data.target import register_target
-from vpeft.data.targets.pixel_maps import BinaryMap, PixelMaps
 
 
 @register_target("saliency")
@@ -15,7 +15,6 @@ class Saliency(PixelMaps):
     plural = "maps of what stands out"
     task = "saliency"
     wants = "a map of what stands out"
-    on_pixels = True
     column = "saliency"
     one = BinaryMap
     names = ("salient",)

@@ -1,9 +1,9 @@
-"""What kinds of maps besides masks and depth have in common: how tables and arrays give them, and what is looked at."""
+"""What kinds of maps besides masks have in common: how tables and arrays give them, and what is looked at."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,10 +18,9 @@ from vpeft.data.items import ArrayPicture, FilePicture, Item, Picture, digest
 from vpeft.data.joint_maps import MapLayer, maps_transform
 from vpeft.data.on_pixels import CheckDepth, CheckedTarget, OnPixels, Size
 from vpeft.data.pixels import UnreadableImage
-from vpeft.data.problems import DataError
+from vpeft.data.problems import DataError, Kind, Problems
 from vpeft.data.table_cells import all_numbers, column_place
-from vpeft.data.target import Given
-from vpeft.data.targets.depth import DepthMaps
+from vpeft.data.target import Given, Target
 
 if TYPE_CHECKING:
     from vpeft.data.preprocessing import Preprocessing
@@ -29,8 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PixelMap(OnPixels):
-    """Where a map is."""
+    """Where a map is.
 
+    Class attributes:
+        called: what it is, for messages.
+        faults: what a file that is not there, another size and a map without anything are counted as.
+    """
+
+    called: ClassVar[str] = "map"
+    faults: ClassVar[tuple[Kind, Kind, Kind]] = ("missing_mask", "mask_size", "mask_value")
     picture: Picture
 
     @abstractmethod
@@ -41,25 +47,29 @@ class PixelMap(OnPixels):
         """Whether anything in the map counts."""
         return True
 
+    def stored_content(self) -> bytes:
+        """What the map is made of, for its digest."""
+        return self.picture.content()
+
     def checked(self, depth: CheckDepth, size: Size | None, classes: int | None) -> CheckedTarget:
         """Look at the map as deep as asked."""
         file = self.picture.file
         if file is not None and not file.is_file():
-            return CheckedTarget(self, fault=("missing_mask", f"{file.name} is not there"))
+            return CheckedTarget(self, fault=(self.faults[0], f"{file.name} is not there"))
         content = ""
         try:
             if depth != "none":
-                content = digest(self.picture.content())
+                content = digest(self.stored_content())
             if depth != "decode":
                 return CheckedTarget(self, content)
             values = self.values()
         except (UnreadableImage, OSError) as error:
-            return CheckedTarget(self, content, unreadable=f"its map: {error}")
+            return CheckedTarget(self, content, unreadable=f"its {self.called}: {error}")
         if size is not None and tuple(values.shape[-2:]) != size:
             detail = f"{values.shape[-1]} x {values.shape[-2]} for an image of {size[1]} x {size[0]}"
-            return CheckedTarget(self, content, fault=("mask_size", detail))
+            return CheckedTarget(self, content, fault=(self.faults[1], detail))
         if not self.known(values):
-            return CheckedTarget(self, content, fault=("mask_value", "nothing in it counts"))
+            return CheckedTarget(self, content, fault=(self.faults[2], "nothing in it counts"))
         return CheckedTarget(self, content)
 
 
@@ -81,7 +91,7 @@ class BinaryMap(PixelMap):
         return torch.from_numpy((one.astype(np.float64) > 0.5 * top).astype(np.int64))
 
 
-class PixelMaps(DepthMaps):
+class PixelMaps(Target):
     """A map for each image, from files or arrays.
 
     Class attributes:
@@ -95,6 +105,11 @@ class PixelMaps(DepthMaps):
     one: ClassVar[type[PixelMap]]
     names: ClassVar[tuple[str, ...]]
     layer: ClassVar[MapLayer]
+    on_pixels = True
+
+    def made(self, picture: Picture, config: DataConfig | None = None) -> PixelMap:
+        """The map that a picture stores; the configuration is that of a table's data set."""
+        return type(self).one(picture)
 
     def columns(self, header: Sequence[str], config: DataConfig, where: str) -> list[int]:
         return [column_place(header, config.label_column or self.column, where)]
@@ -111,7 +126,7 @@ class PixelMaps(DepthMaps):
         if cells and all_numbers(cells):
             raise self.refused(f"{where}, column {names[0]!r}", "values")
         folder = config.masks or root
-        return [Given("", type(self).one(FilePicture(folder / cell))) if cell else None for cell in cells]
+        return [Given("", self.made(FilePicture(folder / cell), config)) if cell else None for cell in cells]
 
     def of_array(self, array: NDArray[Any], classes: Sequence[str] | None, where: str) -> list[Given]:
         channels = self.layer.channels
@@ -119,10 +134,25 @@ class PixelMaps(DepthMaps):
         if not fits or array.dtype.kind not in "biuf":
             shape = f"(N, H, W, {channels})" if channels > 1 else "(N, H, W)"
             raise DataError(f"{where} is {array.dtype} {array.shape}; give {self.plural} of the shape {shape}.")
-        return [Given("", type(self).one(ArrayPicture(array, index))) for index in range(len(array))]
+        return [Given("", self.made(ArrayPicture(array, index))) for index in range(len(array))]
 
     def labels(self, items: Sequence[Item], stated: Sequence[str] | None) -> list[str]:
         return list(self.names)
+
+    def compare(
+        self, splits: Mapping[Any, Sequence[Item]], labels: Sequence[str], stated: Iterable[str], problems: Problems
+    ) -> None:
+        """Nothing is compared: each map was looked at by itself."""
+
+    def strata(self, items: Sequence[Item]) -> dict[str, str]:
+        """One group."""
+        return {item.name: "" for item in items}
+
+    def of_item(self, item: Item, labels: Sequence[str]) -> Sequence[str]:
+        return labels
+
+    def encoder(self, labels: Sequence[str]) -> Callable[[Item], Tensor]:
+        return lambda item: item.target.values()
 
     def transforms(self, preprocessing: Preprocessing, augmentation: str, training: bool) -> Callable[..., Any]:
         return maps_transform(preprocessing, training, self.layer, augment=augmentation)
@@ -132,3 +162,7 @@ class PixelMaps(DepthMaps):
 
     def list_columns(self, labels: Sequence[str]) -> list[str]:
         return [self.column]
+
+    def cells(self, item: Item) -> list[str]:
+        file = item.target.picture.file
+        return ["" if file is None else file.as_posix()]
