@@ -6,8 +6,6 @@ reports, the command line and the adapter file know it only through the members 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from .batch import Batch, Sample, collate, run_model
 from .errors import VpeftError, nearest
 from .host_formats.host_format import run_in_format, usual_format
+from .registry import Registry, wrong_options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -171,7 +170,7 @@ class Task(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise BadOption(_explain(type(self), error)) from None
+            raise BadOption(wrong_options(f"The task {self.name}", self.name, type(self).options(), error)) from None
 
     @classmethod
     def options(cls) -> dict[str, Any]:
@@ -398,7 +397,7 @@ def usual_task(host: nn.Module) -> type[Task]:
 
 
 TaskT = TypeVar("TaskT", bound=type[Task])
-_TASKS: dict[str, type[Task]] = {}
+_TASKS = Registry["Task"](f"{__package__}.tasks")
 _SHORT: dict[str, str] = {}
 
 
@@ -409,11 +408,8 @@ def register_task(name: str, short: str = "") -> Callable[[TaskT], TaskT]:
     """
 
     def add(kind: TaskT) -> TaskT:
-        taken = _TASKS.get(name)
-        if taken is not None and taken.__qualname__ != kind.__qualname__:
-            raise ValueError(f"The name {name!r} is taken by {taken.__module__}.{taken.__qualname__}.")
+        _TASKS.add(name, kind)
         kind.name = name
-        _TASKS[name] = kind
         if short:
             _SHORT[short] = name
         return kind
@@ -423,10 +419,7 @@ def register_task(name: str, short: str = "") -> Callable[[TaskT], TaskT]:
 
 def all_tasks() -> dict[str, type[Task]]:
     """Every task by name, sorted."""
-    package = importlib.import_module(f"{__package__}.tasks")
-    for found in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{found.name}")
-    return dict(sorted(_TASKS.items()))
+    return _TASKS.all()
 
 
 def full_name(name: str) -> str:
@@ -441,15 +434,3 @@ def get_task(name: str) -> type[Task]:
     if name not in known:
         raise UnknownTask(f"There is no task {name!r}. {nearest(name, known)}")
     return known[name]
-
-
-def _explain(kind: type[Task], error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"The task {kind.name} has no option {where!r}. {nearest(where, kind.options())}")
-        else:
-            said = problem["msg"].removeprefix("Value error, ").rstrip(".")
-            lines.append(f"{kind.name}.{where} = {problem['input']!r}: {said}.")
-    return " ".join(lines)

@@ -6,8 +6,6 @@ which the default learner trains task after task.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from vpeft.errors import VpeftError, nearest
 from vpeft.method import Method, get_method
 from vpeft.method_spec import parse, parse_one
 from vpeft.regimes.stream import StreamTask
+from vpeft.registry import Registry, wrong_options
 from vpeft.tasks.classification import Classification
 from vpeft.training.evaluate import outputs_of
 from vpeft.training.machine import accelerator
@@ -155,7 +154,9 @@ class Learner(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise BadLearner(_explain(type(self), error)) from None
+            raise BadLearner(
+                wrong_options(f"The learner {self.name}", self.name, type(self).model_fields, error)
+            ) from None
 
     @abstractmethod
     def start(self, setting: Setting) -> Learning:
@@ -163,7 +164,7 @@ class Learner(BaseModel):
 
 
 LearnerT = TypeVar("LearnerT", bound=type[Learner])
-_LEARNERS: dict[str, type[Learner]] = {}
+_LEARNERS = Registry["Learner"](f"{__package__}.learners")
 
 
 def register_learner(name: str, *, paper: str = "") -> Callable[[LearnerT], LearnerT]:
@@ -175,11 +176,8 @@ def register_learner(name: str, *, paper: str = "") -> Callable[[LearnerT], Lear
     """
 
     def add(kind: LearnerT) -> LearnerT:
-        taken = _LEARNERS.get(name)
-        if taken is not None and taken.__qualname__ != kind.__qualname__:
-            raise ValueError(f"The name {name!r} is taken by {taken.__module__}.{taken.__qualname__}.")
+        _LEARNERS.add(name, kind)
         kind.name, kind.paper = name, paper
-        _LEARNERS[name] = kind
         return kind
 
     return add
@@ -187,10 +185,7 @@ def register_learner(name: str, *, paper: str = "") -> Callable[[LearnerT], Lear
 
 def all_learners() -> dict[str, type[Learner]]:
     """Every learner by name, sorted."""
-    package = importlib.import_module(f"{__package__}.learners")
-    for found in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{found.name}")
-    return dict(sorted(_LEARNERS.items()))
+    return _LEARNERS.all()
 
 
 def make_learner(text: str) -> Learner:
@@ -243,15 +238,3 @@ def outputs_for(model: nn.Module, images: ImageSet, setting: Setting) -> Iterato
 def _targets(batch: Batch) -> Tensor:
     targets: Tensor = batch.targets
     return targets
-
-
-def _explain(kind: type[Learner], error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"The learner {kind.name} has no option {where!r}. {nearest(where, kind.model_fields)}")
-        else:
-            said = problem["msg"].removeprefix("Value error, ").rstrip(".")
-            lines.append(f"{kind.name}.{where} = {problem['input']!r}: {said}.")
-    return " ".join(lines)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from vpeft.errors import VpeftError, nearest
 from vpeft.method import Method
 from vpeft.method_spec import parse_one
 from vpeft.regimes.fusion.ground import Ground
+from vpeft.registry import Registry, wrong_options
 
 Changes = Mapping[str, Tensor]
 """What one model added to the parameters of the base, by name; a parameter that stayed may be left out."""
@@ -64,7 +63,7 @@ class Way(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise BadWay(_explain(type(self), error)) from None
+            raise BadWay(wrong_options(self.name, self.name, type(self).model_fields, error)) from None
 
     @abstractmethod
     def fuse(self, ground: Ground) -> Fusion:
@@ -72,7 +71,7 @@ class Way(BaseModel):
 
 
 WayT = TypeVar("WayT", bound=type[Way])
-_WAYS: dict[str, type[Way]] = {}
+_WAYS = Registry["Way"](f"{__package__}.ways")
 
 
 def register_way(name: str, *, paper: str = "") -> Callable[[WayT], WayT]:
@@ -84,11 +83,8 @@ def register_way(name: str, *, paper: str = "") -> Callable[[WayT], WayT]:
     """
 
     def add(kind: WayT) -> WayT:
-        taken = _WAYS.get(name)
-        if taken is not None and taken.__qualname__ != kind.__qualname__:
-            raise ValueError(f"The name {name!r} is taken by {taken.__module__}.{taken.__qualname__}.")
+        _WAYS.add(name, kind)
         kind.name, kind.paper = name, paper
-        _WAYS[name] = kind
         return kind
 
     return add
@@ -96,10 +92,7 @@ def register_way(name: str, *, paper: str = "") -> Callable[[WayT], WayT]:
 
 def all_ways() -> dict[str, type[Way]]:
     """Every way by name, sorted."""
-    package = importlib.import_module(f"{__package__}.ways")
-    for found in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{found.name}")
-    return dict(sorted(_WAYS.items()))
+    return _WAYS.all()
 
 
 def make_way(text: str) -> Way:
@@ -113,15 +106,3 @@ def make_way(text: str) -> Way:
     if spec.name not in known:
         raise UnknownWay(f"There is no way to fuse {spec.name!r}. {nearest(spec.name, known)}")
     return known[spec.name](**spec.fields)
-
-
-def _explain(kind: type[Way], error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{kind.name} has no option {where!r}. {nearest(where, kind.model_fields)}")
-        else:
-            said = problem["msg"].removeprefix("Value error, ").rstrip(".")
-            lines.append(f"{kind.name}.{where} = {problem['input']!r}: {said}.")
-    return " ".join(lines)
