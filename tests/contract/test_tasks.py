@@ -46,7 +46,7 @@ def marked(names: Iterable[str]) -> list[Any]:
 
 
 # These choose what they train by the class of each image, so classification alone serves them.
-BY_CLASS = {"gps", "sct", "gist", "pae"}
+BY_CLASS = {"gps", "sct", "gist", "pae", "tip_adapter"}
 
 
 def run(method: Method, task: str, family: str, size: tuple[int, int]) -> None:

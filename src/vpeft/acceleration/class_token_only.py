@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vpeft.acceleration.acceleration import Acceleration, NotApplicable
 from vpeft.acceleration.patches import Patches
 from vpeft.backbones.edits import Edit
+from vpeft.backbones.points import MissingPlace
 from vpeft.injection.heads import reads_of
 from vpeft.injection.tuned_model import TunedModel
 
@@ -55,7 +56,11 @@ class ClassTokenOnly(Acceleration):
             raise NotApplicable(f"the feature is pooled by {facts.pooling!r}, not read from the class token")
         block = tuned.description.blocks[-1]
         for name in {name for adapter in adapters for name in reads_of(tuned.adapter(adapter).head)} - {"outlet"}:
-            if tuned.description.place(name).depth >= block.depth:
+            try:
+                last = tuned.description.place(name).depth >= block.depth
+            except MissingPlace:  # a level that an edit at the outlet makes, of all tokens
+                last = True
+            if last:
                 raise NotApplicable(f"the head reads {name}, and all of its tokens")
         for adapter in adapters:
             # Where what is read changes the output, the trial finds it; a loss of the method's own is not tried.

@@ -11,7 +11,7 @@ from tests.models import tiny_vit
 from vpeft.acceleration.apply import accelerate
 from vpeft.method import Method
 from vpeft.methods import get
-from vpeft.tasks import Detection
+from vpeft.tasks import Depth, Detection
 
 
 def products(method: Method, choice: str) -> int:
@@ -59,3 +59,11 @@ def test_a_head_that_reads_a_map_behind_the_last_block_needs_all_tokens() -> Non
         lines = made.lines()
     assert "- class_token_only: the head reads norm, and all of its tokens" in lines
     assert any(line.startswith("+ fused_low_rank") for line in lines)  # others are proved on the raw outputs
+
+
+def test_a_head_that_reads_levels_of_an_edit_needs_all_tokens() -> None:
+    """ViT-Adapter makes levels that are no places of the backbone."""
+    tuned = vpeft.tune(tiny_vit(), get("vit_adapter")(), task=Depth(scale=1.0), show=False, verify=False).train()
+    made = accelerate(tuned, "class_token_only")
+    assert "levels" in " ".join(made.lines()) and not any(one.applied for one in made.outcomes)
+    made.close()
