@@ -15,14 +15,13 @@ from ..batch import Batch
 from ..data.joint import Fitting, MapTransform, depth_transform
 from ..data.joint_maps import MapLayer
 from ..data.preprocessing import Preprocessing
-from ..head import HeadText, make_head
 from ..task import Leading, Prediction, TargetKind, UnsuitableTargets, register_task
-from .map_outputs import auxiliary_of, logits_of, to_size
-from .map_task import MapTask, windows_of
+from .map_outputs import logits_of, to_size
+from .number_map_task import NumberMapTask
 from .targets import refusal, told_targets
 
 if TYPE_CHECKING:
-    from ..backbones.backbone import Backbone
+    pass
 
 # Training images whose depths tell the scale, evenly spaced over the data set.
 LOOKED_AT = 64
@@ -31,15 +30,15 @@ DELTA = 1.25
 
 
 @register_task("depth")
-class Depth(MapTask):
+class Depth(NumberMapTask):
     """The distance of each pixel, in the unit of the targets: outputs z (B, 1, h, w), depth = scale * exp(z).
 
     z is brought to the size of the target bilinearly, before the exponential. Targets are (B, H, W); a depth that is
-    NaN, infinite or not above zero is not known and counts nowhere. A head may give a mapping in training: `logits`,
-    and further outputs of any size, each with its own loss.
+    NaN, infinite or not above zero is not known and counts nowhere.
     """
 
     target_kind: ClassVar[TargetKind] = "depth"
+    channels: ClassVar[int] = 1
 
     loss_kind: Literal["silog", "l1"] = Field(default="silog", alias="loss")
     """what is minimised: the scale-invariant error of the logarithm (silog), or the mean absolute error (l1)"""
@@ -49,10 +48,6 @@ class Depth(MapTask):
     """larger depths count nowhere, and predictions are cut off there"""
     scale: float = Field(default=0.0, ge=0)
     """the geometric mean of the depths; filled in from the training data"""
-    auxiliary_weight: float = Field(default=0.4, ge=0)
-    """weight of the loss of a head's auxiliary outputs, where it has any (upernet)"""
-    head_kind: HeadText = Field(default="segformer_map", alias="head")
-    """the head, with options where it has any: linear_map, segformer_map(channels=256), upernet(channels=512)"""
 
     @property
     def leading(self) -> Leading:
@@ -65,11 +60,6 @@ class Depth(MapTask):
     def padding(self) -> float:
         """NaN: not known."""
         return math.nan
-
-    @property
-    def own_transforms(self) -> bool:
-        """Always: depths keep their values when images are resized, and bars have none."""
-        return True
 
     @property
     def layer(self) -> MapLayer:
@@ -89,15 +79,13 @@ class Depth(MapTask):
         """The joint transform of images and depth maps."""
         return depth_transform(preprocessing, training, size, shortest, longest, augment, fit)
 
-    def head(self, backbone: Backbone, width: int) -> nn.Module:
-        """The head that `head_kind` names, with one output."""
-        return make_head(self.head_kind, backbone, width, 1)
-
     def bind(self, train: Any) -> Self:
         """With the scale of the training depths, as far as the data set tells them."""
         if self.scale:
             return self
         targets = told_targets(train)
+        if targets is None and isinstance(getattr(train, "targets", None), Sequence):
+            targets = train.targets  # made one by one as they are asked for, as few as are looked at
         count = 0 if targets is None else len(targets)
         if targets is None or not count:
             return self
@@ -112,39 +100,23 @@ class Depth(MapTask):
             total, number = total + float(logs.sum()), number + logs.numel()
         return self.model_copy(update={"scale": math.exp(total / number)}) if number else self
 
-    def check(self, train: Any) -> None:
-        """Refuse targets that are no depth maps, as far as the data set tells them.
-
-        Raises:
-            UnsuitableTargets: with the task that fits.
-        """
-        targets = told_targets(train)
-        if targets is not None and len(targets) and not isinstance(targets[0], str):
-            self._check_depths(targets[0])
-
     def check_batch(self, outputs: Any, batch: Batch) -> None:
         """Refuse targets that are no depth maps, and outputs that are no single map."""
-        outputs = logits_of(outputs)
-        if not isinstance(outputs, Tensor) or outputs.dim() != 4 or outputs.shape[1] != 1:
-            found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise UnsuitableTargets(
-                f"The task {self.name} needs outputs (samples, 1, rows, columns), and the model gives {found}. Attach"
-                " the method with this task, tune(model, method, task=task), which makes the head."
-            )
+        self.check_outputs(outputs)
         depths = _as_depths(batch.targets)
         if isinstance(depths, list) and depths and all(isinstance(one, Tensor) and one.dim() == 2 for one in depths):
             sizes = sorted({tuple(one.shape) for one in depths})
             raise UnsuitableTargets(f"The depth maps of one batch have different sizes: {sizes[:5]}.")
         whole = isinstance(depths, (Tensor, list)) and len(depths) > 0
-        self._check_depths(depths[0] if whole else depths)
+        self.check_map(depths[0] if whole else depths)
 
-    def _check_depths(self, depths: Any) -> None:
+    def check_map(self, one: Any) -> None:
         """Refuse the target of one sample where it is no depth map."""
-        if not isinstance(depths, Tensor) or depths.dim() not in (2, 3) or (depths.dim() == 3 and len(depths) != 1):
-            raise refusal(self, depths)
-        if not depths.is_floating_point():
+        if not isinstance(one, Tensor) or one.dim() not in (2, 3) or (one.dim() == 3 and len(one) != 1):
+            raise refusal(self, one)
+        if not one.is_floating_point():
             raise UnsuitableTargets(
-                f"A map holds {depths.dtype}, and the task {self.name} learns depths as real numbers: give"
+                f"A map holds {one.dtype}, and the task {self.name} learns depths as real numbers: give"
                 " depth.float(). For class numbers there is the task semantic_segmentation."
             )
 
@@ -165,10 +137,7 @@ class Depth(MapTask):
         """
         depths = _as_depths(batch.targets)
         known = self._known(depths)
-        losses: dict[str, Tensor] = {self.loss_kind: self._error(logits_of(outputs), depths, known)}
-        for name, further in auxiliary_of(outputs).items():
-            losses[name] = self.auxiliary_weight * self._error(further, depths, known)
-        return losses
+        return self.each_loss(self.loss_kind, lambda said: self._error(said, depths, known), outputs)
 
     def _error(self, outputs: Tensor, depths: Tensor, known: Tensor) -> Tensor:
         said = to_size(outputs.float(), depths.shape[-2:])[:, 0]
@@ -206,25 +175,10 @@ class Depth(MapTask):
         return depths if self.max_depth is None else depths.clamp(max=self.max_depth)
 
     def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
-        """The depth of each pixel (H, W), and the nearest, the middle and the farthest one.
-
-        (H, W) is the size of the original image where the batch says it (as samples for prediction do), with NaN where
-        the model was not shown it; else the size of the inputs.
-        """
-        said = logits_of(outputs).float()
-        size = batch.inputs.shape[-2:] if isinstance(batch.inputs, Tensor) else said.shape[-2:]
-        large, windows = to_size(said, size), windows_of(batch)
+        """The depth of each pixel (H, W), and the nearest, the middle and the farthest one."""
         found = []
-        for number, one in enumerate(large):
-            if windows is None:
-                whole = seen = self.depth_of(one[0])
-            else:
-                values, part = windows[number].restored(one)
-                seen = self.depth_of(values[0])
-                whole = torch.full(windows[number].original, math.nan)
-                whole[part] = seen
+        for name, seen, whole in self.shown(outputs, batch, lambda one: self.depth_of(one[0])):
             row = {"nearest": seen.min().item(), "median": seen.median().item(), "farthest": seen.max().item()}
-            name = batch.ids[number] if batch.ids else str(number)
             found.append(Prediction(name, (row,), row, whole))
         return found
 

@@ -7,42 +7,33 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric
 
 from ..batch import Batch
-from ..data.joint import Fitting
-from ..data.joint_maps import MapLayer, MapsTransform, maps_transform
-from ..data.preprocessing import Preprocessing
-from ..head import HeadText, make_head
-from ..task import Leading, Prediction, TargetKind, UnsuitableTargets, register_task
-from .map_outputs import auxiliary_of, logits_of, to_size
-from .map_task import MapTask, windows_of
-from .targets import refusal, told_targets
+from ..data.joint_maps import MapLayer
+from ..task import Leading, Prediction, TargetKind, register_task
+from .map_outputs import logits_of, to_size
+from .number_map_task import NumberMapTask
+from .targets import refusal
 
 if TYPE_CHECKING:
-    from ..backbones.backbone import Backbone
+    pass
 
 # Degrees within which an angle counts as right, as in Eigen and Fergus, arXiv 1411.4734.
 WITHIN = (11.25, 22.5, 30.0)
 
 
 @register_task("surface_normals", short="normals")
-class SurfaceNormals(MapTask):
+class SurfaceNormals(NumberMapTask):
     """A unit vector for each pixel: outputs (B, 3, h, w), brought to the target's size and to length 1.
 
-    Targets are (B, 3, H, W); pixels with NaN count nowhere. A head may give a mapping in training: `logits`, and
-    further outputs of any size, each with its own loss.
+    Targets are (B, 3, H, W); pixels with NaN count nowhere.
     """
 
     target_kind: ClassVar[TargetKind] = "normals"
-
-    auxiliary_weight: float = Field(default=0.4, ge=0)
-    """weight of the loss of a head's auxiliary outputs, where it has any (upernet)"""
-    head_kind: HeadText = Field(default="segformer_map", alias="head")
-    """the head, with options where it has any: linear_map, segformer_map(channels=256), upernet(channels=512)"""
+    channels: ClassVar[int] = 3
 
     @property
     def leading(self) -> Leading:
@@ -57,55 +48,18 @@ class SurfaceNormals(MapTask):
         return math.nan
 
     @property
-    def own_transforms(self) -> bool:
-        """Always: vectors turn round when an image is mirrored."""
-        return True
-
-    @property
     def layer(self) -> MapLayer:
         """How the map goes through transforms."""
         return MapLayer(self.target_kind, "vectors")
 
-    def map_transform(
-        self,
-        preprocessing: Preprocessing,
-        training: bool,
-        size: tuple[int, int] | None,
-        shortest: tuple[int, ...] | None,
-        longest: int | None,
-        augment: str,
-        fit: Fitting | None,
-    ) -> MapsTransform:
-        """The joint transform of images and maps of vectors."""
-        return maps_transform(preprocessing, training, self.layer, size, shortest, longest, augment, fit)
-
-    def head(self, backbone: Backbone, width: int) -> nn.Module:
-        """The head that `head_kind` names, with three outputs."""
-        return make_head(self.head_kind, backbone, width, 3)
-
-    def check(self, train: Any) -> None:
-        """Refuse targets that are no maps of vectors, as far as the data set tells them.
-
-        Raises:
-            UnsuitableTargets: with the task that fits.
-        """
-        targets = told_targets(train)
-        if targets is not None and len(targets) and not isinstance(targets[0], str):
-            self._check_map(targets[0])
-
     def check_batch(self, outputs: Any, batch: Batch) -> None:
         """Refuse targets that are no maps of vectors, and outputs of another number than three."""
-        outputs = logits_of(outputs)
-        if not isinstance(outputs, Tensor) or outputs.dim() != 4 or outputs.shape[1] != 3:
-            found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise UnsuitableTargets(
-                f"The task {self.name} needs outputs (samples, 3, rows, columns), and the model gives {found}. Attach"
-                " the method with this task, tune(model, method, task=task), which makes the head."
-            )
+        self.check_outputs(outputs)
         targets = batch.targets
-        self._check_map(targets[0] if isinstance(targets, (Tensor, list)) and len(targets) else targets)
+        self.check_map(targets[0] if isinstance(targets, (Tensor, list)) and len(targets) else targets)
 
-    def _check_map(self, one: Any) -> None:
+    def check_map(self, one: Any) -> None:
+        """Refuse what is no map of vectors."""
         if not isinstance(one, Tensor) or one.dim() != 3 or len(one) != 3 or not one.is_floating_point():
             raise refusal(self, one)
 
@@ -113,10 +67,7 @@ class SurfaceNormals(MapTask):
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """l1 = mean(|n - t|) over the numbers of the known pixels, n the output at length 1 (Vandenhende et al.)."""
-        losses = {"l1": self._error(logits_of(outputs), batch.targets)}
-        for name, further in auxiliary_of(outputs).items():
-            losses[name] = self.auxiliary_weight * self._error(further, batch.targets)
-        return losses
+        return self.each_loss("l1", lambda said: self._error(said, batch.targets), outputs)
 
     def _error(self, outputs: Tensor, targets: Tensor) -> Tensor:
         said = unit_vectors(outputs, targets.shape[-2:])
@@ -137,25 +88,10 @@ class SurfaceNormals(MapTask):
         return NormalScores()
 
     def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
-        """A map (H, W) of the angle between the surface and the viewing direction, in degrees, and its mean.
-
-        (H, W) is the size of the original image where the batch says it, with NaN where the model was not shown it;
-        else the size of the inputs.
-        """
-        said = logits_of(outputs).float()
-        size = batch.inputs.shape[-2:] if isinstance(batch.inputs, Tensor) else said.shape[-2:]
-        large, windows = to_size(said, size), windows_of(batch)
+        """A map (H, W) of the angle between the surface and the viewing direction, in degrees, and its mean."""
         found = []
-        for number, one in enumerate(large):
-            if windows is None:
-                whole = seen = tilt(one)
-            else:
-                values, part = windows[number].restored(one)
-                seen = tilt(values)
-                whole = torch.full(windows[number].original, math.nan)
-                whole[part] = seen
+        for name, seen, whole in self.shown(outputs, batch, tilt):
             row = {"mean_tilt": seen.mean().item(), "facing": (seen < WITHIN[-1]).float().mean().item()}
-            name = batch.ids[number] if batch.ids else str(number)
             found.append(Prediction(name, (row,), row, whole))
         return found
 

@@ -184,3 +184,13 @@ def test_targets_that_do_not_fit(targets: Any, said: str) -> None:
         Depth().check_batch(torch.zeros(2, 1, 2, 3), Batch(torch.zeros(2, 3, 8, 12), targets))
     with pytest.raises(UnsuitableTargets, match="samples, 1, rows"):
         Depth().check_batch(torch.zeros(2, 4, 2, 3), Batch(None, torch.ones(2, 8, 12)))
+
+
+def test_the_scale_is_that_of_the_training_depths_of_a_folder_or_suite() -> None:
+    """Their targets are made when they are asked for, behind the transform."""
+    data = vpeft.open_data(vpeft.DataConfig(source="pocket-dense/scenes", target="depth", check="none"))
+    train = data.prepared(Preprocessing(), Depth()).train
+    looked = sorted({round(i * (len(train) - 1) / 63) for i in range(64)})
+    depths = torch.cat([train[index].target.flatten() for index in looked])
+    known = depths[torch.isfinite(depths) & (depths > 0)].double()
+    assert len(train) > 64 and Depth().bind(train).scale == pytest.approx(known.log().mean().exp().item())
