@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import VpeftError
+from .causal_tokens import causal_mask, with_prompts
 
 NAME = "vpeft"
 EXACT = ("eager", "sdpa")
@@ -87,7 +89,10 @@ def edited_attention(
         )
     core: Any = module.__dict__.get("vpeft_core")
     carrier: Any = module.__dict__.get("vpeft_carrier")
-    if attention_mask is not None and attention_mask.shape[-2] < query.shape[2]:
+    prompts = options.pop("vpeft_prompts", 0)
+    if attention_mask is not None and prompts:
+        attention_mask = with_prompts(attention_mask, prompts, query.shape[2] - attention_mask.shape[-2])
+    elif attention_mask is not None and attention_mask.shape[-2] < query.shape[2]:
         attention_mask = opened(attention_mask, query.shape[2], carrier.prefix)
     count = key.shape[2]
     if core is not None:
@@ -95,12 +100,19 @@ def edited_attention(
     extra = key.shape[2] - count
     if attention_mask is not None and extra:  # further keys come first
         attention_mask = F.pad(attention_mask, (extra, 0), value=_open(attention_mask))
+    elif extra and query.shape[2] > 1 and _causal(module, options):  # a kernel's own causal mask knows no further keys
+        attention_mask = causal_mask(query.shape[2], count, extra, query.device)
     if core is None or not core.needs_map:
         kind: Any = type(module)
         eager = sys.modules[kind.plain.__module__].eager_attention_forward
         run = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
         attended: tuple[Tensor, Tensor | None] = run(module, query, key, value, attention_mask, **options)
         return attended
+    if attention_mask is None and query.shape[2] > 1 and _causal(module, options):
+        attention_mask = causal_mask(query.shape[2], count, 0, query.device)
+    if key.shape[1] != query.shape[1]:  # heads that share keys and values
+        shared = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     scaling, dropout = options.get("scaling"), options.get("dropout", 0.0)
     scores = core.scores(query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling))
     if attention_mask is not None and attention_mask.dtype == torch.bool:
@@ -110,6 +122,12 @@ def edited_attention(
     weights = core.weights(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype))
     out = F.dropout(weights, dropout, module.training) @ value
     return out.transpose(1, 2).contiguous(), weights
+
+
+def _causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
+    """Whether a token sees those before it alone, where the model gives no mask that says so."""
+    stated = options.get("is_causal")
+    return bool(getattr(module, "is_causal", False) if stated is None else stated)
 
 
 def _open(mask: Tensor) -> float:

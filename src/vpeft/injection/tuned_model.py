@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -25,7 +26,8 @@ from .adapters import Adapters
 from .call_inputs import by_position, with_loss
 from .carry_out import carry_out, read_for_head, sequence_for_head
 from .enabled import Enabled, beside_no_pass
-from .forward_pass import Choice, ForwardPass, Within
+from .forward_pass import Choice, ForwardPass, Queries, Within
+from .generation import generated
 from .heads import HasHead, HeadLike, Heads, feature_width, made_head, reads_of, seen_by_heads, task_names
 from .hooks import Wiring
 from .image_size import RAISED, size_refused
@@ -77,6 +79,7 @@ class TunedModel(nn.Module):
         self._wiring = Wiring()
         self._merged: dict[str, Merged] = {}
         self._routing = Routing()
+        self._queries: Queries | None = None  # kept by an acceleration
         self._rewritten = 0  # number of `accelerate` calls whose patches are on the active adapter
         self._compiled = False
         self.origin: str | None = None  # digest of the weights, kept once an adapter trains them in place
@@ -518,7 +521,7 @@ class TunedModel(nn.Module):
         if torch.compiler.is_compiling():
             self._wiring.switch.common.tasks = tasks
             return self._run(batch, inputs, named)
-        with self._pass(inputs, named, tasks=tasks):
+        with self._pass(inputs, named, tasks=tasks, ids=() if batch is None else batch.ids):
             return self._run(batch, inputs, named)
 
     def _run(self, batch: Batch | None, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -558,6 +561,17 @@ class TunedModel(nn.Module):
                 f"Several adapters on one batch are for backbones with heads; {type(self.backbone).__name__} is a host,"
                 " which runs with one adapter at a time."
             )
+
+    def generate(self, *inputs: Any, **named: Any) -> Any:
+        """Return what the host's own `generate` gives (token numbers of texts), with the active adapter's edits.
+
+        Prompts and prefixes are inserted once: with the host's key-value cache their keys and values are kept beside
+        it. The arguments are those of the host's `generate`; the model evaluates meanwhile.
+
+        Raises:
+            AdapterError: the model generates nothing.
+        """
+        return generated(self, inputs, named)
 
     def features(self, images: Any) -> Tensor:
         """Return the pooled features (B, D) of images (B, C, H, W), with the active adapter's edits.
@@ -622,6 +636,7 @@ class TunedModel(nn.Module):
         within: Within | None = None,
         lingers: bool = False,
         tasks: tuple[str, ...] | None = None,
+        ids: tuple[str, ...] = (),
     ) -> Iterator[ForwardPass]:
         """Open a forward pass and yield its state. Several passes may be open at the same time.
 
@@ -630,12 +645,14 @@ class TunedModel(nn.Module):
             shares, within: see `ForwardPass`.
             lingers: keep the values that were read for a later call of `outputs` in this thread.
             tasks: of the active adapter that the pass is for; None for those of `for_tasks`, or all.
+            ids: the names of the samples, where the batch has some.
         """
         switch, query = self._wiring.switch, None
         if switch.asks_query:
             names = [self._active] if shares is None else [name for name, _ in shares.counts]
             if any(name in switch.asks_query for name in names):
-                query = self._query(inputs, named or {})
+                kept, compute = self._queries, partial(self._query, inputs, named or {})
+                query = compute() if kept is None else kept.query(ids, compute)
         # in a host, the size is that of the images as they enter the tower, which may be others
         given = [*inputs, *(named or {}).values()]
         given = [part for one in given for part in (one.values() if isinstance(one, Mapping) else (one,))]
