@@ -1,25 +1,31 @@
-"""`vpeft data`: list data sources, check a data set, and export one as a folder of images."""
+"""`vpeft data`: list data sources and suites, check or export a data set, get VTAB-1k and prove it."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from cyclopts import App, Group
+from cyclopts import App, Group, Parameter
 from rich.text import Text
 
+from vpeft.atomic import write_json
 from vpeft.cli import show
-from vpeft.cli.flags import Switch, flags_of, nested, with_flags
+from vpeft.cli.flags import Switch, flags_of, nested, split_list, with_flags
 from vpeft.cli.validated import validated
 from vpeft.data.augmentation import policies
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import Datasets, open_data
 from vpeft.data.export import export_folder
-from vpeft.data.problems import DataWarning
+from vpeft.data.problems import DataError, DataWarning
 from vpeft.data.sources.registry import sources, with_its_target
+from vpeft.data.vtab1k.gather import HUB, download, from_archive
+from vpeft.data.vtab1k.layout import task_names
+from vpeft.data.vtab1k.proof import Proof, prove
+from vpeft.data.vtab1k.search import Found, find_task_in, full_set
 
-app = App(name="data", help="List data sources, check a data set, or export one as a folder of images.")
+app = App(name="data", help="List data sources and suites, check or export a data set, or get VTAB-1k and prove it.")
 
 _FLAGS = flags_of(DataConfig, group=Group("The data", sort_key=1), skip=("source",))
 
@@ -84,6 +90,123 @@ def _export(source: str, folder: Path, /, *, given: dict[str, Any]) -> None:
     out = export_folder(data, folder)
     parts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
     show.console().print(Text(f"{out}: {parts}; {len(data.labels)} labels"))
+
+
+@app.command(name="vtab1k")
+def vtab1k(
+    folder: Path,
+    /,
+    *,
+    origin: Annotated[Literal["hub", "folder", "archive"] | None, Parameter(name="--from")] = None,
+    source: str | None = None,
+    full: str | None = None,
+    lists: Path | None = None,
+    tasks: str | None = None,
+    fetch: Annotated[bool, Parameter(name="--download", negative=(), show_default=False)] = False,
+    json: Switch = False,
+) -> int:
+    """Get VTAB-1k and prove it: 19 tasks with 800 + 200 training images and the published test images.
+
+    Without --from, a copy that is there is proved: every image is counted, read and hashed, and what is wrong is named
+    and counted. The digests are kept as TASK/digests.tsv, with which later proofs and other copies are compared. The
+    exit code is 1 unless all tasks are proved.
+
+    Parameters
+    ----------
+    folder:
+        The copy: TASK/train800.txt, val200.txt, train800val200.txt, test.txt and images/. With --from it is made.
+    origin:
+        archive: unpack the zip or tar file that --source names. hub: fetch such an archive from the Hugging Face hub
+        first. folder: find the images in full data sets, in --source/TASK or where --full says, by --lists.
+    source:
+        The archive; owner/name:file on the hub; or the folder of the full data sets.
+    full:
+        Full data sets of single tasks, TASK=SOURCE with commas between; a source is a folder or a name that vpeft data
+        check reads, such as cifar=torchvision:CIFAR100 or svhn=hf:owner/name.
+    lists:
+        A folder with TASK/digests.tsv of another copy: what is searched for in full sets, or compared with.
+    tasks:
+        Only these tasks, with commas between.
+    fetch:
+        Allow a named full data set to be downloaded.
+    json:
+        Print JSON instead of a table.
+    """
+    asked = split_list(tasks or "")
+    found: list[Found] = []
+    if full or origin == "folder":
+        found = _found_in_full_sets(folder, source, split_list(full or ""), lists, asked, fetch)
+        asked = [one.task for one in found]
+        proof = prove(folder, asked)
+    else:
+        if origin is not None:
+            if origin == "archive" and source is None:
+                raise DataError("--from archive needs --source, the zip or tar file.")
+            from_archive(download(source or HUB) if origin == "hub" else Path(str(source)), folder)
+        proof = prove(folder, asked, lists=lists)
+    write_json(folder / "proof.json", _stated(proof, found))
+    if json:
+        show.as_json(_stated(proof, found))
+    else:
+        _show_proof(proof, found)
+    return 0 if proof.proved and not any(one.faults for one in found) else 1
+
+
+def _found_in_full_sets(
+    folder: Path, source: str | None, full: list[str], lists: Path | None, asked: list[str], fetch: bool
+) -> list[Found]:
+    if lists is None:
+        raise DataError(
+            "Images are found in full data sets by the digests of another copy: name its folder with --lists. A copy in"
+            " the layout of VTAB-1k needs no search: vpeft data vtab1k FOLDER proves it."
+        )
+    named: dict[str, str] = {}
+    for word in full:
+        task, equals, place = word.partition("=")
+        if not equals or not place:
+            raise DataError(f"--full takes TASK=SOURCE, not {word!r}.")
+        named[task_names([task])[0]] = place
+    names = task_names(asked) if asked else (list(named) or task_names(()))
+    missing = [name for name in names if name not in named and source is None]
+    if missing:
+        raise DataError(f"No full data set is named for {', '.join(missing)}: use --full TASK=SOURCE, or --source.")
+    places = {name: named.get(name) or str(Path(str(source)) / name) for name in names}
+    return [find_task_in(full_set(place, fetch), lists, name, folder) for name, place in places.items()]
+
+
+def _stated(proof: Proof, found: list[Found]) -> Mapping[str, Any]:
+    return {
+        "proved": proof.proved,
+        **proof.model_dump(mode="json"),
+        **({"found": [one.model_dump(mode="json") for one in found]} if found else {}),
+    }
+
+
+def _show_proof(proof: Proof, found: list[Found]) -> None:
+    out = show.console()
+    rows = [
+        (
+            task.task,
+            *(task.counts.get(split, 0) for split in ("train800", "val200", "test")),
+            task.distinct,
+            task.digests.get("test", "")[:12],
+            "yes" if task.proved and task.compared else "counts" if task.proved else f"{len(task.faults)} faults",
+        )
+        for task in proof.tasks
+    ]
+    out.print(show.table(("task", "train800", "val200", "test", "distinct", "digest", "proved"), rows))
+    for one in found:
+        ways = ", ".join(f"{number} by {way}" for way, number in one.found.items())
+        out.print(Text(f"{one.task}: found {ways or 'none'} among {one.looked_at} images"))
+        shown = "; ".join(str(fault) for fault in one.faults[:5])
+        if one.faults:
+            out.print(Text(f"{one.task}: {len(one.faults)} images were not found: {shown}"))
+    for sentence in proof.sentences():
+        out.print(Text(sentence))
+    good = sum(task.proved for task in proof.tasks)
+    out.print(Text(f"{good} of {len(proof.tasks)} tasks are proved"))
+    if any(task.proved and not task.compared for task in proof.tasks):
+        out.print(Text("proved by counts: the numbers are the published ones, and no digests were there to compare"))
 
 
 def _open(source: str, given: dict[str, Any], *, quiet: bool = False) -> Datasets:

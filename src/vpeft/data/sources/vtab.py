@@ -45,12 +45,13 @@ class VTAB1k:
                 if split == "test":
                     continue
                 raise DataError(f"{lists} has no {file}. Expected: {self.title}.")
-            for item in _items(path, root):
+            for item in listed_items(path, root):
                 listing.add(split, item)
         return listing
 
 
-def _items(path: Path, root: Path) -> Iterable[Item]:
+def listed_items(path: Path, root: Path) -> Iterable[Item]:
+    """The images of a list of lines `relative/path label`, in order; raises `DataError` with the line of a mistake."""
     whole = text_of(read_bytes(path, str(path), DataError, _MOST_BYTES), str(path), DataError)
     for line, text in enumerate(whole.splitlines(), start=1):
         if not text.strip():
