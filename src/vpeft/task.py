@@ -335,6 +335,13 @@ class Task(BaseModel):
 
     @abstractmethod
     def metric(self) -> Metric:
+    def compared_on(self, images: Any) -> Self:
+        """The task for scores on these images, a data set, with what it compares scores with measured on the same ones.
+
+        The default compares with nothing and is the task itself.
+        """
+        return self
+
         """A fresh metric: `update(outputs, batch)` for each batch, `compute()` -> values by name, `leading` among them.
 
         Values may be tensors with one element, or anything JSON can say (a confusion matrix as lists), which goes to

@@ -63,10 +63,22 @@ def test_evaluation_leaves_out_the_classes_of_the_training(capsys: pytest.Captur
     scores = json.loads(told.out)
     assert "are of classes that training had" in told.err
     record = json.loads(Path("a/run.json").read_text(encoding="utf-8"))
-    assert scores["count"] >= record["test"]["count"]
+    assert scores["count"] == record["test"]["count"]
+    assert scores["values"] == pytest.approx(record["test"]["values"])
     assert scores["details"]["of"] == {"queries": scores["count"], "alone": 0}
     assert main(["evaluate", ADAPTER, "--data", "photos", "--data.split-by", "images", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["count"] > scores["count"]
+
+
+@pytest.mark.parametrize("split", ["val", "test", "train"])
+def test_the_split_that_is_named_is_scored(split: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", ADAPTER, "--data", "photos", "--split", split, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    record = json.loads(Path("a/run.json").read_text(encoding="utf-8"))
+    assert scores["count"] == record["data"]["splits"][split]["count"]
+    if split != "train":
+        own = record["test"] if split == "test" else record["result"]["val"]
+        assert scores["values"] == pytest.approx(own["values"])
 
 
 def test_the_nearest_images_of_a_gallery_are_printed_and_drawn(capsys: pytest.CaptureFixture[str]) -> None:

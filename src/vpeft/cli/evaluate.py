@@ -19,6 +19,7 @@ from vpeft.data.clips.clip_config import ClipConfig
 from vpeft.data.clips.views import in_views
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_for_evaluation
+from vpeft.data.items import SplitName
 from vpeft.errors import VpeftError
 from vpeft.task import Task
 from vpeft.training.evaluate import evaluate as score
@@ -45,6 +46,7 @@ def _evaluate(
     backbone: str | None = None,
     allow_download: Switch = False,
     task: str | None = None,
+    split: SplitName | None = None,
     include_used: Switch = False,
     new_classes: Switch = False,
     json: Switch = False,
@@ -54,7 +56,8 @@ def _evaluate(
     """Evaluate a saved adapter on samples with known targets.
 
     If the source states splits, the test split is used, otherwise val, otherwise all of it. Images that `vpeft train`
-    used for this adapter are left out, wherever they lie now, and it is said how many.
+    used for this adapter are left out, wherever they lie now, and it is said how many. A task whose splits are made of
+    classes, such as retrieval, is scored on classes of which training had no image, not even for validation.
 
     Parameters
     ----------
@@ -72,6 +75,8 @@ def _evaluate(
         Download a backbone hf:ID that the adapter names, if it is not on this machine.
     task:
         Which of the adapter's tasks is wanted, where it has several (a fused adapter, for instance).
+    split:
+        The split to score: test, or val and train, which are those of the adapter's training if the data hold them.
     include_used:
         Score the images that training used, too.
     new_classes:
@@ -93,22 +98,26 @@ def _evaluate(
     learnt = loaded.task
     by_classes = (config.split_by or learnt.split_by) == "classes"
     config = config.model_copy(update={"target": learnt.target_kind, **({"split_by": "classes"} if by_classes else {})})
-    used = None if include_used else loaded.used_images
+    used = loaded.used_images
+    validated_on = () if used is None else used.val_classes
+    if include_used and split in (None, "test"):
+        used = None
     preprocessing = loaded.preprocessing
     if preprocessing.clip is not None:
         config = config.model_copy(update={"clip": (config.clip or ClipConfig()).over(preprocessing.clip)})
         preprocessing = preprocessing.with_clip(config.clip or ClipConfig())
-    opened = open_for_evaluation(config, None if new_classes else learnt.data_labels, used)
+    opened = open_for_evaluation(config, None if new_classes else learnt.data_labels, used, split)
     if new_classes:
         loaded = loaded.renamed(opened.labels)
         learnt = loaded.task
     images = opened.prepared(preprocessing, learnt)
-    if by_classes:
-        images = without_classes(images, learnt.labels, config.source)
+    if by_classes and split in (None, "test"):
+        images = without_classes(images, (*learnt.labels, *validated_on), config.source)
     if picture is not None and picture.suffix.lower() != ".png":
         raise NoPicture(f"The picture is a PNG file: name it {picture.with_suffix('.png').name}, not {picture.name}.")
     if picture is not None and type(learnt).picture is Task.picture:
         raise NoPicture(f"The task {learnt.name} draws no picture of its scores. Leave out --picture.")
+    learnt = learnt.compared_on(images)
     samples = in_views(learnt.dataset(images, False), preprocessing)
     scores = score(loaded.answering, samples, task=learnt, batch=batch, workers=config.workers)
     if picture is not None:

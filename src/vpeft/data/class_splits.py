@@ -67,7 +67,7 @@ def split_by_classes(
 
 
 def without_classes(images: ImageSet, learnt: Sequence[str], source: str) -> ImageSet:
-    """The images of classes that training did not have; a `DataWarning` says how many others were left out.
+    """The images of classes that are not `learnt`; a `DataWarning` says how many others were left out.
 
     Raises:
         DataError: no image is left.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,37 +162,74 @@ def open_data(config: DataConfig, *, fewest_classes: int = 2) -> Datasets:
         problems=problems.found,
         target=target.name,
     )
-    used = UsedImages.of(splits, content)
+    used = UsedImages.of(splits, content, by_classes=config.split_by == "classes")
     return Datasets(sets["train"], sets.get("val"), sets.get("test"), labels, manifest, config, used)
 
 
-def open_for_evaluation(config: DataConfig, labels: Sequence[str] | None, used: UsedImages | None = None) -> ImageSet:
+def open_for_evaluation(
+    config: DataConfig,
+    labels: Sequence[str] | None,
+    used: UsedImages | None = None,
+    split: SplitName | None = None,
+) -> ImageSet:
     """Open images to evaluate a model with `labels` (any labels if None).
 
-    It returns the test split if the source states one, else its val split, else all images; without those that are
-    `used`, which a `DataWarning` says.
+    Without a named split it returns the test split if the source states one, else its val split, else all images;
+    without those that are `used`, which a `DataWarning` says. The named split `train` or `val` is that of the training
+    whose images are `used`, if the source holds them, else the one that the source states.
+
+    Args:
+        config: where the images are and how they are read.
+        labels: what the model knows.
+        used: the images of its training.
+        split: which split is wanted.
 
     Raises:
-        DataError: the model does not know a label, or as `open_data`.
+        DataError: the model does not know a label, there is no such split, or as `open_data`.
     """
     source = find_source(config)
     target = _target(source, config)
     if target.name == "mask" and not config.label_names and labels:
         config = config.model_copy(update={"label_names": tuple(labels)})
     listing = read_listing(source, config)
-    stated = any(listing.splits.values())
-    if stated:
-        chosen = next(name for name in reversed(SPLITS) if listing.splits.get(name))
-        listing.whole, listing.splits = listing.splits[chosen], {}
+    stated = {name: items for name in SPLITS if (items := listing.splits.get(name))}
+    marks = None if used is None or split is None else used.of_split(split)
+    if marks is not None and marks.every == 1:
+        # what a training calls validation may be drawn from the source's training images
+        drawn = [item for name in ("train", "val") for item in listing.splits.get(name, ())]
+        listing.whole, listing.splits = [*listing.whole, *drawn], {}
+    else:
+        marks = None
+        if split is not None and split not in stated and (stated or split != "test"):
+            raise _no_split(config, split, stated)
+        if stated:
+            listing.whole, listing.splits = (
+                stated[split or next(name for name in reversed(SPLITS) if name in stated)],
+                {},
+            )
     cache = _memory(config)
     looked = _look(listing, config, cache)
     config = looked.config
     listing.problems.report(config.source, strict=config.strict)
-    if used is not None:
-        listing.whole = used.held_out(listing.whole, looked.content, stated=stated)
+    if marks is not None and split is not None:
+        found = [item for item in listing.whole if marks.has(looked.content.get(item.name, ""))]
+        names = {item.name for item in stated.get(split, ())}
+        listing.whole = found or [item for item in listing.whole if item.name in names]
+        if not listing.whole:
+            raise _no_split(config, split, stated)
+    elif used is not None and split in (None, "test"):
+        listing.whole = used.held_out(listing.whole, looked.content, stated=bool(stated))
     if labels is None:
         labels = target.labels(listing.whole, listing.labels)
     return ImageSet(listing.whole, labels, seed=config.seed, cache=cache, target=target, reading=_reading(config))
+
+
+def _no_split(config: DataConfig, split: SplitName, stated: Collection[SplitName]) -> DataError:
+    has = f"states {' and '.join(stated)}" if stated else "states no splits"
+    return DataError(
+        f"{config.source} has no split {split}: it {has}, and none of its images is known as one of {split} of the"
+        " adapter's training. Name another split, or the data that the adapter was trained with."
+    )
 
 
 def _target(source: Source, config: DataConfig) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
@@ -211,6 +212,11 @@ class ImageSet(Dataset[Sample]):
             twin.cache = None if self.cache is None else DecodedImages(self.cache.limit)
             twin.reading = reading
         return twin
+
+    def contents_digest(self) -> str:
+        """The sha256 of the contents of all images, whatever their names and their order; it reads each file."""
+        contents = sorted(hashlib.sha256(item.picture.content()).hexdigest() for item in self.items)
+        return hashlib.sha256("\n".join(contents).encode()).hexdigest()
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """Return the images at `indices`, in that order, with the same labels and transform."""

@@ -12,9 +12,17 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from vpeft.data.items import Item, SplitName
 from vpeft.data.problems import DataWarning
@@ -84,14 +92,36 @@ class UsedImages(BaseModel):
 
     train: Marks
     val: Marks | None = None
+    val_classes: tuple[str, ...] = ()
+    """the classes of validation, where splits are made of classes: none of them is in the test"""
+
+    @model_serializer(mode="wrap")
+    def _classes_only_where_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        stated: dict[str, Any] = handler(self)
+        if not self.val_classes:  # as in files that are older than the field
+            stated.pop("val_classes", None)
+        return stated
 
     @classmethod
-    def of(cls, splits: Mapping[SplitName, Sequence[Item]], content: Mapping[str, str]) -> UsedImages | None:
-        """The images of the splits `train` and `val`; None where no image was read."""
+    def of(
+        cls, splits: Mapping[SplitName, Sequence[Item]], content: Mapping[str, str], by_classes: bool = False
+    ) -> UsedImages | None:
+        """The images of the splits `train` and `val`; None where no image was read.
+
+        Args:
+            splits: the images of each split.
+            content: the sha256 of each by name.
+            by_classes: whether the splits have classes of their own, so that those of validation are kept, too.
+        """
         train, val = ([content.get(item.name, "") for item in splits.get(name, ())] for name in ("train", "val"))
         if not any(train):
             return None
-        return cls(train=Marks.of(train), val=Marks.of(val) if any(val) else None)
+        classes = tuple(dict.fromkeys(item.label for item in splits.get("val", ()))) if by_classes else ()
+        return cls(train=Marks.of(train), val=Marks.of(val) if any(val) else None, val_classes=classes)
+
+    def of_split(self, split: SplitName) -> Marks | None:
+        """The marks of the images of one split; None for the test and for a validation without images."""
+        return {"train": self.train, "val": self.val, "test": None}[split]
 
     def joined(self, other: UsedImages | None) -> UsedImages:
         """The images of both trainings."""
@@ -99,7 +129,9 @@ class UsedImages(BaseModel):
             return self
         val = [one for one in (self.val, other.val) if one is not None]
         return UsedImages(
-            train=self.train.joined(other.train), val=val[0].joined(val[1]) if len(val) > 1 else next(iter(val), None)
+            train=self.train.joined(other.train),
+            val=val[0].joined(val[1]) if len(val) > 1 else next(iter(val), None),
+            val_classes=tuple(dict.fromkeys((*self.val_classes, *other.val_classes))),
         )
 
     def held_out(self, items: Sequence[Item], content: Mapping[str, str], *, stated: bool) -> list[Item]:

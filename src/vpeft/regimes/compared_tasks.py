@@ -81,9 +81,14 @@ class MultiTaskRecipe(BaseModel):
             image_changes=self.changes,
         )
 
-    def joint(self, singles: Mapping[str, float]) -> Recipe:
-        """The run that learns all tasks, given the single-task scores where they are known."""
-        task = self.task().with_singles(singles) if singles else self.task()
+    def joint(self, singles: Mapping[str, float], measured: Mapping[str, Mapping[str, float]]) -> Recipe:
+        """The run that learns all tasks.
+
+        Args:
+            singles: the single-task scores of validation, where they are known.
+            measured: those of validation and test by the digest of the images.
+        """
+        task = self.task().with_singles(singles, measured) if singles else self.task()
         return self._run(self.method, task, "joint", None)
 
     def alone(self, name: str) -> Recipe:
@@ -153,18 +158,26 @@ def compare_tasks(
     config = recipe.data.model_copy(update={"target": task.target_kind})
     read_listing(find_source(config), config)
     seen: dict[str, dict[str, float]] = {"val": {}, "test": {}}
+    measured: dict[str, dict[str, float]] = {}
     parameters: dict[str, int] = {}
     for name, one in task.parts.items() if recipe.single != NONE else ():
         outcome = run_recipe(recipe.alone(name), resume=resume, progress=progress, show=False)
         _require_done(outcome)
         parameters[name] = outcome.tuned.plan().trainable_with_head
-        for split, scores in (("val", outcome.result.val), ("test", outcome.test)):
-            if scores is not None:
-                seen[split][name] = scores.values[f"{name}/{one.leading.name}"]
+        for split, scores, images in (
+            ("val", outcome.result.val, outcome.data.val),
+            ("test", outcome.test, outcome.data.test),
+        ):
+            if scores is not None and images is not None:
+                value = scores.values[f"{name}/{one.leading.name}"]
+                seen[split][name] = value
+                measured.setdefault(images.contents_digest(), {})[name] = value
         last = outcome.test or outcome.result.val
         shown = "" if last is None else f" {one.leading.name} {last.values[f'{name}/{one.leading.name}']:.4g}"
         say(f"{name} alone, {recipe.single}:{shown}")
-    joint = run_recipe(recipe.joint(seen["val"]), resume=resume, progress=progress, show=False)
+    # a source may have more images of one kind; then the scores are of other images than those of all tasks
+    complete = {digest: scores for digest, scores in measured.items() if set(scores) == set(task.parts)}
+    joint = run_recipe(recipe.joint(seen["val"], complete), resume=resume, progress=progress, show=False)
     _require_done(joint)
     scores = joint.test or joint.result.val
     singles = seen["test"] if joint.test is not None else seen["val"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ..batch import Batch, Sample, as_sample
+from ..data.image_set import ImageSet
 from ..data.joint import Fitting
 from ..data.joint_maps import maps_transform
+from ..data.problems import DataWarning
 from ..data.task_mixture import Mixing, TaskMixture, mixed_order
 from ..errors import VpeftError
 from ..injection.heads import Heads, made_head
@@ -72,7 +75,10 @@ class MultiTask(Task):
     image_changes: str = Field(default="none", alias="augment")
     """changes of training images and all their maps, joined by +: flip, turn, zoom, photometric, crop, scale_jitter"""
     singles: dict[str, float] = Field(default_factory=dict)
-    """the leading metric of a model that was trained for each task alone, on the same split"""
+    """the leading metric of a model that was trained for each task alone, on the images of validation"""
+    measured: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """such scores by the digest of the images (`ImageSet.contents_digest`) that they were measured on; `vpeft
+    multitask` keeps those of validation and test"""
 
     @field_validator("parts", mode="before")
     @classmethod
@@ -116,7 +122,8 @@ class MultiTask(Task):
 
     @model_validator(mode="after")
     def _of_parts(self) -> Self:
-        for what, named in (("weights", self.weights), ("singles", self.singles)):
+        measured = [("measured", scores) for scores in self.measured.values()]
+        for what, named in (("weights", self.weights), ("singles", self.singles), *measured):
             unknown = [name for name in named if name not in self.parts]
             if unknown and self.parts:
                 raise ValueError(f"{what} names {unknown[0]}, and the tasks are {', '.join(self.parts)}")
@@ -150,9 +157,34 @@ class MultiTask(Task):
             return Leading(f"{name}/{only.leading.name}", only.leading.higher_is_better)
         return Leading(DELTA) if set(self.singles) == set(self.parts) else Leading("loss", higher_is_better=False)
 
-    def with_singles(self, scores: Mapping[str, float]) -> Self:
-        """The task with the measured leading metric of each task's own model, against which delta_m compares."""
-        return type(self).model_validate({**self._fields(), "singles": dict(scores)})
+    def with_singles(
+        self, scores: Mapping[str, float], measured: Mapping[str, Mapping[str, float]] | None = None
+    ) -> Self:
+        """The task with the measured leading metric of each task's own model, against which delta_m compares.
+
+        Args:
+            scores: of validation.
+            measured: the field of that name; None leaves it.
+        """
+        kept = self.measured if measured is None else {digest: dict(one) for digest, one in measured.items()}
+        return type(self).model_validate({**self._fields(), "singles": dict(scores), "measured": kept})
+
+    def compared_on(self, images: Any) -> Self:
+        """With the single-task scores that were measured on these images; without any, and a warning, if none were."""
+        if not self.singles and not self.measured:
+            return self
+        digest = images.contents_digest() if isinstance(images, ImageSet) else ""
+        scores = self.measured.get(digest, {})
+        if set(scores) != set(self.parts):
+            warnings.warn(
+                f"There is no {DELTA} for these {len(images)} images: the scores of the single-task models were not"
+                f" measured on them. Score the test images of the training, or its validation images, with `--split`;"
+                f" `vpeft multitask` measures single-task models on both and keeps their scores in the adapter file.",
+                DataWarning,
+                stacklevel=2,
+            )
+            scores = {}
+        return self.with_singles(scores)
 
     def _fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in type(self).model_fields}

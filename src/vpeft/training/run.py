@@ -391,7 +391,7 @@ def _test_once(recipe: Recipe, tuned: TunedModel, data: Datasets, preprocessing:
     """Return the scores of the final weights on the test split, which nothing has read before."""
     if data.test is None:
         return None
-    task: Task = tuned.task
+    task: Task = tuned.task.compared_on(data.test)
     samples = in_views(task.dataset(data.test, False), preprocessing)
     return evaluate(tuned, samples, task=task, batch=recipe.optimisation.batch, workers=recipe.data.workers)
 

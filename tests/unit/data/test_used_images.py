@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_data, open_for_evaluation
-from vpeft.data.problems import DataWarning
+from vpeft.data.problems import DataError, DataWarning
 from vpeft.data.used_images import MOST, Marks, UsedImages
 
 
@@ -95,3 +95,45 @@ def test_marks_of_a_large_set_tell_the_share() -> None:
     for text in ("not base64!", "AAA="):
         with pytest.raises(ValidationError):
             Marks(count=1, text=text)
+
+
+def test_the_named_split_of_a_training_is_found_again(tmp_path: Path) -> None:
+    photos = _photos(tmp_path / "photos")
+    data = open_data(DataConfig(source=str(photos)))
+    assert data.val is not None and data.test is not None and data.used is not None
+    for split, images in data.splits.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)
+            found = open_for_evaluation(DataConfig(source=str(photos)), None, data.used, split)
+        assert sorted(item.name for item in found.items) == sorted(item.name for item in images.items)
+    with pytest.raises(DataError, match="has no split val: it states no splits"):
+        open_for_evaluation(DataConfig(source=str(photos)), None, None, "val")
+
+
+def test_a_named_split_of_other_images_is_the_one_that_they_state(tmp_path: Path) -> None:
+    used = open_data(DataConfig(source=str(_photos(tmp_path / "photos")))).used
+    assert used is not None
+    rng = np.random.default_rng(1)
+    for split in ("train", "test"):
+        (tmp_path / "other" / split / "a").mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype("uint8")).save(
+            tmp_path / "other" / split / "a" / "0.png"
+        )
+    other = DataConfig(source=str(tmp_path / "other"))
+    assert [item.name for item in open_for_evaluation(other, None, used, "train").items] == ["train/a/0.png"]
+    assert [item.name for item in open_for_evaluation(other, None, used, "test").items] == ["test/a/0.png"]
+    with pytest.raises(DataError, match="has no split val: it states train and test"):
+        open_for_evaluation(other, None, used, "val")
+
+
+def test_classes_of_validation_are_kept_where_splits_have_classes_of_their_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label in "abcdefgh":
+        (tmp_path / label).mkdir()
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype("uint8")).save(tmp_path / label / "0.png")
+    data = open_data(DataConfig(source=str(tmp_path), split_by="classes", val_fraction=0.3, test_fraction=0.25))
+    assert data.val is not None and data.used is not None
+    assert set(data.used.val_classes) == {item.label for item in data.val.items}
+    assert UsedImages.model_validate(data.used.model_dump(mode="json")) == data.used
+    assert set(data.used.joined(data.used).val_classes) == set(data.used.val_classes)
+    assert "val_classes" not in UsedImages(train=Marks.of(["ab" * 32])).model_dump()

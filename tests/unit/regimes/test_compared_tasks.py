@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vpeft.data.problems import DataError
+from vpeft.cli import main
+from vpeft.data.problems import DataError, DataWarning
 from vpeft.regimes.compared_tasks import PICTURE, RECORD, MultiTaskRecipe, compare_tasks, gains
 from vpeft.tasks.multi_task import MultiTask
 
@@ -48,7 +51,18 @@ def recipe_for(folder: Path, **changes: object) -> MultiTaskRecipe:
     return MultiTaskRecipe.model_validate({**stated, **changes})
 
 
-def test_all_are_trained_and_compared_on_the_test_split(folder: Path) -> None:
+def evaluated(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    """What `vpeft evaluate --json` says of the joint adapter, and its warnings under "said"."""
+    capsys.readouterr()
+    adapter = folder.parent / "out" / "joint" / "adapter.safetensors"
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataWarning)
+        assert main(["evaluate", str(adapter), "--data", str(folder), "--device", "cpu", "--json", *more]) == 0
+    told = capsys.readouterr()
+    return {**json.loads(told.out), "said": told.err}
+
+
+def test_all_are_trained_and_compared_on_the_test_split(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
     outcome = compare_tasks(recipe_for(folder), say=said.append)
     record = json.loads((folder.parent / "out" / RECORD).read_text())
@@ -71,6 +85,13 @@ def test_all_are_trained_and_compared_on_the_test_split(folder: Path) -> None:
     assert (folder.parent / "out" / PICTURE).stat().st_size > 5000
     again = compare_tasks(recipe_for(folder), say=said.append)
     assert again.record["tasks"] == outcome.record["tasks"]
+    # a later evaluation compares with scores of the images that it scores
+    assert outcome.joint.test.values["delta_m"] == pytest.approx(record["delta_m"])
+    told = {split: evaluated(folder, capsys, "--split", split) for split in ("test", "val")}
+    assert told["test"]["values"]["delta_m"] == pytest.approx(record["delta_m"])
+    assert told["val"]["values"]["delta_m"] == pytest.approx(outcome.joint.result.val.values["delta_m"])
+    other = evaluated(folder, capsys, "--split", "train")
+    assert "delta_m" not in other["values"] and "were not measured on them" in other["said"]
 
 
 def test_without_single_models_there_is_no_delta(folder: Path) -> None:
