@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vpeft.acceleration import decoded_images, host_prefix, prefix_cache, shared_trunk
+from vpeft.acceleration import cached_query, decoded_images, host_prefix, prefix_cache, shared_trunk
 from vpeft.acceleration.acceleration import Acceleration, NotApplicable
 from vpeft.acceleration.attention_kernel import AttentionKernel
 from vpeft.acceleration.class_token_only import ClassTokenOnly
@@ -137,7 +137,8 @@ def accelerate(
     Args:
         tuned: the model, in the mode in which it will be trained. Weights, statistics and modes do not change.
         choice: `auto`, `off`, or names separated by commas.
-        situation: the run, which caches need; without it, `frozen_prefix` and `decoded_images` are not used.
+        situation: the run, which caches need; without it, `frozen_prefix`, `decoded_images` and `cached_query` are not
+            used.
         autocast, precision: of the forward pass.
 
     Returns:
@@ -152,6 +153,8 @@ def accelerate(
     try:
         if decoded_images.NAME in names and situation is not None and situation.stream is None:
             _decode(made, situation)
+        if cached_query.NAME in names and situation is not None:
+            _keep_queries(made, tuned, situation)
     except BaseException:
         made.close()
         raise
@@ -167,7 +170,7 @@ def _on_the_model(
     precision: str,
 ) -> Accelerated:
     patches, outcomes = Patches(tuned), list[AccelerationOutcome]()
-    names = [name for name in names if name != decoded_images.NAME]
+    names = [name for name in names if name not in (decoded_images.NAME, cached_query.NAME)]
     if not names:
         return Accelerated(patches, outcomes, None)
     unfit = _unfit(tuned)
@@ -210,6 +213,19 @@ def _decode(made: Accelerated, situation: Situation) -> None:
         made.outcomes.append(AccelerationOutcome(decoded_images.NAME, False, str(reason), True))
     else:
         made.outcomes.append(AccelerationOutcome(decoded_images.NAME, True, text, True))
+
+
+def _keep_queries(made: Accelerated, tuned: TunedModel, situation: Situation) -> None:
+    """Cache the frozen model's own features, where the method reads them."""
+    try:
+        unfit = _unfit(tuned)
+        if unfit is not None:
+            raise NotApplicable(unfit)
+        text, equal = cached_query.remember(tuned, made._patches, situation)
+    except NotApplicable as reason:
+        made.outcomes.append(AccelerationOutcome(cached_query.NAME, False, str(reason), True))
+    else:
+        made.outcomes.append(AccelerationOutcome(cached_query.NAME, True, text, equal))
 
 
 def _unfit(tuned: TunedModel) -> str | None:

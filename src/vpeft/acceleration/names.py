@@ -8,6 +8,7 @@ from vpeft.errors import VpeftError, nearest
 NAMES: dict[str, str] = {
     "frozen_prefix": "compute the outputs of everything before the first trained place once per image",
     "decoded_images": "decode and resize images once and keep them as eight-bit pixels",
+    "cached_query": "compute the frozen model's own feature of each image, by which prompts are chosen, once",
     "class_token_only": "compute queries, projection and MLP of the last block for the class token only",
     "key_value_prompts": "compute inserted tokens whose outputs are dropped as keys and values only, once per batch",
     "fused_low_rank": "add low-rank updates to the frozen projection's output in place",

@@ -6,11 +6,11 @@ same time each have their own. One model may run inside another: each `Switch` f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from .switch import Shares
 
 Within = Mapping[str | None, Callable[[], AbstractContextManager[None]]]
+
+
+class Queries(Protocol):
+    """Keeps what the frozen model sees in each image, by the image's name."""
+
+    def query(self, names: Sequence[str], compute: Callable[[], Tensor], /) -> Tensor:
+        """The queries (B, D) of a batch: `compute()`, or what it gave before for these names."""
+        ...
 
 
 @dataclass(frozen=True)
