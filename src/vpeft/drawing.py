@@ -41,9 +41,14 @@ def drawn(image: Tensor, prediction: Prediction, labels: Sequence[str] = ()) -> 
 
     Args:
         image: uint8 (3, H, W), of the size that the prediction is of; for a map of any size, to which that is brought.
-        prediction: with objects or a map.
+        prediction: with objects, a map, or pictures, which are then beside the image.
         labels: names of the classes, for the legend of a class map.
     """
+    if prediction.pictures:
+        beside = [(shows, picture_of(made)) for shows, made in prediction.pictures.items()]
+        return panel(
+            [("", [picture_of(image), *(picture for _, picture in beside)])], ["image", *(shows for shows, _ in beside)]
+        )
     if prediction.objects is not None:
         return picture_of(with_objects(image, prediction.objects))
     found = prediction.map

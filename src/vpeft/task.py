@@ -122,6 +122,7 @@ class Prediction:
         values: the whole answer for programs, JSON.
         map: a map of class numbers (H, W), where the answer is one for each pixel; of real numbers, such as depths.
         objects: the objects of the image, where the task finds objects.
+        pictures: pictures that the model made, uint8 (3, H, W), by what each shows.
     """
 
     id: str
@@ -129,6 +130,7 @@ class Prediction:
     values: Mapping[str, Any] = field(default_factory=dict)
     map: Tensor | None = None
     objects: DetectedObjects | None = None
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 TargetKind = str
@@ -333,8 +335,6 @@ class Task(BaseModel):
         """
         raise NoViews(f"The task {self.name} does not average several views of a sample. Ask for one, views = 1x1.")
 
-    @abstractmethod
-    def metric(self) -> Metric:
     def compared_on(self, images: Any) -> Self:
         """The task for scores on these images, a data set, with what it compares scores with measured on the same ones.
 
@@ -342,6 +342,8 @@ class Task(BaseModel):
         """
         return self
 
+    @abstractmethod
+    def metric(self) -> Metric:
         """A fresh metric: `update(outputs, batch)` for each batch, `compute()` -> values by name, `leading` among them.
 
         Values may be tensors with one element, or anything JSON can say (a confusion matrix as lists), which goes to

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vpeft.cli.loaded import Loaded
 from vpeft.cli.nothing_to_predict import NothingToPredict
-from vpeft.drawing import drawn, index_picture
+from vpeft.drawing import drawn, index_picture, picture_of
 from vpeft.task import Prediction
 
 
@@ -31,14 +31,16 @@ class Drawings:
         """Draw one prediction; its `id` is the file of the image.
 
         Raises:
-            NothingToPredict: the task predicts neither maps nor objects.
+            NothingToPredict: the task predicts neither maps nor objects nor pictures.
         """
         found = prediction.map
-        if found is None and prediction.objects is None:
+        if found is None and prediction.objects is None and not prediction.pictures:
             raise NothingToPredict(
                 f"The task {self.loaded.task.name} predicts neither maps nor objects, so there is nothing to draw."
             )
         name = self.name_for(Path(prediction.id))
+        for shows, picture in prediction.pictures.items():
+            write(picture_of(picture), self.folder / shows / f"{name}.png")
         image = as_picture(self.loaded.preprocessing.read(prediction.id))
         write(drawn(image, prediction, self.loaded.labels), self.folder / f"{name}.png")
         if found is not None and found.is_floating_point():

@@ -84,8 +84,9 @@ def predict(
         Stop at the first image that cannot be read, instead of skipping it with a warning.
     draw:
         Folder for a picture of each image with what is found: boxes, masks and names, or classes or depths in
-        colours. Class maps also go to masks/ as PNGs of class numbers, depths to depth/ as arrays for numpy. Of a
-        video, the frames that were seen. With a gallery, each image beside its nearest ones.
+        colours. Class maps also go to masks/ as PNGs of class numbers, depths to depth/ as arrays for numpy, pictures
+        that the model made to a folder named as what they show. Of a video, the frames that were seen. With a
+        gallery, each image beside its nearest ones.
     gallery:
         For retrieval: folders, files or patterns of the images among which the nearest are looked for.
     names:
@@ -145,7 +146,8 @@ def predict(
             drawings.add(one)
         if coco is not None:
             coco.add(one)
-        predictions.append(replace(one, map=None, objects=None))  # pixels of many images would fill the memory
+        # pixels of many images would fill the memory
+        predictions.append(replace(one, map=None, objects=None, pictures={}))
     if not predictions:
         what = "an image" if loaded.preprocessing.clip is None else "a clip"
         raise NothingToPredict(f"None of the {len(files)} files could be read as {what}.")

@@ -1,0 +1,70 @@
+"""A tiny tokenizer of pictures, a tiny Llama over its tokens, and a folder of pictures with masks and edges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from vpeft.backbones.picture_codec import SHAPE, PocketVq
+
+CODES, TOKENS = 16, 4
+CLASSES = ("ground", "block", "ball")
+
+
+def write_codec(path: Path) -> Path:
+    """A `PocketVq` for pictures of 8 x 8 pixels: 4 tokens out of 16."""
+    torch.manual_seed(0)
+    made = PocketVq(side=8, patch=4, codes=CODES, width=8, depth=1)
+    save_file(made.state_dict(), str(path), metadata={SHAPE: json.dumps(made.shape)})
+    return path
+
+
+def write_llama(folder: Path, codes: int = CODES, width: int = 16) -> Path:
+    """A Llama over the tokens, at random, as `save_pretrained` writes it, with the preprocessing of its pictures."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config: Any = LlamaConfig(
+        vocab_size=codes,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        attention_bias=True,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    stated: dict[str, Any] = {"size": {"height": 8, "width": 8}, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "ViTImageProcessor", **stated})
+    )
+    return folder
+
+
+def write_pictures(root: Path, count: int = 10, side: int = 16) -> Path:
+    """Images of blocks with masks of three classes and edges: images/, masks/, edges/, and classes.txt."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks", "edges"):
+        (root / name).mkdir(parents=True)
+    for number in range(count):
+        mask = np.zeros((side, side), np.uint8)
+        top, left = rng.integers(0, side // 2, 2)
+        mask[top : top + side // 2, left : left + side // 2] = 1 + number % 2
+        image = np.stack([80 * mask, 255 - 60 * mask, 40 + 0 * mask], axis=-1).astype(np.uint8)
+        image += rng.integers(0, 9, image.shape, dtype=np.uint8)
+        edges = np.zeros_like(mask)
+        edges[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+        edges[1:] |= mask[1:] != mask[:-1]
+        for folder, pixels in (("images", image), ("masks", mask), ("edges", edges)):
+            Image.fromarray(pixels).save(root / folder / f"{number:02d}.png")
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    return root
