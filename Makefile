@@ -25,7 +25,7 @@ TOOLS   := $(VENV)/tools
 LOCK_FLAGS := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --no-header
 
-.PHONY: help demo demo-dense test check format lint types imports docs docs-check spelling slow cells matrix lock audit sbom clean
+.PHONY: help demo demo-dense test check format lint types imports docs docs-check docs-site spelling slow cells matrix lock audit sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -94,12 +94,17 @@ matrix: $(VENV)/.dev  ## run the contract on every method (or ONLY=name) and fam
 	$(TEST_ENV) PYTHONPATH=src:. $(BIN)/python -m tests.contract.matrix --write docs/coverage.md --workers $(JOBS) \
 		--keep runs/matrix.jsonl --only "$(ONLY)" $(if $(MISSING),--missing)
 
+# The properties of the methods come first: docs.py writes tables of them.
 docs: $(VENV)/.dev  ## write the generated tables and snippets of docs/ and README.md anew
+	$(TEST_ENV) $(BIN)/python tools/method_pages.py
 	$(BIN)/python tools/docs.py
 	$(TEST_ENV) $(BIN)/python tools/pocket_page.py
 	$(TEST_ENV) $(BIN)/python tools/pocket_dense_page.py
 	$(TEST_ENV) $(BIN)/python tools/counts.py
-	$(TEST_ENV) $(BIN)/python tools/method_pages.py
+
+docs-site: $(VENV)/.dev  ## build the documentation site into build/site and check its links
+	$(TEST_ENV) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python tools/site_check.py build/site
 
 format: $(VENV)/.dev  ## format the code
 	$(BIN)/ruff format $(CODE)

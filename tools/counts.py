@@ -242,7 +242,7 @@ def page() -> str:
     for place, row in enumerate(rows):
         short = row.backbone.split("_patch")[0]
         settings = ", ".join(f"{key}={value!r}" for key, value in row.fields.items())
-        name = f"[{row.method}](methods/{row.method}.md)" + (f" {settings}" if settings else "")
+        name = f"[{row.method}](methods.md#{row.method})" + (f" {settings}" if settings else "")
         if place not in ours:
             lines.append((name, short, "", "", "", row.printed, "", row.reason))
             continue

@@ -7,6 +7,7 @@ A generated part stands between `<!-- generated: KIND ARGUMENTS -->` and `<!-- e
 
     file PATH [NAME]     the text of a file, or of the part of it between `# [NAME]` and `# [/NAME]`
     methods              the table of all methods
+    properties           all methods by their stored properties
     settings             for each method its settings
     backbones            the table of families
     help COMMAND ...     what `vpeft COMMAND ... --help` prints
@@ -17,6 +18,7 @@ A generated part stands between `<!-- generated: KIND ARGUMENTS -->` and `<!-- e
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import io
 import json
 import os
@@ -26,6 +28,7 @@ import textwrap
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import ModuleType
 
 # Before anything asks for the terminal: what is written must not depend on where it is made.
 os.environ.update(COLUMNS="100", NO_COLOR="1", TERM="dumb")
@@ -76,10 +79,21 @@ def methods() -> str:
     return _table(
         ("method", "class", "family", "paper", "idea"),
         [
-            (f"`{row['name']}`", f"`{row['class']}`", row["family"], _paper(row["paper"]), row["summary"])
+            (
+                f"[`{row['name']}`](#{row['name']})",
+                f"`{row['class']}`",
+                row["family"],
+                _paper(row["paper"]),
+                row["summary"],
+            )
             for row in rows
         ],
     )
+
+
+def properties() -> str:
+    """All methods by their stored properties, which tools/method_pages.py writes."""
+    return str(_tool("method_pages").index())
 
 
 def settings() -> str:
@@ -182,12 +196,23 @@ def auto_regret() -> str:
 _KINDS: dict[str, Callable[..., str]] = {
     "file": file,
     "methods": methods,
+    "properties": properties,
     "settings": settings,
     "backbones": backbones,
     "help": help,
     "effective_rank": effective_rank,
     "auto_regret": auto_regret,
 }
+
+
+def _tool(name: str) -> ModuleType:
+    """Another file of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", Path(__file__).with_name(f"{name}.py"))
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"There is no tools/{name}.py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _paper(paper: str) -> str:

@@ -1,6 +1,8 @@
-"""Write docs/methods/: a page and a picture for each method, an index, and the picture of which builds on which.
+"""The properties of all methods, and what is said of them on pages.
 
-The properties and the results that the package carries are written too, beside `vpeft/taxonomy`.
+The properties and the results that the package carries are written beside `vpeft/taxonomy`, and the picture of which
+method builds on which into docs/images. The page and the picture of each method are kept nowhere: `make docs-site`
+makes them (`site_pages`). The tables of docs/methods.md are `index`, which tools/docs.py writes.
 
 python tools/method_pages.py              write; memory is measured where a method's other properties have changed
 python tools/method_pages.py --measure    write; memory is measured for all methods (about a minute)
@@ -23,54 +25,86 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ROOT / "docs" / "methods"
 POCKET = ROOT / "docs" / "pocket" / "results.json"
 GENEALOGY = ROOT / "docs" / "images" / "genealogy.svg"
-_NOTE = "<!-- Written by tools/method_pages.py. -->"
+FOLDER = "methods"  # of the built pages
+ALL = "[All methods](../methods.md)"
+
+
+def own_methods() -> dict[str, Any]:
+    """The methods of this package by name; those that somebody else registers are left out."""
+    from vpeft.methods import all_methods
+
+    return {name: kind for name, kind in all_methods().items() if kind.__module__.startswith("vpeft.")}
 
 
 def made(measure: bool, keep_memory: bool) -> dict[Path, str]:
-    """Every generated file with its fresh text.
+    """Every generated file that the repository keeps, with its fresh text.
 
     Args:
         measure: measure the memory of all methods.
         keep_memory: measure nothing that is stored, even if the method has changed since.
     """
     from vpeft.errors import VpeftError
-    from vpeft.methods import all_methods
     from vpeft.taxonomy import results
     from vpeft.taxonomy.genealogy import ancestors, genealogy
-    from vpeft.taxonomy.picture import picture
-    from vpeft.taxonomy.properties import BACKBONES, STORED, on_meta, properties_of, stored
+    from vpeft.taxonomy.properties import STORED, on_meta, properties_of, stored
 
     found: list[Any] = []
-    refused: list[Any] = []
-    plans: dict[str, Any] = {}
-    files: dict[Path, str] = {}
-    own = {name: kind for name, kind in all_methods().items() if kind.__module__.startswith("vpeft.")}
+    own = own_methods()
     for name, kind in own.items():
         old = {} if measure else stored().get(name, {})
         try:
             tuned = on_meta(kind())
-        except VpeftError as error:  # no such place on any of these backbones, or a setting without a default
-            files[PAGES / f"{name}.md"] = _page_without_figures(kind, str(error))
-            refused.append(kind)
+        except VpeftError:  # no such place on any of these backbones, or a setting without a default
             continue
         one = properties_of(kind(), memory=old.get("memory"), tuned=tuned)
         if old and not keep_memory and _plain(one) != old:
             one = properties_of(kind(), tuned=tuned)
-        plans[name] = tuned.plan()
-        if one.backbone == BACKBONES[0]:
-            files[PAGES / f"{name}.svg"] = picture(plans[name], one.reads, f"Where {name} acts in a vision transformer")
         found.append(one)
-    for one in found:
-        files[PAGES / f"{one.name}.md"] = _page(own[one.name], one, plans[one.name], found)
-    files[GENEALOGY] = genealogy(ancestors(own))
-    files[results.STORED] = _results()
-    files[PAGES / "README.md"] = _index(found, refused)
-    files[PAGES / "published.md"] = _published_tables()
-    files[STORED] = json.dumps({one.name: _plain(one) for one in found}, indent=1, sort_keys=True) + "\n"
+    return {
+        GENEALOGY: genealogy(ancestors(own)),
+        results.STORED: _results(),
+        STORED: json.dumps({one.name: _plain(one) for one in found}, indent=1, sort_keys=True) + "\n",
+    }
+
+
+def site_pages() -> dict[str, str]:
+    """The pages and pictures of the methods, by their paths in the site; from the stored properties and fresh plans."""
+    from vpeft.errors import VpeftError
+    from vpeft.taxonomy.picture import picture
+    from vpeft.taxonomy.properties import BACKBONES, on_meta, stored_properties
+
+    own = own_methods()
+    found = {one.name: one for one in stored_properties() if one.name in own}
+    files: dict[str, str] = {}
+    for name, kind in own.items():
+        try:
+            tuned = on_meta(kind())
+        except VpeftError as error:
+            files[f"{FOLDER}/{name}.md"] = _page_without_figures(kind, str(error))
+            continue
+        if name not in found:
+            raise SystemExit(f"The properties of {name} are not stored; run `python tools/method_pages.py`.")
+        plan = tuned.plan()
+        if found[name].backbone == BACKBONES[0]:
+            title = f"Where {name} acts in a vision transformer"
+            files[f"{FOLDER}/{name}.svg"] = picture(plan, found[name].reads, title)
+        files[f"{FOLDER}/{name}.md"] = _page(kind, found[name], plan, list(found.values()))
+    files[f"{FOLDER}/published.md"] = _published_tables()
     return files
+
+
+def index() -> str:
+    """All methods by their stored properties: how to ask, tables, and the survey's answers beside ours.
+
+    Each method is a link to its section of the same page, docs/methods.md.
+    """
+    from vpeft.taxonomy.properties import stored_properties
+
+    own = own_methods()
+    found = [one for one in stored_properties() if one.name in own]
+    return _index(found, [kind for name, kind in own.items() if name not in {one.name for one in found}])
 
 
 def _plain(one: Any) -> dict[str, Any]:
@@ -148,7 +182,7 @@ def _page(kind: Any, one: Any, plan: Any, found: Sequence[Any]) -> str:
                 *_literature(kind.name),
                 *_pocket(kind.name),
                 f"`vpeft explain {one.name} --backbone {one.backbone}` prints this, also for other settings and"
-                " backbones. [All methods](README.md)",
+                f" backbones. {ALL}",
             ]
         )
         + "\n"
@@ -179,7 +213,7 @@ def _published_tables() -> str:
     from vpeft.report.published import names, published
 
     parts = [
-        f"# Published tables\n{_NOTE}",
+        "# Published tables",
         "Imported as reported and never mixed with what is measured here. `vpeft report --reported NAME` sets one"
         " beside a ledger. Which row is which method is stated with the table, in `src/vpeft/report/published/`.",
     ]
@@ -195,7 +229,7 @@ def _published_tables() -> str:
             "\n".join(f"- {doubt}" for doubt in (*table.about.caveats, *slips)),
             f"Methods: {listed}." + (f" Rows without a method here: {without}." if without else ""),
         ]
-    return "\n\n".join([*parts, "[All methods](README.md)"]) + "\n"
+    return "\n\n".join([*parts, ALL]) + "\n"
 
 
 def _pocket(name: str) -> list[str]:
@@ -220,7 +254,7 @@ def _pocket(name: str) -> list[str]:
 
 def _page_without_figures(kind: Any, why: str) -> str:
     parts = [*_about(kind), *_settings(kind), "## Figures", f"There are none here: {why}", *_literature(kind.name)]
-    parts.append("[All methods](README.md)")
+    parts.append(ALL)
     return "\n\n".join(parts) + "\n"
 
 
@@ -233,7 +267,7 @@ def _about(kind: Any) -> list[str]:
     parts = (title and f"*{title}*", _paper(kind.paper), _venue(kind))
     published = ", ".join(part for part in parts if part) or "no paper of its own"
     return [
-        f"# {kind.name}\n{_NOTE}",
+        f"# {kind.name}",
         f"`vpeft.methods.{kind.__name__}`; {_family(kind)}; {published}.",
         describe_method(kind)["doc"],
     ]
@@ -254,27 +288,26 @@ def _index(found: list[Any], refused: list[Any]) -> str:
     from vpeft.taxonomy.survey import ASPECTS, SURVEY, computed, disagreements
 
     parts = [
-        f"# All methods by their properties\n{_NOTE}",
-        f"Default settings on ViT-B/16 at 224 pixels, or on the backbone that a method's page"
-        f" names. Memory is what one forward pass keeps for backward at a batch of"
+        "## By their properties",
+        "Default settings on ViT-B/16 at 224 pixels, or on another backbone where a method needs one. Memory is what"
+        " one forward pass keeps for backward at a batch of"
         f" {BATCH}, relative to full fine-tuning; parameters are those that train, without the head. The same figures"
-        ' answer `vpeft methods --where "mergeable and memory < 0.5"`. What papers report, and where it was read:'
-        " [published tables](published.md).",
+        ' answer `vpeft methods --where "mergeable and memory < 0.5"`.',
         "Three ways in: the tables below; `vpeft methods --like"
         ' "merges, no latency, under 0.5 % parameters, good on structured"`, which says which words it knows if one is'
-        " unknown; and each page's section *Near it*, which names the methods that do almost the same and says what"
-        " differs.",
+        " unknown; and *Near it* in what `vpeft methods NAME` prints, which names the methods that do almost the same"
+        " and says what differs.",
         "## Asking",
         _grammar(),
         "## Which builds on which",
         "The date is that of the first version of the paper; a line leads from each method to those that begin from"
         " it, as their facts files say (`src/vpeft/taxonomy/facts`).",
-        "![Which method builds on which, by year](../images/genealogy.svg)",
+        "![Which method builds on which, by year](images/genealogy.svg)",
     ]
     for category in dict.fromkeys(sorted((one.category for one in found), key=_CATEGORIES.index)):
         rows = [
             (
-                f"[{one.name}]({one.name}.md)",
+                f"[{one.name}](#{one.name})",
                 one.family,
                 _venue(one),
                 f"{one.parameters:,}",
@@ -290,7 +323,7 @@ def _index(found: list[Any], refused: list[Any]) -> str:
         parts += [f"## {category.capitalize()}", _table(columns, rows)]
     parts += ["## By property", _by_property(found)]
     if refused:
-        links = ", ".join(f"[{kind.name}]({kind.name}.md)" for kind in refused)
+        links = ", ".join(f"[{kind.name}](#{kind.name})" for kind in refused)
         parts += ["## Without figures", f"These do not run on the backbones here with default settings: {links}."]
     table = computed(found)
     parts += [
@@ -317,12 +350,12 @@ def _index(found: list[Any], refused: list[Any]) -> str:
         _table(
             ("method", "family", "question", "survey", "computed because"),
             [
-                (f"[{d.method}]({d.method}.md)", d.family, ASPECTS[d.aspect], _yes(d.survey), d.because)
+                (f"[{d.method}](#{d.method})", d.family, ASPECTS[d.aspect], _yes(d.survey), d.because)
                 for d in disagreements(found)
             ],
         ),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def _grammar() -> str:
@@ -370,7 +403,7 @@ def _by_property(found: list[Any]) -> str:
     rows = []
     for question, text in FILTERS:
         passes = Filter(text, dataclasses.asdict(found[0]))
-        names = [f"[{one.name}]({one.name}.md)" for one in found if passes(dataclasses.asdict(one))]
+        names = [f"[{one.name}](#{one.name})" for one in found if passes(dataclasses.asdict(one))]
         rows.append((question, f'`vpeft methods --where "{text}"`', ", ".join(names) or "none"))
     return _table(("property", "filter", "methods"), rows)
 
@@ -403,20 +436,14 @@ def run(arguments: list[str]) -> int:
     """Write or check; the number of stale files when checking."""
     check = "--check" in arguments
     files = made(measure="--measure" in arguments, keep_memory=check)
-    left_over = [path for path in PAGES.glob("*") if path not in files]
     stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    PAGES.mkdir(parents=True, exist_ok=True)
-    for path in [*stale, *left_over]:
-        print(f"{'stale' if check else 'written' if path in files else 'removed'}: {path.relative_to(ROOT)}")
-        if check:
-            continue
-        if path in files:
+    for path in stale:
+        print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}")
+        if not check:
             path.write_text(files[path], encoding="utf-8")
-        else:
-            path.unlink()
-    if check and (stale or left_over):
-        print(f"\n{len(stale) + len(left_over)} stale; run `make docs` and commit.")
-    return len(stale) + len(left_over) if check else 0
+    if check and stale:
+        print(f"\n{len(stale)} stale; run `make docs` and commit.")
+    return len(stale) if check else 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -57,6 +58,26 @@ def test_pages_link_to_what_exists() -> None:
     for page in _docs().pages():
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@cache
+def _anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as repository browsers make them."""
+    plain = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", plain, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_to_a_place_on_a_page_find_a_heading_there() -> None:
+    assert _anchors("# A page: `one_two`, and\n```\n# no heading\n```\n") == {"a-page-one_two-and"}
+    seen = 0
+    for page in _docs().pages():
+        text = page.read_text(encoding="utf-8")
+        for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*\.md|)#([^)]+)\)", text):
+            there = text if not target else (page.parent / target).read_text(encoding="utf-8")
+            assert anchor in _anchors(there), f"{page.name} links to {target}#{anchor}"
+            seen += 1
+    assert seen > 100  # of the methods alone
 
 
 def test_every_example_is_on_a_page() -> None:

@@ -11,7 +11,6 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = ROOT / "docs" / "methods"
 
 
 @pytest.fixture
@@ -21,73 +20,86 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "PAGES", tmp_path / "pages")
     return module
 
 
-def test_links_lead_somewhere() -> None:
-    pages = sorted(PAGES.glob("*.md"))
-    assert pages
-    for page in pages:
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> dict[str, type]:
+    """Let the package have these methods alone."""
+    from vpeft.methods import all_methods
+
+    here: dict[str, type] = {name: all_methods()[name] for name in names}
+    monkeypatch.setattr("vpeft.methods.all_methods", lambda: here)
+    monkeypatch.setattr("vpeft.taxonomy.properties.all_methods", lambda: here)
+    return here
 
 
-def test_the_index_lists_every_page() -> None:
-    index = (PAGES / "README.md").read_text(encoding="utf-8")
-    for page in PAGES.glob("*.md"):
-        assert page.name == "README.md" or f"({page.name})" in index
+def test_every_method_has_a_page_and_a_picture_and_links_lead_to_pages(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, "lora", "dora", "bitfit")
+    files = tool.site_pages()
+    methods = {f"methods/{name}{suffix}" for name in ("lora", "dora", "bitfit") for suffix in (".md", ".svg")}
+    assert set(files) == methods | {"methods/published.md"}
+    lora = files["methods/lora.md"]
+    assert "![Where lora acts](lora.svg)" in lora and "[dora](dora.md)" in lora and "(../methods.md)" in lora
+    assert "| `rank` | `int` | `8` | R |" in lora and "294,912" in lora
+    assert files["methods/lora.svg"].startswith("<svg") and "attn.q" in files["methods/lora.svg"]
 
 
-def test_check_finds_changed_missing_and_left_over_files_and_writes_nothing(
+def test_a_method_of_which_nothing_is_stored_is_named(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "bitfit")
+    monkeypatch.setattr("vpeft.taxonomy.properties.stored", dict)
+    with pytest.raises(SystemExit, match="bitfit are not stored; run"):
+        tool.site_pages()
+
+
+def test_the_index_lists_every_method_with_a_link_to_its_section(tool: ModuleType) -> None:
+    linked = set(re.findall(r"\[(\w+)\]\(#(\w+)\)", tool.index()))
+    assert linked == {(name, name) for name in tool.own_methods()}
+
+
+def test_check_finds_changed_and_missing_files_and_writes_nothing(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pages = tmp_path / "pages"
-    fresh = {pages / "same.md": "same", pages / "changed.md": "new", pages / "missing.md": "new"}
+    fresh = {tmp_path / "same.json": "same", tmp_path / "changed.json": "new", tmp_path / "missing.json": "new"}
     monkeypatch.setattr(tool, "made", lambda measure, keep_memory: fresh)
-    pages.mkdir()
-    for name, text in (("same", "same"), ("changed", "old"), ("left", "x")):
-        (pages / f"{name}.md").write_text(text)
-    assert tool.run(["--check"]) == 3
+    for name, text in (("same", "same"), ("changed", "old")):
+        (tmp_path / f"{name}.json").write_text(text)
+    assert tool.run(["--check"]) == 2
     said = capsys.readouterr().out
-    assert all(f"stale: pages/{name}.md" in said for name in ("changed", "missing", "left")) and "same.md" not in said
-    assert (pages / "changed.md").read_text() == "old" and not (pages / "missing.md").exists()
+    assert all(f"stale: {name}.json" in said for name in ("changed", "missing")) and "same" not in said
+    assert (tmp_path / "changed.json").read_text() == "old" and not (tmp_path / "missing.json").exists()
     assert tool.run([]) == 0
-    assert sorted(path.name for path in pages.iterdir()) == ["changed.md", "missing.md", "same.md"]
-    assert (pages / "changed.md").read_text() == "new"
+    assert all(path.read_text() == text for path, text in fresh.items())
     assert tool.run(["--check"]) == 0
 
 
 def test_only_writing_measures_what_has_changed(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vpeft.methods import all_methods
     from vpeft.taxonomy import properties
 
     kept = {name: dict(properties.stored()[name]) for name in ("bitfit", "ln_tune")}
     kept["ln_tune"] |= {"memory": 0.123}
     kept["bitfit"] |= {"memory": 0.456, "parameters": 1}
     monkeypatch.setattr(properties, "stored", lambda: kept)
-    here = {name: all_methods()[name] for name in kept}
-    monkeypatch.setattr("vpeft.methods.all_methods", lambda: here)
+    only(monkeypatch, *kept)
     monkeypatch.setattr(properties, "relative_memory", lambda tuned, backbone: 0.789)
 
-    def memory(*, keep: bool, measure: bool = False) -> dict[str, str]:
-        files = tool.made(measure=measure, keep_memory=keep)
-        pages = {name: files[tool.PAGES / f"{name}.md"] for name in kept}
-        return {name: re.findall(r"full fine-tuning \| ([0-9.]+)", text)[0] for name, text in pages.items()}
+    def memory(*, keep: bool, measure: bool = False) -> dict[str, float]:
+        stored = json.loads(tool.made(measure=measure, keep_memory=keep)[properties.STORED])
+        return {name: stored[name]["memory"] for name in kept}
 
-    assert memory(keep=True) == {"ln_tune": "0.123", "bitfit": "0.456"}
-    assert memory(keep=False) == {"ln_tune": "0.123", "bitfit": "0.789"}
-    assert memory(keep=False, measure=True) == {"ln_tune": "0.789", "bitfit": "0.789"}
+    assert memory(keep=True) == {"ln_tune": 0.123, "bitfit": 0.456}
+    assert memory(keep=False) == {"ln_tune": 0.123, "bitfit": 0.789}
+    assert memory(keep=False, measure=True) == {"ln_tune": 0.789, "bitfit": 0.789}
 
 
 def test_a_method_that_runs_nowhere_has_a_page_without_figures(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vpeft.backbones.points import MissingPlace
-    from vpeft.methods import all_methods
     from vpeft.taxonomy import properties
 
-    here = {name: all_methods()[name] for name in ("bitfit", "lora")}
+    here = only(monkeypatch, "bitfit", "lora")
     real = properties.on_meta
 
     def refusing(method: object) -> object:
@@ -95,13 +107,14 @@ def test_a_method_that_runs_nowhere_has_a_page_without_figures(
             raise MissingPlace("It wants a text tower.")
         return real(method)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("vpeft.methods.all_methods", lambda: here)
     monkeypatch.setattr(properties, "on_meta", refusing)
-    files = tool.made(measure=False, keep_memory=True)
-    assert "It wants a text tower." in files[tool.PAGES / "lora.md"] and "`rank`" in files[tool.PAGES / "lora.md"]
-    assert tool.PAGES / "lora.svg" not in files and tool.PAGES / "bitfit.svg" in files
-    assert "## Without figures" in files[tool.PAGES / "README.md"]
-    assert '"lora"' not in files[properties.STORED] and '"bitfit"' in files[properties.STORED]
+    files = tool.site_pages()
+    assert "It wants a text tower." in files["methods/lora.md"] and "`rank`" in files["methods/lora.md"]
+    assert "methods/lora.svg" not in files and "methods/bitfit.svg" in files
+    stored = tool.made(measure=False, keep_memory=True)[properties.STORED]
+    assert '"lora"' not in stored and '"bitfit"' in stored
+    monkeypatch.setattr(properties, "stored", lambda: json.loads(stored))
+    assert tool.index().partition("## Without figures")[2].partition("##")[0].count("](#lora)") == 1
 
 
 def test_a_page_has_the_literature_and_says_what_is_not_measured(
