@@ -139,6 +139,7 @@ class Backbone:
         self.host: nn.Module | None = None
         self.parts: dict[str, Backbone] = {}  # of the host, beside its towers, once methods are put there
         self.tower_name = ""  # among several towers of a host
+        self.aliases: Mapping[str, str] = {}  # of parts of the host: "projector" for model.multi_modal_projector
         self.facts = facts
         self.pixels = pixels
         self.trunk = trunk

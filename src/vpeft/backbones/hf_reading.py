@@ -119,6 +119,7 @@ class CheckpointReading:
     mean: Point | None = None
     end: Point | None = None
     factor: int = 1
+    masked: bool = False
 
 
 def read_model(model: Any, inner: Any, layers: Any, prefix: int) -> CheckpointReading:
@@ -149,6 +150,8 @@ def read_model(model: Any, inner: Any, layers: Any, prefix: int) -> CheckpointRe
         if classes or not inner.use_head:
             return CheckpointReading(HfPooling(prepare, mean_of_tokens), "avg", final, mean=Point(final, "output"))
         return CheckpointReading(HfPooling(prepare, pooler_output), "map", final)
+    if name.startswith(("Idefics3", "SmolVLM")):
+        return CheckpointReading(HfPooling(as_pixels, mean_of_tokens), "avg", final, masked=True)
     if name.startswith("DPT"):  # its decoder reads the layers; nothing reads the norm behind them
         return CheckpointReading(HfPooling(with_hidden_states, token_of_last_layer), "token")
     if name.startswith("ViTMAE"):

@@ -121,6 +121,7 @@ class Towers(Backbone):
         self.module, self.host, self.tower_name = model, model, ""
         self.frames_enter: nn.Module | None = None
         self.parts: dict[str, Backbone] = {}
+        self.aliases = {}
         self._towers = {name: in_host(tower, model) for name, tower in towers.items()}
         for name, tower in towers.items():
             tower.name_places(name)

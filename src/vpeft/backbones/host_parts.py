@@ -57,7 +57,7 @@ def part_of(description: Backbone, name: str) -> Backbone:
         MissingPlace: there is no such module, it holds a tower or is inside of one, or it has no layers.
     """
     host = description.root
-    whole = whole_name(host, name)
+    whole = whole_name(host, description.aliases.get(name, name))
     if whole not in description.parts:
         description.parts[whole] = _described(description, whole)
     return description.parts[whole]

@@ -154,7 +154,8 @@ class TunedModel(nn.Module):
         if not edits and not all(method.trains_head_only for method in chosen):
             idle = " + ".join(type(method).__name__ for method in chosen)
             raise AdapterError(f"{idle} changes nothing on {self.description.facts.architecture}.")
-        train = tuple(whole_name(self.description.root, part) for part in train)
+        named = self.description.aliases
+        train = tuple(whole_name(self.description.root, named.get(part, part)) for part in train)
         edits += [self.description.module_place(part).unfreeze() for part in train]
         width = feature_width(edits, self.description)
         own_classifier = (

@@ -333,10 +333,15 @@ def require_all_ran(tuned: TunedModel, name: str, ran: list[object], *, training
     places = {id(edit.layer): edit.place.name for edit in adapter.edits}
     towers: dict[str, list[tuple[bool, str]]] = {}
     beside = set() if training else _operations_of_parts(tuned, name)
-    for operation in tuned._wiring.operations(name):
+    operations = tuned._wiring.operations(name)
+    acts_at = {id(one): places.get(id(getattr(one, "layer", None)), "") for one in operations}
+    # what only reads is part of the edit that takes what was read
+    taken_at = {id(slot): acts_at[id(one)] for one in operations if acts_at[id(one)] for slot in _slots_of(one)}
+    for operation in operations:
         if id(operation) in beside:
             continue
-        place = places.get(id(getattr(operation, "layer", None)), "")
+        read = next((taken_at[id(slot)] for slot in _slots_of(operation) if id(slot) in taken_at), "")
+        place = acts_at[id(operation)] or read
         tower = place.partition(".")[0] if len(tuned.description.towers) > 1 else ""
         towers.setdefault(tower, []).append((id(operation) in noted, _where(tuned, name, operation)))
     several = len(towers) > 1

@@ -20,9 +20,13 @@ from ..tokens import TokenCarrier
 from ..towers import Parts, pre_norm_block
 
 
-@family("hf_blip", "transformers.models.blip.modeling_blip.BlipVisionModel")
+@family(
+    "hf_blip",
+    "transformers.models.blip.modeling_blip.BlipVisionModel",
+    "transformers.models.blip_2.modeling_blip_2.Blip2VisionModel",
+)
 def describe_hf_blip(model: nn.Module) -> Backbone:
-    """transformers' BLIP: its image tower, alone or inside of a whole BLIP; the feature is its own pooled one."""
+    """transformers' BLIP and BLIP-2: the image tower, alone or inside of a whole one; the feature is its pooled one."""
     blip: Any = model
     config, stem, layers = blip.config, blip.embeddings, blip.encoder.layers
     size, stride, width = size_of(config), int(config.patch_size), int(config.hidden_size)

@@ -54,9 +54,11 @@ MODELING = "transformers.models"
     f"{MODELING}.siglip2.modeling_siglip2.Siglip2VisionModel",
     f"{MODELING}.siglip2.modeling_siglip2.Siglip2ForImageClassification",
     f"{MODELING}.dpt.modeling_dpt.DPTModel",
+    f"{MODELING}.idefics3.modeling_idefics3.Idefics3VisionTransformer",
+    f"{MODELING}.smolvlm.modeling_smolvlm.SmolVLMVisionTransformer",
 )
 def describe_hf_vit(model: nn.Module) -> Backbone:
-    """transformers ViT, DeiT, ViT-MAE, DINOv2, DINOv3, BEiT, CLIP, SigLIP, DPT, alone or for a task."""
+    """transformers ViT, DeiT, ViT-MAE, DINOv2, DINOv3, BEiT, CLIP, SigLIP, DPT, Idefics3, alone or for a task."""
     inner = tower(model)
     config, stem = inner.config, inner.embeddings
     if getattr(config, "is_hybrid", False):
@@ -89,7 +91,8 @@ def describe_hf_vit(model: nn.Module) -> Backbone:
         size = (int(config.num_patches**0.5) * side[0],) * 2
     grid = (size[0] // side[0], size[1] // side[1])
     reading, carrier = read_model(model, inner, layers, prefix), TokenCarrier(prefix)
-    shared_bias = inner._modules.get("shared_position_bias") is not None
+    # what is added to the scores of every layer: a bias, or a mask of the patches that are no padding
+    shared_bias = inner._modules.get("shared_position_bias") is not None or reading.masked
     blocks = [
         _block(index, layer, Where(index, Layout.TOKENS, grid, prefix, side[0]), width, carrier, shared_bias)
         for index, layer in enumerate(layers)
