@@ -116,6 +116,16 @@ def text_of(methods: MethodSpec | Iterable[MethodSpec]) -> str:
     return "+".join(text_of(one) for one in methods)
 
 
+def parse_values(text: str) -> list[object]:
+    """The values in `text`, separated by commas and written as those of fields. Raises BadMethodSpec."""
+    return [_value(item.strip(), text) for item in _split(text, ",", text)]
+
+
+def text_of_value(value: object) -> str:
+    """The text of one value, which `parse_values` reads back. Raises BadMethodSpec for a value that has none."""
+    return _written(value)
+
+
 def _value(text: str, whole: str) -> object:
     if text in _PYTHON:
         return _PYTHON[text]

@@ -53,7 +53,7 @@ _COMMANDS: tuple[tuple[str, str, str, Group], ...] = (
     ("inspect", "vpeft.cli.inspect_adapters:inspect_adapters", "Show what adapters changed, and how alike.", _FILES),
     ("diff", "vpeft.cli.diff:diff", "Show what differs between two adapter files.", _FILES),
     ("bench", "vpeft.cli.bench:bench", "Run methods x data sets x seeds, with one record per run.", _COMPARE),
-    ("search", "vpeft.cli.search:search", "Search a method's settings under a parameter budget.", _COMPARE),
+    ("search", "vpeft.cli.search:search", "Choose settings by trials on validation images.", _COMPARE),
     ("report", "vpeft.cli.report:report", "Turn run records into a table, a picture and a page.", _COMPARE),
     ("query", "vpeft.cli.query:query", "Ask the records of a ledger in SQL.", _COMPARE),
     ("methods", "vpeft.cli.methods:methods", "List the methods with their settings.", _LOOK),

@@ -289,6 +289,22 @@ class Recipe(BaseModel):
                 mistakes = [f"a value cannot be read: {str(error).partition(chr(10))[0][:200]}"]
         raise BadRecipe(f"{where} does not fit:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
 
+    def changed(self, values: Mapping[str, Any]) -> Self:
+        """Return this recipe with other values, by dotted keys such as `optimisation.lr` or `method.rank`.
+
+        Another method drops the hyper-parameters of this one. Raises `BadRecipe` as `from_toml` does.
+        """
+        whole = self.model_dump(mode="json", exclude_none=True)
+        again = type(self).from_mapping(_merged(whole, _nested(values)), where="The changed recipe")
+        again._backbone_of_file = self._backbone_of_file
+        return again
+
+    def keys(self) -> tuple[str, ...]:
+        """Return all dotted keys that `changed` takes, those of this recipe's method and task among them."""
+        method, task = type(self.method.build()), type(self.task.build())
+        inside = (*(f"method.{name}" for name in method.model_fields), *(f"task.{name}" for name in task.options()))
+        return (*_paths(Recipe), "method", "task", *inside)
+
     def to_toml(self) -> str:
         """Return this recipe as a TOML document with all defaults, so that it means the same in later versions.
 
