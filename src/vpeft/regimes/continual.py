@@ -100,6 +100,7 @@ class ContinualRecipe(BaseModel):
         augmentation = fields.pop("data")["augmentation"]
         changed = [name for name, value in fields.items() if getattr(self, name) != value]
         changed += ["data.augmentation"] * (self.data.augmentation != augmentation)
+        changed += ["domains"] * bool(self.domains)
         if changed:
             raise ValueError(f"the protocol {self.protocol} fixes {', '.join(changed)}; leave it out to change them")
         return self
@@ -140,6 +141,10 @@ def run_continual(
         zeros, ones = (0.0,) * len(preprocessing.mean), (1.0,) * len(preprocessing.std)
         preprocessing = preprocessing.model_copy(update={"mean": zeros, "std": ones, "crop_pct": UNIT_CROP})
     sources = [recipe.data, *(recipe.data.model_copy(update={"source": one}) for one in recipe.domains)]
+    within = () if recipe.protocol is None else stream_protocol(recipe.protocol).domains
+    if within:
+        root = Path(recipe.data.source)
+        sources = [recipe.data.model_copy(update={"source": str(root / one)}) for one in within]
     opened = [open_data(one.model_copy(update={"target": "label"})) for one in sources]
     if recipe.protocol is not None and len(opened[0].labels) != stream_protocol(recipe.protocol).classes:
         raise BadStream(

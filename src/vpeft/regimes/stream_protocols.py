@@ -32,17 +32,19 @@ class StreamProtocol:
         classes: of the data set, so that another one is refused.
         fields: of a `ContinualRecipe`, under those that the user states.
         note: what to know before numbers are compared.
+        domains: in a stream of domains, the folders of the domains within that of the data, in their order.
     """
 
     id: str
     classes: int
     fields: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    domains: tuple[str, ...] = ()
 
     @property
     def order(self) -> tuple[int, ...]:
         """The numbers of the classes in the order in which they come."""
-        seed = self.fields["order_seed"]
+        seed = self.fields.get("order_seed")
         return tuple(int(name) for name in class_order([str(n) for n in range(self.classes)], seed))
 
 
@@ -59,11 +61,19 @@ _STREAMS: dict[str, tuple[int, int, int | None]] = {
     "vtab-b0-inc10": (50, 10, None),
 }
 _NOTES = {
-    "imagenet-r": "The published split of 24,000 and 6,000 images is a random one, which is not shipped here; give a"
-    " folder with train/ and test/. The default weights have seen these classes in ImageNet-1k.",
+    "imagenet-r": "The data set has no split. Unpacked as it comes it gets the 24,000 and 6,000 images that CODA-Prompt"
+    " published; PILOT has a random split of its own of the same size, for which give a folder with train/ and test/."
+    " The default weights have seen these classes in ImageNet-1k.",
     "imagenet-a": "The published split is a random one, which is not shipped here. The default weights have seen these"
     " classes in ImageNet-1k.",
+    "cub": "Unpacked as it comes it has the official split of 5,994 and 5,794 images; for PILOT's own split give a"
+    " folder with train/ and test/.",
     "vtab": "RESISC45, DTD, Pets, EuroSAT and Flowers, ten classes each, in this order.",
+}
+# Data set: classes, domains in the order of RanPAC's and of CORe50's new instances.
+_DOMAINS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "domainnet-di6": (345, ("real", "quickdraw", "painting", "sketch", "infograph", "clipart")),
+    "core50-di8": (50, ("s1", "s2", "s4", "s5", "s6", "s8", "s9", "s11")),
 }
 
 
@@ -77,6 +87,10 @@ def stream_protocols() -> dict[str, StreamProtocol]:
         own = {**common, "inputs": "own", "data": {"augmentation": "crop"}}
         for kind, fields in (("pilot", pilot), ("1", own)):
             found[f"{name}@{kind}"] = StreamProtocol(f"{name}@{kind}", classes, fields, note)
+    for name, (classes, domains) in _DOMAINS.items():
+        fields = {"inputs": "own", "backbone": IN21K_1K, "data": {"augmentation": "crop"}}
+        note = f"The tasks are {', '.join(domains)}, folders within that of the data."
+        found[f"{name}@1"] = StreamProtocol(f"{name}@1", classes, fields, note, domains)
     return dict(sorted(found.items()))
 
 
