@@ -38,13 +38,23 @@ def recipes(name: str | None = None, /, *, json: Switch = False) -> None:
     if json:
         show.as_json(
             [
-                {"id": one.id, "title": one.title, "source": one.source, "reported": one.reported}
+                {
+                    "id": one.id,
+                    "title": one.title,
+                    "source": one.source,
+                    "reported": one.reported,
+                    "application": one.application,
+                    "commands": list(one.commands),
+                }
                 for one in known.values()
             ]
         )
         return
     out = show.console()
-    rows = [(one.id, one.title, one.reported or "") for one in known.values()]
-    out.print(show.table(("recipe", "what it is", "reported rows"), rows))
+    compared = [(one.id, one.title, one.reported or "") for one in known.values() if one.application is None]
+    applied = [(one.id, one.title) for one in known.values() if one.application is not None]
+    out.print(show.table(("application", "what it is"), applied))
+    out.print(Text("\nvpeft train RECIPE --out FOLDER runs one offline; --data FOLDER takes your own images.\n"))
+    out.print(show.table(("comparison", "what it is", "reported rows"), compared))
     out.print(Text("\nvpeft train RECIPE --data FOLDER --method NAME --out FOLDER; `vpeft recipes RECIPE` prints one."))
     out.print(Text("vpeft report LEDGER --reported NAME shows the published rows of that name, marked as reported."))

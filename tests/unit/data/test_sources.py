@@ -434,7 +434,9 @@ def test_each_source_describes_itself() -> None:
     dense, clips = {"ade20k", "cityscapes", "coco", "pocket-dense", "voc", "yolo"}, {"clip_folder", "clip_list"}
     several = {"nyud-mt", "pascal-mt"}
     others = {"captions", "cars196", "cub", "few_shot_lists", "in_shop", "pocket-captions", "pocket_retrieval", "sop"}
-    assert labels | dense | clips | several | others | {"pocket-video"} == set(sources())
+    assert labels | dense | clips | several | others | {"medmnist", "pocket-applications", "pocket-video"} == set(
+        sources()
+    )
     assert all(one.title and name == one.name for name, one in sources().items())
 
 
