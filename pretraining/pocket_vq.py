@@ -57,7 +57,8 @@ def pictures(work: Path, scale: Scale, side: int) -> NDArray[np.uint8]:
     """All pictures (N, 3, side, side), kept in DIR."""
     path = work / f"pictures-{side}-{scale.copies}-{scale.pocket}.npy"
     if path.exists():
-        return np.load(path)
+        kept: NDArray[np.uint8] = np.load(path)
+        return kept
     found: list[Tensor] = []
     for source, tasks in (
         ("pocket-dense/scenes", list(VISUAL_TASKS.values())),
@@ -74,8 +75,8 @@ def pictures(work: Path, scale: Scale, side: int) -> NDArray[np.uint8]:
                 for number, task in enumerate(tasks):
                     shown, answer = task.pair(sample.input, sample.target, side, classes, sample.id, copy)
                     found.extend([shown, answer] if number == 0 or task.paint is None else [answer])
-    for task in pocket_tasks().values():
-        images_of_task, _ = task.load("train")
+    for one in pocket_tasks().values():
+        images_of_task, _ = one.load("train")
         for image in images_of_task[: scale.pocket]:
             found.append(resized(torch.from_numpy(image).permute(2, 0, 1).float() / 255, side))
     made = (torch.stack(found) * 255).round().byte().numpy()
@@ -160,12 +161,12 @@ def train(work: Path, scale: Scale, seed: int, limit_minutes: float | None) -> t
         for group in optimiser.param_groups:
             group["lr"] = scale.rate * share
         parts, cells, tokens = losses(model, batches.draw())
-        torch.stack(list(parts.values())).sum().backward()
+        torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         idle += 1
-        idle[tokens.unique()] = 0
+        idle[torch.unique(tokens)] = 0
         moved = move_idle_codes(model, idle, cells, scale.patience) if progress < 0.7 else 0
         step += 1
         for name, value in (*parts.items(), ("moved", torch.tensor(float(moved)))):
@@ -203,7 +204,7 @@ def judged(model: PocketVq, side: int) -> dict[str, float]:
     for name, some in (("images", shown), ("masks", answers)):
         x = torch.stack(some)
         tokens = model.encoded(x)
-        used |= set(tokens.unique().tolist())
+        used |= set(torch.unique(tokens).tolist())
         error = (model.decoded(tokens) - x).square().mean(dim=(1, 2, 3))
         found[f"psnr_{name}"] = round(float((-10 * error.log10()).mean()), 2)
     return found | {"codes_used": len(used) / model.codes}

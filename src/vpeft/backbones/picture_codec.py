@@ -58,13 +58,13 @@ class PictureCodec(nn.Module):
     @torch.inference_mode()
     def encoded(self, pictures: Tensor) -> Tensor:
         """As `encode`, for any number of pictures, a part at a time."""
-        parts = [self.encode(part) for part in pictures.split(ROWS)]
+        parts = [self.encode(pictures[first : first + ROWS]) for first in range(0, len(pictures), ROWS)]
         return torch.cat(parts) if parts else torch.zeros(0, self.count, dtype=torch.int64)
 
     @torch.inference_mode()
     def decoded(self, tokens: Tensor) -> Tensor:
         """As `decode`, for any number of pictures, a part at a time."""
-        parts = [self.decode(part) for part in tokens.split(ROWS)]
+        parts = [self.decode(tokens[first : first + ROWS]) for first in range(0, len(tokens), ROWS)]
         return torch.cat(parts) if parts else torch.zeros(0, 3, self.side, self.side)
 
     def digest(self) -> str:
@@ -139,7 +139,7 @@ class PocketVq(PictureCodec):
 
     def painted(self, vectors: Tensor) -> Tensor:
         """Vectors (B, N, dim) -> pictures (B, 3, S, S), about in [0, 1]."""
-        grid = vectors.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        grid = vectors.transpose(1, 2).reshape(len(vectors), -1, self.grid, self.grid)
         out: Tensor = (self.decoder(grid) + 1) / 2
         return out
 

@@ -84,7 +84,7 @@ class VisualSentences:
         self.pairs, self.classes, self.training = pairs, classes, training
         self.labels: list[str] = list(getattr(images, "labels", []))
         self.seed = int(getattr(images, "seed", 0))
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         order = torch.randperm(count, generator=seeded("which images", self.seed)).tolist()
         kept = {
             one.name: sorted(order[: (limits or {}).get(one.name, count)] if training else range(count))

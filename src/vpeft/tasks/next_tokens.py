@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..errors import need_extra
+
 # No token has this number, so that none ends a row of tokens.
 NEVER = 2**31 - 1
 
@@ -23,10 +25,9 @@ def continuation(
         top_p: only the most probable tokens are drawn from, as few as have this much probability together.
         cached: keep keys and values of what has been read, so that each step runs one token; else each step runs all.
     """
-    from transformers import GenerationConfig
-
+    transformers: Any = need_extra("transformers", "hf")
     drawn: dict[str, Any] = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {}
-    asked = GenerationConfig(
+    asked = transformers.GenerationConfig(
         max_new_tokens=count, eos_token_id=NEVER, pad_token_id=0, do_sample=bool(drawn), use_cache=cached, **drawn
     )
     whole: Tensor = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=asked)

@@ -267,7 +267,8 @@ class VisualSequences(Task):
         """A picture for each visual task, as `Prediction.pictures`; of masks also the share of each class."""
         each = 1 if batch.targets is not None else len(self.visual_tasks)
         tokens = outputs["answer"].reshape(len(batch), each, -1)
-        painted = picture_codec(self.codec).decoded(tokens.flatten(0, 1)).unflatten(0, (len(batch), each))
+        painted = picture_codec(self.codec).decoded(tokens.flatten(0, 1))
+        painted = painted.reshape(len(batch), each, *painted.shape[1:])
         found = []
         for row, pictures in enumerate(painted):
             chosen = self.chosen if batch.targets is None else (self.chosen[int(batch.targets["task"][row])],)
@@ -283,7 +284,7 @@ class VisualSequences(Task):
     def _told(self, one: VisualTask, picture: Tensor) -> list[dict[str, Any]]:
         if not one.has_classes:
             return [{"task": one.name, "shows": "a picture", "share": 1.0}]
-        numbers, counts = classes_of(picture[None], self.classes).unique(return_counts=True)
+        numbers, counts = torch.unique(classes_of(picture[None], self.classes), return_counts=True)
         named = [name for name in self.labels if "+" not in self.target_kind or name.startswith(FROM_MASK)]
         shares = sorted(zip(counts.tolist(), numbers.tolist(), strict=True), reverse=True)
         pixels = picture.shape[-2] * picture.shape[-1]
@@ -318,8 +319,8 @@ def _teacher(name: str, device: str) -> nn.Module:
 
 
 class SentenceScores(Metric):
-    """`perplexity` of all tokens but the first, `answer_perplexity` of the last answer's; of generated answers, for
-    each visual task, `TASK/miou` or `TASK/psnr`.
+    """`perplexity` of all tokens but the first, `answer_perplexity` of the last answer's, `TASK/perplexity` of those of
+    one visual task; of generated answers `TASK/miou` or `TASK/psnr`.
     """
 
     full_state_update = False
@@ -329,6 +330,7 @@ class SentenceScores(Metric):
         self.task = task
         self.every = Perplexity()
         self.last = Perplexity()
+        self.of_task = nn.ModuleDict({one.name: Perplexity() for one in task.chosen})
         scores: dict[str, Metric] = {}
         for one in task.chosen if task.generate else ():
             if one.has_classes:
@@ -342,13 +344,16 @@ class SentenceScores(Metric):
         tokens, logits = batch.inputs, outputs["logits"]
         codec = picture_codec(self.task.codec)
         self.every.update(logits[:, :-1], tokens[:, 1:])
-        self.last.update(logits[:, -codec.count - 1 : -1], tokens[:, -codec.count :])
-        if "answer" not in outputs:
-            return
-        painted = codec.decoded(outputs["answer"])
+        said, wanted = logits[:, -codec.count - 1 : -1], tokens[:, -codec.count :]
+        self.last.update(said, wanted)
+        painted = codec.decoded(outputs["answer"]) if "answer" in outputs else None
         for number, one in enumerate(self.task.chosen):
             rows = torch.as_tensor(batch.targets["task"]) == number
             if not bool(rows.any()):
+                continue
+            perplexity: Any = self.of_task[one.name]
+            perplexity.update(said[rows], wanted[rows])
+            if painted is None:
                 continue
             score: Any = self.scores[one.name]
             if one.has_classes:
@@ -359,15 +364,19 @@ class SentenceScores(Metric):
     def compute(self) -> dict[str, Tensor]:
         """All values; a visual task without a pair has none."""
         found = {"perplexity": self.every.compute(), "answer_perplexity": self.last.compute()}
-        for one in self.task.chosen if self.task.generate else ():
-            score: Any = self.scores[one.name]
-            if score.update_called:
+        for one in self.task.chosen:
+            perplexity: Any = self.of_task[one.name]
+            if not perplexity.update_called:
+                continue
+            found[f"{one.name}/perplexity"] = perplexity.compute()
+            if one.name in self.scores:
+                score: Any = self.scores[one.name]
                 found[f"{one.name}/{'miou' if one.has_classes else 'psnr'}"] = score.compute()
         return found
 
     def reset(self) -> None:
         """Forget all batches."""
         super().reset()
-        for one in (self.every, self.last, *self.scores.values()):
+        for one in (self.every, self.last, *self.of_task.values(), *self.scores.values()):
             assert isinstance(one, Metric)
             one.reset()
