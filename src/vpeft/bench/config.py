@@ -15,6 +15,7 @@ class BenchConfig(BaseModel):
 
     suite: str = Field(default="digits", description="Name of the suite.")
     tier: str | None = Field(default=None, description="How much of the suite: smoke, quick or full.")
+    root: Path | None = Field(default=None, description="Folder of the files, of suites that read yours.")
     methods: tuple[str, ...] = Field(
         default=("linear_probe", "lora", "ssf"),
         description='What to compare: lora, "lora(rank=4)", or lora+ssf for both at once.',
@@ -25,10 +26,26 @@ class BenchConfig(BaseModel):
         default=None, ge=1, le=1000, description="How many seeds, instead of the tier's own number."
     )
     out: Path = Field(default=Path("ledger"), description="Folder of the ledger; what is in it is not done again.")
-    workers: int = Field(default=1, ge=1, le=256, description="Processes that work side by side, with one thread each.")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Runs side by side, with one thread each; by default one, with ray as many as the cluster holds.",
+    )
     executor: str = Field(
         default="auto",
-        description="Who carries out the runs: serial (this process), processes, or auto, which goes by the workers.",
+        description="Who carries out the runs: serial (this process), processes, ray (a cluster), or auto, which goes"
+        " by the workers and the address.",
+    )
+    address: str | None = Field(
+        default=None, description="Of the Ray cluster: HOST:PORT, or auto for the one that this machine is in."
+    )
+    run_cpus: float = Field(default=1.0, gt=0, le=1024, description="Processors that a run takes of the cluster.")
+    run_gpus: float | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="GPUs that a run takes of the cluster: 0.25 lets four runs share one. By default one on GPUs.",
     )
     optimisation: dict[str, Any] = Field(
         default={},

@@ -53,8 +53,16 @@ def settled(record: RunRecord | None, retry_failed: bool) -> bool:
     return record is not None and (record.state is State.done or (record.state.finished and not retry_failed))
 
 
-def perform(job: Job, ledger: Ledger, engine: Engine, *, threads: int | None, retry_failed: bool = False) -> JobOutcome:
-    """Make the run of `job` unless it is settled or another process is at it.
+def perform(
+    job: Job,
+    ledger: Ledger,
+    engine: Engine,
+    *,
+    threads: int | None,
+    retry_failed: bool = False,
+    opened: BenchTask | None = None,
+) -> JobOutcome:
+    """Make the run of `job` unless it is settled or another process is at it. `opened` is its task, if it is at hand.
 
     An error of the run is written to its record. What stops the process (an interrupt, an exit) is raised again after
     the record was set back to planned.
@@ -79,7 +87,7 @@ def perform(job: Job, ledger: Ledger, engine: Engine, *, threads: int | None, re
         )
         ledger.write(running, lease)
         try:
-            ended = _run(job, running, ledger, engine)
+            ended = _run(job, running, ledger, engine, opened)
         except (LostLease, CannotWrite):
             # A full disk is no fault of the run: it stays as it is, to be made once there is room.
             raise
@@ -122,9 +130,9 @@ def out_of_memory(error: BaseException) -> bool:
     return False
 
 
-def _run(job: Job, record: RunRecord, ledger: Ledger, engine: Engine) -> RunRecord:
+def _run(job: Job, record: RunRecord, ledger: Ledger, engine: Engine, opened: BenchTask | None) -> RunRecord:
     began = time.perf_counter()
-    task = open_task(job.suite, job.task)
+    task = open_task(job.suite, job.task, job.data) if opened is None else opened
     if task.digest != job.identity.data:
         raise DataChanged(
             f"The data of {task.full_name} has the digest {task.digest[:12]}, but the run was planned on "

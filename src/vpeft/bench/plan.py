@@ -12,7 +12,7 @@ from vpeft.bench.engine import Engine
 from vpeft.bench.key import Identity
 from vpeft.bench.protocol import Grid, Point, Protocol, protocol
 from vpeft.bench.record import RunRecord, now
-from vpeft.bench.suite import BenchTask
+from vpeft.bench.suite import BenchTask, DataFolder
 from vpeft.bench.suites import open_task, suite
 from vpeft.errors import VpeftError, nearest
 from vpeft.method_spec import parse_all
@@ -35,6 +35,7 @@ class Job(BaseModel):
     label: str
     point: Point | None = None
     needs: tuple[tuple[Point, str], ...] = ()
+    data: DataFolder | None = None
     departures: dict[str, Any] = {}
     rule: str = ""
     minimum_seeds: int = 1
@@ -61,8 +62,9 @@ def make_plan(config: BenchConfig, engine: Engine) -> list[Job]:
 
     Raises a VpeftError for whatever does not exist: suite, tier, task, method, field, setting, backbone.
     """
-    chosen = suite(config.suite)
-    tier = chosen.tier(config.tier)
+    tier = suite(config.suite).tier(config.tier)
+    data = None if config.root is None else DataFolder(config.root, tier.exact)
+    chosen = suite(config.suite).at(data)
     names = [name.removeprefix(f"{chosen.name}/") for name in config.tasks] or list(tier.tasks or chosen.tasks)
     rules = protocol(tier.protocol)
     if config.legacy_best_on_test:
@@ -77,7 +79,7 @@ def make_plan(config: BenchConfig, engine: Engine) -> list[Job]:
     seeds = range(config.seeds or tier.seeds)
     jobs: list[Job] = []
     for name in names:
-        task = open_task(chosen.name, name)
+        task = open_task(chosen.name, name, data)
         for label, methods in compared:
             common: dict[str, Any] = {
                 "task": task.full_name,
@@ -88,13 +90,15 @@ def make_plan(config: BenchConfig, engine: Engine) -> list[Job]:
                 "weights": weights,
                 "numerics": engine.numerics,
             }
-            jobs += _cell(common, task, label, rules, rules.grid_for(methods), departures, seeds)
+            grid = rules.grid_for(methods, task.name)
+            jobs += _cell(common, task, data, label, rules, grid, departures, seeds)
     return jobs
 
 
 def _cell(
     common: Mapping[str, Any],
     task: BenchTask,
+    data: DataFolder | None,
     label: str,
     rules: Protocol,
     grid: Grid,
@@ -102,7 +106,7 @@ def _cell(
     seeds: Iterable[int],
 ) -> list[Job]:
     """The jobs of one method on one task."""
-    settings = {**rules.optimisation, **departures}
+    settings = {**rules.settings_for(task.name), **departures}
 
     def job(purpose: str, seed: int, optimisation: Mapping[str, Any], **rest: Any) -> Job:
         identity = Identity.model_validate(
@@ -115,6 +119,7 @@ def _cell(
             task=task.name,
             group=task.group,
             label=label,
+            data=data,
             departures=dict(departures),
             rule=rules.rule,
             minimum_seeds=rules.seeds,

@@ -14,14 +14,25 @@ apart by whether hyper-parameters are searched:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
-
+from vpeft.bench.image_protocols import IMAGE_PROTOCOLS
+from vpeft.bench.protocol_rules import Grid, Point, Protocol, TaskRules, adamw_protocol
 from vpeft.bench.record import Chosen, RunRecord, State, title_of
 from vpeft.errors import VpeftError, nearest
-from vpeft.method_spec import MethodSpec
+
+__all__ = [
+    "PROTOCOLS",
+    "Grid",
+    "Point",
+    "Protocol",
+    "SearchFailed",
+    "TaskRules",
+    "UnknownProtocol",
+    "choose",
+    "protocol",
+]
 
 
 class UnknownProtocol(VpeftError):
@@ -30,88 +41,6 @@ class UnknownProtocol(VpeftError):
 
 class SearchFailed(VpeftError):
     """No point of the grid gave a score, so there is nothing to refit."""
-
-
-class Point(BaseModel):
-    """One learning rate with one weight decay."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    lr: float
-    weight_decay: float
-
-
-class Grid(BaseModel):
-    """The learning rates and weight decays that are tried, all with all."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    lr: tuple[float, ...]
-    weight_decay: tuple[float, ...]
-
-    def points(self) -> tuple[Point, ...]:
-        """The points, smallest learning rate first; with ties in the score the earlier point wins."""
-        return tuple(Point(lr=lr, weight_decay=decay) for lr in sorted(self.lr) for decay in sorted(self.weight_decay))
-
-
-class Protocol(BaseModel):
-    """The rules of one benchmark. `optimisation` states every setting that numbers depend on, but lr and decay.
-
-    `exceptions` gives methods that move the backbone's own weights a grid (or point) of their own: at the learning
-    rates of small new layers they destroy the backbone, and would be compared at their worst.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    version: int
-    title: str
-    rule: str
-    optimisation: dict[str, Any]
-    grid: Grid
-    exceptions: dict[str, Grid] = {}
-    seeds: int = 3
-    search_seed: int = 0
-    legacy_best_on_test: bool = False
-    validates: bool = False
-
-    @model_serializer(mode="wrap")
-    def _without_a_later_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Protocols that were written down before `validates` existed keep their digests.
-        stated: dict[str, Any] = plain(self)
-        if not self.validates:
-            stated.pop("validates", None)
-        return stated
-
-    @model_validator(mode="after")
-    def _sound(self) -> Protocol:
-        both = {"lr", "weight_decay", "seed"} & set(self.optimisation)
-        if both:
-            raise ValueError(f"{', '.join(sorted(both))} belongs to the grid or the run, not to the optimisation")
-        sizes = {len(grid.points()) > 1 for grid in (self.grid, *self.exceptions.values())}
-        if len(sizes) > 1:
-            raise ValueError(
-                "either every grid has one point (no search) or none has: anything else is no fair comparison"
-            )
-        if self.validates and self.searches:
-            raise ValueError("a protocol that searches scores its search runs on the validation split already")
-        return self
-
-    @property
-    def id(self) -> str:
-        return f"{self.name}@{self.version}"
-
-    @property
-    def searches(self) -> bool:
-        """Whether hyper-parameters are chosen on the validation split."""
-        return len(self.grid.points()) > 1
-
-    def grid_for(self, methods: Iterable[MethodSpec]) -> Grid:
-        """The grid of these methods: the exception of the first that has one, else the common grid."""
-        for method in methods:
-            if method.name in self.exceptions:
-                return self.exceptions[method.name]
-        return self.grid
 
 
 def choose(candidates: Sequence[tuple[Point, RunRecord | None]]) -> Chosen:
@@ -153,76 +82,6 @@ def choose(candidates: Sequence[tuple[Point, RunRecord | None]]) -> Chosen:
     )
 
 
-_OF_CLASSIFICATION = {"label_smoothing": 0.0, "mixup": 0.0}
-
-
-def _protocol(
-    name: str,
-    title: str,
-    *,
-    epochs: int,
-    grid: Grid,
-    own_weights: Grid,
-    seeds: int,
-    batch: int = 32,
-    measure: str = "top-1",
-    of_task: Mapping[str, Any] = _OF_CLASSIFICATION,
-    augmentation: str = "none",
-    legacy_best_on_test: bool = False,
-    validates: bool = False,
-) -> Protocol:
-    """A protocol of the family used by the suites here: AdamW, warm-up and cosine, the last epoch counts.
-
-    Args:
-        name, title, seeds, legacy_best_on_test, validates: see `Protocol`.
-        epochs, batch: of the optimisation. With few epochs the number of steps is what small batches buy: 25 to 32 an
-            epoch by default.
-        grid, own_weights: of the methods, and of those that move the backbone's own weights.
-        measure: the leading metric in words.
-        of_task: settings that are options of the task.
-        augmentation: of the training images.
-    """
-    searches = len(grid.points()) > 1
-    rule = (
-        f"Learning rate and weight decay chosen by the {measure} on the validation split after training on the "
-        f"training split (seed 0, {len(grid.points())} points), refitted on both, tested once; the last epoch counts."
-        if searches
-        else "Learning rate and weight decay as stated, no search; trained on the training split, scored on the "
-        "validation split, by which methods are chosen, tested once; the last epoch counts."
-        if validates
-        else "Learning rate and weight decay as stated, no search; trained on the training and validation splits "
-        "together, tested once; the last epoch counts."
-    )
-    return Protocol(
-        name=name,
-        version=1,
-        title=title,
-        rule=rule,
-        optimisation={
-            "epochs": epochs,
-            "batch": batch,
-            "accumulate": 1,
-            "head_lr": None,
-            "warmup": 0.1,
-            "schedule": "cosine",
-            "min_lr": 1e-5,
-            **of_task,
-            "clip": 1.0,
-            "early_stopping": None,
-            "keep": "last",
-            "drop_last": False,
-            "batch_norm": "frozen",
-            "augmentation": augmentation,
-        },
-        grid=grid,
-        # The rates at which AdamW fine-tunes whole weights of a pre-trained backbone are a tenth of an adapter's.
-        exceptions={"full_finetuning": own_weights, "partial_k": own_weights},
-        seeds=seeds,
-        legacy_best_on_test=legacy_best_on_test,
-        validates=validates,
-    )
-
-
 _SEARCHED = Grid(lr=(5e-4, 2e-3, 8e-3), weight_decay=(1e-4,))
 _SEARCHED_OWN = Grid(lr=(5e-5, 2e-4, 8e-4), weight_decay=(1e-4,))
 # In 250 to 320 steps probes and prompts want higher rates. One weight decay: over a whole run at the middle rate even
@@ -242,16 +101,17 @@ _CLIPS: dict[str, Any] = {"batch": 16}
 PROTOCOLS: dict[str, Protocol] = {
     rules.id: rules
     for rules in (
-        _protocol("digits", "Digits", epochs=20, grid=_SEARCHED, own_weights=_SEARCHED_OWN, seeds=3),
-        _protocol("digits-quick", "Digits, no search", epochs=15, grid=_STATED, own_weights=_STATED_OWN, seeds=3),
-        _protocol("digits-smoke", "Digits, one look", epochs=3, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
-        _protocol("digits-demo", "Digits, the demo", epochs=8, grid=_BRIEF, own_weights=_BRIEF_OWN, seeds=1),
-        _protocol("pocket", "pocket", epochs=10, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3),
-        _protocol("pocket-quick", "pocket, no search", epochs=6, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
-        _protocol("pocket-demo", "pocket, the demo", epochs=8, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
-        _protocol("pocket-smoke", "pocket, one look", epochs=3, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
-        _protocol("pocket-dense", "pocket-dense", epochs=8, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3, **_DENSE),
-        _protocol(
+        *IMAGE_PROTOCOLS,
+        adamw_protocol("digits", "Digits", epochs=20, grid=_SEARCHED, own_weights=_SEARCHED_OWN, seeds=3),
+        adamw_protocol("digits-quick", "Digits, no search", epochs=15, grid=_STATED, own_weights=_STATED_OWN, seeds=3),
+        adamw_protocol("digits-smoke", "Digits, one look", epochs=3, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
+        adamw_protocol("digits-demo", "Digits, the demo", epochs=8, grid=_BRIEF, own_weights=_BRIEF_OWN, seeds=1),
+        adamw_protocol("pocket", "pocket", epochs=10, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3),
+        adamw_protocol("pocket-quick", "pocket, no search", epochs=6, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
+        adamw_protocol("pocket-demo", "pocket, the demo", epochs=8, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
+        adamw_protocol("pocket-smoke", "pocket, one look", epochs=3, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
+        adamw_protocol("pocket-dense", "pocket-dense", epochs=8, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3, **_DENSE),
+        adamw_protocol(
             "pocket-dense-quick",
             "pocket-dense, no search",
             epochs=8,
@@ -260,7 +120,7 @@ PROTOCOLS: dict[str, Protocol] = {
             seeds=1,
             **_DENSE,
         ),
-        _protocol(
+        adamw_protocol(
             "pocket-dense-demo",
             "pocket-dense, the demo",
             epochs=8,
@@ -270,7 +130,7 @@ PROTOCOLS: dict[str, Protocol] = {
             validates=True,
             **_DENSE,
         ),
-        _protocol(
+        adamw_protocol(
             "pocket-dense-smoke",
             "pocket-dense, one look",
             epochs=2,
@@ -279,8 +139,8 @@ PROTOCOLS: dict[str, Protocol] = {
             seeds=1,
             **_DENSE,
         ),
-        _protocol("pocket-multi", "pocket-multi", epochs=8, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3, **_DENSE),
-        _protocol(
+        adamw_protocol("pocket-multi", "pocket-multi", epochs=8, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3, **_DENSE),
+        adamw_protocol(
             "pocket-multi-quick",
             "pocket-multi, no search",
             epochs=8,
@@ -289,7 +149,7 @@ PROTOCOLS: dict[str, Protocol] = {
             seeds=1,
             **_DENSE,
         ),
-        _protocol(
+        adamw_protocol(
             "pocket-multi-smoke",
             "pocket-multi, one look",
             epochs=2,
@@ -298,8 +158,8 @@ PROTOCOLS: dict[str, Protocol] = {
             seeds=1,
             **_DENSE,
         ),
-        _protocol("pocket-video", "pocket-video", epochs=15, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3, **_CLIPS),
-        _protocol(
+        adamw_protocol("pocket-video", "pocket-video", epochs=15, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3, **_CLIPS),
+        adamw_protocol(
             "pocket-video-quick",
             "pocket-video, no search",
             epochs=15,
@@ -308,7 +168,7 @@ PROTOCOLS: dict[str, Protocol] = {
             seeds=1,
             **_CLIPS,
         ),
-        _protocol(
+        adamw_protocol(
             "pocket-video-smoke",
             "pocket-video, one look",
             epochs=2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
@@ -62,10 +63,15 @@ class SplitArrays(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitItems:
-    """Images with targets of any kind (objects, masks, depth), as the sources of vpeft.data give them."""
+    """Images with targets of any kind (objects, masks, depth), as the sources of vpeft.data give them.
+
+    Attributes:
+        digest: the sha256 of all images and targets where it is known, by which runs share images as tensors.
+    """
 
     items: tuple[Item, ...]
     target: TargetName
+    digest: str = ""
 
     @property
     def size(self) -> int:
@@ -73,10 +79,11 @@ class SplitItems:
 
     @property
     def content(self) -> bytes | None:
-        return None
+        return self.digest.encode() or None
 
     def dataset(self, labels: Sequence[str], transform: Transform | None, seed: int) -> ImageSet:
         return ImageSet(self.items, list(labels), transform=transform, seed=seed, target=self.target)
 
     def joined(self, other: SplitItems) -> SplitItems:
-        return SplitItems((*self.items, *other.items), self.target)
+        digest = hashlib.sha256((self.digest + other.digest).encode()).hexdigest() if self.digest else ""
+        return SplitItems((*self.items, *other.items), self.target, digest)

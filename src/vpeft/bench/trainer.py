@@ -26,6 +26,7 @@ from vpeft.bench.record import Costs, RecordedScores
 from vpeft.bench.sealed import Trained
 from vpeft.bench.shared_cache import KeptTensors, SharedCache
 from vpeft.bench.splits import Split
+from vpeft.bench.suite import BenchTask
 from vpeft.data.image_set import ImageSet
 from vpeft.data.preprocessing import Preprocessing
 from vpeft.errors import VpeftError
@@ -59,6 +60,22 @@ class NotMeasured(VpeftError):
 
 
 @dataclass(frozen=True)
+class CarriedBackbone:
+    """A backbone on its way to another machine. `digest` is that of its weights at its own image size."""
+
+    name: str
+    image_size: tuple[int, int] | None
+    frames: int | None
+    module: nn.Module
+    digest: str
+
+    @property
+    def asked(self) -> tuple[str, tuple[int, int] | None, int | None]:
+        """What `_backbone` would be asked for."""
+        return self.name, self.image_size, self.frames
+
+
+@dataclass(frozen=True)
 class VpeftEngine:
     """Trains with `vpeft.tune` and `vpeft.fit`. `accelerated` False stays on the processor.
 
@@ -69,6 +86,15 @@ class VpeftEngine:
     accelerated: bool = True
     precision: Precision = "fp32"
     cache: SharedCache = field(default_factory=SharedCache, compare=False, repr=False, kw_only=True)
+    # A backbone that came with the engine from another machine.
+    carried: CarriedBackbone | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    def carrying(self, backbone: str, task: BenchTask) -> VpeftEngine:
+        """The engine with a backbone as the runs of a task use it, for a machine that need not have its weights."""
+        frames = None if task.clip is None else task.clip.frames
+        module = _backbone(backbone, task.image_size, frames)
+        carried = CarriedBackbone(backbone, task.image_size, frames, module, _digest(backbone))
+        return replace(self, cache=SharedCache(), carried=carried)
 
     @property
     def numerics(self) -> Numerics:
@@ -84,7 +110,8 @@ class VpeftEngine:
         return "" if device.type == "cpu" else device.type
 
     def weights(self, backbone: str) -> str:
-        return _digest(backbone)
+        carried = self.carried
+        return carried.digest if carried is not None and carried.name == backbone else _digest(backbone)
 
     def resolve(self, method: MethodSpec, backbone: str) -> MethodSpec:
         made = get_method(method.name)(**method.fields).resolved(describe(_backbone(backbone)))
@@ -100,9 +127,14 @@ class VpeftEngine:
         identity = assignment.identity
         clip = assignment.clip
         frames = None if clip is None else clip.frames
-        model = copy.deepcopy(_backbone(identity.backbone, assignment.image_size, frames))
+        asked, carried = (identity.backbone, assignment.image_size, frames), self.carried
+        model = copy.deepcopy(carried.module if carried is not None and carried.asked == asked else _backbone(*asked))
         settings, augmentation, unbound = self._settings(assignment)
         prepared = Preprocessing.from_model(model)
+        # Of a protocol that shows images in one way, whatever the backbone says.
+        shown = identity.optimisation.get("preprocessing")
+        if shown is not None:
+            prepared = Preprocessing.model_validate({**prepared.model_dump(), **shown})
         if assignment.image_size is not None:
             prepared = prepared.resized(assignment.image_size)
         if clip is not None:
@@ -148,6 +180,7 @@ class VpeftEngine:
         # Of a searched final run: what was searched. The point is what was found.
         stated.pop("grid", None)
         stated.pop("search_seed", None)
+        stated.pop("preprocessing", None)
         augmentation = str(stated.pop("augmentation", "none"))
         # What a protocol states beyond the optimiser's settings is the task's: smoothing, mixup.
         options = {name: stated.pop(name) for name in list(stated) if name not in Optimisation.model_fields}

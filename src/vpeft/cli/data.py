@@ -11,6 +11,9 @@ from cyclopts import App, Group, Parameter
 from rich.text import Text
 
 from vpeft.atomic import write_json
+from vpeft.bench.protocol import protocol
+from vpeft.bench.suite import Suite
+from vpeft.bench.suites import suite, suites
 from vpeft.cli import show
 from vpeft.cli.flags import Switch, flags_of, nested, split_list, with_flags
 from vpeft.cli.validated import validated
@@ -48,6 +51,85 @@ def list_sources(*, json: Switch = False) -> None:
     out.print(show.table(("layout", "what it is", "known by name"), rows))
     out.print()
     out.print(show.table(("augmentation", "what it does"), list(policies().items())))
+
+
+@app.command(name="suites")
+def list_suites(name: str | None = None, /, *, json: Switch = False) -> None:
+    """List the suites of vpeft bench, or the tasks of one: numbers, licences, and what its folder holds.
+
+    Parameters
+    ----------
+    name:
+        A suite.
+    json:
+        Print JSON instead of tables.
+    """
+    out = show.console()
+    if name is None:
+        stated = [_suite_facts(one) for one in suites().values()]
+        if json:
+            show.as_json(stated)
+            return
+        columns = ("suite", "tasks", "leads", "tiers", "files", "what it is")
+        rows = [
+            (
+                one["id"],
+                len(one["tasks"]) or "yours",
+                one["metric"] or "of each task",
+                ", ".join(one["tiers"]),
+                "--root" if one["folder"] else "none",
+                one["about"],
+            )
+            for one in stated
+        ]
+        out.print(show.table(columns, rows))
+        return
+    chosen = _suite_facts(suite(name))
+    if json:
+        show.as_json(chosen)
+        return
+    columns = ("task", "group", "classes", "train", "val", "test", "licence")
+    rows = []
+    for task, of_task in chosen["tasks"].items():
+        numbers = [of_task.get(key) for key in ("classes", "train", "val", "test")]
+        cells = ["" if number is None else number for number in numbers]
+        rows.append((task, of_task["group"], *cells, of_task.get("licence", "")))
+    out.print(show.table(columns, rows))
+    out.print()
+    for tier, of_tier in chosen["tiers"].items():
+        out.print(Text(f"{tier}: {of_tier['protocol']}, {of_tier['seeds']} seeds. {of_tier['rule']}"))
+        for sentence in of_tier["differs"]:
+            out.print(Text(f"  differs: {sentence}"))
+    if chosen["folder"]:
+        out.print(Text(f"--root names a folder with {chosen['folder']}."))
+
+
+def _suite_facts(one: Suite) -> dict[str, Any]:
+    """All that a suite states, as plain values."""
+    rules = {tier: protocol(stated.protocol) for tier, stated in one.tiers.items()}
+    return {
+        "id": one.id,
+        "title": one.title,
+        "about": one.about,
+        "metric": one.metric,
+        "higher_is_better": one.higher_is_better,
+        "licence": one.licence,
+        "folder": one.layout,
+        "tasks": {
+            task: {"group": group, **(one.facts[task].model_dump(mode="json") if task in one.facts else {})}
+            for task, group in one.groups.items()
+        },
+        "tiers": {
+            tier: {
+                "protocol": stated.protocol,
+                "seeds": stated.seeds,
+                "rule": rules[tier].rule,
+                "differs": list(rules[tier].differs),
+                "best_on_test_beside": rules[tier].legacy_best_on_test,
+            }
+            for tier, stated in one.tiers.items()
+        },
+    }
 
 
 def _check(source: str, /, *, json: Switch = False, given: dict[str, Any]) -> None:

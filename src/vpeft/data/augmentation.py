@@ -100,6 +100,13 @@ def randaugment(fit: Fit) -> list[nn.Module]:
 
 
 @policy
+def randaugment_whole(fit: Fit) -> list[nn.Module]:
+    """The whole image, mirrored half of the time, then two random operations of magnitude 9 (the survey on VTAB-1k)."""
+    _only_colour(fit, "randaugment_whole")
+    return [*fit.steps(), v2.RandomHorizontalFlip(), RandomOperations(2, 9, interpolation=fit.mode_of_warps)]
+
+
+@policy
 def trivial(fit: Fit) -> list[nn.Module]:
     """`crop`, then one random operation of random strength (TrivialAugment Wide, Müller and Hutter 2021)."""
     _only_colour(fit, "trivial")

@@ -9,7 +9,10 @@ from vpeft.bench.key import digest
 from vpeft.bench.protocol import PROTOCOLS, Grid, Point, Protocol, SearchFailed, UnknownProtocol, choose, protocol
 from vpeft.bench.record import Failure, RecordedScores, RunRecord, State
 from vpeft.bench.trainer import NotMeasured, require_measured
+from vpeft.data.augmentation import policies
+from vpeft.data.preprocessing import Preprocessing
 from vpeft.method_spec import MethodSpec
+from vpeft.tasks.classification import Classification
 from vpeft.training.optimisation import MOVED, Optimisation
 
 from .test_ledger import a_record
@@ -34,6 +37,23 @@ DIGESTS = {
     "pocket-video@1": "518fa4799e8f",
     "pocket-video-quick@1": "3c0302fde099",
     "pocket-video-smoke@1": "eac0c5e779df",
+    "vtab1k@1": "a14839cdbc2d",
+    "vtab1k-smoke@1": "e5b29895743b",
+    "vtab1k@v-petl": "2bc98e69ebb9",
+    "vtab1k@noah": "31a5589c8d28",
+    "vtab1k@vpt": "cb64165f601e",
+    "vtab1k@osu": "02900a4f05db",
+    "fgvc@1": "f0f0741775e0",
+    "fgvc-smoke@1": "6d726fabff3a",
+    "fgvc@v-petl": "7948fa3d3fed",
+    "fgvc-few-shot-smoke@1": "533f3c133879",
+    "fgvc-few-shot@noah": "2c2d57650890",
+    "cifar@1": "4ce75160619b",
+    "cifar-smoke@1": "07b359a40842",
+    "imagenet-shift@1": "3f2f38a21969",
+    "imagenet-shift-smoke@1": "d70e0d82c069",
+    "folder@1": "8ba9334b76a1",
+    "folder-quick@1": "fc452467591a",
 }
 
 
@@ -47,7 +67,34 @@ def test_a_protocol_states_every_setting_that_numbers_depend_on(rules: Protocol)
     # a validation split that decides nothing are not the protocol's. Augmentation is a setting of the data, smoothing
     # and mixup are options of the task.
     elsewhere = {"lr", "weight_decay", "seed", "device", "precision", "deterministic", "validate_every"}
-    assert set(rules.optimisation) - {"augmentation", *MOVED} == set(Optimisation().numerics()) - elsewhere
+    # How images are shown, CutMix and an optimiser other than AdamW are stated where a protocol has them.
+    stated = set(rules.optimisation) - {"augmentation", "preprocessing", "cutmix", "optimiser", *MOVED}
+    assert stated == set(Optimisation().numerics()) - elsewhere
+
+
+@pytest.mark.parametrize("rules", PROTOCOLS.values(), ids=lambda rules: rules.id)
+def test_what_a_protocol_states_is_understood(rules: Protocol) -> None:
+    """By the optimisation, the task, the augmentation and the preprocessing, for each task of its suite."""
+    for task in ("", *rules.tasks):
+        settings = rules.settings_for(task)
+        assert settings.pop("augmentation") in policies()
+        Preprocessing.model_validate({**Preprocessing().model_dump(), **settings.pop("preprocessing", {})})
+        options = {name: settings.pop(name) for name in list(settings) if name not in Optimisation.model_fields}
+        Classification(**options)
+        for point in rules.grid_for([], task).points():
+            Optimisation.model_validate({**settings, **point.model_dump()})
+
+
+def test_a_protocol_of_a_publication_says_what_differs() -> None:
+    for rules in PROTOCOLS.values():
+        assert isinstance(rules.version, int) != bool(rules.differs)
+
+
+def test_a_task_states_no_setting_that_the_protocol_lacks() -> None:
+    rules = protocol("vtab1k@noah").model_dump()
+    rules["tasks"] = {"cifar": {"optimisation": {"epoch": 3}}}
+    with pytest.raises(ValueError, match="the settings epoch, which the protocol does not state"):
+        Protocol.model_validate(rules)
 
 
 def test_an_unknown_protocol_is_named_with_its_nearest() -> None:

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from functools import lru_cache
 
-from vpeft.bench.suite import BenchTask, Suite, UnknownSuite
+from vpeft.bench.suite import BenchTask, DataFolder, Suite, UnknownSuite
 from vpeft.errors import nearest
 
 
@@ -33,6 +33,11 @@ def suite(name: str) -> Suite:
 
 
 @lru_cache(maxsize=2)
-def open_task(suite_name: str, task: str) -> BenchTask:
-    """A task with its data; the last two stay in memory, since runs of one task follow each other."""
-    return suite(suite_name).task(task)
+def open_task(suite_name: str, task: str, data: DataFolder | None = None) -> BenchTask:
+    """A task with its data; the last two stay in memory, since runs of one task follow each other.
+
+    Args:
+        suite_name, task: their names.
+        data: where the files are, of suites that read the user's.
+    """
+    return suite(suite_name).task(task, data)

@@ -53,4 +53,5 @@ SUITE = Suite(
     },
     default_tier="quick",
     open=_open,
+    licence="CC BY 4.0 (UCI); BSD-3-Clause (scikit-learn)",
 )

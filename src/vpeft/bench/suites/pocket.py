@@ -8,7 +8,8 @@ from __future__ import annotations
 from vpeft.bench.splits import SplitArrays
 from vpeft.bench.suite import BenchTask, Suite, Tier, make_task
 from vpeft.data.pocket import digest, pocket_tasks
-from vpeft.data.pocket.task import stored_digests
+from vpeft.data.pocket.task import SIZES, PocketTask, stored_digests
+from vpeft.data.set_facts import SetFacts
 from vpeft.errors import VpeftError
 
 
@@ -29,6 +30,16 @@ def _open(name: str) -> BenchTask:
     return make_task("pocket", name, task.group, task.labels, splits["train"], splits["val"], splits["test"])
 
 
+def _facts(task: PocketTask) -> SetFacts:
+    return SetFacts(
+        title=task.title,
+        classes=len(task.labels),
+        **{split: SIZES[split] for split in ("train", "val", "test")},
+        licence=task.licence,
+        source=task.source,
+    )
+
+
 SUITE = Suite(
     name="pocket",
     title="pocket",
@@ -42,4 +53,6 @@ SUITE = Suite(
     },
     default_tier="quick",
     open=_open,
+    licence="that of each task",
+    facts={name: _facts(task) for name, task in pocket_tasks().items()},
 )

@@ -113,6 +113,8 @@ SUITE = Suite(
     },
     default_tier="quick",
     open=_open,
+    metric="",
+    licence="that of each set; see vpeft.data.pocket_dense",
 )
 
 # The rows of the survey's benchmark of dense prediction.

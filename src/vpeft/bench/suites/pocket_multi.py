@@ -86,4 +86,6 @@ SUITE = Suite(
     },
     default_tier="quick",
     open=_open,
+    metric="",
+    licence="that of each set; see vpeft.data.pocket_dense",
 )

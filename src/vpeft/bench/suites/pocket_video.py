@@ -107,4 +107,5 @@ SUITE = Suite(
     },
     default_tier="quick",
     open=_open,
+    licence="that of each set; see vpeft.data.pocket_video",
 )
