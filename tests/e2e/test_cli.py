@@ -244,3 +244,16 @@ def test_demo_of_detection_goes_all_the_way(
     assert {record["identity"]["purpose"] for record in records} == {"final"}
     best = max(records, key=lambda record: record["chosen"]["validation"])
     assert f"{best['label']}: {best['chosen']['validation']:.1%} on validation" in said
+
+
+def test_evaluation_among_the_classes_of_the_data_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for label in ("3", "8"):
+        shutil.copytree(Path("photos/test") / label, Path("few") / label)
+    scores = []
+    for more in ([], ["--classes", "data"]):
+        assert main(["evaluate", ADAPTER, "--data", "few", "--json", *more]) == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[1]["count"] == scores[0]["count"] and scores[1]["details"]["labels"] == ["3", "8"]
+    assert scores[1]["values"]["top1"] >= scores[0]["values"]["top1"]
+    assert main(["evaluate", ADAPTER, "--data", "few", "--classes", "imagenet-a"]) == 1
+    assert "classes that the adapter does not know, such as n01498041" in capsys.readouterr().err.replace("'", "")

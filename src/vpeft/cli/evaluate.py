@@ -21,6 +21,7 @@ from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_for_evaluation
 from vpeft.data.items import SplitName
 from vpeft.errors import VpeftError
+from vpeft.regimes.restricted_classes import UnknownClasses, restricted
 from vpeft.task import Task
 from vpeft.training.evaluate import evaluate as score
 from vpeft.training.result import shown
@@ -49,6 +50,7 @@ def _evaluate(
     split: SplitName | None = None,
     include_used: Switch = False,
     new_classes: Switch = False,
+    classes: str | None = None,
     json: Switch = False,
     picture: Path | None = None,
     given: dict[str, Any],
@@ -81,6 +83,10 @@ def _evaluate(
         Score the images that training used, too.
     new_classes:
         The data have other classes than training: an adapter that classifies by name tells them apart by their names.
+    classes:
+        Classes of the adapter to choose among, the answers of the others being left out: data for those that the data
+        have, numbers for data whose labels are the numbers of the adapter's classes from 0 on (ImageNetV2), imagenet-a
+        or imagenet-r for the 200 of these sets, or a file with one label a line.
     json:
         Print JSON, with all details (a confusion matrix), instead of tables.
     picture:
@@ -106,10 +112,16 @@ def _evaluate(
     if preprocessing.clip is not None:
         config = config.model_copy(update={"clip": (config.clip or ClipConfig()).over(preprocessing.clip)})
         preprocessing = preprocessing.with_clip(config.clip or ClipConfig())
-    opened = open_for_evaluation(config, None if new_classes else learnt.data_labels, used, split)
+    if new_classes and classes is not None:
+        raise UnknownClasses("--new-classes tells other classes apart than the adapter's; leave out --classes.")
+    any_labels = new_classes or classes is not None
+    opened = open_for_evaluation(config, None if any_labels else learnt.data_labels, used, split)
+    answering = loaded.answering
+    if classes is not None:
+        answering, learnt, opened = restricted(answering, learnt, opened, classes)
     if new_classes:
         loaded = loaded.renamed(opened.labels)
-        learnt = loaded.task
+        learnt, answering = loaded.task, loaded.answering
     images = opened.prepared(preprocessing, learnt)
     if by_classes and split in (None, "test"):
         images = without_classes(images, (*learnt.labels, *validated_on), config.source)
@@ -119,7 +131,7 @@ def _evaluate(
         raise NoPicture(f"The task {learnt.name} draws no picture of its scores. Leave out --picture.")
     learnt = learnt.compared_on(images)
     samples = in_views(learnt.dataset(images, False), preprocessing)
-    scores = score(loaded.answering, samples, task=learnt, batch=batch, workers=config.workers)
+    scores = score(answering, samples, task=learnt, batch=batch, workers=config.workers)
     if picture is not None:
         drawn = learnt.picture(scores.details)
         assert drawn is not None
