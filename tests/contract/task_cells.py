@@ -27,6 +27,8 @@ from vpeft.tasks.host import held_still
 from vpeft.training.optimisation import Optimisation
 
 LABELS = ("dark", "middle", "bright")
+# Epochs in which a cell must learn; the second number where the first is too few.
+EPOCHS = (10, 20)
 # What tasks learn in the cells: the options that make the heads of detectors small, and heads besides the default one.
 SMALL = "channels=16, hidden=32, rois=64, proposals=50"
 LEARNT: dict[str, tuple[str, dict[str, Any]]] = {
@@ -185,22 +187,32 @@ def same(found: Any, expected: Any) -> bool:
 
 
 def attaches_learns_reloads_and_predicts(cell: TaskCell) -> None:
-    """The method with the task's head: the loss falls on a tiny set; saved and loaded, it gives the same outputs and
-    one prediction for each sample."""
+    """The method with the task's head: the loss falls by a tenth on a tiny set; saved and loaded, it gives the same
+    outputs and one prediction for each sample.
+
+    It has ten epochs for that, and where they are too few, twenty from the start: EVP shrinks the picture into a black
+    border, so that a frozen backbone's features differ less and the head alone learns at a third of the pace.
+    """
     data = cell.data()
     task = learnt(cell.task).bind(data)
     train, val = (task.dataset(data, training) for training in (True, False))
     task.check(train)
-    torch.manual_seed(1)
-    tuned = vpeft.tune(cell.model(), cell.method, task=task, show=False)
     batch = whole(task, val)
-    before = mean_loss(tuned, task, batch)
-    settings = Optimisation(epochs=10, batch=6, lr=5e-3, warmup=0, validate_every=10, device="cpu")
-    result = vpeft.fit(tuned, train, val, task=task, optimisation=settings, progress=False)
-    assert task.leading.name in result.history[-1].val, result.history[-1]
+    fell: list[str] = []
+    for epochs in EPOCHS:
+        torch.manual_seed(1)
+        tuned = vpeft.tune(cell.model(), cell.method, task=task, show=False)
+        before = mean_loss(tuned, task, batch)
+        settings = Optimisation(epochs=epochs, batch=6, lr=5e-3, warmup=0, validate_every=epochs, device="cpu")
+        result = vpeft.fit(tuned, train, val, task=task, optimisation=settings, progress=False)
+        assert task.leading.name in result.history[-1].val, result.history[-1]
+        after = mean_loss(tuned, tuned.task, batch)
+        fell.append(f"from {before:.4f} to {after:.4f} in {epochs} epochs")
+        if after < 0.9 * before:
+            break
+    else:
+        raise AssertionError(f"the loss went {', '.join(fell)}")
     task = tuned.task
-    after = mean_loss(tuned, task, batch)
-    assert after < 0.9 * before, f"the loss went from {before:.4f} to {after:.4f}"
     with torch.no_grad():
         outputs = run_model(tuned, batch)
     with TemporaryDirectory() as folder:

@@ -128,6 +128,13 @@ def lives(host: TinyHost, methods: Any, train: tuple[str, ...], lr: float, folde
     return tuned
 
 
+def test_every_host_that_is_promised_has_its_rows() -> None:
+    of_transformers = "detr rt_detr_v2 d_fine rf_detr mask2former eomt eomt_dinov3 upernet segformer dpt sam sam2"
+    of_torchvision = "faster_rcnn mask_rcnn retinanet fcos deeplabv3 lraspp"
+    assert set(HOSTS) >= {*of_transformers.split(), *of_torchvision.split()}
+    assert {case.values[0] for case in cells(("lora",))} == set(HOSTS)
+
+
 @pytest.mark.parametrize(("name", "method"), cells(tuple(METHODS)))
 def test_a_method_on_the_tower_and_a_trained_decoder(name: str, method: str, tmp_path: Path) -> None:
     host = HOSTS[name]
