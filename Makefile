@@ -25,7 +25,7 @@ TOOLS   := $(VENV)/tools
 LOCK_FLAGS := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --no-header
 
-.PHONY: help demo demo-dense test check format lint types imports docs docs-check docs-site spelling slow cells matrix lock audit sbom clean
+.PHONY: help demo demo-dense test check format lint types imports docs docs-check docs-site spelling slow cells matrix lock audit sbom package clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -126,6 +126,12 @@ sbom: $(TOOLS)/.done $(VENV)/.demo  ## write build/sbom.json: a bill of material
 	@mkdir -p build
 	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --mc-type library \
 		--output-reproducible --output-file build/sbom.json
+
+package: $(TOOLS)/.done  ## build the wheel and the archive of the sources into dist/ and check them
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --no-isolation --outdir dist .
+	$(TOOLS)/bin/twine check --strict dist/*
+	$(TOOLS)/bin/check-wheel-contents dist/*.whl
 
 clean:  ## remove the environment, the caches and the demo's runs
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache build dist
