@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 import vpeft
 from vpeft.backbones.picture_codec import picture_codec
+from vpeft.backbones.pocket_sequence import new_llama, save_llama
 from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_data
 from vpeft.data.image_set import ImageSet
@@ -102,37 +103,6 @@ ROWS: Mapping[str, Row] = {
 }
 
 
-def write_llama(folder: Path, shape: tuple[int, int], codes: int, side: int, length: int, seed: int) -> None:
-    """A new Llama over the tokens, with the card's proportions (SwiGLU of 8/3 the width, RMSNorm, rotary positions)."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    width, depth = shape
-    torch.manual_seed(seed)
-    config: Any = LlamaConfig(
-        vocab_size=codes,
-        hidden_size=width,
-        intermediate_size=8 * round(width / 3),
-        num_hidden_layers=depth,
-        num_attention_heads=max(1, width // 32),
-        max_position_embeddings=length,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    save(LlamaForCausalLM(config), folder, side)
-
-
-def save(model: nn.Module, folder: Path, side: int) -> None:
-    """Write a model as `save_pretrained` does, with the preprocessing of its pictures, all or nothing."""
-    part = folder.with_name(folder.name + ".part")
-    saved: Any = model
-    saved.save_pretrained(part)
-    stated = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
-    sized = json.dumps({**stated, "size": {"height": side, "width": side}})
-    (part / "preprocessor_config.json").write_text(sized, encoding="utf-8")
-    part.rename(folder)
-
-
 class Table:
     """The rows of one seed, each with a folder of its own.
 
@@ -156,7 +126,8 @@ class Table:
         if not folder.is_dir() and name in ("student", "teacher_at_first"):
             shape = self.size.student if name == "student" else self.size.teacher
             folder.parent.mkdir(parents=True, exist_ok=True)
-            write_llama(folder, shape, self.codes, self.side, max(64, self.length), self.seed)
+            torch.manual_seed(self.seed)
+            save_llama(new_llama(self.codes, *shape, length=max(64, self.length)), folder, self.side)
         return folder
 
     def task(self, row: Row, training: bool) -> dict[str, Any]:
@@ -202,7 +173,7 @@ class Table:
         if row.method:
             tuned, facts = self.trained(row, folder, start)
             if row.method == "full_finetuning" and not (folder / "model").is_dir():
-                save(tuned.backbone, folder / "model", self.side)
+                save_llama(tuned.backbone, folder / "model", self.side)
         else:
             tuned = vpeft.create_backbone(f"host::hf:{start}")
         scores = evaluate(tuned, test, task=task, batch=self.size.batch * 2)

@@ -40,7 +40,7 @@ class Scale:
     steps: int
     batch: int = 64
     rate: float = 2e-3
-    copies: int = 4  # of each image of pocket-dense: crops and mirror images
+    copies: int = 2  # of each image of pocket-dense: crops and mirror images
     pocket: int = 120  # images of each pocket task
     width: int = 64
     patience: int = 50  # steps after which a code that nothing takes is moved

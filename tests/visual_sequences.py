@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vpeft.backbones.picture_codec import SHAPE, PocketVq
+from vpeft.backbones.pocket_sequence import new_llama, save_llama
 
 CODES, TOKENS = 16, 4
 CLASSES = ("ground", "block", "ball")
@@ -27,27 +28,11 @@ def write_codec(path: Path) -> Path:
 
 def write_llama(folder: Path, codes: int = CODES, width: int = 16) -> Path:
     """A Llama over the tokens, at random, as `save_pretrained` writes it, with the preprocessing of its pictures."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(1)
-    config: Any = LlamaConfig(
-        vocab_size=codes,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        attention_bias=True,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    stated: dict[str, Any] = {"size": {"height": 8, "width": 8}, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": "ViTImageProcessor", **stated})
-    )
-    return folder
+    config: Any = new_llama(codes, width, depth=2, length=256, heads=2).config
+    config.attention_bias = config.mlp_bias = True  # so that biases can be tuned too
+    made = type(new_llama(codes, 8, depth=1))(config)
+    return save_llama(made, folder, side=8)
 
 
 def write_pictures(root: Path, count: int = 10, side: int = 16) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vpeft.backbones.picture_codec import NoCodec, picture_codec
 from vpeft.backbones.points import MissingPlace
 from vpeft.batch import Batch
 from vpeft.cli import main
+from vpeft.data.problems import DataWarning
 from vpeft.data.visual_tasks import classes_of
 from vpeft.method import Method
 from vpeft.methods import Adapter, BitFit, LoRA, PrefixTuning, VPTDeep, VPTShallow
@@ -137,8 +139,10 @@ def test_generation_with_a_cache_equals_generation_without(files: Path, method: 
         with torch.no_grad():
             by_hand = torch.cat([by_hand, tuned(input_ids=by_hand).logits[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(cached, by_hand[:, -TOKENS:])
-    with tuned.disable():
-        assert not torch.equal(cached, continuation(tuned, prompt, TOKENS))
+    with torch.no_grad():
+        said = tuned(input_ids=prompt).logits
+        with tuned.disable():
+            assert not torch.allclose(said, tuned(input_ids=prompt).logits, atol=1e-4)
 
 
 def test_drawn_tokens_are_among_the_most_probable(files: Path) -> None:
@@ -198,13 +202,16 @@ def test_a_run_learns_saves_scores_and_draws(files: Path, tmp_path: Path, capsys
     adapter = tmp_path / "run" / "adapter.safetensors"
     image = files / "data" / "images" / "00.png"
     capsys.readouterr()
-    assert main(["evaluate", str(adapter), "--data", str(files / "data"), "--json"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # that the images of the training are left out
+        assert main(["evaluate", str(adapter), "--data", str(files / "data"), "--json"]) == 0
     assert f"{outcome.test.values['perplexity']:.4f}" in capsys.readouterr().out
     assert main(["predict", str(adapter), str(image), "--draw", str(tmp_path / "drawn")]) == 0
     for shows in ("mask", "edges", "denoise"):
-        assert Image.open(tmp_path / "drawn" / shows / "00.png").size == (8, 8)
-    beside = Image.open(tmp_path / "drawn" / "00.png")
-    assert beside.width > 4 * 100
+        with Image.open(tmp_path / "drawn" / shows / "00.png") as picture:
+            assert picture.size == (8, 8)
+    with Image.open(tmp_path / "drawn" / "00.png") as beside:
+        assert beside.width > 4 * 100
     said = capsys.readouterr().out
     assert "mask" in said and any(name in said for name in CLASSES)
 
@@ -214,7 +221,8 @@ def test_predictions_are_what_the_model_says_after_the_examples(files: Path, tmp
     task: Any = outcome.task
     assert set(task.prompts) == {"mask", "edges", "denoise"} and len(task.prompts["mask"]) == 2 * TOKENS
     transform = task.transforms(outcome.preprocessing, "none", False)
-    image = Image.open(files / "data" / "images" / "01.png")
+    with Image.open(files / "data" / "images" / "01.png") as opened:
+        image = opened.convert("RGB")
     batch = task.collate([task.sample_of(image, transform, "01"), task.sample_of(image, transform, "02")])
     outputs = task.run(outcome.tuned.eval(), batch)
     first, second = task.predictions(outputs, batch)
