@@ -1,4 +1,4 @@
-"""Running a benchmark: plan it, skip what the ledger has, do the rest, in this process or in several."""
+"""Running a benchmark: plan it, skip what the ledger has, do the rest, in this process, in several, or on a cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from vpeft.bench.config import BenchConfig
 from vpeft.bench.engine import Engine
 from vpeft.bench.execute import Ending, JobOutcome, settled
-from vpeft.bench.executors import Executor, ExecutorSettings, executor_class
+from vpeft.bench.executors import ClusterSettings, Executor, ExecutorSettings, executor_class
 from vpeft.bench.ledger import Ledger
 from vpeft.bench.plan import Job, make_plan
 from vpeft.bench.progress import Watch
@@ -34,13 +34,15 @@ def run_bench(config: BenchConfig, *, engine: Engine | None = None, console: Con
     """
     if engine is None:
         engine, config = _own_engine(config)
-    kind = executor_class(config.executor, config.workers)
+    kind = executor_class(config.executor, config.workers, config.address)
     jobs = make_plan(config, engine)
     ledger = Ledger(config.out)
     with Watch(jobs, console or SafeConsole(), config.show) as watch:
         todo = _take_stock(jobs, ledger, config.retry_failed, watch)
         if todo:
-            settings = ExecutorSettings(min(config.workers, len(todo)), ledger, engine, config.retry_failed)
+            workers = None if config.workers is None else min(config.workers, len(todo))
+            cluster = ClusterSettings(config.address, config.run_cpus, config.run_gpus)
+            settings = ExecutorSettings(workers, ledger, engine, config.retry_failed, cluster)
             with kind(settings) as executor:
                 _carry_out(jobs, todo, executor, ledger, config.retry_failed, watch)
     return ledger

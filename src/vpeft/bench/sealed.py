@@ -8,12 +8,14 @@ only a `FinalEvaluator`, made for one final run, opens it, scores the trained mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeVar
 
 from vpeft.bench.key import Identity
 from vpeft.bench.record import RecordedScores
 from vpeft.bench.splits import Split
 from vpeft.errors import VpeftError
+
+StoredT = TypeVar("StoredT")
 
 
 class TestSetSealed(VpeftError):
@@ -61,6 +63,13 @@ class SealedTest:
 
     def __reduce__(self) -> NoReturn:
         self._refuse()
+
+    def handed_over(self, store: Callable[[Split], StoredT]) -> StoredT:
+        """What `store` makes of the split: for executors, which put it where a final evaluator elsewhere reads it.
+
+        A test keeps other callers away.
+        """
+        return store(self.__source())
 
     def opened(self, evaluator: FinalEvaluator) -> Split:
         """The split itself, for a final evaluator that has not used up its one reading."""

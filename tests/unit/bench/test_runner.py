@@ -255,7 +255,7 @@ def test_checkpoints_of_a_run_that_is_done_are_removed(tmp_path: Path) -> None:
 
 
 def test_an_executor_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a cluster's executor would be: one class, registered under a name."""
+    """What a further executor is: one class, registered under a name."""
     monkeypatch.setattr("vpeft.bench.executors.executor._EXECUTORS", dict(executors()))
     made: list[ExecutorSettings] = []
 
@@ -265,10 +265,10 @@ def test_an_executor_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Mo
             made.append(settings)
             super().__init__(settings)
 
-    assert set(executors()) == {"backwards", "processes", "serial"}
+    assert set(executors()) == {"backwards", "processes", "ray", "serial"}
     ledger = run_bench(config(tmp_path, "good", seeds=1, executor="backwards"), engine=StandIn(tmp_path / "log"))
     assert ledger.states() == {State.done: 1}
-    assert [settings.workers for settings in made] == [1]
+    assert [settings.workers for settings in made] == [None]
     with pytest.raises(ValueError, match="taken"):
         register_executor("serial")(Backwards)
 
@@ -276,6 +276,17 @@ def test_an_executor_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_serial_executor_refuses_several_workers(tmp_path: Path) -> None:
     with pytest.raises(UnsuitableExecutor, match="Use the executor processes"):
         run_bench(config(tmp_path, "good", executor="serial", workers=2), engine=StandIn(tmp_path / "log"))
+
+
+def test_an_address_is_for_the_cluster(tmp_path: Path) -> None:
+    with pytest.raises(UnsuitableExecutor, match="this machine alone"):
+        run_bench(config(tmp_path, "good", executor="serial", address="auto"), engine=StandIn(tmp_path / "log"))
+
+
+def test_only_executors_are_handed_a_test_split() -> None:
+    source = Path(__file__).parents[3] / "src" / "vpeft"
+    callers = {path.relative_to(source) for path in source.rglob("*.py") if ".handed_over(" in path.read_text()}
+    assert callers == {Path("bench/executors/ray_cluster.py")}
 
 
 @pytest.mark.slow

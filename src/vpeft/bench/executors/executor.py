@@ -23,13 +23,29 @@ class UnsuitableExecutor(VpeftError):
 
 
 @dataclass(frozen=True)
-class ExecutorSettings:
-    """What every executor is made with: how many runs at once, where records go, who trains."""
+class ClusterSettings:
+    """Which cluster, and what one run needs of it.
 
-    workers: int
+    Attributes:
+        address: HOST:PORT, "auto" for the cluster of this machine; None for this machine alone.
+        run_cpus: processors of a run. A run computes with one thread; more keep others away from its memory.
+        run_gpus: GPUs of a run; 0.25 lets four share one. None: one where the benchmark computes on GPUs, else none.
+    """
+
+    address: str | None = None
+    run_cpus: float = 1.0
+    run_gpus: float | None = None
+
+
+@dataclass(frozen=True)
+class ExecutorSettings:
+    """What every executor is made with: how many runs at once (None: its own choice), where records go, who trains."""
+
+    workers: int | None
     ledger: Ledger
     engine: Engine
     retry_failed: bool
+    cluster: ClusterSettings = ClusterSettings()
 
 
 class Executor(Protocol):

@@ -40,7 +40,7 @@ class ProcessExecutor:
         self._ledger, self._engine, self._retry = settings.ledger, settings.engine, settings.retry_failed
         # Spawned, not forked: a forked child inherits torch's threads and locks in whatever state they are.
         self._context = multiprocessing.get_context("spawn")
-        self._workers = [self._spawn() for _ in range(settings.workers)]
+        self._workers = [self._spawn() for _ in range(settings.workers or 1)]
 
     def _spawn(self) -> _Worker:
         ours, theirs = self._context.Pipe()

@@ -16,7 +16,7 @@ class SerialExecutor:
     """Carries out a job here when its outcome is asked for. Raises UnsuitableExecutor for several workers."""
 
     def __init__(self, settings: ExecutorSettings) -> None:
-        if settings.workers != 1:
+        if settings.workers not in (None, 1):
             raise UnsuitableExecutor(
                 f"The executor serial has one worker, but {settings.workers} were asked for. "
                 "Use the executor processes, or auto."
