@@ -48,12 +48,14 @@ def task_of(files: Path, **options: Any) -> VisualSequences:
     return VisualSequences(**(given | options))
 
 
-def run_of(files: Path, out: Path | None = None, method: str = "lora(rank=2)", **options: Any) -> RunOutcome:
+def run_of(
+    files: Path, out: Path | None = None, method: str = "lora(rank=2)", by_backbone: bool = True, **options: Any
+) -> RunOutcome:
     task = {"visual_tasks": ["mask", "edges", "denoise"], "codec": str(files / "codec.safetensors"), "pairs": 2}
     return run_recipe(
         Recipe.from_mapping(
             {
-                "backbone": f"host::hf:{files / 'host'}",
+                **({"backbone": f"host::hf:{files / 'host'}"} if by_backbone else {"host": f"hf:{files / 'host'}"}),
                 "method": method,
                 "task": {"name": "visual_sequences", **task, **options},
                 "data": {"source": str(files / "data")},
@@ -217,7 +219,7 @@ def test_a_run_learns_saves_scores_and_draws(files: Path, tmp_path: Path, capsys
 
 
 def test_predictions_are_what_the_model_says_after_the_examples(files: Path, tmp_path: Path) -> None:
-    outcome = run_of(files, tmp_path / "run")
+    outcome = run_of(files, tmp_path / "run", by_backbone=False)  # --host, not --backbone
     task: Any = outcome.task
     assert set(task.prompts) == {"mask", "edges", "denoise"} and len(task.prompts["mask"]) == 2 * TOKENS
     transform = task.transforms(outcome.preprocessing, "none", False)
