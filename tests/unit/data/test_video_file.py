@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -158,17 +159,41 @@ def test_folders_of_frames_go_by_the_numbers_in_their_names(tmp_path: Path) -> N
         ClipFrames(tmp_path).checked("decode", DEFAULT)
 
 
-def test_frames_are_the_same_from_torchcodec(tmp_path: Path) -> None:
-    if torchcodec_frames.why_not() is not None:
+def test_torchcodec_reads_where_it_loads_and_is_refused_elsewhere() -> None:
+    reason = torchcodec_frames.why_not()
+    if reason is None:
+        assert usable_decoder("auto") == usable_decoder("torchcodec") == "torchcodec"
+    else:
         with pytest.raises(UnknownDecoder, match="torchcodec"):
             usable_decoder("torchcodec")
         assert usable_decoder("auto") == "pyav"
-        return
-    path = write_video(tmp_path / "a.mp4", counted(24))
+    assert usable_decoder("pyav") == "pyav"
+
+
+# Twelve frames between whole ones, only whole ones, none but the first, other containers, pauses between frames.
+VIDEOS: dict[str, dict[str, Any]] = {
+    "a.mp4": {},
+    "whole.mp4": {"gop": 1},
+    "far.mkv": {"gop": 250},
+    "b.avi": {"codec": "mpeg4"},
+    "c.webm": {"codec": "libvpx-vp9"},
+    "pauses.mp4": {"times": [0, 1, 2, 7, 8, 9, 20, 21, 22, 23, 40, 41, 42, 43, 44, 45, 46, 47, 60, 61, 62, 63, 64, 65]},
+}
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_frames_by_number_are_the_same_from_torchcodec(name: str, tmp_path: Path) -> None:
+    reason = torchcodec_frames.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    path = write_video(tmp_path / name, counted(24), **VIDEOS[name])
+    wanted = [0, 3, 3, 12, 23, 7]
     with path.open("rb") as file:
         facts = video_facts(file)
-        wanted = [0, 3, 12, 23]
+        assert torchcodec_frames.suits(facts)
         both = [read_frames(file, wanted, facts), torchcodec_frames.read_frames(file, wanted, facts)]
+        with pytest.raises(UnreadableClip):
+            torchcodec_frames.read_frames(file, [24], facts)
     assert np.abs(both[0].astype(int) - both[1].astype(int)).max() <= 2
     assert [number_of(frame) for frame in both[1]] == wanted
 
