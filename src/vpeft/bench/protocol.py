@@ -88,6 +88,8 @@ _SEARCHED_OWN = Grid(lr=(5e-5, 2e-4, 8e-4), weight_decay=(1e-4,))
 # 1e-2 shrinks a weight by 0.6 % only.
 _WIDE = Grid(lr=(1e-3, 4e-3, 1.6e-2), weight_decay=(1e-4,))
 _WIDE_OWN = Grid(lr=(1e-4, 4e-4, 1.6e-3), weight_decay=(1e-4,))
+_MIDDLE = Grid(lr=(4e-3,), weight_decay=(1e-4,))
+_MIDDLE_OWN = Grid(lr=(4e-4,), weight_decay=(1e-4,))
 _BRIEF = Grid(lr=(2e-3, 1e-2), weight_decay=(1e-4,))
 _BRIEF_OWN = Grid(lr=(2e-4, 1e-3), weight_decay=(1e-4,))
 _STATED = Grid(lr=(2e-3,), weight_decay=(1e-4,))
@@ -107,6 +109,10 @@ PROTOCOLS: dict[str, Protocol] = {
         adamw_protocol("digits-smoke", "Digits, one look", epochs=3, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
         adamw_protocol("digits-demo", "Digits, the demo", epochs=8, grid=_BRIEF, own_weights=_BRIEF_OWN, seeds=1),
         adamw_protocol("pocket", "pocket", epochs=10, grid=_WIDE, own_weights=_WIDE_OWN, seeds=3),
+        # One rate for all methods, the middle of pocket's grids: what a table without a search would show.
+        adamw_protocol(
+            "pocket-one-rate", "pocket, one rate", epochs=10, grid=_MIDDLE, own_weights=_MIDDLE_OWN, seeds=3
+        ),
         adamw_protocol("pocket-quick", "pocket, no search", epochs=6, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
         adamw_protocol("pocket-demo", "pocket, the demo", epochs=8, grid=_STATED, own_weights=_STATED_OWN, seeds=1),
         adamw_protocol("pocket-smoke", "pocket, one look", epochs=3, grid=_STATED, own_weights=_STATED_OWN, seeds=1),

@@ -25,6 +25,7 @@ DIGESTS = {
     "digits-demo@1": "6aea12cc7111",
     "pocket@1": "8c747973e081",
     "pocket-quick@1": "35eecfd175f3",
+    "pocket-one-rate@1": "5035d959b5d5",
     "pocket-demo@1": "be7069a55f90",
     "pocket-smoke@1": "abd865634306",
     "pocket-dense@1": "ac83abd6ef1c",

@@ -48,6 +48,7 @@ SUITE = Suite(
     tiers={
         "smoke": Tier(protocol="pocket-smoke@1", seeds=1, tasks=("handwriting", "orientation")),
         "quick": Tier(protocol="pocket-quick@1", seeds=1),
+        "one-rate": Tier(protocol="pocket-one-rate@1", seeds=3),
         "demo": Tier(protocol="pocket-demo@1", seeds=1, tasks=("orientation",)),
         "full": Tier(protocol="pocket@1", seeds=3),
     },
