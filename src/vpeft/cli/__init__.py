@@ -7,6 +7,7 @@ at once, without importing torch. Exit codes: 0 done; 1 an error that the user c
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -92,6 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and not given[0].startswith("-") and given[0] not in names:
         say_error(f"There is no command {given[0]!r}. {nearest(given[0], names)}\nRun `vpeft --help` to see all.")
         return MISTAKE
+    if given and given[0] != "train" and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        from vpeft.training.run_folder import SeveralProcesses, refuse_several_processes
+
+        try:
+            refuse_several_processes()
+        except SeveralProcesses as error:
+            say_error(str(error))
+            return MISTAKE
     if ALL in given:  # before a command is imported, which makes its flags
         flags.show_all = True
         given = [word for word in given if word != ALL] + ["--help"]

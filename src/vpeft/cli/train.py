@@ -15,6 +15,7 @@ from vpeft.cli.flags import Switch, with_flags
 from vpeft.cli.recipe_flags import recipe_flags, recipe_from, recipes_from
 from vpeft.errors import VpeftError
 from vpeft.interop.tracker import Tracked, tracker
+from vpeft.training.processes import launched
 from vpeft.training.recipe import Recipe
 from vpeft.training.run import RunOutcome, run_recipe
 from vpeft.training.runs import run_recipes
@@ -43,6 +44,10 @@ def _train(
 
     `--help-all` shows every setting, `vpeft methods lora` and `vpeft tasks regression` those of one method or task.
 
+    torchrun --nproc-per-node 4 -m vpeft train lora.toml --out runs/b
+
+    One run on several devices: each process computes its share of every batch. See docs/many_devices.md.
+
     Several recipes make several runs, each with the numbers and files of a single run, here in `runs/probe`,
     `runs/lora` and `runs/side`. Runs that read the same images in the same way share one pass over them, and frozen
     parts that they share are computed once. If a run fails, the others go on, and the exit code is 1.
@@ -68,7 +73,8 @@ def _train(
             raise OneRunAtATime("--track is for one recipe. Give the recipes one by one.")
         return _several(recipes, resume, json, trust_code, allow_download, given)
     recipe = recipe_from(recipes[0] if recipes else None, given)
-    tracked = None if track is None else _tracked(recipe, track)
+    main = launched()[0] == 0  # of the processes of one run, the first one talks
+    tracked = None if track is None or not main else _tracked(recipe, track)
     outcome = run_recipe(
         recipe,
         resume=resume,
@@ -79,6 +85,8 @@ def _train(
     )
     if tracked is not None:
         tracked.finish({} if outcome.test is None else outcome.test.values, len(outcome.result.history))
+    if not main:
+        return INTERRUPTED if outcome.state == "stopped" else DONE
     if outcome.state == "stopped":
         say_warning(f"{outcome.result.reason or 'stopped'}. Give the same command again to go on.")
         return INTERRUPTED

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from vpeft.training.batches import Batches, Samples
 from vpeft.training.failures import NonFinite, first_not_finite
 from vpeft.training.modes import evaluation_mode
 from vpeft.training.optimisation import Precision
+from vpeft.training.processes import Processes, present_processes
 from vpeft.training.randomness import seed_everything, untouched_randomness
 from vpeft.training.result import Scores
 
@@ -73,10 +75,38 @@ def evaluate(
         raise UnsuitableData("There are no images to evaluate on: the data set is empty.")
     task = task_of(tuned, dataset, task)
     metric = task.metric()
-    for outputs, some in outputs_of(tuned, dataset, task, batch, workers, precision, records):
+    views = getattr(dataset, "views", 1)
+    processes = present_processes()
+    parts = _parts(len(dataset) // views, max(1, batch // views), views, processes)
+    if processes.several and parts is None:  # every process has all of it
+        for one in metric.modules():
+            if isinstance(one, Metric):
+                one.sync_on_compute = one._to_sync = False
+    for outputs, some in outputs_of(tuned, dataset, task, batch, workers, precision, records, parts):
         task.check_batch(outputs, some)
         metric.update(outputs, some)
-    return scores_of(metric, task, len(dataset) // getattr(dataset, "views", 1))
+    return scores_of(metric, task, len(dataset) // views)
+
+
+def _parts(samples: int, batch: int, views: int, processes: Processes) -> list[range] | None:
+    """Return the positions of each batch of this process's share; None where it evaluates everything.
+
+    A share is a contiguous piece of the data set, so that metrics that gather samples have them in the order of one
+    process. Every process has the same number of batches, as divided weights ask for.
+    """
+    if samples < 2 * processes.count or not processes.several:
+        return None
+    most = -(-samples // processes.count)
+    count = min(-(-most // batch), samples // processes.count)
+    pieces = _pieces(range(samples), processes.count)[processes.number]
+    return [range(piece.start * views, piece.stop * views) for piece in _pieces(pieces, count)]
+
+
+def _pieces(positions: range, count: int) -> list[range]:
+    """Cut a range into `count` pieces of as equal lengths as possible."""
+    each, rest = divmod(len(positions), count)
+    ends = [number * each + min(number, rest) for number in range(count + 1)]
+    return [positions[first:last] for first, last in pairwise(ends)]
 
 
 def outputs_of(
@@ -87,8 +117,9 @@ def outputs_of(
     workers: int = 0,
     precision: Precision = "fp32",
     records: Callable[..., Any] | None = None,
+    parts: Sequence[range] | None = None,
 ) -> Iterator[tuple[Any, Batch]]:
-    """Return (outputs, batch) for all batches of a data set, in its order, on the CPU.
+    """Return (outputs, batch) for all batches of a data set, in its order, on the CPU; `parts` states other batches.
 
     The model runs in evaluation mode, with the same random numbers each time. Of samples with several views, the
     outputs are averaged, and the batch has the inputs of their first views.
@@ -101,7 +132,7 @@ def outputs_of(
     views = getattr(dataset, "views", 1)
     if views > 1:
         batch = max(1, batch // views) * views  # whole samples
-    batches = Batches(dataset, batch, workers=workers, reading=task)
+    batches = Batches(dataset, batch, workers=workers, reading=task, parts=parts)
     with torch.no_grad(), evaluation_mode(tuned), untouched_randomness():
         # A model that draws even in evaluation mode draws the same each time.
         seed_everything(0)

@@ -20,6 +20,7 @@ from vpeft.training.interrupts import StopRequest
 from vpeft.training.loop import CHECKPOINT, AfterEpoch, AfterStep, Training
 from vpeft.training.machine import repeatable_kernels
 from vpeft.training.optimisation import Optimisation
+from vpeft.training.processes import explained, join, present_processes
 from vpeft.training.progress import Display, display
 from vpeft.training.randomness import untouched_randomness
 from vpeft.training.result import Result
@@ -58,6 +59,10 @@ def fit(
     The result depends on `optimisation.seed` only: the order of the data is a function of (seed, epoch), random
     transforms of (seed, epoch, number of the batch). The random state of the process is restored at the end.
 
+    Where `torchrun` or `accelerate launch` has started several processes, every one of them calls this function with
+    the same arguments. Each computes its share of every batch, the gradients of what trains are summed, and only the
+    first process writes files; see docs/many_devices.md.
+
     Args:
         tuned: the model; it is moved to the device and stays there.
         train: samples as `dataset[i]` -> (input, target), for instance (image float (C, H, W), class number).
@@ -88,10 +93,14 @@ def fit(
         UnsuitableTargets: the targets are of another kind than the task learns.
         UnsuitableSettings: early stopping or keep = "best" without validation images.
         UnusableFolder: another training writes into `out`, or it cannot be made or written.
+        LostProcess: another process of the run has ended.
+        ProcessesDiffer: the processes have different models, data or settings.
+        CannotShard: `optimisation.shard` with one process, or with weights that cannot be divided.
     """
     settings = checked_settings(optimisation, train, val, epochs=epochs, acceleration=acceleration)
     folder = Path(out) if out is not None else None
-    with own_folders(folder):
+    processes = join(settings.device)
+    with explained(), own_folders(folder if processes.main else None):
         return _fit(
             tuned,
             train,
@@ -99,7 +108,7 @@ def fit(
             settings,
             folder=folder,
             resume=resume,
-            shown=display(progress),
+            shown=display(progress and processes.main),
             workers=workers,
             after_epoch=after_epoch,
             after_step=after_step,
@@ -126,7 +135,10 @@ def _fit(
     shared: SharedRecords | None,
 ) -> Result:
     """Train as `fit` says, with checked settings and a folder that no other training writes into."""
+    processes = present_processes()
     facts = checkpoint_facts(tuned, folder, identity)
+    if processes.several:
+        processes.require_equal({"frozen weights": weights_digest(tuned.description, tuned)})
     if resume and folder is not None:
         settings = extended(tuned, folder, facts, settings, shown)
     if batched_adapters.NAME in wanted(settings.acceleration):
@@ -147,9 +159,10 @@ def _fit(
             shared=shared,
         )
         try:
+            run.begin_alike()
             if resume:
                 take_up(run)
-            with StopRequest(active=folder is not None) as stop:
+            with explained(), StopRequest(active=folder is not None) as stop:
                 result = run.run(stop)
                 tuned.task = run.task
         except TrainingFailed as failure:
@@ -229,10 +242,10 @@ def extended(
     More epochs make a new run: it has its own schedule and a fresh optimiser, and starts from the weights of the
     finished run. The finished run's checkpoint is renamed; its name states the number of epochs.
     """
-    path = folder / CHECKPOINT
-    if not path.exists():
+    path, processes = folder / CHECKPOINT, present_processes()
+    saved = processes.from_main(lambda: read_checkpoint(path) if path.exists() else None)
+    if saved is None:
         return settings
-    saved = read_checkpoint(path)
     there = saved.facts["identity"]
     before = there.get("optimisation", {}).get("epochs", settings.epochs)
     known = {**facts, "optimisation": {**settings.numerics(), "epochs": before}}
@@ -240,7 +253,8 @@ def extended(
     if not saved.facts["state"]["finished"] or not same or settings.epochs <= before:
         return settings
     tuned.load_adapter_state(saved.tensors["model"])
-    path.replace(folder / f"after_{before}_epochs.safetensors")
+    if processes.main:
+        path.replace(folder / f"after_{before}_epochs.safetensors")
     more = settings.epochs - before
     shown.say(
         f"The run in {folder} ended after {before} epochs. Its weights are the start of a new run of {more} more, with"
@@ -254,11 +268,15 @@ def extended(
 
 def take_up(run: Training) -> None:
     """Continue from the checkpoint in the run's folder, if there is one."""
-    if run.out is not None and (run.out / CHECKPOINT).exists():
-        run.restore(read_checkpoint(run.out / CHECKPOINT))
+    if run.out is None:
+        return
+    path = run.out / CHECKPOINT
+    saved = present_processes().from_main(lambda: read_checkpoint(path) if path.exists() else None)
+    if saved is not None:
+        run.restore(saved)
 
 
 def write_result(folder: Path | None, result: Result) -> None:
-    """Write the result into the run's folder."""
-    if folder is not None:
+    """Write the result into the run's folder, in the first process."""
+    if folder is not None and present_processes().main:
         write_json(folder / RESULT, result.model_dump(mode="json"))

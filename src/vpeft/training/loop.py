@@ -20,7 +20,7 @@ from vpeft.data.image_set import matched
 from vpeft.injection.enabled import begin_training
 from vpeft.task import Task
 from vpeft.training import checkpoint as disk
-from vpeft.training.batches import Batches, Samples, told_epoch
+from vpeft.training.batches import WHOLE, Batches, Samples, Share, told_epoch
 from vpeft.training.evaluate import evaluate, outputs_of, task_of
 from vpeft.training.failures import NonFinite
 from vpeft.training.fit_memory import within
@@ -29,6 +29,7 @@ from vpeft.training.machine import accelerator, remarks
 from vpeft.training.memory import peak_memory, reset_peak
 from vpeft.training.modes import to_training_mode
 from vpeft.training.optimisation import Optimisation
+from vpeft.training.processes import present_processes
 from vpeft.training.progress import Display
 from vpeft.training.randomness import (
     derived_seed,
@@ -38,6 +39,7 @@ from vpeft.training.randomness import (
     untouched_randomness,
 )
 from vpeft.training.result import EpochRecord, Result, Scores
+from vpeft.training.shard import shard_frozen
 from vpeft.training.step import Stepper
 from vpeft.training.train_state import TrainState
 
@@ -87,7 +89,10 @@ class Training:
         self.device: torch.device = self.machine.device
         for line in remarks(settings.precision, self.device):
             shown.say(line)
+        self.processes = present_processes()
         begin_training(tuned)
+        if settings.shard:
+            shown.say(shard_frozen(tuned, self.device, self.processes))
         tuned.to(self.device)
         reset_peak(self.device)
         self.batches: Batches | StreamedBatches = (
@@ -97,9 +102,10 @@ class Training:
         seed_everything(derived_seed(settings.seed, "training"))
         with untouched_randomness():
             seed_everything(derived_seed(settings.seed, "prepare"))
-            tuned.prepare(_OnDevice(self.batches, self.device))
+            tuned.prepare(_OnDevice(self._whole(), self.device))
         begin_training(tuned)
-        self.settings, said = within(tuned, train, settings, self.machine, self.task)
+        measured = within(tuned, train, settings, self.machine, self.task)
+        self.settings, said = self.processes.gathered(measured)[0]
         settings = self.settings
         for line in said:
             shown.say(line)
@@ -119,7 +125,9 @@ class Training:
             self.batches = self._batches(self.accelerated.train, workers, self.device)
             self.val = val if self.accelerated.val is None else self.accelerated.val
         try:
-            self.take = Stepper(tuned, settings, self.machine, self.batches.per_epoch, self.task, records)
+            self.take = Stepper(
+                tuned, settings, self.machine, self.batches.per_epoch, self.task, records, self.processes
+            )
         except BaseException:
             self.close()
             raise
@@ -143,7 +151,14 @@ class Training:
         self.ended: Result | None = None
 
     def _batches(self, samples: Samples, workers: int, device: torch.device) -> Batches:
-        return batches_of(samples, self.settings, workers, device, self.task)
+        share = Share(self.processes.number, self.processes.count)
+        return batches_of(samples, self.settings, workers, device, self.task, share)
+
+    def _whole(self) -> Batches | StreamedBatches:
+        """The training batches as one process alone reads them, for methods that look at the data."""
+        if not self.processes.several or not isinstance(self.batches, Batches):
+            return self.batches
+        return batches_of(self.batches.images, self.settings, 0, self.device, self.task)
 
     def _accelerate(
         self, identity: dict[str, Any], shared: SharedRecords | None, stream: BatchStream | None
@@ -175,7 +190,7 @@ class Training:
             to_training_mode(tuned)
             made = accelerate(
                 tuned,
-                settings.acceleration,
+                "off" if settings.shard else settings.acceleration,  # they read weights that would be divided
                 situation=situation,
                 autocast=self.machine.autocast,
                 precision=settings.precision,
@@ -195,6 +210,12 @@ class Training:
         """Whether it shares its batches with other runs, so that the runs should step side by side."""
         return isinstance(self.batches, StreamedBatches)
 
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether to stop after the present step; several processes agree on it in each step."""
+        assert self.stop is not None
+        return self.take.asked_to_stop if self.processes.several else self.stop.requested is not None
+
     def run(self, stop: StopRequest) -> Result:
         """Train to the end or to a requested stop. An error is raised after the last good weights are saved."""
         for _ in self.steps(stop):
@@ -210,9 +231,9 @@ class Training:
         self.stop = stop
         if not self.at.finished:
             self.shown.start(self.settings.epochs, self.batches.per_epoch, self.at.step)
-            while self.at.epoch < self.settings.epochs and not self.at.reason and not stop.requested:
+            while self.at.epoch < self.settings.epochs and not self.at.reason and not self.asked_to_stop:
                 yield from self.epoch_steps()
-            if stop.requested:
+            if self.asked_to_stop:
                 self.ended = self.stopped()
                 return
             self.finish()
@@ -226,7 +247,7 @@ class Training:
         if self.at.batch == 0 and any(method.follows_data for method in self.tuned.methods()):
             with untouched_randomness():
                 seed_everything(derived_seed(self.settings.seed, "begin_epoch", self.at.epoch))
-                self.tuned.begin_epoch(_OnDevice(self.batches, self.device, self.at.epoch))
+                self.tuned.begin_epoch(_OnDevice(self._whole(), self.device, self.at.epoch))
             to_training_mode(self.tuned)
         for batch in self.batches.epoch(self.at.epoch, self.at.batch):
             yield from self.step(batch)
@@ -234,7 +255,7 @@ class Training:
                 self.after_step(self.tuned)
             self.at.count_time()
             self.show()
-            if self.stop.requested:
+            if self.asked_to_stop:
                 return
             every = self.settings.checkpoint_steps
             if every is not None and self.at.step % every == 0:
@@ -247,7 +268,9 @@ class Training:
     def step(self, batch: Batch) -> Steps:
         """Take one optimiser step; if numbers are not finite, save the weights from before it."""
         try:
-            yield from self.take.asking(batch, self.at, alone=not self.joins)
+            images = self.batches.samples_read(self.at.batch) if isinstance(self.batches, Batches) else None
+            stop = self.stop is not None and self.stop.requested is not None
+            yield from self.take.asking(batch, self.at, alone=not self.joins, images=images, stop=stop)
         except NonFinite as error:
             kept = "The model still holds the weights from before this step."
             if self.out is not None:
@@ -261,6 +284,8 @@ class Training:
         """End an epoch: validate if due, write the record, check early stopping, write a checkpoint."""
         at, settings = self.at, self.settings
         number = at.epoch + 1
+        # What a layer counts in a buffer of its own is counted in the first process.
+        self.processes.broadcast(self._buffers())
         scores: Scores | None = None
         if number == settings.epochs:
             # What a method settles at the end is settled before it is scored.
@@ -333,16 +358,15 @@ class Training:
         """Save, and say how to continue."""
         assert self.stop is not None
         self.save()
-        self.shown.say(
-            f"{self.stop.requested}: stopped after step {self.at.step} of {self.total}; saved in {self.out}."
-        )
-        return self.result("stopped", f"{self.stop.requested}; the same call continues from step {self.at.step}")
+        asked = self.stop.requested or "another process was asked to stop"
+        self.shown.say(f"{asked}: stopped after step {self.at.step} of {self.total}; saved in {self.out}.")
+        return self.result("stopped", f"{asked}; the same call continues from step {self.at.step}")
 
     # -- writing down -----------------------------------------------------------------------------------------------
 
     def save(self, name: str = CHECKPOINT) -> None:
-        """Write everything that the next step depends on. Without `out`, nothing is written."""
-        if self.out is None:
+        """Write everything that the next step depends on, in the first process. Without `out`, nothing is written."""
+        if self.out is None or not self.processes.main:
             return
         random_tensors, random_plain = random_state()
         tensors: dict[str, dict[str, Tensor]] = {"model": dict(self.tuned.adapter_state())}
@@ -386,6 +410,21 @@ class Training:
         set_random_state(saved.tensors["random"], saved.facts["random"])
         self.shown.say(f"Continuing from step {self.at.step} of {self.total}.")
 
+    def _buffers(self) -> list[Tensor]:
+        """The tensors of the adapter that are no parameters."""
+        trained = {name for name, _ in self.take.named}
+        return [tensor for name, tensor in self.tuned.adapter_state().items() if name not in trained]
+
+    def begin_alike(self) -> None:
+        """Compare the run with those of the other processes, and start from the first process's adapter.
+
+        Raises:
+            ProcessesDiffer: models, data or settings differ.
+        """
+        if self.processes.several:
+            self.processes.require_equal(self.identity)
+            self.processes.broadcast([*self.tuned.adapter_state().values()])
+
     def show(self) -> None:
         """Update the display."""
         at = self.at
@@ -416,7 +455,12 @@ class Training:
 
 
 def batches_of(
-    train: Samples, settings: Optimisation, workers: int, device: torch.device, task: Task | None = None
+    train: Samples,
+    settings: Optimisation,
+    workers: int,
+    device: torch.device,
+    task: Task | None = None,
+    share: Share = WHOLE,
 ) -> Batches:
     """Return the batches of a run with these settings."""
     return Batches(
@@ -428,6 +472,7 @@ def batches_of(
         pin=device.type == "cuda",
         views=settings.views,
         reading=task,
+        share=share,
     )
 
 

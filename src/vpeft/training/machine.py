@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 
 from vpeft.errors import VpeftError
 from vpeft.training.optimisation import Precision
@@ -23,21 +23,21 @@ def accelerator(precision: Precision, device: str = "auto") -> Accelerator:
     """Return an `Accelerator` for one run. Runs of one process may differ in precision and device.
 
     Raises:
-        UnsuitableMachine: fp16 without an accelerator, or more than one process.
+        UnsuitableMachine: fp16 without an accelerator.
     """
     # accelerate keeps one state per process and refuses a second precision; between runs it may well be another.
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    # The group of processes is ours (see `processes`); of several, each has the device that was set for it.
+    count = torch.distributed.get_world_size() if torch.distributed.is_initialized() else None
+    stale = PartialState._shared_state.get("num_processes") != count
+    AcceleratorState._reset_state(reset_partial_state=count is None or stale)
+    off_gpu = device == "cpu" and torch.accelerator.is_available()  # else it is the processor anyway
     try:
-        made = Accelerator(mixed_precision=_NAMES[precision], cpu=device == "cpu")
+        made = Accelerator(mixed_precision=_NAMES[precision], cpu=off_gpu)
     except ValueError as error:
         raise UnsuitableMachine(f"precision = {precision!r} does not work on this machine: {error}") from error
     if precision == "fp16" and made.device.type == "cpu":
         # accelerate would say nothing and compute in fp32.
         raise UnsuitableMachine('precision = "fp16" needs an accelerator; on the CPU use "bf16" or "fp32".')
-    if made.num_processes > 1:
-        raise UnsuitableMachine(
-            f"vpeft trains in one process so far, and {made.num_processes} were launched. Start it without a launcher."
-        )
     return made
 
 

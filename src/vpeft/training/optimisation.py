@@ -16,7 +16,7 @@ from vpeft.training.sizes import BadSize, bytes_of
 Precision = Literal["fp32", "bf16", "fp16"]
 # Fields that do not change a single bit of the result: a run may be resumed under other values of these.
 _NOT_NUMERICS = frozenset(
-    {"checkpoint_every", "checkpoint_steps", "acceleration", "prefix_gib", "prefix_folder", "fit_memory"}
+    {"checkpoint_every", "checkpoint_steps", "acceleration", "prefix_gib", "prefix_folder", "fit_memory", "shard"}
 )
 
 
@@ -169,6 +169,12 @@ class Optimisation(BaseModel):
         description="Memory limit of a training step, such as 8GB; decides accelerations and parts of a batch.",
     )
 
+    shard: bool = Field(
+        default=False,
+        description="Divide the frozen weights among the processes that a launcher started, where one device cannot"
+        " hold them.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _options_of_the_task(cls, given: Any) -> Any:
@@ -225,6 +231,8 @@ class Optimisation(BaseModel):
             raise ValueError(
                 f"milestones = {list(self.milestones)} must rise, from above 0 to less than {self.epochs} epochs"
             )
+        if self.shard and self.fit_memory is not None:
+            raise ValueError("fit_memory measures a model that is whole in one process; leave out fit_memory or shard")
         if self.accumulate > self.batch:
             raise ValueError(f"a batch of {self.batch} cannot be computed in {self.accumulate} parts; lower accumulate")
         return self

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -43,10 +45,11 @@ from vpeft.training.evaluate import evaluate
 from vpeft.training.failures import TrainingFailed
 from vpeft.training.fit import fit
 from vpeft.training.loop import AfterEpoch
+from vpeft.training.processes import explained, join, present_processes
 from vpeft.training.randomness import derived_seed, seed_everything, untouched_randomness
 from vpeft.training.recipe import Recipe, TaskChoice
 from vpeft.training.result import Result, Scores
-from vpeft.training.run_folder import own_folders, refuse_several_processes
+from vpeft.training.run_folder import own_folders
 from vpeft.training.validation_panel import validation_pictures
 from vpeft.version import __version__
 
@@ -109,16 +112,22 @@ class ReadyRun:
 
     def write_recipe(self) -> None:
         """Write the recipe with all defaults into the run's folder."""
-        if self.recipe.out is not None:
+        if self.recipe.out is not None and present_processes().main:
             write_text(self.recipe.out / RECIPE, self.recipe.to_toml())
 
     def record(self, result: Result | None, test: Scores | None = None, error: str | None = None) -> Path | None:
-        """Write the record with everything known so far; return the file, or None without an output folder."""
-        out = self.recipe.out
+        """Write the record with everything known so far, in the first process.
+
+        Returns the file, or None without an output folder.
+        """
+        out, processes = self.recipe.out, present_processes()
         if out is None:
             return None
+        if not processes.main:
+            return out / RECORD
         record = {
             **self.facts,
+            **({"processes": processes.count} if processes.several else {}),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "state": "failed" if result is None else result.state,
             "error": error,
@@ -143,12 +152,14 @@ class ReadyRun:
                 if given is not None
                 for name, value in given.values.items()
             }
-            adapter = self.tuned.save(
-                out / ADAPTER,
-                preprocessing=preprocessing.model_dump(mode="json"),
-                scores=scores,
-                extra={} if self.data.used is None else {USED: self.data.used.model_dump(mode="json")},
-            )
+            adapter = out / ADAPTER
+            with _written_by_main(adapter) as path:
+                self.tuned.save(
+                    path,
+                    preprocessing=preprocessing.model_dump(mode="json"),
+                    scores=scores,
+                    extra={} if self.data.used is None else {USED: self.data.used.model_dump(mode="json")},
+                )
             self._draw_validation(out, {} if result.val is None else result.val.details)
         record = self.record(result, scored)
         return RunOutcome(self.recipe, result, scored, self.tuned, self.data, preprocessing, adapter, record)
@@ -158,7 +169,7 @@ class ReadyRun:
         if self.val is None:
             return
         made = validation_pictures(self.tuned, self.val, self.tuned.task, self.preprocessing, details)
-        for name, data in made.items():
+        for name, data in made.items() if present_processes().main else ():
             write_bytes(out / f"{name}.png", data)
 
     def without_adapter(self, result: Result, record: Path | None = None) -> RunOutcome:
@@ -181,7 +192,8 @@ def run_recipe(
 
     The folder `recipe.out` gets `adapter.safetensors` (with labels, preprocessing and scores), `run.json` (recipe,
     plan, data manifest, history, scores, versions), `recipe.toml` (with all defaults), `checkpoint.safetensors` and
-    `result.json`. For several recipes use `vpeft.training.runs.run_recipes`.
+    `result.json`. For several recipes use `vpeft.training.runs.run_recipes`. The processes of a launcher share one
+    run: each computes its share of every batch, and the first one writes the files.
 
     Args:
         recipe: the run.
@@ -196,11 +208,28 @@ def run_recipe(
     Raises:
         VpeftError: an error that the user can correct, in any of the steps. The record holds failures of the training.
     """
-    refuse_several_processes()
-    with own_folders(recipe.out):
+    processes = join(recipe.optimisation.device)
+    with explained(), own_folders(recipe.out if processes.main else None):
         trust = recipe.trust(code=trust_code, download=allow_download)
-        ready = ready_run(recipe, progress=progress, show=show, trust=trust)
-        return _trained(ready, resume=resume, progress=progress, test=test, after_epoch=after_epoch)
+        progress, show = progress and processes.main, show and processes.main
+        with processes.main_first():  # it may download, unpack or convert
+            ready = ready_run(recipe, progress=progress, show=show, trust=trust)
+        outcome = _trained(ready, resume=resume, progress=progress, test=test, after_epoch=after_epoch)
+        processes.wait()  # a process that returns finds all files
+        return outcome
+
+
+@contextmanager
+def _written_by_main(path: Path) -> Iterator[Path]:
+    """A context with the path to write a file to: in the first process `path`, in others one that is thrown away.
+
+    Every process must take part in writing, because weights that are divided are gathered for it.
+    """
+    if present_processes().main:
+        yield path
+        return
+    with TemporaryDirectory() as elsewhere:
+        yield Path(elsewhere) / path.name
 
 
 def _trained(
@@ -288,7 +317,7 @@ def ready_run(
     val = None if data.val is None else unbound.dataset(data.val, False)
     task = unbound.bind(train)
     require_labels(task.labels)
-    if recipe.host is not None and not several:
+    if recipe.host is not None and not several and type(task).run is Task.run:  # others need no convention
         classes = format_of(model, task.target_kind).classes
         if classes is not None and classes != len(task.labels):
             # before its layers are named as places: another model, with outputs for these classes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -12,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from vpeft.errors import VpeftError
 from vpeft.guarded import short
+from vpeft.training.processes import launched
 
 LOCK = ".training.lock"
 
@@ -51,12 +51,15 @@ def own_folders(*folders: Path | None) -> Iterator[None]:
 
 
 def refuse_several_processes() -> None:
-    """Raise `SeveralProcesses` where `torchrun` or `accelerate launch` has started more than one process."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count.isdigit() and int(count) > 1:
+    """Raise `SeveralProcesses` where `torchrun` or `accelerate launch` has started more than one process.
+
+    For everything but the training of one recipe, whose processes share the work.
+    """
+    _, count = launched()
+    if count > 1:
         raise SeveralProcesses(
-            f"A launcher such as torchrun has started this run {count} times, and a run is one process. Start it"
-            " without the launcher. To use several devices, start several recipes, each with its own folder."
+            f"A launcher such as torchrun has started this run {count} times, and only `vpeft train` with one recipe"
+            " shares its work among processes. Start it without the launcher."
         )
 
 

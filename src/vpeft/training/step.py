@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpeft.batch import Batch
 from vpeft.errors import VpeftError
@@ -23,8 +23,11 @@ from vpeft.training.failures import (
     memory_message,
     not_finite_gradients,
 )
+from vpeft.training.gradient_sum import GradientSum
 from vpeft.training.groups import make_optimiser
 from vpeft.training.optimisation import Optimisation
+from vpeft.training.processes import ALONE, Processes
+from vpeft.training.randomness import derived_seed, seed_everything
 from vpeft.training.schedule import rate_at
 from vpeft.training.train_state import TrainState
 
@@ -84,6 +87,11 @@ class Stepper:
         task: defines the loss.
         records: the model on cached outputs of its frozen part; the inputs of a batch are then row numbers of the
             cache.
+        processes: the processes that compute a share of each batch.
+
+    Attributes:
+        sum: adds up the gradients of all processes; None for one process.
+        asked_to_stop: whether some process was asked to stop by the end of the last step.
     """
 
     def __init__(
@@ -94,6 +102,7 @@ class Stepper:
         steps_per_epoch: int,
         task: Task,
         records: OnRecords | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.model: Callable[..., Any] = tuned if records is None else records
         self.records = records
@@ -105,6 +114,9 @@ class Stepper:
         # accelerate's optimiser is needed for the loss scale alone; it searches the installed packages at every step.
         self._scaled = machine.prepare_optimizer(self.optimiser) if machine.scaler is not None else None
         self._skipped = 0
+        self.processes = processes
+        self.sum = GradientSum(self.named, processes, machine.device) if processes.several else None
+        self.asked_to_stop = False
 
     def rate(self, step: int) -> float:
         """Return the rate of the adapter's groups at `step`, or of the head's if there are no others."""
@@ -112,11 +124,20 @@ class Stepper:
         peak = next((group["peak_lr"] for group in groups if group["part"] == "adapter"), groups[0]["peak_lr"])
         return rate_at(step, peak, self.settings, self.steps_per_epoch)
 
-    def asking(self, batch: Batch, at: TrainState, *, alone: bool) -> Asking:
+    def asking(
+        self, batch: Batch, at: TrainState, *, alone: bool, images: int | None = None, stop: bool = False
+    ) -> Asking:
         """Take one step on one batch (on the CPU) as a generator, so that a caller can run the model for several runs.
 
         It yields the inputs and receives the model's outputs; then it yields the loss and continues when the gradients
         exist. If it receives None for outputs, or with `alone`, it runs the model itself and yields nothing more.
+
+        Args:
+            batch: the batch, or this process's share of it.
+            at: the counters.
+            alone: see above.
+            images: number of samples in the share; None for all of the batch. With 0, its one sample has no weight.
+            stop: whether this process was asked to stop; `asked_to_stop` then says so in all processes.
 
         Raises:
             NonFinite: loss or gradient is not finite; the weights are those from before the step.
@@ -125,8 +146,17 @@ class Stepper:
         """
         said: str | None = None
         try:
+            if self.sum is not None:
+                # The same after a resumption, and other numbers in each process.
+                seed_everything(derived_seed(self.settings.seed, "step", at.step, self.processes.number))
             loss, monitored = yield from self._gradients(batch, at, alone)
-            self._apply(batch, loss, monitored, at)
+            count = len(batch)
+            if self.sum is not None:
+                here = count if images is None else images
+                whole = self.sum(here, loss, monitored, stop)
+                count, loss, monitored, self.asked_to_stop = whole.images, whole.loss, whole.monitored, whole.stop
+                self.sum.average(_moving_statistics(self.tuned), here / count)
+            self._apply(batch, loss, monitored, at, count)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -198,8 +228,11 @@ class Stepper:
         """Return the task's loss of other outputs for the same part of a batch."""
         return total(self.task.loss(outputs, part).values())
 
-    def _apply(self, batch: Batch, loss: float, monitored: dict[str, float], at: TrainState) -> None:
-        """Update the weights if loss and gradient are finite; otherwise leave them and raise."""
+    def _apply(self, batch: Batch, loss: float, monitored: dict[str, float], at: TrainState, count: int) -> None:
+        """Update the weights if loss and gradient are finite; otherwise leave them and raise.
+
+        `count` is the number of samples over all processes.
+        """
         parameters = [parameter for _, parameter in self.named]
         scaled = self._scaled is not None
         if self.settings.clip is not None or scaled:
@@ -225,7 +258,7 @@ class Stepper:
         if self.average is not None:
             self.average.update()
         self.optimiser.zero_grad()
-        at.count(loss, monitored, len(batch), norm if math.isfinite(norm) else 0.0)
+        at.count(loss, monitored, count, norm if math.isfinite(norm) else 0.0)
 
     def _inputs(self, batch: Batch) -> Any:
         """Return the inputs; read them again if the batch holds row numbers of the cache."""
@@ -247,3 +280,11 @@ class Stepper:
             f"The first such tensor is {where}. Lower lr (now {self.settings.lr:g}), clip the gradient "
             "(clip = 1.0), or use more precision."
         )
+
+
+def _moving_statistics(tuned: nn.Module) -> list[Tensor]:
+    """Return the running statistics that a training step has changed."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    layers = [one for one in tuned.modules() if isinstance(one, kinds) and one.training]
+    found = (statistic for one in layers for statistic in (one.running_mean, one.running_var))
+    return [statistic for statistic in found if statistic is not None]
