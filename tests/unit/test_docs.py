@@ -19,8 +19,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").iterdir())
-# Needs a network, or makes an environment: run by hand, by `make demo` and by `make test` instead.
-NOT_RUN = {"install.sh"}
+# Needs a network, makes an environment, or is for several machines: run by hand, by `make demo` and by `make test`
+# instead; the cluster's commands by tests/unit/bench/test_ray_executor.py.
+NOT_RUN = {"install.sh", "cluster.sh"}
 
 
 def _docs() -> ModuleType:
@@ -118,6 +119,11 @@ def test_shell_example_runs(example: Path, elsewhere: Path, tmp_path_factory: py
     shim = shims / "vpeft"
     shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vpeft.cli "$@"\n', encoding="utf-8")
     shim.chmod(0o755)
+    launcher = shims / "torchrun"
+    launcher.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run --standalone "$@"\n', encoding="utf-8"
+    )
+    launcher.chmod(0o755)
     path = {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
         ["bash", str(example)], env={**os.environ, **path}, capture_output=True, text=True, timeout=600, check=False

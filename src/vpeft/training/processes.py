@@ -147,7 +147,7 @@ def launched() -> tuple[int, int]:
     """Return this process's number and the count of processes that a launcher states; (0, 1) without a launcher."""
     stated = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
     number, count = (int(text) if text.isdigit() else 0 for text in stated)
-    return number, max(1, count)
+    return (number, count) if count > 1 else (0, 1)
 
 
 def join(device: str = "auto") -> Processes:
