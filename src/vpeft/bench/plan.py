@@ -63,7 +63,8 @@ def make_plan(config: BenchConfig, engine: Engine) -> list[Job]:
     Raises a VpeftError for whatever does not exist: suite, tier, task, method, field, setting, backbone.
     """
     tier = suite(config.suite).tier(config.tier)
-    data = None if config.root is None else DataFolder(config.root, tier.exact)
+    # The whole path, since workers may be elsewhere.
+    data = None if config.root is None else DataFolder(config.root.expanduser().absolute(), tier.exact)
     chosen = suite(config.suite).at(data)
     names = [name.removeprefix(f"{chosen.name}/") for name in config.tasks] or list(tier.tasks or chosen.tasks)
     rules = protocol(tier.protocol)

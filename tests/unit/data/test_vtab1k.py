@@ -257,7 +257,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     thread.join()
 
 
-def test_an_archive_is_fetched_from_the_hub(hub: type[Hub], copy: Path, tmp_path: Path) -> None:
+def test_an_archive_is_fetched_from_the_hub(
+    hub: type[Hub], copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The hub's own client, and a hub on this machine."""
     zipped(copy, tmp_path / "vtab-1k.zip")
     hub.content = (tmp_path / "vtab-1k.zip").read_bytes()
@@ -265,5 +267,9 @@ def test_an_archive_is_fetched_from_the_hub(hub: type[Hub], copy: Path, tmp_path
     assert archive.read_bytes() == hub.content
     assert from_archive(archive, tmp_path / "made") == 2 * (8 + 4 + 6 + 12 + 4), "images of four lists, and the lists"
     assert prove(tmp_path / "made", ["cifar", "kitti"], facts=SMALL).proved
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(FACTS, "kitti", SMALL["kitti"])
+    assert main(["data", "vtab1k", str(tmp_path / "again"), "--from", "hub", "--tasks", "kitti"]) == 0
+    assert "1 of 1 tasks are proved" in capsys.readouterr().out
     with pytest.raises(DataError, match="does not give XiN0919/VTAB-1k:other.zip"):
         download("XiN0919/VTAB-1k:other.zip", tmp_path / "cache")
