@@ -64,12 +64,12 @@ def main() -> None:
         raise SystemExit(f"There is no application {', '.join(unknown)}; there are {', '.join(known)}.")
     records = read_records(options.records)
     if not options.page:
-        for name, one in known.items():
-            if name in chosen or (not chosen and not is_fresh(records.get(name), one)):
-                print(name, flush=True)
-                records[name] = run(one, options.threads)
-                write_records(options.records, records)
-                print(f"  {sentence(records[name])}, {records[name]['seconds']:.0f} s", flush=True)
+        missing = [name for name, one in known.items() if not is_fresh(records.get(name), one)]
+        for name in chosen or missing:
+            print(name, flush=True)
+            records[name] = run(known[name], options.threads)
+            write_records(options.records, records)
+            print(f"  {sentence(records[name])}, {records[name]['seconds']:.0f} s", flush=True)
     PAGE.write_text(page(known, records), encoding="utf-8")
 
 
@@ -204,13 +204,13 @@ def in_words(said: Prediction, target: Any, labels: Sequence[str], true: str) ->
     """A prediction in words, and what is true where that is another."""
     if "values" in said.values:  # numbers
         number = float(next(iter(said.values["values"].values())))
-        return [f"{number:.0f}", f"(is {float(true):.0f})"], abs(number - float(true)) < 15
+        return [f"{number:.0f}", f"true: {float(true):.0f}"], abs(number - float(true)) < 15
     if isinstance(target, Tensor) and target.dim() == 1:  # several labels
         found = {str(row["label"]) for row in said.rows if row.get("probability", 0) >= 0.5}
         there = {name for name, on in zip(labels, target.tolist(), strict=True) if on}
         return [", ".join(name for name in labels if name in found) or "nothing"], found == there
     best = str(said.rows[0]["label"])
-    return ([best] if best == true else [best, f"(is {true})"]), best == true
+    return ([best] if best == true else [best, f"true: {true}"]), best == true
 
 
 def nearest_cells(loaded: Loaded, opened: ImageSet) -> list[tuple[Image.Image, list[str], bool]]:
@@ -284,7 +284,8 @@ _OPENING = """# Applications
 A recipe for each application that surveys of parameter-efficient tuning name. Each runs offline on pictures that come
 with packages or are drawn, and takes your own with `--data FOLDER`; `vpeft recipes ID` prints it, to be copied and
 changed. Results and costs are of the runs that the commands make, one run each, on {hardware}. Other work ran on the
-machine, so that seconds are upper bounds. The page is written by `python benchmarks/applications.py`.
+machine; seconds are those of the processor, start and test included. `python benchmarks/applications.py` writes the
+page.
 
 They show that an application runs from one command, and what the numbers of a small frozen backbone look like. They are
 no ranking of methods: for that see [search](search.md) and [statistics](statistics.md).
@@ -302,7 +303,7 @@ def page(known: Mapping[str, ShippedRecipe], records: Mapping[str, Any]) -> str:
         record = records[one.id]
         lines.append(
             f"| [{one.application}](#{anchor(one)}) | `{one.id}` | {sentence(record)} | {record['trained']:,}"
-            f" ({record['share']:.1%}) | {record['adapter_bytes'] / 1000:,.0f} kB | {record['seconds']:.0f}"
+            f" ({record['share']:.1%}) | {record['adapter_bytes'] / 1000:,.0f} kB | {record['processor_seconds']:.0f}"
             f" | {record['memory'] / 2**20:,.0f} MiB |"
         )
     for one in ordered:

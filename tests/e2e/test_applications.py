@@ -110,7 +110,8 @@ def test_a_record_of_an_older_file_is_not_shown(script: ModuleType, tmp_path: Pa
     one = small(tmp_path)
     record: dict[str, Any] = {
         "recipe": script.digest(one),
-        "seconds": 12.0,
+        "seconds": 30.0,
+        "processor_seconds": 12.0,
         "memory": 2**29,
         "hardware": "a machine",
         "test": {"values": {"top1": 0.5, "loss": 1.25}, "leading": "top1", "count": 40},

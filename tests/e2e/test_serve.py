@@ -6,8 +6,11 @@ import http.client
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import pytest
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-from tests.e2e.served import TOKEN, serving
+from tests.e2e.served import TOKEN, free_port, serving
 from tests.unit.serving.fleet import fleet, picture
 from tests.unit.serving.test_bad_requests import bomb
 from vpeft.cli.loaded import open_adapter
@@ -199,3 +202,54 @@ def test_ten_thousand_bad_requests_change_nothing(adapters: Path, tmp_path: Path
         assert {path.name: path.read_bytes() for path in adapters.iterdir()} == before
         assert not [line for line in server.lines() if line["level"] in ("error", "critical")]
         assert server.end() == 0
+
+
+SLOW_TO_IMPORT = """
+import sys, time
+from pathlib import Path
+
+if __name__ == "__mp_main__":  # in the processes that answer
+    time.sleep(7)
+
+
+async def answer(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"here"})
+
+
+def application():
+    return answer
+
+
+if __name__ == "__main__":
+    from vpeft.serving.run import run
+    from vpeft.serving.settings import ServeSettings
+
+    run(ServeSettings(folder=Path(sys.argv[1]), port=int(sys.argv[2]), workers=2), "slow_to_import:application")
+"""
+
+
+def test_processes_that_take_long_to_import_come_up(tmp_path: Path) -> None:
+    """uvicorn replaces a process that gives no sign of life for five seconds, unless it is told to wait."""
+    (tmp_path / "slow_to_import.py").write_text(SLOW_TO_IMPORT, encoding="utf-8")
+    port = free_port()
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "slow_to_import.py", str(tmp_path), str(port)], cwd=tmp_path, stdout=file, stderr=file
+        )
+    try:
+        end = time.monotonic() + 300
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
+                    assert answer.read() == b"here"
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < end, log.read_text()
+                time.sleep(0.2)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(300) == 0
+    assert "died" not in log.read_text()

@@ -20,6 +20,9 @@ from vpeft.serving.settings import ServeSettings, Tokens, require_safe
 
 # Settings travel to the processes of a server in here.
 SETTINGS = "VPEFT_SERVE_SETTINGS"
+# Seconds without a sign of life after which one of several processes is replaced. A process gives none while it
+# imports torch, which takes longer than uvicorn's five seconds where much else runs: it would never come up.
+SILENCE = 120
 
 
 def application(model: Any, settings: ServeSettings, device: torch.device) -> Any:
@@ -61,6 +64,7 @@ def run(settings: ServeSettings, factory: str) -> None:
             workers=settings.workers,
             limit_concurrency=settings.connections,
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+            timeout_worker_healthcheck=SILENCE,
             access_log=False,
             log_config=None,
             server_header=False,
