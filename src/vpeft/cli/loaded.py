@@ -94,6 +94,20 @@ class Loaded:
         """The same model for other classes, by their names; see `rename_classes`."""
         return replace(self, task=rename_classes(self.model, labels).task)
 
+    def asking(self, question: str) -> Loaded:
+        """The same model with a question that is asked of each image.
+
+        Raises:
+            VpeftError: its task answers no questions.
+        """
+        if "question" not in type(self.task).model_fields:
+            able = [name for name, kind in all_tasks().items() if "question" in kind.model_fields]
+            raise VpeftError(
+                f"The task {self.task.name} of {self.path} answers no questions; {', '.join(able)} does. Leave"
+                " --question out."
+            )
+        return replace(self, task=self.task.model_copy(update={"question": question}))
+
     def predictions(self, samples: Sequence[Sample]) -> list[Prediction]:
         """Return the predictions for preprocessed samples, such as images (C, H, W), in their order."""
         outputs, batch = self.outputs(samples)

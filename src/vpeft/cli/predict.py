@@ -50,6 +50,7 @@ def predict(
     names: str | None = None,
     templates: tuple[str, ...] = (),
     gallery: tuple[str, ...] = (),
+    question: str | None = None,
     views: Annotated[str | None, Parameter(name=("--clip.views",))] = None,
     max_pixels: Annotated[int | None, _POSITIVE] = None,
     max_aspect: Annotated[float | None, _POSITIVE] = None,
@@ -89,6 +90,8 @@ def predict(
         gallery, each image beside its nearest ones.
     gallery:
         For retrieval: folders, files or patterns of the images among which the nearest are looked for.
+    question:
+        For an adapter that answers questions: what is asked of each image.
     names:
         Zero-shot: names of classes with commas between them, which the image-text model of --backbone compares with
         the images (pocket_clip, hf:FOLDER, open_clip:NAME/WEIGHTS). Nothing is trained, and no adapter is needed. With
@@ -117,6 +120,8 @@ def predict(
     )
     if names is not None and not alone:
         loaded = loaded.renamed(split_names(names))
+    if question is not None:
+        loaded = loaded.asking(question)
     if loaded.unsealed is not None:
         say_warning(loaded.unsealed)
     files: Sized

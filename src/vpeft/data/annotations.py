@@ -40,6 +40,28 @@ def read_lines(file: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def json_rows(file: Path) -> list[dict[str, Any]]:
+    """The mappings of a JSONL file, one in each line, or of a JSON file that holds a list of them.
+
+    Raises:
+        DataError: a line is no JSON, or no mapping.
+    """
+    if file.suffix.lower() == ".json":
+        told = read_json_file(file)
+        rows = list(told) if isinstance(told, list) else [None]
+    else:
+        rows = []
+        for number, line in enumerate(read_lines(file), start=1):
+            try:
+                rows.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{file}, line {number} is not usable JSON: {error}.") from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, line {number} is no mapping of names to values: {str(row)[:60]}.")
+    return rows
+
+
 def corners_of(numbers: Any, form: BoxFormat) -> tuple[float, float, float, float]:
     """A box as left, top, right, bottom; NaN where there are no four numbers."""
     if not isinstance(numbers, Sequence) or isinstance(numbers, str) or len(numbers) != 4:

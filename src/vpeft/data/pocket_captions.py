@@ -7,6 +7,7 @@ whose words are all known and whose composition is new.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,8 +99,13 @@ def _figure(name: str, x: float, y: float, radius: float, angle: float) -> Field
     return box(u, v, radius, 0.34 * radius)
 
 
-def draw_groups(groups: tuple[Group, ...], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A picture (64, 64, 3) of the groups, their figures at random places that do not overlap, on a grey ground."""
+def draw_groups(
+    groups: tuple[Group, ...], rng: np.random.Generator, areas: Sequence[tuple[float, float, float, float]] = ()
+) -> NDArray[np.uint8]:
+    """A picture (64, 64, 3) of the groups, their figures at random places that do not overlap, on a grey ground.
+
+    `areas` are the rectangles (left, top, right, bottom) in which the groups lie; the whole picture by default.
+    """
     inks = [np.asarray(COLOURS[group.colour]) for group in groups]
     while True:
         grey = between(rng, 0.2, 0.8)
@@ -108,12 +114,13 @@ def draw_groups(groups: tuple[Group, ...], rng: np.random.Generator) -> NDArray[
             break
     picture = backdrop(rng, base, 0.12)
     total = sum(group.count for group in groups)
-    radius = between(rng, 8.5, 11.0) if total <= 3 else between(rng, 6.0, 8.0)
+    radius = between(rng, 8.5, 11.0) if total <= 3 and not areas else between(rng, 6.0, 8.0)
     placed: list[tuple[float, float]] = []
-    for group, ink in zip(groups, inks, strict=True):
+    for number, (group, ink) in enumerate(zip(groups, inks, strict=True)):
+        left, top, right, bottom = areas[number] if areas else (0.0, 0.0, SIDE, SIDE)
         for _ in range(group.count):
             for _ in range(200):
-                x, y = between(rng, radius, SIDE - radius), between(rng, radius, SIDE - radius)
+                x, y = between(rng, left + radius, right - radius), between(rng, top + radius, bottom - radius)
                 if all((x - a) ** 2 + (y - b) ** 2 > (2.1 * radius) ** 2 for a, b in placed):
                     break
             placed.append((x, y))

@@ -21,6 +21,8 @@ class ClassMap(HostFormat):
     @classmethod
     def fits(cls, host: nn.Module) -> bool:
         gives, takes = fields_given(host), set(taken(host))
+        if "input_ids" in takes:  # its logits are of words
+            return False
         return (
             {"pixel_values", "labels"} <= takes and "logits" in gives and not gives & {"pred_boxes", "predicted_depth"}
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vpeft.data.annotations import read_json_file, split_in
+from vpeft.data.annotations import json_rows, read_json_file, split_in
 from vpeft.data.config import DataConfig
 from vpeft.data.items import ArrayPicture, FilePicture, Item, Listing, SplitName, split_of
 from vpeft.data.pocket_captions import SIZES, captioned_split
@@ -17,7 +17,7 @@ from vpeft.data.table_cells import first_of
 from vpeft.data.targets.caption import captions_given, first_name
 from vpeft.errors import nearest
 
-_LISTS = ("captions.csv", "captions.tsv", "captions.json")
+_LISTS = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _IMAGE_COLUMNS = ("path", "image", "file_name", "filename", "image_name")
 _DRAWN = "pocket-captions"
@@ -32,7 +32,7 @@ class Captions:
     """
 
     name = "captions"
-    title = "images with captions: a folder with captions.csv (path, caption[, split]), or COCO's captions_*.json"
+    title = "images with captions: a folder with captions.csv or .jsonl (path, caption[, split]), or COCO's *.json"
     targets = ("caption",)
 
     def claims(self, config: DataConfig) -> Claim:
@@ -43,7 +43,9 @@ class Captions:
             return Claim.NONE
         if path.is_dir():
             return Claim.FORMAT if any(path.glob("annotations/captions*.json")) else Claim.NONE
-        return Claim.FORMAT if path.suffix.lower() in (*_DELIMITERS, ".json") and path.is_file() else Claim.NONE
+        return (
+            Claim.FORMAT if path.suffix.lower() in (*_DELIMITERS, ".json", ".jsonl") and path.is_file() else Claim.NONE
+        )
 
     def names(self) -> Iterable[str]:
         return ()
@@ -100,8 +102,13 @@ def _coco_rows(file: Path) -> Iterable[tuple[str, str, SplitName | None]]:
 
 
 def _list_rows(file: Path, config: DataConfig) -> Iterable[tuple[str, str, SplitName | None]]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        lines = list(csv.reader(stream, delimiter=_DELIMITERS[file.suffix.lower()]))
+    if file.suffix.lower() == ".jsonl":
+        told = json_rows(file)
+        names = list(dict.fromkeys(name for row in told for name in row))
+        lines = [names, *([str(row.get(name, "")) for name in names] for row in told)] if told else []
+    else:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            lines = list(csv.reader(stream, delimiter=_DELIMITERS[file.suffix.lower()]))
     if not lines:
         raise DataError(f"{file} is empty.")
     header, *rows = lines
