@@ -25,8 +25,9 @@ from vpeft.data.problems import DataError, DataWarning
 from vpeft.data.sources.registry import sources, with_its_target
 from vpeft.data.vtab1k.gather import HUB, download, from_archive
 from vpeft.data.vtab1k.layout import task_names
-from vpeft.data.vtab1k.proof import Proof, prove
+from vpeft.data.vtab1k.proof import Proof, TaskProof, prove
 from vpeft.data.vtab1k.search import Found, find_task_in, full_set
+from vpeft.safe_text import SafeConsole
 
 app = App(name="data", help="List data sources and suites, check or export a data set, or get VTAB-1k and prove it.")
 
@@ -219,13 +220,13 @@ def vtab1k(
     if full or origin == "folder":
         found = _found_in_full_sets(folder, source, split_list(full or ""), lists, asked, fetch)
         asked = [one.task for one in found]
-        proof = prove(folder, asked)
+        proof = prove(folder, asked, proved=_tell)
     else:
         if origin is not None:
             if origin == "archive" and source is None:
                 raise DataError("--from archive needs --source, the zip or tar file.")
             from_archive(download(source or HUB) if origin == "hub" else Path(str(source)), folder)
-        proof = prove(folder, asked, lists=lists)
+        proof = prove(folder, asked, lists=lists, proved=_tell)
     write_json(folder / "proof.json", _stated(proof, found))
     if json:
         show.as_json(_stated(proof, found))
@@ -254,6 +255,11 @@ def _found_in_full_sets(
         raise DataError(f"No full data set is named for {', '.join(missing)}: use --full TASK=SOURCE, or --source.")
     places = {name: named.get(name) or str(Path(str(source)) / name) for name in names}
     return [find_task_in(full_set(place, fetch), lists, name, folder) for name, place in places.items()]
+
+
+def _tell(task: TaskProof) -> None:
+    """One line on stderr for a task that is done."""
+    SafeConsole(stderr=True).print(Text(f"{task.task}: {sum(task.counts.values())} images, {len(task.faults)} faults"))
 
 
 def _stated(proof: Proof, found: list[Found]) -> Mapping[str, Any]:

@@ -106,6 +106,15 @@ def test_another_copy_is_compared_with(copy: Path, tmp_path: Path) -> None:
     assert not (other / "cifar/digests.tsv").exists(), "digests of a faulty copy are not kept"
 
 
+def test_folders_may_have_the_other_names_in_use(copy: Path) -> None:
+    (copy / "cifar").rename(copy / "cifar100")
+    (copy / "kitti").rename(copy / "other")
+    done: list[str] = []
+    proof = prove(copy.parent, ["cifar100"], facts=SMALL, proved=lambda task: done.append(task.task))
+    assert proof.proved and done == ["cifar"]
+    assert (copy / "cifar100/digests.tsv").is_file()
+
+
 def test_tasks_and_lists_that_are_not_there_are_faults(copy: Path, tmp_path: Path) -> None:
     (copy / "cifar/test.txt").unlink()
     proof = prove(copy, ["cifar", "svhn"], facts=SMALL)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +169,12 @@ def describe(image: Image.Image) -> tuple[str, tuple[int, int], bytes]:
 
 
 def prove(
-    root: Path, tasks: Sequence[str] = (), *, lists: Path | None = None, facts: Mapping[str, SetFacts] = FACTS
+    root: Path,
+    tasks: Sequence[str] = (),
+    *,
+    lists: Path | None = None,
+    facts: Mapping[str, SetFacts] = FACTS,
+    proved: Callable[[TaskProof], None] | None = None,
 ) -> Proof:
     """Read all images of a copy, and write their digests as TASK/digests.tsv where the task has no fault.
 
@@ -179,6 +184,7 @@ def prove(
         lists: a folder with TASK/digests.tsv of another copy to compare with; by default those that an earlier proof
             wrote, so that what has changed since is named.
         facts: the published numbers.
+        proved: called with each task when it is done; a whole copy takes minutes.
 
     Raises:
         DataError: no task is there, an unknown one is asked for, or a list cannot be read.
@@ -194,6 +200,8 @@ def prove(
             known = root if lists is None and (folder / DIGESTS).is_file() else lists
             stated = None if known is None else read_digests(known, name)
             found.append(_prove_task(name, folder, facts[name], stated))
+        if proved is not None:
+            proved(found[-1])
     return Proof(tasks=tuple(found))
 
 
