@@ -99,7 +99,7 @@ ROWS: Mapping[str, Row] = {
     "in_context": Row("examples alone", HELD_OUT, "balanced", method=""),
     "new_scratch": Row("from scratch", HELD_OUT, "student"),
     "new_full": Row("all weights", HELD_OUT, "balanced", rate=5e-4),
-    "new_lora": Row("LoRA, rank 8", HELD_OUT, "balanced", method="lora(rank=8, targets=('all',))", rate=4e-3),
+    "new_lora": Row("LoRA, rank 8", HELD_OUT, "balanced", method="lora(rank=8, targets=[all])", rate=4e-3),
 }
 
 
@@ -111,13 +111,15 @@ class Table:
         size: see `Size`.
         seed: of models and training.
         codec: of the tokens.
+        source: a data set with masks, edges and depths.
     """
 
-    def __init__(self, out: Path, size: Size, seed: int, codec: str) -> None:
-        self.out, self.size, self.seed, self.codec = out, size, seed, codec
+    def __init__(self, out: Path, size: Size, seed: int, codec: str, source: str = SOURCE) -> None:
+        self.out, self.size, self.seed, self.codec, self.source = out, size, seed, codec, source
         made = picture_codec(codec)
         self.codes, self.side = made.codes, made.side
         self.length = 2 * size.pairs * made.count
+        self.images = 0  # of the training
         self._tests: dict[tuple[str, ...], tuple[VisualSequences, VisualSentences]] = {}
 
     def model(self, name: str) -> Path:
@@ -145,9 +147,10 @@ class Table:
         """The task as it is scored, and its first test images as sentences."""
         if row.tasks not in self._tests:
             task = VisualSequences(**self.task(row, False))
-            data = open_data(DataConfig(source=SOURCE, target=task.target_kind))
-            assert data.test is not None  # pocket-dense states it
-            whole = data.test
+            data = open_data(DataConfig(source=self.source, target=task.target_kind))
+            self.images, whole = len(data.train), data.test
+            if whole is None:
+                raise SystemExit(f"{self.source} has no test images.")
             images = ImageSet(
                 whole.items[: self.size.test],
                 whole.labels,
@@ -187,9 +190,10 @@ class Table:
         fresh = row.start in ("student", "teacher")
         steps = self.size.steps if row.tasks == BASE else self.size.adapting
         if row.tasks == BASE:
-            pairs = 400 * len(BASE) if row.balance != "none" else 400 + self.size.rare * (len(BASE) - 1)
+            rare = self.images if row.balance != "none" else min(self.size.rare, self.images)
+            pairs = self.images + rare * (len(BASE) - 1)
         else:
-            pairs = self.size.few
+            pairs = min(self.size.few, self.images)
         epochs = max(1, round(steps * self.size.batch / pairs))
         recipe = Recipe.from_mapping(
             {
@@ -197,7 +201,7 @@ class Table:
                 "method": row.method,
                 "train": ["lm_head"] if row.method == "full_finetuning" else [],
                 "task": {"name": "visual_sequences", **self.task(row, True)},
-                "data": {"source": SOURCE},
+                "data": {"source": self.source},
                 "optimisation": {
                     "epochs": epochs,
                     "batch": self.size.batch,
@@ -300,12 +304,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/delvm"))
     parser.add_argument("--size", choices=SIZES, default="default")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--source", default=SOURCE, help="another data set with masks, edges and depths")
     parser.add_argument("--codec", default="pocket_vq", help="pocket_vq, or a file that pretraining/pocket_vq.py wrote")
     asked = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ROWS}
     say: Callable[[str], None] = lambda text: print(text, flush=True)  # noqa: E731 - progress is seen at once
     for seed in range(asked.seeds):
-        one = Table(asked.out / f"seed{seed}", SIZES[asked.size], seed, asked.codec)
+        one = Table(asked.out / f"seed{seed}", SIZES[asked.size], seed, asked.codec, asked.source)
         for name in ROWS:
             found[name].append(one.run(name))
             say(f"seed {seed}, {name}: {found[name][-1]}")

@@ -36,9 +36,9 @@ def write_llama(folder: Path, codes: int = CODES, width: int = 16) -> Path:
 
 
 def write_pictures(root: Path, count: int = 10, side: int = 16) -> Path:
-    """Images of blocks with masks of three classes and edges: images/, masks/, edges/, and classes.txt."""
+    """Images of blocks with masks of three classes, edges and depths in millimetres, and classes.txt."""
     rng = np.random.default_rng(0)
-    for name in ("images", "masks", "edges"):
+    for name in ("images", "masks", "edges", "depth"):
         (root / name).mkdir(parents=True)
     for number in range(count):
         mask = np.zeros((side, side), np.uint8)
@@ -49,7 +49,8 @@ def write_pictures(root: Path, count: int = 10, side: int = 16) -> Path:
         edges = np.zeros_like(mask)
         edges[:, 1:] |= mask[:, 1:] != mask[:, :-1]
         edges[1:] |= mask[1:] != mask[:-1]
-        for folder, pixels in (("images", image), ("masks", mask), ("edges", edges)):
+        depth = 1_000 + 4_000 * mask.astype(np.uint16)
+        for folder, pixels in (("images", image), ("masks", mask), ("edges", edges), ("depth", depth)):
             Image.fromarray(pixels).save(root / folder / f"{number:02d}.png")
     (root / "classes.txt").write_text("\n".join(CLASSES))
     return root
