@@ -30,7 +30,7 @@ def launched_environment(rank: int, count: int, port: int) -> dict[str, str]:
     return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 
-def in_processes(count: int, folder: Path, work: Callable[[int], T]) -> list[T]:
+def in_processes(count: int, folder: Path, work: Callable[[int], T], patience: float = PATIENCE) -> list[T]:
     """What `work(rank)` returns in each of `count` forked processes of one thread; tensors and plain values."""
     port = free_port()
 
@@ -47,7 +47,7 @@ def in_processes(count: int, folder: Path, work: Callable[[int], T]) -> list[T]:
     forked = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(count)]
     for one in forked:
         one.start()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     try:
         while any(one.exitcode is None for one in forked) and all(one.exitcode in (None, 0) for one in forked):
             assert time.monotonic() < deadline, "the processes did not end"

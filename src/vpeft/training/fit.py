@@ -75,7 +75,8 @@ def fit(
             weights are loaded. False starts again and overwrites the checkpoint.
         progress: show progress on standard error: a live bar in a terminal, plain lines elsewhere.
         workers: number of loading processes; it does not change the result.
-        after_epoch: called with the model and the epoch's record. Random numbers that it draws do not affect training.
+        after_epoch: called with the model and the epoch's record, in every process of the run. Random numbers that it
+            draws do not affect training.
         after_step: called with the model after each optimiser step; what it keeps is no part of a checkpoint.
         identity: further facts (JSON) about data and model that a checkpoint must agree in.
         task: the task; None uses the task of the model's adapter, or classification.

@@ -243,7 +243,7 @@ def gradients_agree(methods: list[str], folder: Path) -> dict[tuple[str, str], s
                     wrong[model.__name__, name] = key
         return wrong
 
-    first, second = in_processes(2, folder, work)
+    first, second = in_processes(2, folder, work, patience=1200)
     return {**first, **second}
 
 
