@@ -6,10 +6,11 @@ the same in every epoch, so is its query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpeft.acceleration.acceleration import NotApplicable
 from vpeft.acceleration.equivalence import TOLERANCE, TOLERANCE_16
@@ -29,11 +30,12 @@ class KnownQueries:
     """The queries (D,) of images by their names; each is kept when it is first computed.
 
     Args:
-        names: of all images that it may keep; a batch with another image is computed each time.
+        names: of all images that it may keep; a batch with another image is computed each time. Where two images have
+            one name, none is kept.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._rows = {name: row for row, name in enumerate(names)}
+        self._rows = {name: row for row, name in enumerate(names)} if len(set(names)) == len(names) else {}
         self._there: set[int] = set()
         self._kept: Tensor | None = None
 
@@ -60,6 +62,24 @@ class KnownQueries:
         self._kept[torch.tensor(rows, device=found.device)] = found
         self._there.update(rows)
         return found
+
+
+@contextmanager
+def keeping(model: nn.Module, queries: KnownQueries) -> Iterator[None]:
+    """Let a model keep its queries of images that are the same each time, where its method reads queries.
+
+    Args:
+        model: in evaluation mode, whose frozen part stays the same from one use of `queries` to the next.
+        queries: of these images alone.
+    """
+    if not isinstance(model, TunedModel) or model.active not in model._wiring.switch.asks_query:
+        yield
+        return
+    before, model._queries = model._queries, queries
+    try:
+        yield
+    finally:
+        model._queries = before
 
 
 def remember(tuned: TunedModel, patches: Patches, situation: Situation) -> tuple[str, bool]:

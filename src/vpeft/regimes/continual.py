@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
+from vpeft.acceleration.cached_query import KnownQueries, keeping
 from vpeft.atomic import write_json
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
@@ -238,12 +239,13 @@ def _learn(
         say(f"Continuing after task {len(done)} of {len(stream.tasks)}.")
     record: dict[str, Any] = {}
     adapter = None
+    queries = [KnownQueries([item.name for item in task.judged.items]) for task in stream.tasks]
     for task in stream.tasks[len(matrix.values) :]:
         labels = stream.labels_at(task.number)
         began = time.perf_counter()
         learning.learn(task, labels, stream.tasks[: task.number] if learner.keeps == "images" else ())
         seconds.append(time.perf_counter() - began)
-        row, told = _measured(learning, stream, task.number, setting)
+        row, told = _measured(learning, stream, task.number, setting, queries)
         matrix, within = matrix.with_row(row), within.with_row(told)
         state = learning.state()
         if out is not None:
@@ -267,9 +269,12 @@ def _learn(
 
 @torch.no_grad()
 def _measured(
-    learning: Learning, stream: Stream, number: int, setting: Setting
+    learning: Learning, stream: Stream, number: int, setting: Setting, queries: Sequence[KnownQueries]
 ) -> tuple[list[float | None], list[float | None]]:
-    """The accuracies on each task: over all classes so far, and within the task's classes."""
+    """The accuracies on each task: over all classes so far, and within the task's classes.
+
+    What the frozen model sees in the images of each task is kept in `queries`, for the next measurement.
+    """
     row: list[float | None] = []
     told: list[float | None] = []
     model = learning.model
@@ -279,9 +284,10 @@ def _measured(
             told.append(None)
             continue
         right = inside = 0
-        for outputs, targets in outputs_for(model, task.judged, setting):
-            right += int((outputs.argmax(1) == targets).sum())
-            inside += int((outputs[:, task.first : task.end].argmax(1) + task.first == targets).sum())
+        with keeping(model, queries[task.number]):
+            for outputs, targets in outputs_for(model, task.judged, setting):
+                right += int((outputs.argmax(1) == targets).sum())
+                inside += int((outputs[:, task.first : task.end].argmax(1) + task.first == targets).sum())
         row.append(right / len(task.judged))
         told.append(inside / len(task.judged))
     return row, told

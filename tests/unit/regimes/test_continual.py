@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import vpeft
 from tests.unit.regimes.streams import CLASSES, backbone, draw, opened, preprocessing, setting, stream_of
+from vpeft.injection.tuned_model import TunedModel
+from vpeft.regimes import continual
 from vpeft.regimes.continual import ADAPTER, RECORD, STATE, ContinualRecipe, learn_stream, run_continual
 from vpeft.regimes.learner import Features, all_learners, make_learner
 from vpeft.regimes.stream import Stream, domain_stream
@@ -140,3 +144,33 @@ def test_a_recipe_runs_on_the_shipped_backbone(tmp_path: Path) -> None:
     outcome = run_continual(recipe, say=lambda _: None)
     assert len(outcome.matrix.values) == 2 and outcome.matrix.pooled(1) > 0.8
     assert vpeft.read_manifest(tmp_path / "out" / ADAPTER).labels == list(CLASSES)
+
+
+@pytest.mark.parametrize("text", ["l2p(pool=4, length=1, top_k=2)", "dualprompt(tasks=3)"])
+def test_queries_of_judged_images_are_computed_once_with_the_same_bits(
+    text: str, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    plain = TunedModel._query
+
+    def counted(self: TunedModel, inputs: tuple[Any, ...], named: Any) -> torch.Tensor:
+        counts[-1] += 0 if self.training else len(inputs[0])
+        return plain(self, inputs, named)
+
+    monkeypatch.setattr(TunedModel, "_query", counted)
+    found = []
+    for keeps in (True, False):
+        if not keeps:
+            monkeypatch.setattr(continual, "keeping", lambda *_: nullcontext())
+        counts.append(0)
+        outcome = learn_stream(make_learner(text), stream, setting(3, epochs=1, acceleration="off"), say=lambda _: None)
+        found.append(outcome)
+    assert found[0].matrix == found[1].matrix and found[0].within == found[1].within
+    assert all(
+        torch.equal(tensor, found[1].learning.state()[group][name])
+        for group, named in found[0].learning.state().items()
+        for name, tensor in named.items()
+    )
+    sizes = [len(task.judged) for task in stream.tasks]
+    # after task t tasks 0 to t are judged; kept, each image is seen once
+    assert counts[1] - counts[0] == sum((len(sizes) - number - 1) * size for number, size in enumerate(sizes))
