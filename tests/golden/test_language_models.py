@@ -157,6 +157,13 @@ def test_prefixes_are_keys_and_values_that_a_cache_could_hold() -> None:
     assert torch.allclose(tuned(input_ids=ids).logits, wanted, atol=1e-5)
 
 
+def test_hidden_states_are_still_collected() -> None:
+    tuned = tuned_with(VPTDeep(tokens=3))
+    ids, _ = padded()
+    states = tuned(input_ids=ids, output_hidden_states=True).hidden_states
+    assert [tuple(state.shape) for state in states[1:]] == [(2, 6, 32)] * 3  # the first is what the first block reads
+
+
 def test_prompts_are_computed_once_and_lie_beside_the_cache() -> None:
     tuned = tuned_with(VPTDeep(tokens=3))
     ids, _ = padded()

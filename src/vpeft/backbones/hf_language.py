@@ -6,6 +6,7 @@ before they are edited, so that further keys (prefixes) are put before all of th
 
 from __future__ import annotations
 
+import importlib
 import sys
 from inspect import signature
 from typing import Any
@@ -69,13 +70,27 @@ def edited_language_class(kind: type[nn.Module]) -> type[nn.Module] | None:
     return found
 
 
+def _record_as_plain(made: type[nn.Module]) -> None:
+    """Let the library collect hidden states of a stand-in as of its plain class: it looks them up by the class."""
+    for place in ("output_capturing", "generic"):  # where versions of transformers keep the list
+        try:
+            module = importlib.import_module(f"transformers.utils.{place}")
+        except ImportError:
+            continue
+        known = getattr(module, "_CAN_RECORD_REGISTRY", None)
+        if isinstance(known, dict):
+            dict.__setitem__(known, str(made), getattr(made, "_can_record_outputs", None))
+
+
 def __getattr__(name: str) -> type[nn.Module]:
     """`EditedLlamaAttention` and its like, made when first asked for; a pickled model finds them here."""
     plain = name.removeprefix(PREFIX)
     if plain == name or plain not in ATTENTIONS | MODELS:
         raise AttributeError(f"module {__name__} has no attribute {name!r}")
     if plain in MODELS:
-        return made_class(__name__, plain, MODELS[plain], EditedLanguageModel)
+        made = made_class(__name__, plain, MODELS[plain], EditedLanguageModel)
+        _record_as_plain(made)
+        return made
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, edited_attention)

@@ -22,6 +22,7 @@ from vpeft.data.config import DataConfig
 from vpeft.data.datasets import open_for_evaluation
 from vpeft.errors import VpeftError
 from vpeft.explanation.page import as_data, explained, write_page
+from vpeft.explanation.representation import ranks_by_block
 from vpeft.injection.adapter_file import Manifest, read
 from vpeft.injection.merge import CannotMerge
 from vpeft.interop.adapter_summary import (
@@ -35,6 +36,8 @@ from vpeft.interop.hub import adapter_path
 from vpeft.interop.weight_changes import weight_changes
 
 _FLAGS = data_flags()
+# Images in one pass for --rank.
+_BATCH = 32
 
 
 class NoAdapters(VpeftError):
@@ -50,6 +53,7 @@ def _inspect(
     allow_download: Switch = False,
     json: Switch = False,
     html: Path | None = None,
+    rank: Switch = False,
     images: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 64,
     pictures: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 6,
     given: dict[str, Any],
@@ -79,8 +83,11 @@ def _inspect(
     html:
         Write a page on one adapter, measured on the images of --data: what each edit is worth, how features have moved
         from block to block, and where the model looks.
+    rank:
+        Show how many directions the features of the images of --data use behind each block, without the adapter and
+        with it: their effective rank, and how alike they are (CKA).
     images:
-        Images of --data that the page's figures are measured on.
+        Images of --data that --rank and the page's figures are measured on.
     pictures:
         Images that the page shows.
     """
@@ -99,8 +106,16 @@ def _inspect(
             json,
         )
         return
+    if rank:
+        if len(adapters) != 1 or "source" not in values:
+            raise NoAdapters("Ranks are of one adapter's features on images: vpeft inspect FILE --rank --data FOLDER")
+        loaded = open_adapter(
+            adapters[0], device="cpu", weights=weights, backbone=backbone, allow_download=allow_download
+        )
+        _ranks(loaded, validated(DataConfig, values, _FLAGS), images, json)
+        return
     if values:
-        raise NoAdapters("Images are for the page of an adapter: add --html OUT.")
+        raise NoAdapters("Images are for --rank, or for the page of an adapter: add --html OUT.")
     found: list[tuple[Path, Manifest, list[PlaceSummary], str]] = []
     tensors: list[Mapping[str, Tensor]] = []
     deltas: list[Mapping[str, Tensor] | None] = []
@@ -157,16 +172,42 @@ def _inspect(
         out.print(show.table(("adapter", *names, "nearest"), table))
 
 
+def _ranks(loaded: Loaded, config: DataConfig, images: int, json: bool) -> None:
+    """Measure the features of an adapter on images, and print their ranks."""
+    samples = _samples(loaded, config, images)
+    batches = [loaded.task.collate(samples[at : at + _BATCH]) for at in range(0, len(samples), _BATCH)]
+    tuned = loaded.model.eval()
+    rows = ranks_by_block(tuned, lambda batch: loaded.task.run(tuned, batch), batches)
+    if json:
+        show.as_json({"images": len(samples), "blocks": [asdict(row) for row in rows]})
+        return
+    names = ("block", "rank before", "after", "centred before", "after", "alike (CKA)")
+    table = [
+        (row.name, *(f"{value:.2f}" for value in (row.before, row.after, row.centred_before, row.centred_after)))
+        for row in rows
+    ]
+    alike = [f"{row.alike:.3f}" for row in rows]
+    out = show.console()
+    out.print(Text(f"Effective ranks of features of {len(samples)} images, without the adapter and with it\n"))
+    out.print(show.table(names, [(*row, cka) for row, cka in zip(table, alike, strict=True)]))
+
+
+def _samples(loaded: Loaded, config: DataConfig, images: int) -> list[Any]:
+    """Samples of a data set, as many as wanted, spread over it."""
+    task, preprocessing = loaded.task, loaded.preprocessing
+    config = config.model_copy(update={"target": task.target_kind})
+    found = open_for_evaluation(config, task.data_labels, loaded.used_images).prepared(preprocessing, task)
+    dataset = task.dataset(found, False)
+    step = max(1, len(dataset) // images)
+    return [as_sample(dataset[at]) for at in range(0, len(dataset), step)][:images]
+
+
 def _page(loaded: Loaded, config: DataConfig, out: Path, images: int, pictures: int, json: bool) -> None:
     """Measure an adapter on images, and write its page."""
     task, preprocessing = loaded.task, loaded.preprocessing
     if preprocessing.clip is not None:
         raise NoAdapters("The page is for models of images, and this one takes clips.")
-    config = config.model_copy(update={"target": task.target_kind})
-    found = open_for_evaluation(config, task.data_labels, loaded.used_images).prepared(preprocessing, task)
-    dataset = task.dataset(found, False)
-    step = max(1, len(dataset) // images)
-    samples = [as_sample(dataset[at]) for at in range(0, len(dataset), step)][:images]
+    samples = _samples(loaded, config, images)
     held = sum(tensor.numel() for tensor in loaded.model.adapter_state().values())
     facts = {
         "name": loaded.path.name if loaded.path.stem != "adapter" else f"{loaded.path.parent.name}/{loaded.path.name}",

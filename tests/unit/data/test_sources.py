@@ -432,7 +432,7 @@ def test_pocket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_each_source_describes_itself() -> None:
     labels = {"digits", "fgvc", "folder", "hf", "masks", "numpy", "pocket", "table", "torchvision", "vtab1k"}
     dense, clips = {"ade20k", "cityscapes", "coco", "pocket-dense", "voc", "yolo"}, {"clip_folder", "clip_list"}
-    several = {"nyud-mt", "pascal-mt"}
+    several = {"nyud-mt", "pascal-mt", "pocket-questions", "questions"}
     others = {"captions", "cars196", "cub", "few_shot_lists", "in_shop", "pocket-captions", "pocket_retrieval", "sop"}
     assert labels | dense | clips | several | others | {"medmnist", "pocket-applications", "pocket-video"} == set(
         sources()
