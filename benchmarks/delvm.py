@@ -8,8 +8,9 @@ copies; a larger teacher; a student distilled from it. Then image -> depth, whic
 training (examples in the sentence alone), from scratch, all weights, and LoRA. All rows of a group train for about as
 many steps. The test images are read after training alone.
 
-A row that is finished in the folder is not done again, and one that was killed goes on. Writes table.md, scores.json
-and completions.png: completions beside the truth. About 25 minutes on two cores; `--size tiny` only sees that all runs.
+A row that is finished in the folder is not done again, and one that was killed goes on. Writes table.md, scores.json,
+completions_base.png and completions_new.png: completions beside the truth. About 25 minutes on two cores; `--size tiny`
+only sees that all runs.
 """
 
 from __future__ import annotations
@@ -279,8 +280,8 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def draw(out: Path, names: Sequence[str]) -> None:
-    """completions.png: for each sentence the picture, the truth, and what each row completed."""
+def draw(rows_of_seed: Path, names: Sequence[str], out: Path) -> None:
+    """The files completions_*.png: for each sentence the picture, the truth, and what each row completed."""
     sheets: list[tuple[tuple[str, ...], list[str]]] = []
     for tasks in (BASE, HELD_OUT):
         sheets.append((tasks, [one for one in names if ROWS[one].tasks == tasks]))
@@ -288,7 +289,7 @@ def draw(out: Path, names: Sequence[str]) -> None:
         if not rows:
             continue
         kept: dict[str, dict[str, list[Tensor]]] = {
-            name: torch.load(out / name / "completions.pt", weights_only=True) for name in rows
+            name: torch.load(rows_of_seed / name / "completions.pt", weights_only=True) for name in rows
         }
         lines = []
         for said, (shown, truth, _) in kept[rows[0]].items():
@@ -318,7 +319,7 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / "table.md").write_text(text, encoding="utf-8")
     (asked.out / SCORES).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    draw(asked.out / "seed0", list(ROWS))
+    draw(asked.out / "seed0", list(ROWS), asked.out)
     print(text)
 
 
