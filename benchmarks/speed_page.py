@@ -46,7 +46,7 @@ def page(result: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> 
     lines += _serving(beside.get("serving"))
     lines += _compiled(beside.get("compile_blocks"))
     lines += _growth(beside.get("growth"))
-    lines += ["", "Nothing on this page was measured on a GPU.", ""]
+    lines += _gpu(beside.get("gpu"))
     return "\n".join(lines)
 
 
@@ -332,3 +332,76 @@ def _growth(found: Mapping[str, Any] | None) -> Iterable[str]:
                 f"| {panel} | {line} | {first['at']} | {last['at']} |"
                 f" {last['seconds'] / first['seconds']:.2f}x | {kept} |"
             )
+
+
+def _gpu(found: Mapping[str, Any] | None) -> list[str]:
+    """What `gpu.py` measured; without its results, a sentence that says so."""
+    if not found or found["tiny"] or found["device"] == "cpu":  # a trial of the program says nothing of speed
+        return ["", "Nothing on this page was measured on a GPU.", ""]
+    gpu, versions = found["gpu"], found["versions"]
+    lines = [
+        "",
+        "## On a GPU",
+        "",
+        f"`python benchmarks/gpu.py` on one {gpu['name']} ({gpu['bytes'] / 2**30:.0f} GiB), torch {versions['torch']},"
+        f" {found['date']}: bf16, random images of 224 pixels on the device, random weights, AdamW. Speeds are medians"
+        " over steps, with the slowest and the fastest step. A part that ran out of time has fewer rows.",
+    ]
+    parts = found["parts"]
+    for part, title in (("training", "Training"), ("compiled", "Training, compiled")):
+        if rows := parts.get(part, {}).get("rows"):
+            lines += ["", f"### {title}", "", *_gpu_training(rows)]
+    if rows := parts.get("batched", {}).get("rows"):
+        lines += [
+            "",
+            "### Several runs in one pass",
+            "",
+            "| model | runs | batch of each | images/s in one pass | images/s one after the other | time |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in rows:
+            start = f"| {row['model']} | {row['runs']} | {row['batch']}"
+            if "failed" in row:
+                lines.append(f"{start} | {_in_cell(row['failed'])} | | |")
+                continue
+            speeds = f"{row['images_per_second']:.0f} | {row['images_per_second_alone']:.0f}"
+            lines.append(f"{start} | {speeds} | {row['ratio']:.2f} |")
+    if rows := parts.get("serving", {}).get("rows"):
+        columns = ("backbone", "one pass", "one after the other", "merged", "peft, adapter_names")
+        lines += [
+            "",
+            "### Serving several adapters",
+            "",
+            f"Images a second, {rows[0]['images']} images in a batch.",
+            "",
+            f"| method | adapters | {' | '.join(columns)} |",
+            f"|---|---|{'---|' * len(columns)}",
+        ]
+        for row in rows:
+            speeds = row.get("images_per_second", {})
+            cells = [f"{speeds[one]:.0f}" if one in speeds else "–" for one in columns]
+            lines.append(f"| {row['method']} | {row['adapters']} | {' | '.join(cells)} |")
+    if rows := parts.get("tests", {}).get("rows"):
+        counts = {word: sum(row[word] for row in rows) for word in ("passed", "failed", "error", "skipped")}
+        lines += ["", "GPU tests: " + ", ".join(f"{count} {word}" for word, count in counts.items()) + "."]
+    return [*lines, ""]
+
+
+def _gpu_training(rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    yield "| model | way | trained | batch | images/s | | peak memory | set-up |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in rows:
+        start = f"| {row['model']} | {row['way']}"
+        if "failed" in row:
+            yield f"{start} | | | {_in_cell(row['failed'])} | | | |"
+            continue
+        speed = f"{row['images_per_second']:.0f} | {row['slowest']:.0f} to {row['fastest']:.0f}"
+        yield (
+            f"{start} | {row['trained']:,} | {row['batch']} | {speed} | {row['peak_bytes'] / 2**30:.2f} GiB |"
+            f" {row['set_up_seconds']:.1f} s |"
+        )
+
+
+def _in_cell(text: str) -> str:
+    """One line of text that does not end a cell of a table."""
+    return " ".join(text.split()).replace("|", "/")[:120]
