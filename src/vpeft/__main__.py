@@ -1,8 +1,7 @@
-"""`python -m vpeft`: the command line, as launchers of several processes start it."""
+"""`python -m vpeft`: the command line, if the `vpeft` script is not on the path."""
 
 import sys
 
 from vpeft.cli import main
 
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main())

@@ -1,8 +1,8 @@
 """`pocket_clip`: `pocket_vit` beside a small text transformer, both into one space of 128 channels.
 
 It lets everything that compares images with words run without a network. Importing this module registers it with timm.
-The weights, where `src/vpeft/assets/pocket_clip.safetensors` is there, are made by pretraining/pocket_clip.py; the card
-beside them says what they have seen.
+pretraining/pocket_clip.py made the weights; the card beside them, `src/vpeft/assets/pocket_clip.md`, says what they have
+seen.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def pocket_clip(pretrained: bool = False, **options: Any) -> PocketClip:
     """The model, in evaluation mode; `pretrained` reads the shipped weights.
 
     Raises:
-        FileNotFoundError: pre-trained weights are wanted, and this version of vpeft ships none.
+        FileNotFoundError: pre-trained weights are wanted, and this installation lacks them.
     """
     model = PocketClip()
     model.pretrained_cfg = default_cfgs["pocket_clip"].default.to_dict()
@@ -102,7 +102,8 @@ def pocket_clip(pretrained: bool = False, **options: Any) -> PocketClip:
         path = files("vpeft") / "assets" / WEIGHTS
         if not path.is_file():
             raise FileNotFoundError(
-                f"this version of vpeft ships no {WEIGHTS}; pretraining/pocket_clip.py makes it, for --weights."
+                f"this installation of vpeft lacks its file assets/{WEIGHTS}. Install vpeft again, or give weights that"
+                " pretraining/pocket_clip.py made (--weights)."
             )
         model.load_state_dict({key: value.float() for key, value in load_file(str(path)).items()})
     return model.eval()
