@@ -36,7 +36,7 @@ def test_it_equals_its_parts_together(peft: Peft) -> None:
 
 
 @pytest.mark.parametrize("peft", ["lora", "adapter", "prompt"])
-@pytest.mark.parametrize("keep", ["trained", "frozen"])
+@pytest.mark.parametrize("keep", ["trained", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_what_learns_in_which_stage(peft: Peft, keep: Literal["trained", "frozen"]) -> None:
     method = PTPEFT(length=3, hidden=4, peft=peft, rank=2, bottleneck=2, tokens=2, keep=keep)
     tuned = tuned_with(method).train()

@@ -46,11 +46,11 @@ def json_rows(file: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: a line is no JSON, or no mapping.
     """
+    rows: list[Any] = []
     if file.suffix.lower() == ".json":
         told = read_json_file(file)
-        rows = list(told) if isinstance(told, list) else [None]
+        rows = told if isinstance(told, list) else [None]
     else:
-        rows = []
         for number, line in enumerate(read_lines(file), start=1):
             try:
                 rows.append(json.loads(line))

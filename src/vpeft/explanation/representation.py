@@ -7,6 +7,7 @@ pre-trained space of representations a method keeps: it falls where features col
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +19,19 @@ from torch import Tensor, nn
 from vpeft.backbones.blocks import Block
 from vpeft.backbones.points import Layout
 from vpeft.injection.tuned_model import TunedModel
-from vpeft.interop.adapter_summary import effective_rank
 
 from .similarity import linear_cka
+
+
+def effective_rank(matrix: Tensor) -> float:
+    """The exponential of the entropy of the normalised singular values: k for k equal ones, 0 for a matrix of zeros."""
+    values = torch.linalg.svdvals(matrix.flatten(1).double())
+    total = values.sum()
+    if float(total) == 0.0:
+        return 0.0
+    parts = values / total
+    parts = parts[parts > 0]
+    return math.exp(float(-(parts * parts.log()).sum()))
 
 
 @dataclass(frozen=True)

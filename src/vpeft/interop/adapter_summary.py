@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from ..explanation.representation import effective_rank as effective_rank
 from ..injection.tuned_model import TunedModel
 from .weight_changes import Changes, weight_changes
 
@@ -33,17 +32,6 @@ class PlaceSummary:
     relative: float | None
     effective_rank: float | None
     share: float
-
-
-def effective_rank(matrix: Tensor) -> float:
-    """The exponential of the entropy of the normalised singular values: k for k equal ones, 0 for a matrix of zeros."""
-    values = torch.linalg.svdvals(matrix.flatten(1).double())
-    total = values.sum()
-    if float(total) == 0.0:
-        return 0.0
-    parts = values / total
-    parts = parts[parts > 0]
-    return math.exp(float(-(parts * parts.log()).sum()))
 
 
 def summary_of_tensors(tensors: Mapping[str, Tensor]) -> list[PlaceSummary]:

@@ -55,7 +55,9 @@ def learner(kind: str = "llava", of: Task | None = None) -> vpeft.TunedModel:
     return vpeft.tune(host(kind), where, task=of or task(), train=("projector", "lm_head"), show=False)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["llava", "blip2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:3])]
+)
 def test_the_loss_is_of_the_answers_tokens_alone(kind: str) -> None:
     model = host(kind)
     spoken = ImageTexts(model, "answer")
@@ -104,6 +106,7 @@ def test_a_chat_template_is_used_where_the_processor_has_one() -> None:
     assert spoken.prompt("", "never {}") == "user : <image> assistant :"
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_answer_and_is_reloaded(tmp_path: Path) -> None:
     one, data = task(), questions()
     tuned = learner(of=one)
