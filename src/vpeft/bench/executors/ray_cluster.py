@@ -118,6 +118,9 @@ class RayExecutor:
     """Hands jobs to a Ray cluster; `settings.cluster` says to which one, and what a run needs of it."""
 
     def __init__(self, settings: ExecutorSettings) -> None:
+        if settings.cluster.address is None:
+            # Read when Ray is imported: a cluster of this machine alone stays on the loopback interface.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # Any: Ray is not there for a type checker, either, where the extra is not installed.
         self._ray: Any = need_extra("ray", "ray")
         self._ledger, self._engine, self._retry = settings.ledger, settings.engine, settings.retry_failed
