@@ -12,10 +12,12 @@ from torch import nn
 import vpeft
 from vpeft.backbones.clip_frames import for_clips
 from vpeft.backbones.create import create_backbone
+from vpeft.batch import Batch
 from vpeft.method_spec import parse_one
 from vpeft.methods import get
 from vpeft.recipes import recipe_file, shipped_recipes
 from vpeft.report.published import published
+from vpeft.training.groups import make_optimiser
 from vpeft.training.recipe import Recipe
 
 # Trained numbers in the backbone, as derived on the methods' cards, and what the table prints for them.
@@ -71,6 +73,31 @@ def test_counts_at_full_size_are_those_of_the_sources(name: str) -> None:
         assert clips.shape[2] == stated.data.clip.frames  # type: ignore[union-attr]
         assert tuned.plan().trainable == count and abs(count - printed) < 0.02 * printed, text
         tuned.detach()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTS)
+def test_two_steps_at_full_size(name: str) -> None:
+    """A method of the table, at the size of the recipe: forward, backward and the recipe's optimiser, on the meta
+    device, where shapes are real and numbers are none; every trained tensor is stepped, and no other."""
+    classes, _ = COUNTS[name]
+    stated = recipe(name)
+    model = backbone_of(stated)
+    task = stated.task.build().model_copy(update={"labels": tuple(map(str, range(classes)))})
+    method = get("bapat")() if name.endswith("@1") else get("adaptformer")(layer_norm="in", scale=1.0)
+    with torch.device("meta"):
+        tuned = vpeft.tune(model, method, task=task, verify=False, show=False).train()
+        clips = tuned.description.inputs.blank(2, "meta")
+        targets = torch.zeros(2, dtype=torch.long)
+        optimiser = make_optimiser(tuned.trainable(), stated.optimisation)
+        for _ in range(2):
+            optimiser.zero_grad()
+            loss = torch.stack(list(task.loss(tuned(clips), Batch(clips, targets)).values())).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    trained = {id(one) for _, one in tuned.trainable()}
+    stepped = {id(one) for one in tuned.parameters() if one.grad is not None and one.grad.shape == one.shape}
+    assert stepped == trained == {id(one) for one in optimiser.state}
 
 
 @pytest.mark.parametrize("name", [name for name in COUNTS if name.endswith("@v-petl")])
