@@ -79,7 +79,8 @@ def test_a_recipe_runs_on_a_small_cub(tmp_path: Path, monkeypatch: pytest.Monkey
     for name, content in lines.items():
         (tmp_path / "cub" / f"{name}.txt").write_text("\n".join(content) + "\n")
     method = "vptsp_g(tokens=4, class_tokens=2, class_depth=2, dimensions=32)"
-    words = ["--data", "cub", "--backbone", "pocket_vit", "--method", method, "--task.dimensions", "32"]
+    words = ["--data", "cub", "--backbone", "pocket_vit", "--method", method]
+    words += ["--task", "retrieval(loss=none, dimensions=32, sampler='m_per_class(m=2)', recall_at=[1, 8])"]
     more = ["--epochs", "2", "--batch", "4", "--precision", "fp32", "--out", "a"]
     assert main(["train", "cub-retrieval-vit-b@vptsp-g", *words, *more]) == 0
     record = json.loads(Path("a/run.json").read_text())

@@ -126,7 +126,7 @@ def test_shell_example_runs(example: Path, elsewhere: Path, tmp_path_factory: py
     launcher.chmod(0o755)
     path = {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
-        ["bash", str(example)], env={**os.environ, **path}, capture_output=True, text=True, timeout=600, check=False
+        ["bash", str(example)], env={**os.environ, **path}, capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

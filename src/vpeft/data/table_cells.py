@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from vpeft.data.config import DataConfig
 from vpeft.data.items import is_whole_number
@@ -12,6 +15,17 @@ from vpeft.errors import nearest
 
 # Texts by which spreadsheets and pandas say that a cell has no value.
 NO_VALUE = frozenset({"nan", "NaN", "<NA>"})
+
+
+@contextmanager
+def readable_table(path: Path) -> Iterator[None]:
+    """A context in which the lines of a table are read; what is no table of UTF-8 text is a DataError that says so."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+    except csv.Error as error:
+        raise DataError(f"{path} is no table of separated values: {error}.") from error
 
 
 def split_cell(text: str, separator: str | None) -> list[str]:

@@ -19,7 +19,7 @@ from vpeft.data.pocket import SIZES, pocket_tasks
 from vpeft.data.problems import DataError, DataWarning
 from vpeft.data.sources import registry
 from vpeft.data.sources.registry import find_source, known_names, sources
-from vpeft.errors import MissingExtra
+from vpeft.errors import MissingExtra, VpeftError
 
 
 def _open(source: object, **fields: object) -> Datasets:
@@ -208,6 +208,17 @@ def test_list_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_bytes("path,label\nä.png,a\n".encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
         _open(tmp_path / "l.csv")
+
+
+@pytest.mark.parametrize("target", ["label", "labels", "values", "caption", "answer"])
+@pytest.mark.parametrize(
+    "content", [b"\x80\x81,b\n", b"path,label\n" + b"x" * 200_000 + b",a\n"], ids=["bytes", "long"]
+)
+def test_every_reader_of_lists_refuses_what_is_no_table(tmp_path: Path, target: str, content: bytes) -> None:
+    """A cell of 200,000 letters is more than the csv module reads."""
+    (tmp_path / "l.csv").write_bytes(content)
+    with pytest.raises(VpeftError):
+        _open(tmp_path / "l.csv", target=target)
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -430,13 +441,8 @@ def test_pocket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_each_source_describes_itself() -> None:
-    labels = {"digits", "fgvc", "folder", "hf", "masks", "numpy", "pocket", "table", "torchvision", "vtab1k"}
-    dense, clips = {"ade20k", "cityscapes", "coco", "pocket-dense", "voc", "yolo"}, {"clip_folder", "clip_list"}
-    several = {"nyud-mt", "pascal-mt", "pocket-questions", "questions"}
-    others = {"captions", "cars196", "cub", "few_shot_lists", "in_shop", "pocket-captions", "pocket_retrieval", "sop"}
-    assert labels | dense | clips | several | others | {"medmnist", "pocket-applications", "pocket-video"} == set(
-        sources()
-    )
+    files = {file.stem for file in Path(registry.__file__).parent.glob("*.py")} - {"__init__", "registry"}
+    assert {type(one).__module__.rpartition(".")[2] for one in sources().values()} == files
     assert all(one.title and name == one.name for name, one in sources().items())
 
 

@@ -13,7 +13,7 @@ from vpeft.data.items import ArrayPicture, FilePicture, Item, Listing, SplitName
 from vpeft.data.pocket_captions import SIZES, captioned_split
 from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
-from vpeft.data.table_cells import first_of
+from vpeft.data.table_cells import first_of, readable_table
 from vpeft.data.targets.caption import captions_given, first_name
 from vpeft.errors import nearest
 
@@ -107,7 +107,7 @@ def _list_rows(file: Path, config: DataConfig) -> Iterable[tuple[str, str, Split
         names = list(dict.fromkeys(name for row in told for name in row))
         lines = [names, *([str(row.get(name, "")) for name in names] for row in told)] if told else []
     else:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
+        with readable_table(file), file.open(encoding="utf-8-sig", newline="") as stream:
             lines = list(csv.reader(stream, delimiter=_DELIMITERS[file.suffix.lower()]))
     if not lines:
         raise DataError(f"{file} is empty.")

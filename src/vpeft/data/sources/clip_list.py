@@ -24,6 +24,7 @@ from vpeft.data.images import is_image_name, readable
 from vpeft.data.items import Item, Listing, SplitName, split_of
 from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
+from vpeft.data.table_cells import readable_table
 from vpeft.data.target import target_of
 from vpeft.guarded import read_bytes, text_of
 
@@ -152,11 +153,12 @@ def _rows(text: str, file: Path, config: DataConfig) -> tuple[list[Row], list[st
     first = next((line for line in text.splitlines() if line.strip()), "")
     comma = "\t" if "\t" in first else "," if "," in first else None
     if comma is not None:
-        table = [
-            (number, [cell.strip() for cell in cells])
-            for number, cells in enumerate(csv.reader(text.splitlines(), delimiter=comma), start=1)
-            if any(cell.strip() for cell in cells)
-        ]
+        with readable_table(file):
+            table = [
+                (number, [cell.strip() for cell in cells])
+                for number, cells in enumerate(csv.reader(text.splitlines(), delimiter=comma), start=1)
+                if any(cell.strip() for cell in cells)
+            ]
         header = [cell.lower() for cell in table[0][1]] if table else []
         place = next((header.index(name) for name in _PATHS if name in header), None)
         if place is not None:

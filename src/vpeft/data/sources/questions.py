@@ -14,6 +14,7 @@ from vpeft.data.items import SPLITS, ArrayPicture, FilePicture, Item, Listing, S
 from vpeft.data.pocket_questions import questioned_split
 from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
+from vpeft.data.table_cells import readable_table
 from vpeft.data.targets.answer import ANSWERS, QUESTIONS, answer_given
 from vpeft.data.targets.caption import captions_given
 from vpeft.errors import nearest
@@ -87,12 +88,9 @@ def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
     if delimiter is None:
         yield from json_rows(file)
         return
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            for row in csv.DictReader(stream, delimiter=delimiter):
-                yield {name.strip(): value for name, value in row.items() if name is not None and value is not None}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} is no table of UTF-8 text: {error}.") from None
+    with readable_table(file), file.open(encoding="utf-8-sig", newline="") as stream:
+        for row in csv.DictReader(stream, delimiter=delimiter):
+            yield {name.strip(): value for name, value in row.items() if name is not None and value is not None}
 
 
 def _named(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:

@@ -13,6 +13,7 @@ from vpeft.data.images import is_image_name
 from vpeft.data.items import BytesPicture, FilePicture, Item, Listing, Picture, is_whole_number, split_of
 from vpeft.data.problems import DataError
 from vpeft.data.sources.registry import Claim, source
+from vpeft.data.table_cells import readable_table
 from vpeft.data.targets import Target, target_of
 from vpeft.errors import nearest, need_extra
 from vpeft.guarded import short
@@ -163,36 +164,33 @@ def _delimiter(first: str, path: Path) -> str:
 def _lines(path: Path, config: DataConfig, target: Target) -> Rows:
     rows: list[Row] = []
     names: list[str] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark in front
-            first = next((line for line in file if line.strip()), "")
-            delimiter = _delimiter(first, path)
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter)
-            columns: tuple[int, list[int], int | None] | None = None
-            width = 0
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
+    with readable_table(path), path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark in front
+        first = next((line for line in file if line.strip()), "")
+        delimiter = _delimiter(first, path)
+        file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter)
+        columns: tuple[int, list[int], int | None] | None = None
+        width = 0
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            line = reader.line_num
+            cells = [unquoted_formula(cell.strip()) for cell in cells]
+            if columns is None:
+                width = len(cells)
+                if is_image_name(cells[0]) and 2 <= width <= 3:  # no header: the first row is an image
+                    columns = (0, [1], 2 if width == 3 else None)
+                    names = [target.name]
+                else:
+                    columns = _columns(cells, config, target, str(path))
+                    names = [cells[place] for place in columns[1]]
                     continue
-                line = reader.line_num
-                cells = [unquoted_formula(cell.strip()) for cell in cells]
-                if columns is None:
-                    width = len(cells)
-                    if is_image_name(cells[0]) and 2 <= width <= 3:  # no header: the first row is an image
-                        columns = (0, [1], 2 if width == 3 else None)
-                        names = [target.name]
-                    else:
-                        columns = _columns(cells, config, target, str(path))
-                        names = [cells[place] for place in columns[1]]
-                        continue
-                if len(cells) != width:
-                    hint = " A path with a comma needs quotes around it." if delimiter == "," else ""
-                    raise DataError(f"{path}, line {line}: {len(cells)} columns, but the first line has {width}.{hint}")
-                image, places, split = columns
-                word = cells[split] if split is not None else None
-                rows.append(Row(line, cells[image], [cells[place] for place in places], word))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+            if len(cells) != width:
+                hint = " A path with a comma needs quotes around it." if delimiter == "," else ""
+                raise DataError(f"{path}, line {line}: {len(cells)} columns, but the first line has {width}.{hint}")
+            image, places, split = columns
+            word = cells[split] if split is not None else None
+            rows.append(Row(line, cells[image], [cells[place] for place in places], word))
     return Rows(rows, names)
 
 
