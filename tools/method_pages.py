@@ -70,27 +70,32 @@ def made(measure: bool, keep_memory: bool) -> dict[Path, str]:
 
 
 def site_pages() -> dict[str, str]:
-    """The pages and pictures of the methods, by their paths in the site; from the stored properties and fresh plans."""
+    """The pages and pictures of the methods, by their paths in the site.
+
+    Properties are the stored ones; a method of which none are stored is measured.
+    """
     from vpeft.errors import VpeftError
     from vpeft.taxonomy.picture import picture
-    from vpeft.taxonomy.properties import BACKBONES, on_meta, stored_properties
+    from vpeft.taxonomy.properties import BACKBONES, on_meta, properties_of, stored_properties
 
     own = own_methods()
-    found = {one.name: one for one in stored_properties() if one.name in own}
+    stored = {one.name: one for one in stored_properties()}
     files: dict[str, str] = {}
+    found: dict[str, Any] = {}
+    plans: dict[str, Any] = {}
     for name, kind in own.items():
         try:
             tuned = on_meta(kind())
-        except VpeftError as error:
+        except VpeftError as error:  # no such place on any of these backbones, or a setting without a default
             files[f"{FOLDER}/{name}.md"] = _page_without_figures(kind, str(error))
             continue
-        if name not in found:
-            raise SystemExit(f"The properties of {name} are not stored; run `python tools/method_pages.py`.")
-        plan = tuned.plan()
-        if found[name].backbone == BACKBONES[0]:
+        found[name] = stored[name] if name in stored else properties_of(kind(), tuned=tuned)
+        plans[name] = tuned.plan()
+    for name, one in found.items():
+        if one.backbone == BACKBONES[0]:
             title = f"Where {name} acts in a vision transformer"
-            files[f"{FOLDER}/{name}.svg"] = picture(plan, found[name].reads, title)
-        files[f"{FOLDER}/{name}.md"] = _page(kind, found[name], plan, list(found.values()))
+            files[f"{FOLDER}/{name}.svg"] = picture(plans[name], one.reads, title)
+        files[f"{FOLDER}/{name}.md"] = _page(own[name], one, plans[name], list(found.values()))
     files[f"{FOLDER}/published.md"] = _published_tables()
     return files
 

@@ -46,11 +46,12 @@ def test_every_method_has_a_page_and_a_picture_and_links_lead_to_pages(
     assert files["methods/lora.svg"].startswith("<svg") and "attn.q" in files["methods/lora.svg"]
 
 
-def test_a_method_of_which_nothing_is_stored_is_named(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_of_which_nothing_is_stored_is_measured(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "bitfit")
     monkeypatch.setattr("vpeft.taxonomy.properties.stored", dict)
-    with pytest.raises(SystemExit, match="bitfit are not stored; run"):
-        tool.site_pages()
+    monkeypatch.setattr("vpeft.taxonomy.properties.relative_memory", lambda tuned, backbone: 0.789)
+    page = tool.site_pages()["methods/bitfit.md"]
+    assert "relative to full fine-tuning | 0.789" in page and "102,912" in page
 
 
 def test_the_index_lists_every_method_with_a_link_to_its_section(tool: ModuleType) -> None:
