@@ -40,7 +40,8 @@ def test_numerics_leave_out_only_what_changes_no_bit() -> None:
         "fit_memory": "8GB",  # what it changes, the parts of a batch, is told by `accumulate`
     }
     assert Optimisation.model_validate(others).numerics() == plain
-    for name in set(Optimisation.model_fields) - set(others) - {"views", "ema", "optimiser", "milestones"}:
+    assert Optimisation(shard=True).numerics() == plain
+    for name in set(Optimisation.model_fields) - set(others) - {"shard", "views", "ema", "optimiser", "milestones"}:
         assert name in plain
     # left out where it changes nothing, so that a run from before there were views is known again
     assert "views" not in plain and Optimisation(views=3).numerics()["views"] == 3
