@@ -43,9 +43,10 @@ RECORDS = ROOT / "benchmarks" / "results" / "applications.json"
 PAGE = ROOT / "docs" / "applications.md"
 IMAGES = ROOT / "docs" / "images"
 SHOWN = 6  # images of a picture
-SIDE, MARGIN, LINES = 112, 6, 2
-LETTER, WIDEST = 11, 19  # height of the words below an image in pixels, and how many of them fit into a line
-COLOURS = 96  # of a picture's file, so that it has few bytes
+SIDE, MARGIN = 96, 6
+LETTER, WIDEST = 11, 16  # height of the words below an image in pixels, and how many of them fit into a line
+COLOURS = (96, 64, 48, 32, 24, 16)  # of a picture's file: the most with which it is small enough
+MOST_BYTES = 40_000
 RIGHT, WRONG = (0, 110, 0), (190, 0, 0)
 
 
@@ -109,7 +110,7 @@ def run(one: ShippedRecipe, threads: int) -> dict[str, Any]:
         os.chdir(folder)  # where the paths of the recipe start
         try:
             IMAGES.mkdir(exist_ok=True)
-            draw(one, adapter).save(picture_file(one.id), optimize=True)
+            write_picture(draw(one, adapter), picture_file(one.id))
         finally:
             os.chdir(before)
     return record
@@ -264,7 +265,15 @@ def row(cells: Sequence[tuple[Image.Image, list[str], bool]]) -> Image.Image:
             at = (left, picture.height + 3 + number * (LETTER + 3))
             pen.text(at, line, fill=RIGHT if right else WRONG, font=font)
         left += picture.width + MARGIN
-    return made.quantize(COLOURS)
+    return made
+
+
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG of fewer than MOST_BYTES."""
+    for colours in COLOURS:
+        picture.convert("RGB").quantize(colours).save(path, optimize=True)
+        if path.stat().st_size < MOST_BYTES:
+            return
 
 
 def folded(text: str) -> list[str]:
@@ -283,9 +292,10 @@ _OPENING = """# Applications
 
 A recipe for each application that surveys of parameter-efficient tuning name. Each runs offline on pictures that come
 with packages or are drawn, and takes your own with `--data FOLDER`; `vpeft recipes ID` prints it, to be copied and
-changed. Results and costs are of the runs that the commands make, one run each, on {hardware}. Other work ran on the
-machine; seconds are those of the processor, start and test included. `python benchmarks/applications.py` writes the
-page.
+changed.
+
+Results and costs are of the runs that the commands make, one run each. Seconds are those of the processor, with start
+and test ({hardware}, with other work beside it). `python benchmarks/applications.py` writes the page.
 
 They show that an application runs from one command, and what the numbers of a small frozen backbone look like. They are
 no ranking of methods: for that see [search](search.md) and [statistics](statistics.md).
