@@ -26,8 +26,8 @@ def generated(tuned: TunedModel, inputs: tuple[Any, ...], named: Mapping[str, An
     make: Callable[..., Any] | None = getattr(host, "generate", None)
     if not callable(make):
         raise AdapterError(
-            f"{type(host).__name__} has no `generate`. Tune a model of transformers that does: LlamaForCausalLM,"
-            " LlavaForConditionalGeneration and their like; create_backbone('host::hf:FOLDER') makes one."
+            f"{type(host).__name__} has no `generate`. Tune a language model or a multimodal one, such as"
+            " LlamaForCausalLM or LlavaForConditionalGeneration; create_backbone('host::hf:FOLDER') makes one."
         )
     before = [(module, module.training) for module in tuned.modules() if module.training]
     try:
