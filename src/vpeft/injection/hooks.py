@@ -77,6 +77,12 @@ class ByAdapter(Generic[Op]):
         """The operations of all adapters."""
         return [operation for listed in self.lists.values() for operation in listed]
 
+    def acting(self, now: ForwardPass) -> frozenset[str]:
+        """Those of several adapters with images in the batch that have an operation here; none while one serves it."""
+        if now.shares is None:
+            return frozenset()
+        return frozenset(name for name, _ in now.shares.counts if name is not None and self.lists.get(name))
+
     def forget(self, adapter: str) -> None:
         """The adapter is gone."""
         self.lists.pop(adapter, None)
@@ -105,14 +111,15 @@ class PointHook(ByAdapter[Operation]):
 
     def acts(self, now: ForwardPass) -> bool:
         """Whether an adapter that is on has an operation here, at this call of the module."""
-        if now.shares is None and (now.on is None or not self.lists.get(now.on)):
+        here = self.acting(now) if now.shares is not None else now.on is not None and self.lists.get(now.on)
+        if not here:
             return False
         return self.turn is None or now.counted(self.turn) == self.call
 
     def run(self, now: ForwardPass, module: nn.Module, hidden: Tensor) -> Tensor:
         if now.gradient and module.training and not torch.is_grad_enabled():
             refuse_reentrant(now, self.lists)
-        return self.switch.by_image(now, partial(self._act, now), hidden)[0]
+        return self.switch.by_image(now, partial(self._act, now), self.acting(now), hidden)[0]
 
     def _act(self, now: ForwardPass, hidden: Tensor) -> tuple[Tensor]:
         running = self.lists.get(now.on) if now.on is not None else None
@@ -191,7 +198,7 @@ class CoreEdits(ByAdapter[EditCore]):
         now = self.switch.present
         if now.gradient and not torch.is_grad_enabled():
             refuse_reentrant(now, self.lists)
-        return self.switch.by_image(now, partial(self._act, now), q, k, v)
+        return self.switch.by_image(now, partial(self._act, now), self.acting(now), q, k, v)
 
     def _act(self, now: ForwardPass, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         running = (self.lists.get(now.on) if now.on is not None else None) or ()
@@ -229,12 +236,12 @@ class CoreEdits(ByAdapter[EditCore]):
     def scores(self, scores: Tensor) -> Tensor:
         """Scaled products of queries and keys, before bias and mask."""
         now = self.switch.present
-        return self.switch.by_image(now, partial(self._mapped, now, "scores"), scores)[0]
+        return self.switch.by_image(now, partial(self._mapped, now, "scores"), self.acting(now), scores)[0]
 
     def weights(self, weights: Tensor) -> Tensor:
         """The softmax of the scores, before dropout."""
         now = self.switch.present
-        return self.switch.by_image(now, partial(self._mapped, now, "weights"), weights)[0]
+        return self.switch.by_image(now, partial(self._mapped, now, "weights"), self.acting(now), weights)[0]
 
     def _mapped(self, now: ForwardPass, step: str, values: Tensor) -> tuple[Tensor]:
         for operation in (self.lists.get(now.on) if now.on is not None else None) or ():

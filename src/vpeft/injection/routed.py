@@ -35,10 +35,12 @@ class Routing:
     def __init__(self) -> None:
         self._company: dict[str, Company] = {}
         self._tried: list[tuple[tuple[Placed, ...], Company]] = []  # equal methods keep equal company
+        self._kind: dict[str, int] = {}  # which of these an adapter's methods are
 
     def forget(self, name: str) -> None:
         """The adapter of this name is gone."""
         self._company.pop(name, None)
+        self._kind.pop(name, None)
 
     def __call__(self, tuned: TunedModel, images: Tensor, names: Sequence[str]) -> Tensor:
         """Images (B, C, H, W), each through its own adapter -> outputs (B, ...) in the order of the images.
@@ -71,6 +73,8 @@ class Routing:
             raise AdapterError(f"A batch of {images.shape[0]} images needs as many adapters, not {len(names)}.")
         found = dict[int, Tensor]()
         for group in self.passes(tuned, images, names):
+            # those of equal methods beside each other: where they do not act, their rows pass in one piece
+            group = sorted(group, key=lambda name: self._kind.get(name, -1))
             places = [[i for i, wanted in enumerate(names) if wanted == name] for name in group]
             rows = torch.tensor([place for some in places for place in some], device=images.device)
             shares = Shares(tuple((name, len(some)) for name, some in zip(group, places, strict=True)))
@@ -102,16 +106,17 @@ class Routing:
         stands_in = bool(adapter.unfrozen.targets) or bool(adapter.moving)
         if stands_in or name in tuned._merged or tuned._rewritten or tuned._compiled:
             return "none"
-        placed = tuned.placed(name)
-        known = next((company for methods, company in self._tried if methods == placed), None)
-        if name not in self._company and known is not None:
-            self._company[name] = known
         if name not in self._company:
-            if _exact(tuned, name, None, images[:2]):
-                self._company[name] = "any"
-            else:  # inserted tokens, for instance: as many in each row
-                self._company[name] = "alike" if _exact(tuned, name, name, images[:2]) else "none"
-            self._tried.append((placed, self._company[name]))
+            placed = tuned.placed(name)
+            kind = next((number for number, (methods, _) in enumerate(self._tried) if methods == placed), None)
+            if kind is None:
+                if _exact(tuned, name, None, images[:2]):
+                    company: Company = "any"
+                else:  # inserted tokens, for instance: as many in each row
+                    company = "alike" if _exact(tuned, name, name, images[:2]) else "none"
+                kind = len(self._tried)
+                self._tried.append((placed, company))
+            self._kind[name], self._company[name] = kind, self._tried[kind][1]
         return self._company[name]
 
 

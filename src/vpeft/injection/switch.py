@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import get_ident
@@ -57,8 +57,13 @@ class Shares:
         """Whether some image is this adapter's."""
         return any(name == adapter for name, _ in self.counts)
 
-    def of(self, *tensors: Tensor) -> Iterator[tuple[str | None, list[Tensor]]]:
-        """Each adapter with its rows of the tensors, as views; an image may have several rows (windows).
+    def of(
+        self, *tensors: Tensor, acting: Container[str] | None = None
+    ) -> Iterator[tuple[str | None, int, list[Tensor]]]:
+        """Each adapter with how many images it has and its rows of the tensors, as views.
+
+        An image may have several rows (windows). Where `acting` is given, neighbours that are not in it come as one,
+        under no name.
 
         Raises:
             NotByImage: the rows of a tensor are no multiple of the images.
@@ -70,9 +75,21 @@ class Shares:
                 raise NotByImage(f"A tensor {tuple(tensor.shape)} does not belong to {self.images} images.")
             per.append(rows)
         first = 0
-        for name, count in self.counts:
-            yield name, [t[first * rows : (first + count) * rows] for t, rows in zip(tensors, per, strict=True)]
+        for name, count in self.counts if acting is None else self._merged(acting):
+            yield name, count, [t[first * rows : (first + count) * rows] for t, rows in zip(tensors, per, strict=True)]
             first += count
+
+    def _merged(self, acting: Container[str]) -> list[tuple[str | None, int]]:
+        """The counts, those of neighbours that do not act added up."""
+        found: list[tuple[str | None, int]] = []
+        for name, count in self.counts:
+            if name is not None and name in acting:
+                found.append((name, count))
+            elif found and found[-1][0] is None:
+                found[-1] = (None, found[-1][1] + count)
+            else:
+                found.append((None, count))
+        return found
 
 
 @dataclass(eq=False)
@@ -486,11 +503,12 @@ class Switch:
         return True
 
     def by_image(
-        self, now: ForwardPass, act: Callable[..., tuple[Tensor, ...]], *tensors: Tensor
+        self, now: ForwardPass, act: Callable[..., tuple[Tensor, ...]], acting: Container[str], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """What `act` makes of the tensors, of each adapter's rows alone while several are on.
 
-        `act` gives as many tensors as it gets. Rows that it returns as they were, or has written to, are not copied.
+        `act` gives as many tensors as it gets. It is called for the adapters in `acting` alone; the rows of others
+        pass as they are. Rows that it returns as they were, or has written to, are not copied.
         """
         shares = now.shares
         if shares is None:
@@ -498,9 +516,12 @@ class Switch:
         now.shares, made, same, first = None, list[tuple[Tensor, ...]](), True, 0
         now.images = shares.images
         try:
-            for (name, rows), (_, images) in zip(shares.of(*tensors), shares.counts, strict=True):
+            for name, images, rows in shares.of(*tensors, acting=acting):
                 now.on, now.rows = name, slice(first, first + images)
                 first += images
+                if name is None:
+                    made.append(tuple(rows))
+                    continue
                 with now.within.get(name, nullcontext)():
                     out = act(*rows)
                 same = same and all(a is b for a, b in zip(out, rows, strict=True))
