@@ -203,10 +203,8 @@ def open_for_evaluation(
         if split is not None and split not in stated and (stated or split != "test"):
             raise _no_split(config, split, stated)
         if stated:
-            listing.whole, listing.splits = (
-                stated[split or next(name for name in reversed(SPLITS) if name in stated)],
-                {},
-            )
+            last = next(name for name in reversed(SPLITS) if name in stated)
+            listing.whole, listing.splits = stated[last if split is None else split], {}
     cache = _memory(config)
     looked = _look(listing, config, cache)
     config = looked.config
