@@ -29,7 +29,7 @@ from vpeft.training.machine import accelerator, remarks
 from vpeft.training.memory import peak_memory, reset_peak
 from vpeft.training.modes import to_training_mode
 from vpeft.training.optimisation import Optimisation
-from vpeft.training.processes import present_processes
+from vpeft.training.processes import CannotShard, present_processes
 from vpeft.training.progress import Display
 from vpeft.training.randomness import (
     derived_seed,
@@ -102,7 +102,7 @@ class Training:
         seed_everything(derived_seed(settings.seed, "training"))
         with untouched_randomness():
             seed_everything(derived_seed(settings.seed, "prepare"))
-            tuned.prepare(_OnDevice(self._whole(), self.device))
+            self._prepare()
         begin_training(tuned)
         measured = within(tuned, train, settings, self.machine, self.task)
         self.settings, said = self.processes.gathered(measured)[0]
@@ -153,6 +153,22 @@ class Training:
     def _batches(self, samples: Samples, workers: int, device: torch.device) -> Batches:
         share = Share(self.processes.number, self.processes.count)
         return batches_of(samples, self.settings, workers, device, self.task, share)
+
+    def _prepare(self) -> None:
+        """Let methods look at the data.
+
+        Raises:
+            CannotShard: one of them needs whole frozen weights for it.
+        """
+        try:
+            self.tuned.prepare(_OnDevice(self._whole(), self.device))
+        except RuntimeError as error:
+            if not self.settings.shard:
+                raise
+            raise CannotShard(
+                "A method of this run looks at the data before training, and needs whole frozen weights for it"
+                f" ({str(error).splitlines()[0][:200]}). Train it without shard."
+            ) from error
 
     def _whole(self) -> Batches | StreamedBatches:
         """The training batches as one process alone reads them, for methods that look at the data."""

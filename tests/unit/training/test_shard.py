@@ -90,6 +90,19 @@ def test_full_fine_tuning_has_nothing_frozen(tmp_path: Path) -> None:
         assert "has no frozen weights in its blocks" in told
 
 
+@pytest.mark.parametrize(
+    ("method", "words"), [("gps", "looks at the data before training"), ("vqt", "outside of the block")]
+)
+def test_methods_that_need_whole_weights_say_so(method: str, words: str, tmp_path: Path) -> None:
+    def work(rank: int) -> str:
+        with pytest.raises(CannotShard) as told:
+            fit(tuned_with(method), Patches(6), optimisation=SHARDED, progress=False)
+        return str(told.value)
+
+    for told in in_processes(2, tmp_path, work):
+        assert words in told
+
+
 def test_shard_and_fit_memory_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="leave out fit_memory or shard"):
         Optimisation(shard=True, fit_memory="1GB")
