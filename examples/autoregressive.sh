@@ -5,7 +5,8 @@ set -euo pipefail
 # A new Llama, all of it trained on two visual tasks, of one of which there are fewer pairs. Without `limits` it learns
 # from all images; a useful one needs many epochs.
 vpeft train --data pocket-dense/scenes \
-  --task "visual_sequences(visual_tasks=[mask, denoise], pairs=2, limits={mask=64, denoise=16}, balance=augment)" \
+  --task "visual_sequences(visual_tasks=[mask, denoise], pairs=2, limits={mask=64, denoise=16}, balance=augment, \
+    generate=false)" \
   --backbone host::py:vpeft.backbones.pocket_sequence:pocket_sequence --method full_finetuning --train lm_head \
   --lr 2e-3 --batch 64 --epochs 1 --out runs/base
 # [/train]
