@@ -159,7 +159,7 @@ class Space:
             if match is None:
                 raise BadSpace(
                     f"{short(text.strip(), 99)} is no key with a range. Write for instance lr=log(1e-4, 1e-1),"
-                    " method.rank=int(1, 16) or method=choice(lora, ssf)."
+                    " method.rank=int(1, 16) or batch=choice(16, 32)."
                 )
             key = _full_key(match["key"].replace("-", "_"), known)
             if key in ranges:
