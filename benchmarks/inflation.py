@@ -192,10 +192,7 @@ def table(rows: Sequence[Mapping[str, Any]], tasks: int, seeds: int) -> str:
     """The table in Markdown; points of top-1, with the rank that each way of reporting gives."""
     if not rows:
         return "No method has all of its runs yet: run the same command again.\n"
-    ranks = {
-        name: rank_by(rows, lambda row, name=name: row["honest"] + row[name]["value"] / 100)  # type: ignore[misc]
-        for name in COLUMNS
-    }
+    ranks = {name: rank_by(rows, lambda row, name=name: row["honest"] + row[name]["value"] / 100) for name in COLUMNS}
     honest = rank_by(rows, lambda row: row["honest"])
     lines = [
         f"Points of top-1 on {tasks} tasks of pocket, {seeds} seeds; differences from the honest score with 95 %"

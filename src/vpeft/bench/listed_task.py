@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vpeft.bench.key import canonical
 from vpeft.bench.sealed import SealedTest
@@ -25,7 +25,7 @@ def listed_task(
     suite: str,
     name: str,
     group: str,
-    splits: dict[SplitName, Sequence[Item]],
+    splits: Mapping[SplitName, Sequence[Item]],
     *,
     labels: Sequence[str] | None = None,
     facts: SetFacts | None = None,
@@ -83,13 +83,13 @@ def listed_task(
 
 
 def _require_published(
-    where: str, facts: SetFacts, splits: dict[SplitName, Sequence[Item]], labels: Sequence[str]
+    where: str, facts: SetFacts, splits: Mapping[SplitName, Sequence[Item]], labels: Sequence[str]
 ) -> None:
-    wrong = [
-        f"{len(splits.get(split, ()))} images in {split}, published: {number}"  # type: ignore[call-overload]
-        for split, number in facts.sizes.items()
-        if len(splits.get(split, ())) != number  # type: ignore[call-overload]
-    ]
+    wrong = []
+    for split in SPLITS:
+        found, published = len(splits.get(split, ())), facts.sizes.get(split)
+        if published is not None and found != published:
+            wrong.append(f"{found} images in {split}, published: {published}")
     if len(labels) != facts.classes:
         wrong.append(f"{len(labels)} classes, published: {facts.classes}")
     unknown = {item.label for items in splits.values() for item in items} - set(labels)

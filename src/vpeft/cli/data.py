@@ -71,8 +71,8 @@ def list_suites(name: str | None = None, /, *, json: Switch = False) -> None:
         if json:
             show.as_json(stated)
             return
-        columns = ("suite", "tasks", "leads", "tiers", "files", "what it is")
-        rows = [
+        heads = ("suite", "tasks", "leads", "tiers", "files", "what it is")
+        lines = [
             (
                 one["id"],
                 len(one["tasks"]) or "yours",
@@ -83,7 +83,7 @@ def list_suites(name: str | None = None, /, *, json: Switch = False) -> None:
             )
             for one in stated
         ]
-        out.print(show.table(columns, rows))
+        out.print(show.table(heads, lines))
         return
     chosen = _suite_facts(suite(name))
     if json:

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -201,7 +202,7 @@ def _of_zip(archive: Path, limits: ArchiveLimits, file: zipfile.ZipFile) -> Iter
         if entry.is_dir() or kind == stat.S_IFDIR:
             yield _Member(path, 0, None)
         else:
-            yield _Member(path, entry.file_size, lambda entry=entry: file.open(entry))
+            yield _Member(path, entry.file_size, partial(file.open, entry))
 
 
 def _of_tar(archive: Path, file: tarfile.TarFile) -> Iterator[_Member]:
@@ -210,7 +211,7 @@ def _of_tar(archive: Path, file: tarfile.TarFile) -> Iterator[_Member]:
         if entry.isdir():
             yield _Member(path, 0, None)
         elif entry.isreg() and not entry.issparse():
-            yield _Member(path, entry.size, lambda entry=entry: _opened(file, entry))
+            yield _Member(path, entry.size, partial(_opened, file, entry))
         else:
             raise BadArchive(f"{archive.name}: {printable(str(path), 100)} is a link, a device or a sparse file.")
 

@@ -14,7 +14,7 @@ import pytest
 from vpeft.bench.ledger import Ledger
 from vpeft.bench.record import Chosen, RecordedScores, RunRecord, State
 
-from .test_ledger import IDENTITY
+from .test_key import IDENTITY
 
 SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "inflation.py"
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vpeft.bench.listed_task import IncompleteData, listed_task
 from vpeft.bench.suite import BenchTask, DataFolder, Suite, Tier
 from vpeft.data.config import DataConfig
+from vpeft.data.items import Item, SplitName
 from vpeft.data.set_facts import SetFacts
 from vpeft.data.sources.registry import Claim, find_source, sources
 from vpeft.data.splits import hold_out
@@ -41,7 +44,7 @@ def _open(name: str, data: DataFolder) -> BenchTask:
         config = DataConfig(source=f"torchvision:{known}", root=data.root)
     listing = find_source(config).read(config)
     train, val = hold_out(listing.splits["train"], VAL, 0)
-    splits = {"train": train, "val": val, "test": listing.splits["test"]}
+    splits: dict[SplitName, Sequence[Item]] = {"train": train, "val": val, "test": listing.splits["test"]}
     return listed_task(NAME, name, "natural", splits, labels=listing.labels, facts=FACTS[name], exact=data.exact)
 
 

@@ -39,7 +39,7 @@ class _Version:
 _TEN = _Version(
     "batches.meta.txt",
     1,
-    (*(("train", f"data_batch_{number}.bin") for number in range(1, 6)), ("test", "test_batch.bin")),  # type: ignore[arg-type]
+    (*(("train", f"data_batch_{number}.bin") for number in range(1, 6)), ("test", "test_batch.bin")),
 )
 _HUNDRED = _Version("fine_label_names.txt", 2, (("train", "train.bin"), ("test", "test.bin")))
 
