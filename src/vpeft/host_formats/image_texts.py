@@ -120,8 +120,12 @@ class ImageTexts(HostFormat):
         finally:
             tokenizer.padding_side = before
         known = set(taken(self.host)) | {"pixel_attention_mask"}
-        device = next(self.host.parameters()).device
-        return {name: value.to(device) for name, value in made.items() if name in known and isinstance(value, Tensor)}
+        like = next(parameter for parameter in self.host.parameters() if parameter.is_floating_point())
+        return {
+            name: value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+            for name, value in made.items()
+            if name in known and isinstance(value, Tensor)
+        }
 
     # -- what the tasks call -----------------------------------------------------------------------------------------
 

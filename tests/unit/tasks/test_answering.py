@@ -93,6 +93,8 @@ def test_a_prompt_is_the_same_in_training_and_in_generation() -> None:
     assert torch.equal(seen["input_ids"][:, : asked["input_ids"].shape[1]], asked["input_ids"])
     assert int((asked["input_ids"] == IMAGE).sum()) == 2 * 16  # a token for each patch
     assert int(asked["input_ids"][0, 0]) == 0  # the shorter prompt is padded in front
+    model.to(torch.bfloat16)
+    assert spoken.asked(pictures(1), prompts[:1])["pixel_values"].dtype == torch.bfloat16
 
 
 def test_a_chat_template_is_used_where_the_processor_has_one() -> None:
