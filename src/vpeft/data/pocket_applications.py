@@ -137,7 +137,7 @@ def _spoilt(picture: Field, how: str, much: float, rng: np.random.Generator) -> 
     if how == "noise":
         return noisy(picture, rng, 0.25 * much)
     if how == "blocks":
-        coarse = picture.reshape(8, 8, 8, 8, 3).mean((1, 3)).repeat(8, 0).repeat(8, 1)
+        coarse: Field = picture.reshape(8, 8, 8, 8, 3).mean((1, 3)).repeat(8, 0).repeat(8, 1)
         return picture + (coarse - picture) * 0.9 * much
     return 0.5 + (picture - 0.5) * (1 - 0.85 * much) - 0.25 * much  # faded
 
