@@ -207,7 +207,7 @@ def test_vpefts_own_engine_gives_the_same_numbers(tmp_path: Path, monkeypatch: p
     assert {key: found[:2] for key, found in numbers(ledger).items()} == {
         key: found[:2] for key, found in numbers(alone).items()
     }
-    assert all(record.costs and record.costs.trainable for record in ledger)
+    assert all(record.costs and record.costs.trainable_with_head for record in ledger)
 
 
 @pytest.mark.slow
