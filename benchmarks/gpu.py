@@ -458,7 +458,7 @@ def main() -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part that is running is stopped too
     chosen = [part for part in PARTS if part in options.parts.split(",")]
-    end = started + 60 * options.minutes - 5  # to write the file
+    end = started + 60 * options.minutes - 20  # imports came before, and the file comes after
     result: dict[str, Any] = {**machine(options.device), "tiny": options.tiny, "minutes": options.minutes, "parts": {}}
     for number, part in enumerate(chosen):
         later = sum(PARTS[one] for one in chosen[number:])
