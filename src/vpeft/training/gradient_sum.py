@@ -90,7 +90,7 @@ class GradientSum:
         if statistics:
             flat = torch.cat([one.reshape(-1) for one in statistics]) * share
             self._add(flat).wait()
-            pieces = flat.split([one.numel() for one in statistics])
+            pieces = torch.split(flat, [one.numel() for one in statistics])
             for one, piece in zip(statistics, pieces, strict=True):
                 one.copy_(piece.view_as(one))
 
@@ -113,7 +113,7 @@ class GradientSum:
         for members in small.values():
             flat = torch.cat([gradient.reshape(-1) for gradient in members])
             self._add(flat).wait()
-            pieces = flat.split([gradient.numel() for gradient in members])
+            pieces = torch.split(flat, [gradient.numel() for gradient in members])
             for gradient, piece in zip(members, pieces, strict=True):
                 gradient.copy_(piece.view_as(gradient))
         for one in waiting:
