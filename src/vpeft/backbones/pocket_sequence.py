@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import need_extra
@@ -47,8 +48,13 @@ def new_llama(codes: int, width: int, depth: int, length: int = 1024, heads: int
 
 
 def pocket_sequence() -> nn.Module:
-    """A new one over the tokens of `pocket_vq`: 128 channels, 4 blocks, 0.9 M parameters."""
-    return new_llama(CODES, 128, 4)
+    """A new one over the tokens of `pocket_vq`: 128 channels, 4 blocks, 0.9 M parameters, the same at each call.
+
+    An adapter file then finds the weights again that it was trained on.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return new_llama(CODES, 128, 4)
 
 
 def save_llama(model: nn.Module, folder: Path, side: int = SIDE) -> Path:
