@@ -52,7 +52,7 @@ class EditedLanguageModel(nn.Module):
         plain: Any = self.plain
         if carrier is not None:
             known = dict(signature(plain.forward).bind_partial(self, *given).arguments) | named
-            read = known.get("inputs_embeds")
+            read: Any = known.get("inputs_embeds")
             read = known.get("input_ids") if read is None else read
             cache = known.get("cache")
             carrier.begin(int(read.shape[1]), known.get("past_key_values") if cache is None else cache)

@@ -1,8 +1,7 @@
 """`pocket_clip`: `pocket_vit` beside a small text transformer, both into one space of 128 channels.
 
 It lets everything that compares images with words run without a network. Importing this module registers it with timm.
-pretraining/pocket_clip.py made the weights; the card beside them, `src/vpeft/assets/pocket_clip.md`, says what they have
-seen.
+pretraining/pocket_clip.py made the weights; `src/vpeft/assets/pocket_clip.md`, beside them, says what they have seen.
 """
 
 from __future__ import annotations

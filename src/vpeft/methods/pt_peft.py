@@ -76,7 +76,6 @@ class PTPEFT(Method):
                 layer: Any = edit.layer
                 if isinstance(layer, PromptTokens):
                     layer.__class__ = LaterPrompts
-                    layer.held_back = False
                 setattr(layer, STAGE, stage)
                 yield edit
 

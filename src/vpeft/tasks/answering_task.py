@@ -27,10 +27,10 @@ class AsBytes:
     def __call__(self, image: Any) -> Tensor:
         if not isinstance(image, Tensor):
             image = functional.pil_to_tensor(image.convert("RGB"))
-        image = torch.as_tensor(image)
-        if image.is_floating_point():
-            image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
-        return image if image.shape[0] == 3 else image[:1].expand(3, -1, -1)
+        pixels = torch.as_tensor(image)
+        if pixels.is_floating_point():
+            pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels if pixels.shape[0] == 3 else pixels[:1].expand(3, -1, -1)
 
 
 class AnsweringTask(Task):
