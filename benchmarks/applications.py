@@ -328,7 +328,8 @@ def page(known: Mapping[str, ShippedRecipe], records: Mapping[str, Any]) -> str:
 
 def heading(one: ShippedRecipe) -> str:
     """The heading of a recipe, told apart from others of the same application by its id."""
-    return f"{one.application}: {one.id.partition('@')[0].replace('-', ' ')}"
+    name = one.id.partition("@")[0].replace("-", " ")
+    return one.application if name in one.application.lower() else f"{one.application}: {name}"
 
 
 def anchor(one: ShippedRecipe) -> str:
