@@ -195,13 +195,14 @@ def attaches_learns_reloads_and_predicts(cell: TaskCell) -> None:
     """
     data = cell.data()
     task = learnt(cell.task).bind(data)
-    train, val = (task.dataset(data, training) for training in (True, False))
-    task.check(train)
-    batch = whole(task, val)
     fell: list[str] = []
     for epochs in EPOCHS:
         torch.manual_seed(1)
         tuned = vpeft.tune(cell.model(), cell.method, task=task, show=False)
+        # after `tune`, which refuses a task that the model cannot serve
+        train, val = (task.dataset(data, training) for training in (True, False))
+        task.check(train)
+        batch = whole(task, val)
         before = mean_loss(tuned, task, batch)
         settings = Optimisation(epochs=epochs, batch=6, lr=5e-3, warmup=0, validate_every=epochs, device="cpu")
         result = vpeft.fit(tuned, train, val, task=task, optimisation=settings, progress=False)
