@@ -18,7 +18,7 @@ from vpeft.data.items import in_order, split_of
 from vpeft.data.pocket import SIZES, pocket_tasks
 from vpeft.data.problems import DataError, DataWarning
 from vpeft.data.sources import registry
-from vpeft.data.sources.registry import find_source, known_names, sources
+from vpeft.data.sources.registry import find_source, known_names, sources, with_its_target
 from vpeft.errors import MissingExtra, VpeftError
 
 
@@ -444,6 +444,12 @@ def test_each_source_describes_itself() -> None:
     files = {file.stem for file in Path(registry.__file__).parent.glob("*.py")} - {"__init__", "registry"}
     assert {type(one).__module__.rpartition(".")[2] for one in sources().values()} == files
     assert all(one.title and name == one.name for name, one in sources().items())
+
+
+def test_a_list_of_images_is_one_of_labels_unless_another_target_is_stated(tmp_path: Path) -> None:
+    file = _list(tmp_path / "l.csv", "path,label\na.png,x\n")
+    assert with_its_target(DataConfig(source=str(file))).target == "label"
+    assert with_its_target(DataConfig(source="pocket-captions")).target == "caption"
 
 
 def test_unknown_sources(tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def holds_clips(config: DataConfig) -> bool:
 def with_its_target(config: DataConfig) -> DataConfig:
     """The configuration with the kind of target that its source holds: that of the strongest claim.
 
-    Where a source claims several kinds alike, it is the first in its `targets`.
+    The kind that `config` has, a label unless another is stated, stays where a source claims it by a mark: a list of
+    images may be one of labels or of captions. Where a source claims several kinds alike, it is the first in its
+    `targets`.
     """
     known = sources()
     chosen = [known[config.layout]] if config.layout in known else list(known.values())
@@ -132,6 +134,8 @@ def with_its_target(config: DataConfig) -> DataConfig:
         for kind in targets_in(one, config):
             asked = config.model_copy(update={"target": kind})
             claim = one.claims(asked)
+            if kind == config.target and claim >= Claim.MARK:
+                return config
             if claim > strongest:
                 strongest, found = claim, asked
     return found
