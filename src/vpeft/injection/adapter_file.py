@@ -427,20 +427,38 @@ def require_as_many_labels(manifest: Manifest, description: Backbone, path: str 
     Raises:
         BadAdapterFile: they are of one kind, and differ in their number.
     """
-    entry, task = manifest.head, task_of(manifest)
-    if entry is None or task is None:
-        return
-    try:
-        with budget(len(manifest.labels or ()), manifest.parameters):
-            wanted = head_entry(task.head(description, description.facts.width))
-    except Exception:
-        return  # a task whose head cannot be told does not make one here either
-    outputs, stated = _outputs(wanted), _outputs(entry)
-    if wanted.kind == entry.kind and None not in (outputs, stated) and outputs != stated:
+    task = task_of(manifest)
+    differing = differing_outputs(manifest.head, task, description, manifest.parameters)
+    if differing is not None:
+        wanted, stated = differing
         raise BadAdapterFile(
-            f"{path} has {len(task.labels)} labels, for which its task {task.name!r} wants a head with {outputs}"
+            f"{path} has {len(task.labels)} labels, for which its task {task.name!r} wants a head with {wanted}"
             f" outputs, and its head has {stated}."
         )
+
+
+def differing_outputs(
+    entry: HeadEntry | None, task: Any, description: Backbone, parameters: int
+) -> tuple[Any, Any] | None:
+    """Return the number of outputs that a task wants of a head and the one that the head has, where they differ.
+
+    Args:
+        entry: the head; None where there is none, and nothing differs.
+        task: with its labels; None as well.
+        description: of the backbone that the head is on.
+        parameters: as many numbers as the head may be expected to have.
+    """
+    if entry is None or task is None:
+        return None
+    try:
+        with budget(len(getattr(task, "labels", ())), parameters):
+            wanted = head_entry(task.head(description, description.facts.width))
+    except Exception:
+        return None  # a task whose head cannot be told does not make one here either
+    outputs, stated = _outputs(wanted), _outputs(entry)
+    if wanted.kind != entry.kind or None in (outputs, stated) or outputs == stated:
+        return None
+    return outputs, stated
 
 
 def _outputs(entry: HeadEntry) -> Any:

@@ -113,8 +113,11 @@ class Classification(Task):
         return make_head(self.head_kind, backbone, width, len(self.labels))
 
     def bind(self, train: Any) -> Self:
-        """With the label names, and the weights of the classes where they follow from the training data."""
+        """With the label names (`labels`, or `classes` as torchvision has them), and the balanced class weights."""
         bound = super().bind(train)
+        names = () if bound.labels else getattr(train, "classes", ())
+        if isinstance(names, (list, tuple)) and names and all(isinstance(one, str) for one in names):
+            bound = bound.model_copy(update={"labels": tuple(names)})
         if bound.weights or bound.class_weights != "balanced":
             return bound
         numbers = _told_numbers(train)
@@ -227,7 +230,7 @@ class Classification(Task):
 
     def _check_names(self, data: Any) -> None:
         """Numbers of a data set with label names of its own must mean the same labels here."""
-        names = getattr(data, "labels", None)
+        names = getattr(data, "labels", None) or getattr(data, "classes", None)
         if not isinstance(names, (list, tuple)) or not all(isinstance(one, str) for one in names):
             return
         for number, (own, other) in enumerate(zip(self.labels, names, strict=False)):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from vpeft.batch import Batch
+from vpeft.data.image_set import matched
 from vpeft.errors import VpeftError
 from vpeft.task import DEFAULT, Task, UnknownTask, get_task
 from vpeft.training.batches import Batches, Samples
@@ -68,12 +69,16 @@ def evaluate(
 
     Raises:
         UnsuitableData: the data set is empty.
+        DataError: the data set names labels that the task does not know. Known ones are matched by name.
         UnsuitableTargets: a target does not fit the task or the model.
         NonFinite: the outputs contain NaN or infinity.
     """
     if len(dataset) == 0:
         raise UnsuitableData("There are no images to evaluate on: the data set is empty.")
     task = task_of(tuned, dataset, task)
+    # Only there do the names of another library's data set name what the numbers mean.
+    if task.target_kind == "label" and task.data_labels:
+        dataset = matched(dataset, task.data_labels)
     metric = task.metric()
     views = getattr(dataset, "views", 1)
     processes = present_processes()

@@ -17,8 +17,9 @@ from vpeft.acceleration.shared_trunk import BatchStream, SharedRecords, Streamed
 from vpeft.acceleration.views import ViewByView, Views, views_of
 from vpeft.batch import Batch
 from vpeft.data.image_set import matched
+from vpeft.injection.adapter_file import differing_outputs, head_entry
 from vpeft.injection.enabled import begin_training
-from vpeft.task import Task
+from vpeft.task import Task, UnsuitableTargets
 from vpeft.training import checkpoint as disk
 from vpeft.training.batches import WHOLE, Batches, Samples, Share, told_epoch
 from vpeft.training.evaluate import evaluate, outputs_of, task_of
@@ -80,6 +81,7 @@ class Training:
         self.tuned, self.train, self.val, self.settings = tuned, train, val, settings
         self.task = task_of(tuned, train, task)
         self.task.check(train)
+        self._require_as_many_outputs()
         if val is not None:
             names = getattr(train, "labels", None) or getattr(train, "classes", None)  # as torchvision has them
             self.val = val = matched(val, names) if isinstance(names, (list, tuple)) and names else val
@@ -149,6 +151,22 @@ class Training:
         self.resumed_at: int | None = None
         self.stop: StopRequest | None = None
         self.ended: Result | None = None
+
+    def _require_as_many_outputs(self) -> None:
+        """Refuse a head whose outputs are not those that the labels ask for: its adapter could not be saved."""
+        head = self.tuned.head
+        if head is None:
+            return
+        size = sum(parameter.numel() for parameter in head.parameters())
+        differing = differing_outputs(head_entry(head), self.task, self.tuned.description, size)
+        if differing is not None:
+            wanted, has = differing
+            names = list(getattr(self.task, "labels", ()))
+            raise UnsuitableTargets(
+                f"The data name {len(names)} labels, {', '.join(names[:10])}, for which the task {self.task.name} wants"
+                f" a head with {wanted} outputs, and the model's has {has}. Attach the method with as many outputs,"
+                f" num_classes={len(names)}, or give a task with a label for each output, task=Task(labels=[...])."
+            )
 
     def _batches(self, samples: Samples, workers: int, device: torch.device) -> Batches:
         share = Share(self.processes.number, self.processes.count)

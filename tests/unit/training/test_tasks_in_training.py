@@ -188,3 +188,44 @@ def test_pairs_of_images_are_learnt_resumed_saved_and_predicted(tmp_path: Path) 
     assert [one.rows[0]["label"] == "same" for one in said] == [bool(value) for value in batch.targets]
     with pytest.raises(vpeft.VpeftError, match="Pairs are learnt, and single images are given"):
         fit(tuned, images, optimisation=settings, progress=False)
+
+
+class Coloured:
+    """Images (3, 32, 32), each in the colour of its class; names in `classes`, as torchvision's data sets have them."""
+
+    def __init__(self, *classes: str, count: int = 24) -> None:
+        self.classes = list(classes)
+        self.targets = [i % len(classes) for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image = torch.zeros(3, 32, 32)
+        image[("ant", "bee", "cat").index(self.classes[self.targets[index]])] = 2.0
+        return image, self.targets[index]
+
+
+def test_names_of_torchvision_are_kept_and_matched(tmp_path: Path) -> None:
+    train, val = Coloured("ant", "bee", "cat"), Coloured("bee", "cat")
+    tuned = plain_vit()
+    result = fit(tuned, train, val, optimisation=Optimisation(epochs=8, batch=8, lr=1e-2), progress=False)
+    assert result.val is not None and result.val.top1 == vpeft.evaluate(tuned, val).top1 == 1.0
+    assert tuned.task.labels == ("ant", "bee", "cat")
+    tuned.save(tmp_path / "a.safetensors")
+    torch.manual_seed(0)  # the same backbone
+    again = vpeft.load(tiny_vit(), tmp_path / "a.safetensors")
+    assert vpeft.evaluate(again, val).top1 == 1.0
+    strange = Coloured("bee", "cat")
+    strange.classes = ["bee", "wasp"]
+    with pytest.raises(vpeft.VpeftError, match="do not have: 'wasp'"):
+        vpeft.evaluate(again, strange)
+
+
+def test_a_head_with_other_outputs_than_labels_is_refused_before_the_first_step() -> None:
+    with pytest.raises(vpeft.VpeftError, match=r"name 4 labels, class 0, .* 4 outputs, .* has 3\. .*num_classes=4"):
+        fit(plain_vit(), Patches(8, classes=4, seed=1), optimisation=SHORT, progress=False)
+    two_of_four = Patches(8, classes=2)
+    two_of_four.labels = ["a", "b", "c", "d"]
+    with pytest.raises(vpeft.VpeftError, match="4 labels"):
+        fit(plain_vit(), two_of_four, optimisation=SHORT, progress=False)
