@@ -124,6 +124,9 @@ def test_shell_example_runs(example: Path, elsewhere: Path, tmp_path_factory: py
         f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run --standalone "$@"\n', encoding="utf-8"
     )
     launcher.chmod(0o755)
+    python = shims / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
     path = {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
         ["bash", str(example)], env={**os.environ, **path}, capture_output=True, text=True, timeout=1800, check=False

@@ -62,7 +62,7 @@ def nodes(count: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     monkeypatch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
     for _ in range(4):
         try:
-            there, folder = begun(count)
+            there, folder = begun(count, monkeypatch)
             break
         except TooBusy:
             continue
@@ -77,11 +77,15 @@ def nodes(count: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
         assert clean, f"processes of the cluster are left: {processes(folder)}"
 
 
-def begun(count: int) -> tuple[Nodes, str]:
+def begun(count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Nodes, str]:
     """A new cluster and its folder. Raises TooBusy."""
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray")  # short: sockets have short names
+    # Ray writes down the address of the newest cluster, in a folder that it expects to be there: not in that of a
+    # cluster which whoever runs the tests may have.
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    Path(folder, "ray").mkdir()
     cluster = Cluster(initialize_head=False)
     try:
         started(cluster, num_cpus=0, temp_dir=folder)
