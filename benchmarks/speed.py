@@ -46,7 +46,9 @@ from vpeft.training.memory import SavedForBackward, saved_bytes
 
 TINY, SMALL = "vit_tiny_patch16_224", "vit_small_patch16_224"
 # the dense rows
-DENSE, DENSE_SIDE, DENSE_BATCH, DENSE_CLASSES = "swin_tiny_patch4_window7_224", 256, 2, 19
+DENSE, DENSE_SIDE, DENSE_CLASSES = "swin_tiny_patch4_window7_224", 256, 19
+# UPerNet is the benchmark's head and most of its step; under SegFormer's the backbone is most of it
+DENSE_HEADS = ("segformer_map", "upernet")
 # what is measured on the second model too
 CORE = ("lora", "vpt_deep", "ssf")
 
@@ -208,7 +210,7 @@ def chosen(name: str, prefix: str = "", only: tuple[str, ...] = ("",)) -> dict[s
 def every(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every method at its defaults, plain and with `auto`."""
     for title, kind in all_methods().items():
-        if options.case in title:
+        if options.case in title and _asked(title, options):
             makers: dict[str, Callable[[], Variant]] = {
                 choice: partial(ours, TINY, kind(), choice, "fp32") for choice in ("off", "auto")
             }
@@ -226,10 +228,14 @@ def every(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             yield title, case
 
 
-def segmenting(method: Method) -> Variant:
-    """Swin-T at 256 x 256 under UPerNet, with `auto` accelerations."""
+def _asked(method: str, options: argparse.Namespace) -> bool:
+    return not options.methods or method in options.methods.split(",")
+
+
+def segmenting(method: Method, head: str) -> Variant:
+    """Swin-T at 256 x 256 under a head for maps, with `auto` accelerations."""
     torch.manual_seed(0)
-    task = vpeft.get_task("semantic_segmentation")(head="upernet", labels=tuple(map(str, range(DENSE_CLASSES))))
+    task = vpeft.get_task("semantic_segmentation")(head=head, labels=tuple(map(str, range(DENSE_CLASSES))))
     backbone = timm.create_model(DENSE, img_size=DENSE_SIDE, num_classes=0)
     tuned = vpeft.tune(backbone, method, task=task, show=False, verify=False).train()
     made = accelerate(tuned, "auto", autocast=nullcontext, precision="fp32")
@@ -237,9 +243,16 @@ def segmenting(method: Method) -> Variant:
 
 
 def dense(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every method on a segmentation model against full tuning of the same model, in turns."""
-    images = torch.randn(DENSE_BATCH, 3, DENSE_SIDE, DENSE_SIDE)
-    batch = vpeft.Batch(images, torch.randint(0, DENSE_CLASSES, (DENSE_BATCH, DENSE_SIDE, DENSE_SIDE)))
+    """Methods on segmentation models against full tuning of the same model, in turns."""
+    for head in options.heads.split(","):
+        for method, found in _dense_under(head, options):
+            yield f"{method} under {head}", {"method": method, "decoder": head, **found}
+
+
+def _dense_under(head: str, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    count = options.dense_batch
+    images = torch.randn(count, 3, DENSE_SIDE, DENSE_SIDE)
+    batch = vpeft.Batch(images, torch.randint(0, DENSE_CLASSES, (count, DENSE_SIDE, DENSE_SIDE)))
 
     def one(variant: Variant) -> float:
         assert variant.task is not None
@@ -250,38 +263,35 @@ def dense(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         variant.optimiser.step()
         return time.process_time() - start
 
-    full = segmenting(get("full_finetuning")())
-    reference = {"bytes": saved_bytes(full.model, batch), "head": full.model.plan().trainable_with_head}
+    full = segmenting(get("full_finetuning")(), head)
+    plan = full.model.plan()
+    reference = saved_bytes(full.model, batch)
     one(full)
     for title, kind in all_methods().items():
-        if options.case not in title:
+        if options.case not in title or not _asked(title, options):
             continue
         try:
-            mine = segmenting(kind())
+            mine = segmenting(kind(), head)
             one(mine)
         except VpeftError as reason:
             yield title, {"refused": str(reason)}
             continue
-        ratios = []
-        seconds = []
-        for _ in range(options.rounds):
-            theirs, ours_now = one(full), one(mine)
-            ratios.append(ours_now / theirs)
-            seconds.append(theirs)
-        plan = mine.model.plan()
+        pairs = [(one(full), one(mine)) for _ in range(options.rounds)]
+        ratios = [ours_now / theirs for theirs, ours_now in pairs]
         found = {
-            "seconds_of_full": statistics.median(seconds),
+            "seconds_of_full": statistics.median(theirs for theirs, _ in pairs),
             "ratio": statistics.median(ratios),
             "least": min(ratios),
             "most": max(ratios),
             "bytes": saved_bytes(mine.model, batch),
-            "bytes_of_full": reference["bytes"],
-            "trainable": plan.trainable,
+            "bytes_of_full": reference,
+            "images": count,
+            "trainable": mine.model.plan().trainable,
             "head": plan.trainable_with_head - plan.trainable,
             "in_use": [] if mine.made is None else [o.name for o in mine.made.outcomes if o.applied],
         }
         print(
-            f"{title:28} {found['ratio']:.2f} [{found['least']:.2f}, {found['most']:.2f}]"
+            f"{title:28} {head:14} {found['ratio']:.2f} [{found['least']:.2f}, {found['most']:.2f}]"
             f"  bytes {found['bytes'] / found['bytes_of_full']:.2f}",
             flush=True,
         )
@@ -362,6 +372,9 @@ def main() -> None:
     parts = ["steps", "every", "dense", "runs", "together", "imports", "page"]
     parser.add_argument("--only", choices=parts, help="leave the rest as it is in --out")
     parser.add_argument("--case", default="", help="only those with this in their name")
+    parser.add_argument("--methods", default="", help="names of methods by commas, of `every` and `dense`; else all")
+    parser.add_argument("--heads", default=",".join(DENSE_HEADS), help="of `dense`")
+    parser.add_argument("--dense-batch", type=int, default=2, help="images in a batch of `dense`")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()

@@ -38,7 +38,7 @@ def page(result: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> 
     ]
     lines += _steps(result["steps"])
     lines += _every(result.get("every", {}))
-    lines += _dense(result.get("dense", {}))
+    lines += _dense(beside.get("dense_speed", result))
     lines += _runs(result["runs"])
     lines += _passes(result.get("together", {}))
     lines += _imports(result.get("imports", {}))
@@ -118,31 +118,54 @@ def _steps(cases: Mapping[str, Any]) -> Iterable[str]:
     )
 
 
-def _dense(cases: Mapping[str, Any]) -> Iterable[str]:
-    """The cost of each method on a segmentation model."""
-    if not cases:
+def _dense(result: Mapping[str, Any]) -> Iterable[str]:
+    """The cost of each method on segmentation models."""
+    cases = result.get("dense", {})
+    made = [case for case in cases.values() if "ratio" in case]
+    if not made:
         return
-    made = {title: case for title, case in cases.items() if "ratio" in case}
-    first = next(iter(made.values()))
+    first = made[0]
+    loads = sorted(case["load"] for case in made)
+    heads = ",".join(dict.fromkeys(case["decoder"] for case in cases.values()))
+    names = ",".join(dict.fromkeys(case["method"] for case in cases.values()))
     yield from (
         "",
-        "## Segmentation: every method against full tuning",
+        "## Segmentation: methods against full tuning",
         "",
-        "Swin-T at 256 x 256 under UPerNet with 19 classes, batch 2, fp32, default settings, `auto`. The head, which"
-        f" trains in every row, has {first['head'] / 1e6:.1f} M parameters; a step of full tuning takes"
-        f" {1000 * first['seconds_of_full']:.0f} ms and saves {first['bytes_of_full'] / 2**20:.0f} MiB.",
+        f"Swin-T at 256 x 256 with 19 classes, {first['images']} image in a batch, fp32, default settings, `auto`;"
+        f" torch {result['torch']}, one thread. Times and bytes are relative to full tuning of the same model, whose steps"
+        " alternate with the method's. The head trains in every row. Load average of the machine during the"
+        f" measurement: {loads[0]:.0f} to {loads[-1]:.0f} on {result['cores']} cores, so times are"
+        " noisy and bytes are not.",
         "",
-        "| method | trained in the backbone | time | | saved tensors | accelerations in use |",
-        "|---|---|---|---|---|---|",
+        "```",
+        f"python benchmarks/speed.py --only dense --heads {heads} --dense-batch {first['images']}"
+        f" --rounds {first['rounds']} \\",
+        f"  --methods {names} \\",
+        "  --out benchmarks/results/dense_speed.json",
+        "```",
     )
-    for title, case in sorted(cases.items(), key=lambda item: item[1].get("bytes", 1 << 60)):
-        if "refused" in case:
-            yield f"| {title} | – | – | | – | {case['refused']} |"
-            continue
-        yield (
-            f"| {title} | {case['trainable']:,} | {case['ratio']:.2f} | {case['least']:.2f} to {case['most']:.2f} |"
-            f" {case['bytes'] / case['bytes_of_full']:.2f} | {', '.join(case['in_use'])} |"
+    for head in dict.fromkeys(case["decoder"] for case in made):
+        mine = {case["method"]: case for case in cases.values() if case["decoder"] == head}
+        full = next(case for case in mine.values() if "ratio" in case)
+        seconds = sorted(case["seconds_of_full"] for case in mine.values() if "ratio" in case)
+        yield from (
+            "",
+            f"Under `{head}`, {full['head'] / 1e6:.1f} M parameters, a step of full tuning takes"
+            f" {1000 * seconds[len(seconds) // 2]:.0f} ms and saves {full['bytes_of_full'] / 2**20:.0f} MiB.",
+            "",
+            "| method | trained in the backbone | time | | saved tensors | accelerations in use |",
+            "|---|---|---|---|---|---|",
+            "| full_finetuning | all | 1 | | 1 | |",
         )
+        for title, case in sorted(mine.items(), key=lambda item: item[1].get("bytes", 1 << 60)):
+            if "refused" in case:
+                yield f"| {title} | – | – | | – | {case['refused']} |"
+                continue
+            yield (
+                f"| {title} | {case['trainable']:,} | {case['ratio']:.2f} | {case['least']:.2f} to {case['most']:.2f} |"
+                f" {case['bytes'] / case['bytes_of_full']:.2f} | {', '.join(case['in_use'])} |"
+            )
 
 
 def _every(cases: Mapping[str, Any]) -> Iterable[str]:
