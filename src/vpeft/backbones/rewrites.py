@@ -6,6 +6,8 @@ these, and it is the plain class again afterwards; no key and no tensor of the b
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,14 +16,28 @@ class EditedLinear(nn.Linear):
     """y = x edits(W)^T + b."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.vpeft_weight(self.weight), self.bias)  # type: ignore[operator]
+        edits: Any = self.vpeft_weight
+        if edits.by_image:
+            out: Tensor = edits.each(self._with, input, self.weight)
+            return out
+        return F.linear(input, edits(self.weight), self.bias)
+
+    def _with(self, input: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(input, weight, self.bias)
 
 
 class EditedConv2d(nn.Conv2d):
     """y = conv(x, edits(W)) + b, with the layer's own stride, padding, dilation and groups."""
 
     def forward(self, input: Tensor) -> Tensor:
-        out: Tensor = self._conv_forward(input, self.vpeft_weight(self.weight), self.bias)  # type: ignore[operator]
+        edits: Any = self.vpeft_weight
+        if edits.by_image:
+            mixed: Tensor = edits.each(self._with, input, self.weight)
+            return mixed
+        return self._with(input, edits(self.weight))
+
+    def _with(self, input: Tensor, weight: Tensor) -> Tensor:
+        out: Tensor = self._conv_forward(input, weight, self.bias)
         return out
 
 
@@ -29,7 +45,14 @@ class EditedConv3d(nn.Conv3d):
     """The same over time, height and width."""
 
     def forward(self, input: Tensor) -> Tensor:
-        out: Tensor = self._conv_forward(input, self.vpeft_weight(self.weight), self.bias)  # type: ignore[operator]
+        edits: Any = self.vpeft_weight
+        if edits.by_image:
+            mixed: Tensor = edits.each(self._with, input, self.weight)
+            return mixed
+        return self._with(input, edits(self.weight))
+
+    def _with(self, input: Tensor, weight: Tensor) -> Tensor:
+        out: Tensor = self._conv_forward(input, weight, self.bias)
         return out
 
 

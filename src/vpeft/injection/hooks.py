@@ -7,6 +7,7 @@ long as an edit needs that; keys, tensors and `isinstance` stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -174,6 +175,30 @@ class WeightEdits(ByAdapter[EditWeight]):
         now = self.switch.present
         if now.shares is not None and any(name is not None and self.lists.get(name) for name, _ in now.shares.counts):
             raise NotByImage("An edit of a weight acts on all images of a batch.")
+        return self._edited(now, weight)
+
+    @property
+    def by_image(self) -> bool:
+        """Whether images of the present pass have weights of their own here, so that `each` is to be called."""
+        now = self.switch.present
+        return now.shares is not None and not torch.is_grad_enabled() and bool(self.acting(now))
+
+    def each(self, function: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor) -> Tensor:
+        """function(rows, weight) with the weight that each adapter makes for its own rows of `hidden`."""
+        now = self.switch.present
+        acting = self.acting(now)
+
+        def written(rows: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+            return rows, out.copy_(function(rows, self._edited(now, weight)))
+
+        if now.shares is not None and all(name in acting for name, _ in now.shares.counts):
+            return self.switch.by_image(now, lambda rows: (function(rows, self._edited(now, weight)),), acting, hidden)[
+                0
+            ]
+        return self.switch.by_image(now, written, acting, hidden, function(hidden, weight))[1]
+
+    def _edited(self, now: ForwardPass, weight: Tensor) -> Tensor:
+        """The weight as the adapter makes it that is on."""
         running = self.lists.get(now.on) if now.on is not None else None
         if not running:
             return weight

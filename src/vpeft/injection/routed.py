@@ -13,6 +13,8 @@ from ..errors import VpeftError
 from .adapters import evaluating
 from .forward_pass import Within
 from .node import AdapterError
+from .operations import EditWeight
+from .own_tensors import OwnTensors
 from .placed import Placed
 from .switch import Shares
 
@@ -36,9 +38,11 @@ class Routing:
         self._company: dict[str, Company] = {}
         self._tried: list[tuple[tuple[Placed, ...], Company]] = []  # equal methods keep equal company
         self._kind: dict[str, int] = {}  # which of these an adapter's methods are
+        self._own = OwnTensors()
 
     def forget(self, name: str) -> None:
         """The adapter of this name is gone."""
+        self._own.forget(name)
         self._company.pop(name, None)
         self._kind.pop(name, None)
 
@@ -99,25 +103,37 @@ class Routing:
         """Beside whose images this adapter's can run: any, those of adapters with equal methods, or none.
 
         Tried once for each set of methods, on two of the images. While accelerations are on, which are made for one
-        adapter, or the model is compiled for one, it is none; so too while the adapter is merged, or where it changes
-        tensors of the backbone.
+        adapter, or the model is compiled for one, it is none; so too while the adapter is merged, where it has
+        statistics of its own, or, while gradients are recorded, where it changes tensors of the backbone.
         """
         adapter = tuned.adapter(name)
-        stands_in = bool(adapter.unfrozen.targets) or bool(adapter.moving)
-        if stands_in or name in tuned._merged or tuned._rewritten or tuned._compiled:
+        if adapter.moving or name in tuned._merged or tuned._rewritten or tuned._compiled:
+            return "none"
+        if torch.is_grad_enabled() and (adapter.unfrozen.targets or _edits_weights(tuned, name)):
             return "none"
         if name not in self._company:
             placed = tuned.placed(name)
             kind = next((number for number, (methods, _) in enumerate(self._tried) if methods == placed), None)
+            if (kind is None or self._tried[kind][1] != "none") and adapter.unfrozen.targets:
+                installed = self._own.install(name, adapter.unfrozen, tuned._wiring.switch)
+            else:
+                installed = True
             if kind is None:
-                if _exact(tuned, name, None, images[:2]):
+                if installed and _exact(tuned, name, None, images[:2]) and self._own.acted(name):
                     company: Company = "any"
                 else:  # inserted tokens, for instance: as many in each row
-                    company = "alike" if _exact(tuned, name, name, images[:2]) else "none"
+                    together = installed and _exact(tuned, name, name, images[:2]) and self._own.acted(name)
+                    company = "alike" if together else "none"
+                if company == "none":
+                    self._own.forget(name)
                 kind = len(self._tried)
                 self._tried.append((placed, company))
             self._kind[name], self._company[name] = kind, self._tried[kind][1]
         return self._company[name]
+
+
+def _edits_weights(tuned: TunedModel, name: str) -> bool:
+    return any(isinstance(operation, EditWeight) for operation in tuned._wiring.operations(name))
 
 
 def outputs_of(tuned: TunedModel, images: Tensor, shares: Shares, within: Within | None = None) -> list[Any]:
