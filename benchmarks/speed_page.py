@@ -133,8 +133,8 @@ def _dense(result: Mapping[str, Any]) -> Iterable[str]:
         "## Segmentation: methods against full tuning",
         "",
         f"Swin-T at 256 x 256 with 19 classes, {first['images']} image in a batch, fp32, default settings, `auto`;"
-        f" torch {result['torch']}, one thread. Times and bytes are relative to full tuning of the same model, whose steps"
-        " alternate with the method's. The head trains in every row. Load average of the machine during the"
+        f" torch {result['torch']}, one thread. Times and bytes are relative to full tuning of the same model, whose"
+        " steps alternate with the method's. The head trains in every row. Load average of the machine during the"
         f" measurement: {loads[0]:.0f} to {loads[-1]:.0f} on {result['cores']} cores, so times are"
         " noisy and bytes are not.",
         "",

@@ -181,6 +181,22 @@ def test_merged_weights_of_a_part_give_the_same() -> None:
         assert near(host.outputs(tuned.merge()), given)
 
 
+def test_on_names_the_part_that_the_methods_act_on() -> None:
+    host = HOSTS["detr"]
+    methods = [AdaptFormer(bottleneck=4), LoRA(rank=2, targets=("all",))]
+    short = vpeft.tune(host.make(), *methods, on="decoder", train=("class_labels_classifier",))
+    long = vpeft.tune(host.make(), {"decoder": methods}, train=("class_labels_classifier",))
+    assert short.placed() == long.placed()
+    assert short.plan().rows == long.plan().rows
+    assert {name for name, _ in short.trainable()} == {name for name, _ in long.trainable()}
+    with pytest.raises(vpeft.VpeftError, match=r"on='decoder' places every method, and a mapping.*: image\."):
+        vpeft.tune(host.make(), {"image": LoRA()}, on="decoder")
+    with pytest.raises(vpeft.VpeftError, match=r"has no tower 'decodr'.*Did you mean"):
+        vpeft.tune(host.make(), LoRA(), on="decodr")
+    with pytest.raises(vpeft.VpeftError, match="has one tower"):
+        vpeft.tune(vpeft.create_backbone("pocket_vit"), LoRA(), on="image")
+
+
 def test_what_names_a_part_wrongly_is_refused_with_a_sentence() -> None:
     detr, segformer = HOSTS["detr"].make(), HOSTS["segformer"].make()
     with pytest.raises(vpeft.VpeftError, match=r"has no tower 'decodr'.*has no module 'decodr'. Did you mean"):
