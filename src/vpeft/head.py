@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
+from .arguments import TEXT, require
 from .backbones.features import Features
 from .errors import VpeftError, nearest
 from .method_spec import parse_one
@@ -191,6 +192,7 @@ def all_heads() -> dict[str, type[Head]]:
 
 def get_head(kind: str) -> type[Head]:
     """The head of this kind; `BadHead` names the nearest."""
+    require("get_head(kind)", kind=(kind, TEXT))
     known = all_heads()
     if kind not in known:
         raise BadHead(f"There is no head {kind!r}. {nearest(kind, known)}")

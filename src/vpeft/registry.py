@@ -58,7 +58,9 @@ def wrong_options(whose: str, name: str, options: Iterable[str], error: Validati
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"{whose} has no option {where!r}. {nearest(where, options)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{name}.{where} is missing; it has no default.")
         else:
             said = problem["msg"].removeprefix("Value error, ").rstrip(".")
-            lines.append(f"{name}.{where} = {problem['input']!r}: {said}.")
+            lines.append(f"{name}.{where} = {problem['input']!r}: {said}." if where else f"{name}: {said}.")
     return " ".join(lines)

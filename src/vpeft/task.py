@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
+from .arguments import TEXT, require
 from .batch import Batch, Sample, collate, run_model
 from .errors import VpeftError, nearest
 from .host_formats.host_format import run_in_format, usual_format
@@ -439,6 +440,7 @@ def full_name(name: str) -> str:
 
 def get_task(name: str) -> type[Task]:
     """The task with this name, or this short name; `UnknownTask` names the nearest."""
+    require("get_task(name)", name=(name, TEXT))
     known, name = all_tasks(), full_name(name)
     if name not in known:
         raise UnknownTask(f"There is no task {name!r}. {nearest(name, known)}")

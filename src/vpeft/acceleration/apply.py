@@ -35,6 +35,7 @@ from vpeft.acceleration.prefix_cache import CachedPrefix, Situation
 from vpeft.acceleration.recompute import Recompute
 from vpeft.acceleration.recompute_blocks import RecomputeBlocks
 from vpeft.acceleration.shared_trunk import StreamedPrefix
+from vpeft.arguments import TEXT, one_of, require
 from vpeft.data.image_set import ImageSet
 from vpeft.injection.tuned_model import TunedModel
 
@@ -147,6 +148,10 @@ def accelerate(
     Raises:
         UnknownAcceleration: a name does not exist.
     """
+    from ..injection.tuned_model import TunedModel
+
+    tuned_model = one_of(TunedModel, says="a TunedModel, such as `tune` returns")
+    require("accelerate(tuned, choice)", tuned=(tuned, tuned_model), choice=(choice, TEXT))
     names = wanted(choice)
     made = _on_the_model(tuned, names, situation, autocast, precision)
     made.asked = frozenset(part.strip() for part in choice.split(","))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import nn
 
+from ..arguments import one_of, require
 from ..errors import VpeftError
 from .backbone import Backbone
 from .host import describe_host, towers_inside
@@ -95,6 +96,7 @@ def describe(model: nn.Module, anatomy: Anatomy | dict[str, Any] | Literal["gene
         UnknownBackbone: no family knows the model's class or a part of it; the message says what to do.
         BadAnatomy: the anatomy does not fit the model.
     """
+    require("describe(model)", model=(model, one_of(nn.Module, says="a model, a torch.nn.Module")))
     known = families()  # also with an anatomy: the files register which layers of their library can be edited
     if anatomy is not None:
         from .own_model import as_anatomy, describe_own

@@ -19,6 +19,7 @@ import os
 import re
 from pathlib import Path
 
+from ..arguments import TEXT, require
 from .own_code import OWN_CODE
 
 TRANSFORMERS = "hf:"
@@ -38,6 +39,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?")
 
 def one_form(name: str) -> str:
     """The name in the form that `create_backbone` reads and an adapter file keeps; see the module."""
+    require("create_backbone(name)", name=(name, TEXT))
     name = name.strip()
     if name.startswith(HOST):
         classes, _, rest = name.removeprefix(HOST).partition(":")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from vpeft.settings import Settings
 
 
-class BenchConfig(BaseModel):
+class BenchConfig(Settings):
     """A suite, the methods to compare on it, and where the records go. Nothing is read before `run_bench`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from vpeft.arguments import one_of, require
 from vpeft.bench.config import BenchConfig
 from vpeft.bench.engine import Engine
 from vpeft.bench.execute import Ending, JobOutcome, settled
@@ -32,6 +33,7 @@ def run_bench(config: BenchConfig, *, engine: Engine | None = None, console: Con
     `engine` trains; it is vpeft's own unless another is given. Its device and precision may be among the settings that
     `config.optimisation` changes: they are part of a run's key, but no departure from a protocol.
     """
+    require("run_bench(config)", config=(config, one_of(BenchConfig, says="a BenchConfig")))
     if engine is None:
         engine, config = _own_engine(config)
     kind = executor_class(config.executor, config.workers, config.address)
@@ -56,7 +58,7 @@ def _own_engine(config: BenchConfig) -> tuple[Engine, BenchConfig]:
 
     settings = dict(config.optimisation)
     machine = {name: settings.pop(name) for name in ("device", "precision") if name in settings}
-    checked = Optimisation.model_validate(machine)
+    checked = Optimisation(**machine)
     engine = VpeftEngine(accelerated=checked.device != "cpu", precision=checked.precision)
     return engine, config.model_copy(update={"optimisation": settings})
 

@@ -194,7 +194,7 @@ class VpeftEngine:
             "device": "auto" if self.accelerated else "cpu",
             "acceleration": ACCELERATION,
         }
-        return Optimisation.model_validate(settings), augmentation, task
+        return Optimisation(**settings), augmentation, task
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -16,6 +15,7 @@ from pydantic import (
 )
 
 from vpeft.data.clips.clip_config import ClipConfig
+from vpeft.settings import Settings
 
 # The name of a kind of target: a file of vpeft/data/targets, which `vpeft.data.target.target_of` looks up.
 TargetName = str
@@ -40,7 +40,7 @@ _YOUNGER = (
 )
 
 
-class DataConfig(BaseModel):
+class DataConfig(Settings):
     """A data set and how it is split, checked and read. Only `open_data` reads files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpeft.arguments import one_of, require
 from vpeft.data.checks import compare_splits, look_at_all, most_fit, too_many
 from vpeft.data.class_splits import split_by_classes
 from vpeft.data.clips.clip import ClipFile, ClipFrames, ClipPicture
@@ -111,6 +112,7 @@ def open_data(config: DataConfig, *, fewest_classes: int = 2) -> Datasets:
     Raises:
         DataError: a problem that makes the data unusable, or any problem if `strict`. Others are `DataWarning`s.
     """
+    require("open_data(config)", config=(config, one_of(DataConfig, says="a DataConfig")))
     source = find_source(config)
     target = _target(source, config)
     listing = read_listing(source, config)

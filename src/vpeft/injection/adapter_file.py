@@ -25,6 +25,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from ..arguments import PATH, require
 from ..atomic import replace_file
 from ..backbones import digest
 from ..backbones.backbone import Backbone
@@ -358,6 +359,7 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def _bytes_of(path: str | Path) -> bytes:
     """The file, read once into memory: a file that is mapped can change after it was checked."""
+    require("load(model, path)", path=(path, PATH))
     if not os.path.exists(path):
         raise BadAdapterFile(f"There is no adapter file {str(path)!r}.")
     return read_bytes(path, str(path), BadAdapterFile, TENSOR_BYTES)

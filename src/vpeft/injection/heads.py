@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from inspect import signature
 from typing import Any, Protocol
 
 from torch import nn
 
+from ..arguments import Kind, WrongArgument, one_of, require
 from ..backbones.backbone import Backbone
 from ..backbones.blocks import Stage
 from ..backbones.edits import Edit
@@ -26,6 +29,15 @@ class HasHead(Protocol):
 
 HeadMaker = Callable[[Backbone, int], nn.Module]
 HeadLike = nn.Module | HeadMaker | Mapping[str, Any]
+HEAD_CALL = "A function that makes a head takes (description, width)"
+HEAD = Kind(
+    "a torch.nn.Module, a function (description, width) -> head, or a mapping from tasks to these",
+    lambda value: isinstance(value, Mapping) or callable(value),
+)
+TASK = Kind(
+    "a task, such as vpeft.get_task('classification')()",
+    lambda value: not isinstance(value, type) and callable(getattr(value, "head", None)),
+)
 
 
 def feature_width(edits: Sequence[Edit], description: Backbone) -> int:
@@ -134,8 +146,26 @@ def made_head(
             raise AdapterError(f"A mapping of heads names a head for each task; there is none for {lacking or 'any'}.")
         return Heads({name: one for name, one in made.items() if one is not None})
     if head is not None:
-        return head(description, width)
+        return _made_by(head, description, width)
     return None if task is None else task.head(description, width)
+
+
+def _made_by(head: Callable[[Backbone, int], nn.Module], description: Backbone, width: int) -> nn.Module:
+    """The head that a function makes.
+
+    Raises:
+        WrongArgument: the function takes other arguments, or makes no module.
+    """
+    with suppress(ValueError):  # some built-in functions do not say what they take
+        try:
+            signature(head).bind(description, width)
+        except TypeError as error:
+            raise WrongArgument(
+                f"{HEAD_CALL}, and {getattr(head, '__name__', type(head).__name__)} takes others: {error}."
+            ) from None
+    made = head(description, width)
+    require(HEAD_CALL, made=(made, one_of(nn.Module, says="a torch.nn.Module")))
+    return made
 
 
 class FreshHead(UserWarning):

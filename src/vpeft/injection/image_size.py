@@ -1,15 +1,46 @@
-"""The error for images of a size that a backbone does not take, in place of the library's own."""
+"""Errors for inputs that are no images or of a size that a backbone does not take, in place of the library's own."""
 
 from __future__ import annotations
 
-from torch import OutOfMemoryError
+from typing import Any
 
+from torch import OutOfMemoryError, Tensor
+
+from ..arguments import WrongArgument
 from ..backbones.backbone import Backbone
 from ..backbones.library_create import UnsuitableSize
 from ..errors import VpeftError
 
 # What libraries raise when a table of positions, a mask or a window does not fit the images.
-RAISED = (AssertionError, IndexError, RuntimeError, ValueError)
+_OF_SIZES = (AssertionError, IndexError, RuntimeError, ValueError)
+RAISED = (*_OF_SIZES, AttributeError, TypeError)  # and of inputs that are no tensors
+
+
+def input_refused(description: Backbone, inputs: Any, error: Exception) -> WrongArgument | None:
+    """The error that says that the inputs are no images; None where they do not explain `error`.
+
+    Args:
+        description: of the backbone that ran.
+        inputs: what it was given.
+        error: what the pass raised.
+    """
+    if isinstance(error, (VpeftError, OutOfMemoryError)) or description.host is not None:
+        return None
+    if description.inputs.layout not in ("images", "clips"):
+        return None
+    clips = description.inputs.layout == "clips"
+    wanted = f"{'clips (B, C, T, H, W)' if clips else 'images (B, C, H, W)'} as a tensor of floating-point numbers"
+    if not isinstance(inputs, Tensor):
+        given = f"{type(inputs).__name__} is none"
+    elif inputs.dim() != 4 + clips and not (clips and inputs.dim() == 4):
+        given = f"a tensor of the shape {tuple(inputs.shape)} is none"
+        if inputs.dim() == 3 + clips:
+            given += "; images[None] is a batch of one"
+    elif not inputs.is_floating_point():
+        given = f"a tensor of {inputs.dtype} is none; `Preprocessing` makes them of pictures"
+    else:
+        return None
+    return WrongArgument(f"{description.facts.architecture} takes {wanted}, and {given}.")
 
 
 def size_refused(description: Backbone, size: tuple[int, ...] | None, error: Exception) -> UnsuitableSize | None:
@@ -21,7 +52,9 @@ def size_refused(description: Backbone, size: tuple[int, ...] | None, error: Exc
             seen.
         error: what the pass raised.
     """
-    if isinstance(error, (VpeftError, OutOfMemoryError)) or description.host is not None:
+    if isinstance(error, (VpeftError, OutOfMemoryError)) or not isinstance(error, _OF_SIZES):
+        return None
+    if description.host is not None:
         return None
     facts = description.facts
     if size is not None and len(size) == 3:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import PATH, TEXT, one_of, require
 from ..backbones.backbone import Backbone
 from ..backbones.describe import describe
 from ..errors import VpeftError
@@ -76,6 +77,16 @@ def load(
     Raises:
         BadAdapterFile: damaged, or made for other weights; the message names both sides.
     """
+    require(
+        "load(model, path)",
+        model=(model, one_of(nn.Module, Backbone, says="the pre-trained model, a torch.nn.Module")),
+        path=(path, PATH),
+    )
+    require(
+        "load(model, path)",
+        name=(name, TEXT.or_none()),
+        head=(head, one_of(nn.Module, says="a torch.nn.Module").or_none()),
+    )
     manifest, tensors = read(path)
     if isinstance(model, TunedModel):
         description = model.description

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from torch import nn
 
+from ..arguments import IN_ORDER, one_of, require
 from .node import AdapterError
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ def rename_classes(tuned: TunedModel, labels: Sequence[str], names: Sequence[str
     Raises:
         AdapterError: the adapter's classifier has weights of its own, or a method keeps something for each class.
     """
+    from .tuned_model import TunedModel
+
+    require(
+        "rename_classes(tuned, labels)",
+        tuned=(tuned, one_of(TunedModel, says="a TunedModel, such as `load` returns")),
+        labels=(labels, IN_ORDER),
+    )
     task, adapter = tuned.task, tuned.adapter()
     if not isinstance(task, ByName):
         raise AdapterError(

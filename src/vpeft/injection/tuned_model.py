@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from ..arguments import IN_ORDER, PATH, TEXT, TEXTS, WHOLE, Kind, one_of, require
 from ..backbones.backbone import Backbone
 from ..backbones.features import Feature, Features
 from ..backbones.host import Towers
@@ -28,9 +29,9 @@ from .carry_out import carry_out, read_for_head, sequence_for_head
 from .enabled import Enabled, beside_no_pass
 from .forward_pass import Choice, ForwardPass, Queries, Within
 from .generation import generated
-from .heads import HasHead, HeadLike, Heads, feature_width, made_head, reads_of, seen_by_heads, task_names
+from .heads import HEAD, TASK, HasHead, HeadLike, Heads, feature_width, made_head, reads_of, seen_by_heads, task_names
 from .hooks import Wiring
-from .image_size import RAISED, size_refused
+from .image_size import RAISED, input_refused, size_refused
 from .merge import Merged, merge_edits
 from .mixed_precision import HALF, in_precision, mixed_precision
 from .operations import QUERY
@@ -130,6 +131,18 @@ class TunedModel(nn.Module):
                 TunedModel acts on it, or a forward pass of the same thread is running.
             MissingPlace: a method needs a place that this backbone does not have.
         """
+        require(
+            "attach(method)",
+            name=(name, TEXT),
+            num_classes=(num_classes, WHOLE.or_none()),
+            head=(head, HEAD.or_none()),
+            task=(task, TASK.or_none()),
+            statistics=(
+                statistics,
+                Kind('"frozen" or "adapt"', lambda value: isinstance(value, str) and value in ("frozen", "adapt")),
+            ),
+            train=(train, TEXTS),
+        )
         if not self.adapters:
             refuse_tuned(self.backbone)
         if self._compiled:
@@ -336,6 +349,7 @@ class TunedModel(nn.Module):
         if not names:
             raise AdapterError(f"Which adapter? There are: {', '.join(self.adapters)}.")
         for name in names:
+            require("tuned.enable(name)", name=(name, TEXT))
             self._known(name)
         choice = Choice(names[0]) if len(names) == 1 else Choice(self._active, names)
         enabled = Enabled(self, choice)
@@ -386,8 +400,8 @@ class TunedModel(nn.Module):
             if self._active is None:
                 raise AdapterError(f"No adapter is on. There are: {', '.join(self.adapters) or 'none'}.")
             name = self._active
-        if name not in self.adapters:
-            raise AdapterError(f"There is no adapter {name!r}. {nearest(name, self.adapters)}")
+        if not isinstance(name, str) or name not in self.adapters:
+            raise AdapterError(f"There is no adapter {name!r}. {nearest(str(name), self.adapters)}")
         return name
 
     def adapter(self, name: str | None = None) -> Adapter:
@@ -551,6 +565,7 @@ class TunedModel(nn.Module):
 
         It works as `enable` with several names, but the heads may have different numbers of classes.
         """
+        require("tuned.each(images, names)", images=(images, one_of(Tensor, says="a tensor")), names=(names, IN_ORDER))
         for name in names:
             self._known(name)
         self._require_no_host()
@@ -622,10 +637,11 @@ class TunedModel(nn.Module):
         try:
             return self.description.at_outlet(images)
         except RAISED as error:
-            refused = size_refused(self.description, images_size(images), error)
-            if refused is None:
+            refused = input_refused(self.description, images, error)
+            refusal = refused or size_refused(self.description, images_size(images), error)
+            if refusal is None:
                 raise
-            raise refused from error
+            raise refusal from error
 
     @contextmanager
     def _pass(
@@ -900,6 +916,13 @@ class TunedModel(nn.Module):
         extra: dict[str, Any] | None = None,
     ) -> Path:
         """Write one adapter as one safetensors file; see `adapter_file.save`."""
+        require(
+            "tuned.save(path)",
+            path=(path, PATH),
+            labels=(labels, IN_ORDER.or_none()),
+            preprocessing=(preprocessing, one_of(Mapping, says="a mapping").or_none()),
+            scores=(scores, one_of(Mapping, says="a mapping from names to numbers").or_none()),
+        )
         return save(self, self._known(name), Path(path), labels, preprocessing, task, scores, extra)
 
     def __repr__(self) -> str:

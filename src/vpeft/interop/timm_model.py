@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..arguments import PATH, Kind, require
 from ..backbones.create import create_backbone
 from ..errors import VpeftError
 from ..injection.adapter_file import read_manifest
@@ -116,6 +117,7 @@ def timm_model(
         BadAdapterFile: the file does not fit.
     """
     if not isinstance(model, TunedModel):
+        require("timm_model(model)", model=(model, Kind("a TunedModel or an adapter file", PATH.fits)))
         if backbone is None:
             origin = read_manifest(model).origin
             if origin is None:

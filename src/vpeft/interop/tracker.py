@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..arguments import PATH, TEXT, require
 from ..errors import VpeftError, nearest
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def tracker(kind: str, folder: str | Path, name: str = "vpeft") -> Tracker:
         UnknownTracker: with the nearest name.
         MissingExtra: its package is not installed.
     """
+    require("tracker(kind, folder)", kind=(kind, TEXT), folder=(folder, PATH))
     if kind not in all_trackers():
         raise UnknownTracker(f"There is no tracker {kind!r}. {nearest(kind, all_trackers())}")
     return all_trackers()[kind](Path(folder), name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from vpeft.arguments import one_of, require
 from vpeft.data.task_mixture import Mixing, TaskMixture
 from vpeft.errors import VpeftError
 from vpeft.injection.heads import Heads
@@ -69,6 +70,9 @@ def fit_tasks(
         NoSamples: a task has no data.
         VpeftError: as `fit`.
     """
+    from vpeft.injection.tuned_model import TunedModel
+
+    require("fit_tasks(tuned, train)", tuned=(tuned, one_of(TunedModel, says="a TunedModel, such as `tune` returns")))
     settings = optimisation or Optimisation()
     task = _task_of(tuned, tasks)
     numbers = dict(weights) if isinstance(weights, Mapping) else {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from vpeft.arguments import COUNT, SAMPLES, one_of, require
 from vpeft.batch import Batch
 from vpeft.data.image_set import matched
 from vpeft.errors import VpeftError
@@ -73,6 +74,12 @@ def evaluate(
         UnsuitableTargets: a target does not fit the task or the model.
         NonFinite: the outputs contain NaN or infinity.
     """
+    require(
+        "evaluate(tuned, dataset)",
+        tuned=(tuned, one_of(nn.Module, says="a TunedModel, or another torch.nn.Module")),
+        dataset=(dataset, SAMPLES),
+    )
+    require("evaluate(tuned, dataset)", batch=(batch, COUNT), workers=(workers, COUNT))
     if len(dataset) == 0:
         raise UnsuitableData("There are no images to evaluate on: the data set is empty.")
     task = task_of(tuned, dataset, task)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vpeft.acceleration import batched_adapters
 from vpeft.acceleration.names import wanted
 from vpeft.acceleration.shared_trunk import SharedRecords
+from vpeft.arguments import COUNT, PATH, SAMPLES, one_of, require
 from vpeft.atomic import write_json
 from vpeft.errors import VpeftError
 from vpeft.injection.weights_digest import weights_digest
@@ -98,6 +99,20 @@ def fit(
         ProcessesDiffer: the processes have different models, data or settings.
         CannotShard: `optimisation.shard` with one process, or with weights that cannot be divided.
     """
+    from vpeft.injection.tuned_model import TunedModel
+
+    require(
+        "fit(tuned, train, val)",
+        tuned=(tuned, one_of(TunedModel, says="a TunedModel, such as `tune` returns")),
+        train=(train, SAMPLES),
+        val=(val, SAMPLES.or_none()),
+    )
+    require(
+        "fit(tuned, train)",
+        optimisation=(optimisation, one_of(Optimisation, says="vpeft.Optimisation(...)").or_none()),
+        out=(out, PATH.or_none()),
+        workers=(workers, COUNT),
+    )
     settings = checked_settings(optimisation, train, val, epochs=epochs, acceleration=acceleration)
     folder = Path(out) if out is not None else None
     processes = join(settings.device)
@@ -196,7 +211,7 @@ def checked_settings(
     stated = {"epochs": epochs, "acceleration": acceleration}
     if any(value is not None for value in stated.values()):
         changed = {name: value for name, value in stated.items() if value is not None}
-        settings = Optimisation.model_validate({**settings.model_dump(), **changed})
+        settings = Optimisation(**{**settings.model_dump(), **changed})
     if len(train) == 0:
         raise UnsuitableData("There are no images to train on: the data set is empty.")
     if val is not None and len(val) == 0:

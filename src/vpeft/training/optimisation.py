@@ -6,11 +6,12 @@ import inspect
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from vpeft.acceleration.names import UnknownAcceleration, wanted
 from vpeft.errors import VpeftError, nearest
 from vpeft.method_spec import parse_one
+from vpeft.settings import Settings
 from vpeft.training.sizes import BadSize, bytes_of
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -58,7 +59,7 @@ def optimiser_class(text: str) -> tuple[str, dict[str, Any]]:
     return kind.__name__, dict(spec.fields)
 
 
-class Optimisation(BaseModel):
+class Optimisation(Settings):
     """The settings of one training run; also the flags of `vpeft train` and the table `[optimisation]`.
 
     The defaults are those of NOAH (Zhang et al. 2022, arXiv 2206.04673), FacT and Convpass for VTAB-1k: AdamW with lr

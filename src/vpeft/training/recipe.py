@@ -31,6 +31,7 @@ from vpeft.head import BadHead
 from vpeft.injection.placed import TOGETHER, MethodLike
 from vpeft.method import Method, get_method, method_aliases, method_names
 from vpeft.method_spec import parse_one, parse_placed
+from vpeft.settings import Settings
 from vpeft.task import DEFAULT, Task, all_tasks, full_name, get_task
 from vpeft.training.optimisation import MOVED, Optimisation
 from vpeft.training.toml_text import toml_text
@@ -143,7 +144,7 @@ class TaskChoice(_Choice):
         return self._task
 
 
-class Recipe(BaseModel):
+class Recipe(Settings):
     """One run: task, backbone, method, optimisation, and the folder of the results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

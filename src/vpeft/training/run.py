@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from vpeft.arguments import one_of, require
 from vpeft.atomic import write_bytes, write_json, write_text
 from vpeft.backbones.create import create_backbone
 from vpeft.backbones.describe import describe
@@ -208,6 +209,7 @@ def run_recipe(
     Raises:
         VpeftError: an error that the user can correct, in any of the steps. The record holds failures of the training.
     """
+    require("run_recipe(recipe)", recipe=(recipe, one_of(Recipe, says="a Recipe")))
     processes = join(recipe.optimisation.device)
     with explained(), own_folders(recipe.out if processes.main else None):
         trust = recipe.trust(code=trust_code, download=allow_download)

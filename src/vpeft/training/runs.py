@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from vpeft.arguments import list_of, require
 from vpeft.backbones.trust import Trust
 from vpeft.errors import VpeftError
 from vpeft.safe_text import visible
@@ -62,6 +63,7 @@ def run_recipes(
         UnsuitableRuns: no recipes, two with the same folder, or folders for some of them only.
         CannotBegin: a recipe cannot start; the message names it and holds the error of `run_recipe`.
     """
+    require("run_recipes(recipes)", recipes=(recipes, list_of(Recipe, says="a list of recipes")))
     called = list(names) if names is not None else [str(one.out or f"run {n + 1}") for n, one in enumerate(recipes)]
     _refuse(recipes, called)
     refuse_several_processes()

@@ -13,6 +13,7 @@ from vpeft.acceleration.names import wanted
 from vpeft.acceleration.prefix_cache import Situation
 from vpeft.acceleration.same_images import why_not_the_same
 from vpeft.acceleration.shared_trunk import BatchStream, SharedRecords
+from vpeft.arguments import SAMPLES, list_of, require
 from vpeft.task import Task
 from vpeft.training.batches import Samples
 from vpeft.training.concurrent_run import ConcurrentRun, Run
@@ -69,6 +70,12 @@ def fit_together(
         UnsuitableSettings: no runs, two runs with the same model or folder, or folders for some of them only.
         VpeftError: an error of `fit` before the first step.
     """
+    require(
+        "fit_together(runs, train, val)",
+        runs=(runs, list_of(Run, says="a list of vpeft.Run")),
+        train=(train, SAMPLES),
+        val=(val, SAMPLES.or_none()),
+    )
     settings = [
         checked_settings(run.optimisation, train, val, epochs=epochs, acceleration=acceleration) for run in runs
     ]

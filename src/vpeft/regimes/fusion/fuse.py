@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vpeft.arguments import PATH, Kind, one_of, require
 from vpeft.backbones.backbone import Backbone
 from vpeft.backbones.describe import describe
 from vpeft.data.used_images import UsedImages
@@ -70,6 +71,13 @@ def fuse(
         NoImages: the way looks at images, and a task has none.
         UnknownWay, BadWay: there is no such way, or no such option.
     """
+    require(
+        "fuse(model, sources)",
+        model=(model, one_of(nn.Module, Backbone, says="the pre-trained model, a torch.nn.Module")),
+        sources=(sources, Kind("a mapping from names to adapter files, or a list of these", _can_be_sources)),
+        how=(how, one_of(str, Way, says="the name of a way")),
+        out=(out, PATH.or_none()),
+    )
     way = make_way(how) if isinstance(how, str) else how
     named = sources if isinstance(sources, Mapping) else dict(zip(names_of(sources), sources, strict=True))
     if not named:
@@ -79,6 +87,11 @@ def fuse(
     require_one_base([Path(one) for one in named.values() if not isinstance(one, nn.Module)])
     read = tuple(source_of(base, name, given, (tasks or {}).get(name)) for name, given in named.items())
     return fuse_sources(base, read, way, data=data, one_head=one_head, out=out, seed=seed, workers=workers, say=say)
+
+
+def _can_be_sources(value: Any) -> bool:
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else (None,)
+    return all(isinstance(one, nn.Module) or PATH.fits(one) for one in parts)
 
 
 def fuse_sources(
