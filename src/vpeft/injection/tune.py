@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -14,6 +14,7 @@ from ..backbones.describe import describe
 from ..backbones.origin import origin_of
 from ..backbones.own_model import Anatomy
 from .heads import FreshHead, HasHead, HeadLike, looks_fresh, own_head
+from .node import AdapterError
 from .placed import MethodLike
 from .tuned_already import refuse_tuned
 from .tuned_model import TunedModel
@@ -24,6 +25,7 @@ from .verify import verify as look
 def tune(
     model: nn.Module | Backbone,
     *methods: MethodLike,
+    on: str | None = None,
     num_classes: int | None = None,
     head: HeadLike | None = None,
     task: HasHead | None = None,
@@ -42,6 +44,8 @@ def tune(
         methods: one method, or several that act together in this order. For a host, mappings from names to methods:
             of its towers ({"image": VPTDeep(), "text": LoRA()}; "*" means all together, and the only tower is "image")
             and of its parts, by module name ({"image": AdaptFormer(), "decoder": LoRA()}).
+        on: the tower or part of a host that the methods act on: `tune(detr, LoRA(), on="decoder")` is short for
+            `tune(detr, {"decoder": LoRA()})`.
         num_classes: classes of a new linear head. Without num_classes, head and task, the model's own head stays,
             frozen; a `FreshHead` warns if its weights look as they were initialised.
         head: a head of your own: a `Head`, a module (B, D) -> anything, a function (description, width) -> head, or a
@@ -72,6 +76,8 @@ def tune(
         train=(train, TEXTS),
     )
     refuse_tuned(model.root if isinstance(model, Backbone) else model)
+    if on is not None:
+        methods = _placed_on(on, methods)
     tuned = TunedModel(model if isinstance(model, Backbone) else describe(model, anatomy))
     origin = origin_of(tuned.backbone)
     fresh = () if origin is None else tuple(part for part in origin.fresh if part not in train)
@@ -95,3 +101,14 @@ def tune(
 
         SafeConsole().print(tuned.plan(name))
     return tuned
+
+
+def _placed_on(part: str, methods: Sequence[MethodLike]) -> tuple[MethodLike, ...]:
+    """The methods on one tower or part of a host."""
+    named = next((one for one in methods if isinstance(one, Mapping)), None)
+    if named is not None:
+        raise AdapterError(
+            f"on={part!r} places every method, and a mapping places its own: {', '.join(map(str, named))}. Give one"
+            " of the two."
+        )
+    return tuple({part: one} for one in methods if not isinstance(one, Mapping))
