@@ -320,7 +320,7 @@ def test_what_contradicts_itself_is_refused() -> None:
         quickly(tuned_vit(), SHORT.model_copy(update={"keep": "best"}))
     with pytest.raises(UnsuitableData, match="no images to train on"):
         fit(tuned_vit(), Patches(0), progress=False)
-    with pytest.raises(UnsuitableTargets, match="A label is 4, but the model has 3 classes"):
+    with pytest.raises(UnsuitableTargets, match="wants a head with 5 outputs, and the model's has 3"):
         fit(tuned_vit(), Patches(10, classes=5), progress=False)
 
 
