@@ -69,6 +69,18 @@ def test_counts() -> None:
     assert trained(LoRA(targets=("q", "v")), GIST(bottleneck=0)) == 294_912 + 768
 
 
+def test_starts_as_the_code_does() -> None:
+    """timm's initialiser visits the authors' adapter: weights N(0, 0.02), truncated, biases zero; g is U(-1/2, 1/2)."""
+    own = dict(vpeft.tune(base_vit(), GIST(bottleneck=64), show=False).trainable())
+    for i in range(3):
+        for name in ("down", "up"):
+            weight, bias = (own[f"blocks.{i}.attn_branch.parallel.{name}.{n}"].detach() for n in ("weight", "bias"))
+            assert abs(float(weight.std()) - 0.02) < 0.002 and float(weight.abs().max()) > 0.05
+            assert not bias.any()
+    token = own["trunk.insert_tokens.tokens"].detach().abs()
+    assert 0.35 < float(token.max()) <= 0.5
+
+
 def test_joins_the_loss_of_training() -> None:
     """A step of the training loop moves the token as a step by hand does."""
     from vpeft.batch import Batch

@@ -34,8 +34,9 @@ class GIST(Method):
 
     It stands beside any other method: `tune(model, LoRA(), GIST(bottleneck=0))`. By default it brings the authors'
     own: x + Attn(LN(x)) + A(x), then x + MLP(LN(x)) + A(x), A(x) = s (W_up GELU(W_down x + b) + b'), one A for both
-    branches of a block, outside drop path; it starts as nn.Linear does, so step 0 is not the frozen model. Without
-    class token the pooled feature stands for it. The KL is for outputs that are logits of classes.
+    branches of a block, outside drop path; weights N(0, 0.02), truncated, as timm's initialiser redraws them, b and b'
+    zero, so step 0 is not the frozen model. Without class token the pooled feature stands for it. The KL is for
+    outputs that are logits of classes.
     """
 
     bottleneck: int = Field(default=4, ge=0)
@@ -73,9 +74,7 @@ class GIST(Method):
         inserted = trunk.insert_tokens(PromptTokens(1, trunk.width_in, 0.5, self.dropout))
         yield inserted
         for block in backbone.blocks if self.bottleneck else []:
-            layer = Bottleneck(block.dim, self.bottleneck, scale=self.scale, activation="gelu")
-            layer.down.reset_parameters()
-            layer.up.reset_parameters()
+            layer = Bottleneck(block.dim, self.bottleneck, scale=self.scale, activation="gelu", start="trunc_normal")
             yield block.attn_branch.parallel(layer)
             yield block.mlp_branch.parallel(layer)
         norm = backbone.norm.exit if backbone.has_norm else None
