@@ -25,6 +25,7 @@ from vpeft.data.sources.registry import Source, find_source
 from vpeft.data.splits import at_most, hold_out
 from vpeft.data.target import JOIN, Target, target_of
 from vpeft.data.used_images import UsedImages
+from vpeft.errors import nearest
 from vpeft.safe_text import write_list
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def open_data(config: DataConfig, *, fewest_classes: int = 2) -> Datasets:
 
     splits, made = _split(listing, config, groups, problems, strata)
     labels = target.labels(everything, listing.labels)
+    _require_known(config, labels)
     compare_splits(splits, content, problems)
     if config.train_on_val and "val" in splits:
         splits["train"] = [*splits["train"], *splits.pop("val")]
@@ -222,6 +224,16 @@ def open_for_evaluation(
     if labels is None:
         labels = target.labels(listing.whole, listing.labels)
     return ImageSet(listing.whole, labels, seed=config.seed, cache=cache, target=target, reading=_reading(config))
+
+
+def _require_known(config: DataConfig, labels: Sequence[str]) -> None:
+    """Refuse classes of `clip.no_flip` that the data lack: their clips would be mirrored."""
+    strange = [one for one in (config.clip.no_flip if config.clip else ()) if one not in labels]
+    if strange:
+        raise DataError(
+            f"clip.no_flip names {', '.join(map(repr, strange))}, which is no class of {config.source}."
+            f" {nearest(strange[0], labels)}"
+        )
 
 
 def _no_split(config: DataConfig, split: SplitName, stated: Collection[SplitName]) -> DataError:

@@ -102,6 +102,8 @@ def test_classes_that_are_never_mirrored(folder: Path) -> None:
             clip, target = train[index]
             seen[target].add(bool(clip[0, 0, 1, 1] > 0.95))
     assert seen == {0: {True}, 1: {True, False}}
+    with pytest.raises(DataError, match="names 'lefty', which is no class of .* 'left'"):
+        _open(folder, clip={"no_flip": ["left", "lefty"]})
 
 
 @pytest.mark.parametrize("policy", sorted(policies()))
