@@ -61,6 +61,17 @@ def test_counts_and_starts() -> None:
     assert vpeft.tune(base_vit(), KARST(), show=False).verify().identity
 
 
+def test_scale_and_starts_are_those_of_the_code() -> None:
+    """The code stores A as (R, D_out / c) and C as (c, c'), draws both within 1 / sqrt(columns), and has s = 1 / R."""
+    assert KARST().scale == 1 / KARST().rank
+    own = dict(vpeft.tune(base_vit(), KARST(factor=4), show=False).trainable())
+    for place, width in (("attn.q", 48), ("attn.proj", 48), ("mlp.fc1", 192), ("mlp.fc2", 48)):
+        for i in range(3):
+            name = f"blocks.{i}.{place}.reparametrize"
+            for values, bound in ((own[f"{name}.A"], (width / 4) ** -0.5), (own[f"{name}.kernels.C"], 0.5)):
+                assert 0.7 * bound < float(values.detach().abs().max()) <= bound, name
+
+
 def test_merges_beside_convolutions() -> None:
     tuned = vpeft.tune(tiny_convnext(), KARST(targets=("conv", "fc1", "fc2")), show=False)
     randomise(tuned)

@@ -25,7 +25,8 @@ class KARST(Method):
 
     W' = W + s sum_i C_i (x) (A_i B_i), C_i (c, c'), A_i (D_out / c, R), B_i (R, D_in / c'); y = (1 + s1) * (W' x) + s2,
     s1 and s2 (D_out,). c and c' are `factor`, or the largest divisor below it. q, k and v of a block share C_i and B_i.
-    B, s1 and s2 start at zero, so step 0 is the frozen model; A and C Kaiming-uniform. It folds into the weights.
+    B, s1 and s2 start at zero, so step 0 is the frozen model; C starts uniform within 1 / sqrt(c'), A within
+    1 / sqrt(D_out / c), as the code stores it transposed. It folds into the weights.
 
     The paper's equations and the sites of the authors' code (Lucenova/KARST): s1, s2 behind the attention, proj and
     fc2. That code does not run as released, and has one number where the paper says channels. Attention gives each
@@ -41,8 +42,8 @@ class KARST(Method):
     """N"""
     factor: int = Field(default=8, gt=0)
     """most rows and columns of C"""
-    scale: float = 1.0
-    """s"""
+    scale: float = 0.125
+    """s; m^2 / R in the code, with its default m = 1 and R = 8 here"""
     rescale: bool = True
     """whether s1 and s2 train"""
     targets: tuple[Target, ...] = ("q", "k", "v", "proj", "fc1", "fc2")
@@ -81,8 +82,8 @@ class KroneckerSum(WeightDelta):
         self.kernels, self.scale = kernels, scale
         count, rows, _ = kernels.C.shape
         self.A = nn.Parameter(torch.empty(count, width // rows, kernels.B.shape[1]))
-        for matrix in self.A:
-            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+        bound = 1 / math.sqrt(width // rows)  # Kaiming-uniform with a = sqrt(5) on the transpose
+        nn.init.uniform_(self.A, -bound, bound)
 
     def delta(self) -> Tensor:
         products = torch.einsum("nab,ncd->acbd", self.kernels.C, self.A @ self.kernels.B)
