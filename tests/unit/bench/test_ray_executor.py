@@ -188,16 +188,16 @@ def test_two_nodes_are_twice_as_fast_as_one(
             run_bench(asked, engine=StandIn(tmp_path / "log"))  # starts the worker processes
             began = time.perf_counter()
             again = config(tmp_path / str(count), executor="ray", address=there.address, tier="quick", seeds=4)
-            ledger = run_bench(again, engine=StandIn(tmp_path / "log", seconds=1.5))
+            ledger = run_bench(again, engine=StandIn(tmp_path / "log", seconds=15))
             seconds[count] = time.perf_counter() - began
             assert ledger.states() == {State.done: 8}
     ratio = seconds[1] / seconds[2]
     with capsys.disabled():
         print(
-            f"\n8 runs of 1.5 s: {seconds[1]:.1f} s on one node, {seconds[2]:.1f} s on two: {ratio:.2f} times as fast"
+            f"\n8 runs of 15 s: {seconds[1]:.1f} s on one node, {seconds[2]:.1f} s on two: {ratio:.2f} times as fast"
         )
-    # The goal is 1.9. Starting a worker process on a busy machine takes seconds, of which there are few here.
-    assert ratio > 1.4
+    # The goal is 1.9. Starting a worker process takes seconds, and more of them where the machine is busy.
+    assert ratio > 1.6
 
 
 @pytest.mark.slow

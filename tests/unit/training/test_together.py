@@ -100,7 +100,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_runs_side_by_side_decode_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(9):
-        file = tmp_path / "ab"[number % 2] / f"{number}.png"
+        file = tmp_path / "abc"[number % 3] / f"{number}.png"
         file.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels(file.name, 40)).save(file)
     config = DataConfig(source=str(tmp_path), val_fraction=0, test_fraction=0, augmentation="flip")
@@ -118,7 +118,7 @@ def test_runs_side_by_side_decode_each_image_once(tmp_path: Path, monkeypatch: p
 def test_runs_without_records_decode_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that are the same in every epoch, of which runs with gradients everywhere can have no records."""
     for number in range(12):
-        file = tmp_path / "ab"[number % 2] / f"{number}.png"
+        file = tmp_path / "abc"[number % 3] / f"{number}.png"
         file.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels(file.name, 40)).save(file)
     config = DataConfig(source=str(tmp_path), val_fraction=0.25, test_fraction=0)
