@@ -106,6 +106,14 @@ def test_classes_that_are_never_mirrored(folder: Path) -> None:
         _open(folder, clip={"no_flip": ["left", "lefty"]})
 
 
+def test_one_video_and_videos_of_no_class(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"0\.mp4 is one video\. .* sub-folder of videos.* `vpeft predict"):
+        _open(folder / "train" / "left" / "0.mp4")
+    for clip in (None, ClipConfig()):
+        with pytest.raises(DataError, match="left holds videos but no class folders"):
+            open_data(DataConfig(source=str(folder / "train" / "left"), clip=clip))
+
+
 @pytest.mark.parametrize("policy", sorted(policies()))
 def test_every_policy_draws_once_for_all_frames(folder: Path, policy: str) -> None:
     train = _prepared(_open(folder, augmentation=policy, clip={"short": "hold"})).train

@@ -126,8 +126,9 @@ def test_two_folders_for_one_split(tmp_path: Path) -> None:
 
 def test_loose_images(tmp_path: Path) -> None:
     write(tmp_path / "a.png")
-    with pytest.raises(DataError, match="no class folders"):
-        _open(tmp_path, layout="folder")
+    for layout in ("folder", None):
+        with pytest.raises(DataError, match="holds images but no class folders"):
+            _open(tmp_path, layout=layout)
 
 
 def test_loose_images_beside_classes_are_noted(tmp_path: Path) -> None:

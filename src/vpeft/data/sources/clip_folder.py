@@ -34,6 +34,21 @@ class ClipFolder:
             return Claim.MARK if any(_holds_clip(folder) for folder in folders) else Claim.NONE
         return Claim.LIKENESS if any(_holds_video(folder) for folder in folders) else Claim.NONE
 
+    def advice(self, config: DataConfig) -> str | None:
+        """What to do with one video, or with a folder of videos of one class."""
+        path = Path(config.source).expanduser()
+        if path.is_file() and is_video_name(path) and not is_image_name(path):
+            return (
+                f"{path} is one video. A data set of clips is {self.title}; or a list of paths and labels."
+                " `vpeft predict ADAPTER VIDEO` takes one video."
+            )
+        return self._without_classes(path) if path.is_dir() else None
+
+    def _without_classes(self, root: Path) -> str | None:
+        if _folders(root) or not any(is_video_name(file) for file in root.iterdir()):
+            return None
+        return f"{root} holds videos but no class folders. Put those of each class into a sub-folder."
+
     def names(self) -> Iterable[str]:
         return ()
 
@@ -42,8 +57,8 @@ class ClipFolder:
         if not root.is_dir():
             raise DataError(f"{root} is not a folder.")
         listing = Listing(f"Expected: {self.title}.")
-        if not _folders(root) and any(is_video_name(file) for file in root.iterdir()):
-            raise DataError(f"{root} holds videos but no class folders. Put those of each class into a sub-folder.")
+        if said := self._without_classes(root):
+            raise DataError(said)
         for split, folder in folders_of_classes(root, _holds_clip):
             _add_classes(listing, root, folder, split)
         return listing

@@ -38,6 +38,11 @@ class Folder:
         there = root.is_dir() and any(holds_image(folder) for folder in _folders(root))
         return Claim.LIKENESS if there else Claim.NONE
 
+    def advice(self, config: DataConfig) -> str | None:
+        """What to do with a folder of images of no class."""
+        root = Path(config.source).expanduser()
+        return _without_classes(root) if root.is_dir() and config.target == "label" else None
+
     def names(self) -> Iterable[str]:
         return ()
 
@@ -46,11 +51,10 @@ class Folder:
         if not root.is_dir():
             raise DataError(f"{root} is not a folder.")
         listing = Listing(f"Expected: {self.title}.")
-        folders = _folders(root)
         if is_pair(root):
             raise Label().refused(f"{root} (folders images and masks with the same names)", "mask")
-        if not folders and any(is_image_name(file) for file in root.iterdir()):
-            raise DataError(f"{root} holds images but no class folders. Put those of each class into a sub-folder.")
+        if said := _without_classes(root):
+            raise DataError(said)
         for split, folder in folders_of_classes(root, holds_image):
             _add_classes(listing, root, folder, split)
         return listing
@@ -84,6 +88,12 @@ def folders_of_classes(root: Path, holds: Callable[[Path], bool]) -> list[tuple[
             raise DataError(f"{root} has two folders for {split}: {seen[split].name} and {folder.name}. Keep one.")
         seen[split] = folder
     return list(seen.items())
+
+
+def _without_classes(root: Path) -> str | None:
+    if _folders(root) or not any(is_image_name(file) for file in root.iterdir()):
+        return None
+    return f"{root} holds images but no class folders. Put those of each class into a sub-folder."
 
 
 def _folders(root: Path) -> list[Path]:

@@ -35,7 +35,8 @@ class Source(Protocol):
 
     A source that gives other targets than one label for each image lists them in `targets`, names as in
     `DataConfig.target`. Where these depend on what is named, a method `targets_in(config)` returns them. A source of
-    clips has `gives_clips = True`.
+    clips has `gives_clips = True`. A method `advice(config)` may return a sentence about something that is nearly what
+    it reads, or None; it is said where no source claims it.
     """
 
     name: str
@@ -105,6 +106,10 @@ def find_source(config: DataConfig) -> Source:
         raise DataError(f"{config.source} can be read in several ways; state one of them. {ways}.")
     path = Path(config.source).expanduser()
     if path.exists():
+        for one in known.values():
+            said = one.advice(config) if hasattr(one, "advice") else None
+            if said:
+                raise DataError(said)
         kinds = "\n".join(f"  {one.name}: {one.title}" for one in known.values())
         raise DataError(f"{config.source} exists, but is none of the layouts that vpeft reads:\n{kinds}")
     hint = nearest(config.source, known_names())
