@@ -193,9 +193,7 @@ def test_two_nodes_are_twice_as_fast_as_one(
             assert ledger.states() == {State.done: 8}
     ratio = seconds[1] / seconds[2]
     with capsys.disabled():
-        print(
-            f"\n8 runs of 15 s: {seconds[1]:.1f} s on one node, {seconds[2]:.1f} s on two: {ratio:.2f} times as fast"
-        )
+        print(f"\n8 runs of 15 s: {seconds[1]:.1f} s on one node, {seconds[2]:.1f} s on two: {ratio:.2f} times as fast")
     # The goal is 1.9. Starting a worker process takes seconds, and more of them where the machine is busy.
     assert ratio > 1.6
 
