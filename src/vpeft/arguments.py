@@ -23,14 +23,15 @@ class WrongArgument(VpeftError, TypeError):
 
 @dataclass(frozen=True)
 class Kind:
-    """What an argument must be: in words, and as a test."""
+    """What an argument must be, in words and as a test; and what to do with a wrong one, where that is known."""
 
     says: str
     fits: Callable[[Any], bool]
+    hint: Callable[[Any], str] = lambda _: ""
 
     def or_none(self) -> Self:
         """The same kind, or None."""
-        return type(self)(f"{self.says}, or None", lambda value: value is None or self.fits(value))
+        return type(self)(f"{self.says}, or None", lambda value: value is None or self.fits(value), self.hint)
 
 
 def one_of(*kinds: type, says: str) -> Kind:
@@ -52,6 +53,12 @@ def _samples(value: Any) -> bool:
     return is_set and not isinstance(value, (str, bytes, Mapping, type))
 
 
+def _of_loader(value: Any) -> str:
+    if not _samples(getattr(value, "dataset", None)):
+        return ""
+    return " Give the data set that it loads, loader.dataset: batches, order and loading are decided here."
+
+
 def _texts(value: Any) -> bool:
     listed = isinstance(value, Collection) and not isinstance(value, (str, bytes))
     return listed and all(isinstance(one, str) for one in value)
@@ -63,7 +70,7 @@ TEXTS = Kind("a list of texts", _texts)
 IN_ORDER = Kind("a list of texts", lambda value: _texts(value) and not isinstance(value, (Set, Mapping)))
 WHOLE = Kind("a whole number", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
 COUNT = Kind("a whole number from 0 on", lambda value: WHOLE.fits(value) and value >= 0)
-SAMPLES = Kind("a data set with len(set) and set[i], such as one of torch", _samples)
+SAMPLES = Kind("a data set with len(set) and set[i], such as one of torch", _samples, _of_loader)
 
 
 def require(call: str, /, **given: tuple[Any, Kind]) -> None:
@@ -95,8 +102,8 @@ def _said(value: Any) -> str:
 def _hint(value: Any, kind: Kind, given: Mapping[str, tuple[Any, Kind]]) -> str:
     if isinstance(value, type):
         return f" Give an object of the class: {value.__name__}(...)."
-    if kind is SAMPLES and _samples(getattr(value, "dataset", None)):
-        return " Give the data set that it loads, loader.dataset: batches, order and loading are decided here."
+    if said := kind.hint(value):
+        return said
     values, kinds = [value for value, _ in given.values()], [kind for _, kind in given.values()]
     if len(given) < 4 and any(
         all(one.fits(other) for one, other in zip(kinds, order, strict=True)) for order in permutations(values)

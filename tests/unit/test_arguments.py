@@ -112,6 +112,8 @@ def test_a_class_a_loader_and_a_state_dict_are_named(tuned: vpeft.TunedModel) ->
     for call in (vpeft.fit, vpeft.evaluate):
         with pytest.raises(vpeft.VpeftError, match=r"loader\.dataset"):
             call(tuned, DataLoader(SET))  # type: ignore[arg-type]
+    with pytest.raises(WrongArgument, match=r"`val` must be .*, or None.*loader\.dataset"):
+        vpeft.fit(tuned, SET, DataLoader(SET))  # type: ignore[arg-type]
     with pytest.raises(WrongArgument, match="an OrderedDict was given"):
         vpeft.tune(_STATE, LoRA())  # type: ignore[arg-type]
     with pytest.raises(WrongArgument, match="takes others"):

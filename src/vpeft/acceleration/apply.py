@@ -148,8 +148,6 @@ def accelerate(
     Raises:
         UnknownAcceleration: a name does not exist.
     """
-    from ..injection.tuned_model import TunedModel
-
     tuned_model = one_of(TunedModel, says="a TunedModel, such as `tune` returns")
     require("accelerate(tuned, choice)", tuned=(tuned, tuned_model), choice=(choice, TEXT))
     names = wanted(choice)

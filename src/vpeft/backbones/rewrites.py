@@ -12,48 +12,42 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class EditedLinear(nn.Linear):
-    """y = x edits(W)^T + b."""
+class _EditedLayer(nn.Module):
+    """A layer that computes with edits(W); in a batch of several adapters, with each one's weight on its own rows."""
+
+    _with: Any  # (input, weight) -> output
 
     def forward(self, input: Tensor) -> Tensor:
         edits: Any = self.vpeft_weight
         if edits.by_image:
-            out: Tensor = edits.each(self._with, input, self.weight)
-            return out
-        return F.linear(input, edits(self.weight), self.bias)
+            mixed: Tensor = edits.each(self._with, input, self.weight)
+            return mixed
+        out: Tensor = self._with(input, edits(self.weight))
+        return out
+
+
+class EditedLinear(_EditedLayer, nn.Linear):
+    """y = x edits(W)^T + b."""
 
     def _with(self, input: Tensor, weight: Tensor) -> Tensor:
         return F.linear(input, weight, self.bias)
 
 
-class EditedConv2d(nn.Conv2d):
+class _EditedConv(_EditedLayer):
     """y = conv(x, edits(W)) + b, with the layer's own stride, padding, dilation and groups."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        edits: Any = self.vpeft_weight
-        if edits.by_image:
-            mixed: Tensor = edits.each(self._with, input, self.weight)
-            return mixed
-        return self._with(input, edits(self.weight))
-
     def _with(self, input: Tensor, weight: Tensor) -> Tensor:
-        out: Tensor = self._conv_forward(input, weight, self.bias)
+        compute: Any = self._conv_forward
+        out: Tensor = compute(input, weight, self.bias)
         return out
 
 
-class EditedConv3d(nn.Conv3d):
-    """The same over time, height and width."""
+class EditedConv2d(_EditedConv, nn.Conv2d):
+    """A convolution over height and width; see `_EditedConv`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        edits: Any = self.vpeft_weight
-        if edits.by_image:
-            mixed: Tensor = edits.each(self._with, input, self.weight)
-            return mixed
-        return self._with(input, edits(self.weight))
 
-    def _with(self, input: Tensor, weight: Tensor) -> Tensor:
-        out: Tensor = self._conv_forward(input, weight, self.bias)
-        return out
+class EditedConv3d(_EditedConv, nn.Conv3d):
+    """A convolution over time, height and width; see `_EditedConv`."""
 
 
 class WeightInUse(nn.Module):

@@ -172,7 +172,7 @@ def _sentences(outcome: RunOutcome) -> list[str]:
         lines.append(f"adapter: {outcome.adapter} ({size:.2f} MB); record: {outcome.record}")
         name = outcome.recipe.backbone
         named = f" --backbone {name}" if name.startswith(OWN_CODE) else ""
-        given = "IMAGES" if outcome.recipe.data.clip is None else "VIDEOS"
+        given = "IMAGES" if outcome.preprocessing.clip is None else "VIDEOS"
         lines.append(f"use it: vpeft predict {outcome.adapter} {given}{named}")
     return lines
 

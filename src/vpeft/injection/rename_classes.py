@@ -9,10 +9,10 @@ from torch import nn
 
 from ..arguments import IN_ORDER, one_of, require
 from .node import AdapterError
+from .tuned_model import TunedModel
 
 if TYPE_CHECKING:
     from ..backbones.backbone import Backbone
-    from .tuned_model import TunedModel
 
 
 @runtime_checkable
@@ -40,8 +40,6 @@ def rename_classes(tuned: TunedModel, labels: Sequence[str], names: Sequence[str
     Raises:
         AdapterError: the adapter's classifier has weights of its own, or a method keeps something for each class.
     """
-    from .tuned_model import TunedModel
-
     require(
         "rename_classes(tuned, labels)",
         tuned=(tuned, one_of(TunedModel, says="a TunedModel, such as `load` returns")),

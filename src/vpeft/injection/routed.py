@@ -128,7 +128,7 @@ class Routing:
                     self._own.forget(name)
                 kind = len(self._tried)
                 self._tried.append((placed, company))
-            self._kind[name], self._company[name] = kind, self._tried[kind][1]
+            self._kind[name], self._company[name] = kind, self._tried[kind][1] if installed else "none"
         return self._company[name]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from vpeft.arguments import one_of, require
 from vpeft.data.task_mixture import Mixing, TaskMixture
 from vpeft.errors import VpeftError
 from vpeft.injection.heads import Heads
+from vpeft.injection.tuned_model import TunedModel
 from vpeft.task import Task
 from vpeft.tasks.multi_task import MultiTask
 from vpeft.tasks.task_balance import BalancedHeads, balances, make_balance
@@ -19,9 +20,6 @@ from vpeft.training.batches import Samples
 from vpeft.training.fit import fit
 from vpeft.training.optimisation import Optimisation
 from vpeft.training.result import Result
-
-if TYPE_CHECKING:
-    from vpeft.injection.tuned_model import TunedModel
 
 Weights = Literal["fixed", "uncertainty", "gradient_norm", "gradient-norm"]
 
@@ -70,8 +68,6 @@ def fit_tasks(
         NoSamples: a task has no data.
         VpeftError: as `fit`.
     """
-    from vpeft.injection.tuned_model import TunedModel
-
     require("fit_tasks(tuned, train)", tuned=(tuned, one_of(TunedModel, says="a TunedModel, such as `tune` returns")))
     settings = optimisation or Optimisation()
     task = _task_of(tuned, tasks)

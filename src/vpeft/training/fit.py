@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpeft.acceleration import batched_adapters
 from vpeft.acceleration.names import wanted
@@ -11,6 +11,7 @@ from vpeft.acceleration.shared_trunk import SharedRecords
 from vpeft.arguments import COUNT, PATH, SAMPLES, one_of, require
 from vpeft.atomic import write_json
 from vpeft.errors import VpeftError
+from vpeft.injection.tuned_model import TunedModel
 from vpeft.injection.weights_digest import weights_digest
 from vpeft.task import Task
 from vpeft.training.batches import Samples
@@ -26,9 +27,6 @@ from vpeft.training.progress import Display, display
 from vpeft.training.randomness import untouched_randomness
 from vpeft.training.result import Result
 from vpeft.training.run_folder import own_folders
-
-if TYPE_CHECKING:
-    from vpeft.injection.tuned_model import TunedModel
 
 RESULT = "result.json"
 
@@ -99,8 +97,6 @@ def fit(
         ProcessesDiffer: the processes have different models, data or settings.
         CannotShard: `optimisation.shard` with one process, or with weights that cannot be divided.
     """
-    from vpeft.injection.tuned_model import TunedModel
-
     require(
         "fit(tuned, train, val)",
         tuned=(tuned, one_of(TunedModel, says="a TunedModel, such as `tune` returns")),

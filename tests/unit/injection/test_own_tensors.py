@@ -77,7 +77,11 @@ def test_all_methods_share_a_pass(backbone: str) -> None:
     names = [f"a{number}" for number in (10, 3, 0, 2, 1, 4, 5, 7, 8, 6, 0, 2, 9)]
     images = images_for(tuned.backbone, len(names))
     outputs, passes = passes_of(tuned, names, images)
-    if backbone != "convnext":  # its norms of maps have their channels first, and go by themselves
+    if backbone == "convnext":
+        # The trial finds that timm's norms of maps turn them before and after, so that trained norms and biases go by
+        # themselves; LoRA, DoRA and SSF share a pass.
+        assert sorted(passes, reverse=True) == [7, 2, 1, 1, 1, 1]
+    else:
         assert passes == [len(names)]
     require_equal(tuned, names, images, outputs)
 

@@ -42,7 +42,10 @@ class ClipFolder:
                 f"{path} is one video. A data set of clips is {self.title}; or a list of paths and labels."
                 " `vpeft predict ADAPTER VIDEO` takes one video."
             )
-        return self._without_classes(path) if path.is_dir() else None
+        # A GIF among pictures is one of them.
+        if not path.is_dir() or (config.clip is None and any(is_image_name(file) for file in path.iterdir())):
+            return None
+        return self._without_classes(path)
 
     def _without_classes(self, root: Path) -> str | None:
         if _folders(root) or not any(is_video_name(file) for file in root.iterdir()):
